@@ -1,0 +1,105 @@
+"""The losses against closed forms and a plain loop over the definition."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from graphaug.contrastive.losses import SUPCONTRAST_BASE_TEMPERATURE, info_nce, nt_xent
+from graphaug.errors import BatchError, InvalidOption
+
+
+def pair(n=6, d=5, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(2, n, d, generator=generator, dtype=torch.float64).unbind(0)
+
+
+def cosine(a, b):
+    return float(torch.dot(a, b) / (a.norm() * b.norm()))
+
+
+def info_nce_by_definition(z1, z2, tau):
+    terms = []
+    for i in range(len(z1)):
+        candidates = [math.exp(cosine(z1[i], z2[j]) / tau) for j in range(len(z2))]
+        terms.append(-math.log(candidates[i] / sum(candidates)))
+    return sum(terms) / len(terms)
+
+
+def nt_xent_by_definition(z1, z2, tau):
+    z, n = [*z1, *z2], len(z1)
+    terms = []
+    for i in range(2 * n):
+        others = {j: math.exp(cosine(z[i], z[j]) / tau) for j in range(2 * n) if j != i}
+        terms.append(-math.log(others[(i + n) % (2 * n)] / sum(others.values())))
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("tau", [0.07, 0.5, 2.0])
+def test_info_nce_is_equation_1(tau):
+    z1, z2 = pair()
+    assert info_nce(z1, z2, tau).item() == pytest.approx(info_nce_by_definition(z1, z2, tau), rel=1e-12)
+
+
+@pytest.mark.parametrize("tau", [0.07, 0.5, 2.0])
+def test_nt_xent_has_2n_minus_1_candidates(tau):
+    z1, z2 = pair()
+    assert nt_xent(z1, z2, tau).item() == pytest.approx(nt_xent_by_definition(z1, z2, tau), rel=1e-12)
+
+
+def test_symmetric_info_nce_averages_both_directions():
+    z1, z2 = pair()
+    expected = (info_nce_by_definition(z1, z2, 0.5) + info_nce_by_definition(z2, z1, 0.5)) / 2
+    assert info_nce(z1, z2, 0.5, symmetric=True).item() == pytest.approx(expected, rel=1e-12)
+    assert info_nce(z1, z2, 0.5).item() != pytest.approx(info_nce(z2, z1, 0.5).item(), rel=1e-6)
+
+
+def test_collapsed_embeddings_give_the_logarithm_of_the_candidates():
+    z = torch.ones(7, 3, dtype=torch.float64)
+    assert info_nce(z, z).item() == pytest.approx(math.log(7))
+    assert nt_xent(z, z).item() == pytest.approx(math.log(13))
+
+
+def test_orthogonal_pairs_closed_form():
+    z = torch.eye(4, dtype=torch.float64)
+    e = math.exp(1 / 0.5)
+    assert info_nce(z, z, 0.5).item() == pytest.approx(-math.log(e / (e + 3)))
+    assert nt_xent(z, z, 0.5).item() == pytest.approx(-math.log(e / (e + 6)))
+
+
+def test_the_length_of_an_embedding_does_not_matter():
+    z1, z2 = pair()
+    assert nt_xent(3 * z1, z2 / 7).item() == pytest.approx(nt_xent(z1, z2).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [info_nce, nt_xent])
+def test_supcontrast_scaling_is_temperature_over_its_base(loss):
+    z1, z2 = pair()
+    scaled = loss(z1, z2, 0.5, base_temperature=SUPCONTRAST_BASE_TEMPERATURE)
+    assert scaled.item() == pytest.approx(loss(z1, z2, 0.5).item() * 0.5 / 0.07, rel=1e-12)
+
+
+@pytest.mark.parametrize("loss", [info_nce, nt_xent, lambda a, b: info_nce(a, b, symmetric=True)])
+def test_gradients(loss):
+    z1, z2 = (z.requires_grad_() for z in pair(4, 3))
+    assert torch.autograd.gradcheck(loss, (z1, z2))
+
+
+def test_nt_xent_of_a_huge_similarity_is_finite():
+    z = F.normalize(torch.randn(8, 4, generator=torch.Generator().manual_seed(1)), dim=1)
+    assert torch.isfinite(nt_xent(z, z, 1e-3))
+
+
+@pytest.mark.parametrize("loss", [info_nce, nt_xent])
+def test_bad_input(loss):
+    z1, z2 = pair()
+    with pytest.raises(BatchError, match=r"\(6, 5\) and \(5, 5\)"):
+        loss(z1, z2[:5])
+    with pytest.raises(BatchError, match="at least 2 pairs"):
+        loss(z1[:1], z2[:1])
+    for tau in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(InvalidOption, match="temperature must be a positive number"):
+            loss(z1, z2, tau)
+    with pytest.raises(InvalidOption, match="base_temperature"):
+        loss(z1, z2, 0.5, base_temperature=0.0)
