@@ -1,0 +1,592 @@
+"""The selection language: from what a user writes to the sites it names. Strings only, no torch.
+
+A string is parsed to an immutable `Selector`; `resolve` finds what it names in an `Outline`, all that has to
+be known of a model. In this order: the exact path of a module; ``"re:…"``; ``"input"``; a path with globs and
+Python indexing; ``"module.op"``; the name of a class; the name of an operation of the model itself.
+
+    layer4.1.relu@1           second call        layer4.*  **.relu         one segment, any number of them
+    layer4.1.add              an operation       encoder.layer[8:11]       children, in definition order
+    layer4.input              the input of it    BasicBlock  stage[2]      a class, a declared stage
+
+Nothing is evaluated, and no regex or suffix is inferred. The model itself is no match of a pattern or class.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+from graphaug.errors import (
+    AmbiguousSite,
+    CaptureError,
+    InvalidOption,
+    SelectorError,
+    SiteCountMismatch,
+    SiteNotFound,
+    did_you_mean,
+)
+
+Selectable: TypeAlias = str | int | type | Callable[[Any], object]
+At: TypeAlias = Selectable | Sequence[Selectable]
+T = TypeVar("T")
+U = TypeVar("U")
+
+_CALL = re.compile(r"(.*?)(?:@([0-9]{1,6})(\.input)?)?", re.DOTALL)
+_STEP = re.compile(r"([^.\[\]]*)((?:\[[^\[\]]*\])*)(\.|\Z)")
+_REGEX_ONLY = set(r"\()|^$+?{}[*")
+_PICK = re.compile(r"(-?[0-9]{1,6})?(?:(:)(-?[0-9]{1,6})?(?::(-?[0-9]{1,6})?)?)?")
+_FOOTER = "\n    graphaug.sites(model) lists every site."
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place in a model: the output (or input) of a module, or of an operation in its forward.
+
+    Attributes:
+        path: path of the module as in ``named_modules()``; ``""`` is the model itself.
+        op: name of an operation in that module's forward; None: the module's own output.
+        call: which call of the module, from 0; None: it is called once.
+        side: ``"after"``, or ``"before"`` for the input.
+    """
+
+    path: str
+    op: str | None = None
+    call: int | None = None
+    side: str = "after"
+
+    def __str__(self) -> str:
+        name = ".".join(part for part in (self.path, self.op) if part)
+        if not name:
+            return "input" if self.side == "before" else "output"
+        call = "" if self.call is None else f"@{self.call}"
+        return name + call + (".input" if self.side == "before" else "")
+
+
+class Outline(Protocol):
+    """What has to be known of a model to find sites in it. `ops`, `calls` and `candidates` may be costly."""
+
+    @property
+    def name(self) -> str:
+        """Class of the model, for messages."""
+
+    @property
+    def modules(self) -> Mapping[str, tuple[str, ...]]:
+        """Path -> class names along the MRO, in definition order; ``""`` is the root."""
+
+    @property
+    def stages(self) -> Mapping[int, str]:
+        """The paper's numbering -> selector string; empty where it is not known."""
+
+    @property
+    def declared(self) -> Sequence[str]:
+        """Paths of the stages that the model itself declares, for ``"stage[i]"``."""
+
+    def ops(self, path: str) -> Sequence[str]:
+        """Names of the operations in the forward of that module."""
+
+    def calls(self, paths: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these modules is called in one forward; 0: never."""
+
+    def instances(self, cls: type) -> Sequence[str]:
+        """Paths of the modules that are instances of `cls`."""
+
+    def candidates(self) -> Sequence[Any]:
+        """What predicates choose from: path, module, op, call, shape and ``target``, a `Target`."""
+
+
+@dataclass(frozen=True)
+class StaticOutline:
+    """An `Outline` that is written down, for examples and tests.
+
+    Attributes:
+        operations: path -> its operations; none where a path is missing.
+        called: path -> how often it is called; once where a path is missing.
+        sites: the candidates for predicates.
+    """
+
+    name: str
+    modules: Mapping[str, tuple[str, ...]]
+    stages: Mapping[int, str] = field(default_factory=dict)
+    declared: Sequence[str] = ()
+    operations: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    called: Mapping[str, int] = field(default_factory=dict)
+    sites: Sequence[Any] = ()
+
+    def ops(self, path: str) -> Sequence[str]:
+        """Look up in `operations`."""
+        return self.operations.get(path, ())
+
+    def calls(self, paths: Sequence[str]) -> Mapping[str, int]:
+        """Look up in `called`."""
+        return {path: self.called.get(path, 1) for path in paths}
+
+    def instances(self, cls: type) -> Sequence[str]:
+        """Compare the name only: there are no objects here."""
+        return [path for path, names in self.modules.items() if cls.__name__ in names]
+
+    def candidates(self) -> Sequence[Any]:
+        """Return `sites`."""
+        return self.sites
+
+
+@dataclass(frozen=True)
+class Step:
+    """One segment of a path: a name, a glob or ``**``, and the brackets behind it."""
+
+    name: str
+    brackets: str = ""
+    picks: tuple[int | slice, ...] = ()
+
+    def matches(self, name: str) -> bool:
+        """Whether the name of a child is meant; ``*`` stands for any part of it."""
+        if "*" not in self.name:
+            return name == self.name
+        return bool(re.fullmatch(".*".join(map(re.escape, self.name.split("*"))), name, re.DOTALL))
+
+
+@dataclass(frozen=True)
+class Selector:
+    """A parsed string: the steps of a path, or a regex; then the call and, behind it, the side."""
+
+    text: str
+    steps: tuple[Step, ...] = ()
+    regex: re.Pattern[str] | None = None
+    call: int | None = None
+    before: bool = False
+
+
+def parse(text: str) -> Selector:
+    """Parse one selector.
+
+    Args:
+        text: for example ``"layer4.*.relu@1"``, ``"encoder.layer[8:11].input"`` or ``"re:layer[34]"``.
+
+    Returns:
+        The selector. A last step ``input`` stays a step: whether it is a child, only a model can tell.
+
+    Raises:
+        SelectorError: the text is malformed; the message quotes it and gives the rule that it broke.
+    """
+    if not text.strip():
+        raise SelectorError(f"{text!r} is empty: a selector names at least one module.")
+    match = _CALL.fullmatch(text)
+    assert match is not None  # any text is a head without a call
+    head, number, behind = match.groups()
+    call = None if number is None else int(number)
+    if head.startswith("re:"):
+        return Selector(text, (), _regex(text, head[3:]), call, behind is not None)
+    if text != text.strip():
+        raise _broken(text, "there is white space at an end of it")
+    if "@" in head:
+        raise _broken(text, "'@' and the number of a call, counted from 0, come last")
+    return Selector(text, tuple(_steps(text, head)), None, call, behind is not None)
+
+
+def _steps(text: str, head: str) -> Iterator[Step]:
+    position, dot = 0, "."
+    while dot:
+        match = _STEP.match(head, position)
+        if match is None:
+            raise _broken(text, "brackets come in pairs behind a name, and nothing but '.' follows them")
+        name, brackets, dot = match.groups()
+        if not name and (position or not brackets):  # a leading "[0]" indexes the model itself
+            raise _broken(text, "a path has no empty segment")
+        if "**" in name and name != "**":
+            raise _broken(text, "'**' is a segment of its own; inside of one write '*'")
+        yield Step(
+            name, brackets, tuple(_pick(text, part) for part in re.findall(r"\[(.*?)\]", brackets, re.S))
+        )
+        position = match.end()
+
+
+def _pick(text: str, inside: str) -> int | slice:
+    match = _PICK.fullmatch(inside)
+    if not inside or match is None:
+        raise _broken(text, f"brackets hold an integer or a slice, not {inside!r}")
+    start, stop, step = (None if part is None else int(part) for part in match.group(1, 3, 4))
+    if start is not None and match[2] is None:
+        return start
+    if step == 0:
+        raise _broken(text, "the step of a slice cannot be 0")
+    return slice(start, stop, step)
+
+
+def _regex(text: str, source: str) -> re.Pattern[str]:
+    if not source:
+        raise _broken(text, "a regular expression follows 're:'")
+    try:
+        return re.compile(source)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise _broken(text, f"it is no valid regular expression ({error})") from None
+
+
+def _broken(text: str, rule: str) -> SelectorError:
+    meant = not text.startswith("re:") and set(text) & _REGEX_ONLY - {"*"}
+    hint = " A regular expression starts with 're:'." if meant else ""
+    return SelectorError(f"{text!r}: {rule}.{hint}")
+
+
+@dataclass(frozen=True)
+class _Match:
+    """What one selector found; `call` (None: every call) is still to be applied.
+
+    A predicate has seen each call: `by_call`, the targets have calls of their own and are never ambiguous.
+    """
+
+    text: str
+    targets: Sequence[Target]
+    call: int | None = None
+    by_call: bool = False
+
+
+_INPUT = Target("", side="before")
+
+
+class _Finder:
+    """Finds selectors in one outline. The SiteNotFound it raises are collected by `resolve`."""
+
+    def __init__(self, outline: Outline) -> None:
+        self.outline, self.name, self.modules = outline, outline.name, outline.modules
+        self.order = {path: i for i, path in enumerate(self.modules)}
+        self.children: dict[str, list[str]] = defaultdict(list)
+        for path in filter(None, self.modules):
+            self.children[path.rpartition(".")[0]].append(path)
+        self.classes = {name for path, names in self.modules.items() if path for name in names}
+        self.known_ops: dict[str, Sequence[str]] = {}
+        self.notes = ""  # why the operations of some module could not be listed
+
+    def find(self, at: Selectable) -> _Match:
+        if isinstance(at, str):
+            return self.text(at)
+        if isinstance(at, int) and not isinstance(at, bool):
+            return self.number(at)
+        if isinstance(at, type):
+            return self.instances(at)
+        if hasattr(at, "named_modules"):
+            raise SelectorError(f"a {type(at).__name__} object is no selector: use its path or its class.")
+        if callable(at):
+            return self.predicate(at)
+        raise SelectorError(
+            f"a {type(at).__name__} is no selector ({at!r:.40}): use a string, the number of a stage, a class, "
+            "a predicate over sites, or a flat list of these."
+        )
+
+    def text(self, text: str) -> _Match:
+        found = self.locate(text)
+        if found.targets:
+            return found
+        raise SiteNotFound(f"{text!r} matches nothing in {self.name}.{self.hint(parse(text))}{self.notes}")
+
+    def number(self, number: int) -> _Match:
+        stages = self.outline.stages
+        if number == -1:
+            return _Match("-1", [_INPUT])
+        if number < 0:
+            raise SelectorError(f"{number} is no stage: they are numbered from 0, and -1 is the model input.")
+        if not stages:
+            raise SiteNotFound(f"{number}: the stages of {self.name} have no known numbers. {self.menu()}")
+        if number not in stages:
+            span = f"0 to {max(stages)}, and -1 for the input"
+            raise SiteNotFound(f"{number} is out of range: {self.name} has the stages {span}.")
+        return self.text(stages[number])
+
+    def instances(self, cls: type) -> _Match:
+        paths = self.outline.instances(cls)
+        sites = self.below_root(paths)
+        if not sites:
+            hint = _ITSELF if paths else did_you_mean(cls.__name__, self.classes)
+            raise SiteNotFound(f"no module in {self.name} is a {cls.__name__}.{hint}")
+        return _Match(cls.__name__, sites)
+
+    def predicate(self, accepts: Callable[[Any], object]) -> _Match:
+        label, sites = _spell(accepts), self.outline.candidates()
+        found = []
+        for site in sites:
+            try:
+                found += [site.target] if accepts(site) else []
+            except Exception as error:  # the user's own code
+                where, what = str(site.target), f"{type(error).__name__}: {error}"
+                raise SelectorError(f"predicate {label} fails at {where!r} with {what}. Guard it.") from error
+        if not found:
+            raise SiteNotFound(f"predicate {label} accepts none of the {len(sites)} sites of {self.name}.")
+        return _Match(label, found, by_call=True)
+
+    def locate(self, text: str) -> _Match:
+        """What a string names, in the order of precedence; maybe nothing."""
+        if text and text in self.modules:
+            return _Match(text, [Target(text)])
+        if text == "input":
+            return _Match(text, [_INPUT])
+        selector = parse(text)
+        regex, steps, before = selector.regex, selector.steps, selector.before
+        if regex is not None:
+            targets = self.below_root(path for path in self.modules if regex.fullmatch(path))
+        elif len(steps) > 1 and steps[-1] == Step("input"):  # a child of that name, or else the side
+            targets = self.below_root(self.walk(text, steps))
+            before = before or not targets
+            targets = targets or self.named(text, steps[:-1])
+        else:
+            targets = self.named(text, steps)
+        if before:
+            targets = [replace(target, side="before") for target in targets]
+        return _Match(text, targets, selector.call)
+
+    def named(self, text: str, steps: Sequence[Step]) -> list[Target]:
+        """Modules; else a class; else what the last segment names among the operations in all before it."""
+        targets = self.below_root(self.walk(text, steps))
+        *head, last = steps
+        if targets or last.picks or "*" in last.name:
+            return targets
+        if not head:
+            targets = self.below_root(path for path, names in self.modules.items() if last.name in names)
+        return targets or [
+            Target(path, last.name) for path in self.walk(text, head) if last.name in self.ops(path)
+        ]
+
+    def walk(self, text: str, steps: Sequence[Step]) -> list[str]:
+        """Follow the steps down from the root, in definition order. ``**`` may stay at the root."""
+        paths = [""]
+        for i, step in enumerate(steps):
+            picks = step.picks
+            if i == 0 and step.name == "stage" and picks and "stage" not in self.children[""]:
+                if not self.outline.declared:
+                    raise SiteNotFound(f"{text!r}: {self.name} declares no stages. {self.menu()}")
+                paths = self.pick(text, {self.name: self.outline.declared}, picks[0], "declared stages")
+                picks = picks[1:]
+            elif step.name == "**":
+                paths = self.subtree(paths)
+            elif step.name:
+                paths = [kid for path in paths for kid in self.children[path] if step.matches(_last(kid))]
+            for pick in picks:
+                paths = self.pick(text, {path: self.children[path] for path in paths}, pick, "children")
+        return sorted(dict.fromkeys(paths), key=lambda path: self.order.get(path, -1))
+
+    def pick(self, text: str, lists: Mapping[str, Sequence[str]], pick: int | slice, what: str) -> list[str]:
+        found: list[str] = []
+        for items in lists.values():
+            if isinstance(pick, slice):
+                found += items[pick]
+            elif -len(items) <= pick < len(items):
+                found.append(items[pick])
+        if lists and not found:
+            owner = max(lists, key=lambda path: len(lists[path]))
+            size = len(lists[owner])
+            span = f"{size} {what}, [0] to [{size - 1}]" if size else f"no {what}"
+            raise SiteNotFound(f"{text!r} is out of range: {owner or self.name!r} has {span}.")
+        return found
+
+    def subtree(self, paths: Iterable[str]) -> list[str]:
+        found = dict.fromkeys(paths)
+        queue = list(found)
+        for path in queue:  # it grows while it is read
+            new = [kid for kid in self.children[path] if kid not in found]
+            found.update(dict.fromkeys(new))
+            queue += new
+        return queue
+
+    def below_root(self, paths: Iterable[str]) -> list[Target]:
+        return [
+            Target(path) for path in sorted(filter(None, paths), key=lambda path: self.order.get(path, -1))
+        ]
+
+    def ops(self, path: str) -> Sequence[str]:
+        if path not in self.known_ops:
+            try:
+                self.known_ops[path] = self.outline.ops(path)
+            except CaptureError as error:
+                self.known_ops[path] = ()
+                self.notes = f"\n    The operations inside {path or self.name!r} are not known: {error}"
+        return self.known_ops[path]
+
+    def expand(self, match: _Match, counts: Mapping[str, int]) -> list[Target]:
+        """Apply the call: every target once per call, or in the one call that was named."""
+        targets = []
+        for target in match.targets:
+            count = counts.get(target.path, 0) if target.path else 1
+            wanted = target.call if match.call is None else match.call
+            calls = [call for call in range(count) if wanted in (None, call)]
+            targets += [replace(target, call=call if count > 1 else None) for call in calls]
+        if targets:
+            return targets
+        best = max(match.targets, key=lambda target: counts.get(target.path, 1))
+        count, name = counts.get(best.path, 1), str(replace(best, side="after"))
+        if count == 1:
+            raise SiteNotFound(f"{match.text!r}: {name!r} is called once, so it takes no '@{match.call}'.")
+        if count:
+            raise SiteNotFound(f"{match.text!r}: {name!r} is called {count} times, '@0' to '@{count - 1}'.")
+        which = f"{name!r} exists, but it" if len(match.targets) == 1 else f"all that {match.text!r} matches"
+        inside = self.children[best.path] if best.op is None else []
+        first = f"{name}[0]" if inside and _last(inside[0]) == "0" else "".join(inside[:1])
+        hint = f" Name what is inside: {first!r} or {name + '.*'!r}." if inside else ""
+        raise SiteNotFound(f"{which} is never called in the forward of {self.name}.{hint}")
+
+    def menu(self) -> str:
+        stages = [f"stage[{i}]" for i in range(len(self.outline.declared))]
+        return f"Name one: {_listed(['input', *stages, *self.children['']], 20)}."
+
+    def hint(self, selector: Selector) -> str:
+        """What was probably meant by a string that matches nothing."""
+        text, steps = selector.text, selector.steps
+        paths = [path for path in self.modules if path]
+        if selector.regex is not None:
+            part = next(filter(selector.regex.search, paths), None)
+            return f" It matches a part of {part!r}; the whole path has to match." if part else ""
+        if len(steps) > 1 and steps[-1] == Step("input"):
+            steps = steps[:-1]
+        names = self.similar(steps)
+        found = _ITSELF if text in self.modules.get("", ()) else ""
+        found += f" Did you mean {', '.join(map(repr, names))}?" if names else ""
+        with suppress(re.error, OverflowError, RecursionError):
+            if set(text) & _REGEX_ONLY and any(re.fullmatch(text, path) for path in paths):
+                found += f" If it is a regular expression, write {'re:' + text!r}."
+        return found
+
+    def similar(self, steps: Sequence[Step]) -> list[str]:
+        spelled = [step.name + step.brackets for step in steps]
+        whole = ".".join(spelled)
+        names = [f"**.{whole}"] if any(path.endswith(f".{whole}") for path in self.modules) else []
+        names += [steps[-1].name] if len(steps) > 1 and steps[-1].name in self.classes else []
+        # Mend the first segment that leads nowhere, with what there is in its place.
+        wrong = next((i for i in range(len(steps)) if not self.walk(whole, steps[: i + 1])), len(steps) - 1)
+        parents = self.walk(whole, steps[:wrong])
+        here = [_last(kid) for path in parents for kid in self.children[path]]
+        if wrong == len(steps) - 1:
+            here += [op for path in parents for op in self.known_ops.get(path, ())]
+        if len(steps) == 1:
+            here += ["input", *sorted(self.classes)]
+        for near in _close(steps[wrong].name, here):
+            mended = ".".join([*spelled[:wrong], near + steps[wrong].brackets, *spelled[wrong + 1 :]])
+            with suppress(SiteNotFound, SelectorError):  # the rest of the path may not fit
+                names += [mended] if self.locate(mended).targets else []
+        return list(dict.fromkeys(names))[:3] or _close(whole, filter(None, self.modules))
+
+
+_ITSELF = " That is the model itself, whose input is 'input'."
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
+
+
+def _close(wrong: str, names: Iterable[str]) -> list[str]:
+    folded: dict[str, str] = {}
+    for name in names:
+        folded.setdefault(name.lower(), name)
+    return [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=3, cutoff=0.5)]
+
+
+def _listed(names: Sequence[object], limit: int = 10) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(str(name)) for name in names[:limit]) + more
+
+
+def _spell(at: object) -> str:
+    if isinstance(at, (list, tuple)):
+        return f"[{', '.join(map(_spell, at))}]"
+    return repr(at) if isinstance(at, (str, int)) else getattr(at, "__name__", type(at).__name__)
+
+
+def _selectors(at: At) -> Sequence[Selectable]:
+    if not isinstance(at, (list, tuple)):
+        return [at]  # type: ignore[list-item]  # what it is, `find` checks
+    if not at:
+        raise SelectorError("an empty list selects nothing: name at least one site.")
+    return at
+
+
+def _each(look: Callable[[T], U], items: Iterable[T], misses: list[str], role: str = "") -> list[U]:
+    """Look every item up; what is not found is noted, so that one error can name all of it."""
+    found = []
+    for item in items:
+        try:
+            found.append(look(item))
+        except SiteNotFound as miss:
+            misses.append(f"{role}{miss}")
+    return found
+
+
+def resolve(
+    at: At, outline: Outline, *, side: str = "after", exclude: At | None = None, expect: int | None = None
+) -> list[Target]:
+    """Find the sites that a selector names.
+
+    Args:
+        at: a string, the number of a stage (-1: the input), a class, a predicate over sites, or a flat list.
+        outline: what is known of the model.
+        side: ``"before"`` takes the input of everything matched.
+        exclude: what to leave out, in the same language; without ``@k`` every call of it, on either side.
+        expect: how many sites there have to be.
+
+    Returns:
+        The sites, each once: in definition order for one selector, in the order of the list for several.
+        Modules that a pattern or class matches but that are never called are left out.
+
+    Raises:
+        SelectorError: a selector is malformed, or of a type that selects nothing.
+        SiteNotFound: selectors, in `at` or `exclude`, match nothing. The message names every one of them.
+        AmbiguousSite: a module is called several times, no ``@k`` says which is meant, and `expect` is not
+            the number of all sites.
+        SiteCountMismatch: `expect` is another number than that of the sites.
+        InvalidOption: `side` or `expect` is outside its domain.
+
+    Example:
+        >>> block = StaticOutline("Block", {"": ("Block",), "relu": ("ReLU",)}, called={"relu": 2})
+        >>> [str(target) for target in resolve("relu", block, exclude="relu@0")]
+        ['relu@1']
+    """
+    if side not in ("after", "before"):
+        raise InvalidOption(f"side={side!r} is neither 'after' nor 'before'.")
+    if expect is not None and (not isinstance(expect, int) or isinstance(expect, bool) or expect < 1):
+        raise InvalidOption(f"expect={expect!r} is no number of sites: use a positive integer.")
+    finder, misses = _Finder(outline), list[str]()
+    wanted = _each(finder.find, _selectors(at), misses)
+    unwanted = [] if exclude is None else _each(finder.find, _selectors(exclude), misses, "exclude: ")
+
+    places = [target.path for match in [*wanted, *unwanted] for target in match.targets]
+    paths = list(dict.fromkeys(filter(None, places)))
+    counts = outline.calls(paths) if paths else {}
+    matched = _each(lambda match: (match, finder.expand(match, counts)), wanted, misses)
+    removed = _each(lambda match: finder.expand(match, counts), unwanted, misses, "exclude: ")
+    if misses:
+        raise SiteNotFound("\n".join(misses) + _FOOTER)
+
+    gone = {(target.path, target.op, target.call) for targets in removed for target in targets}
+    sites: dict[Target, None] = {}
+    unsaid: dict[tuple[str, str | None], dict[Target, None]] = defaultdict(dict)
+    for match, targets in matched:
+        for target in targets:
+            if (target.path, target.op, target.call) in gone:
+                continue
+            site = replace(target, side="before") if side == "before" else target
+            sites[site] = None
+            if match.call is None and not match.by_call:
+                unsaid[site.path, site.op][replace(site, side="after")] = None
+    if not sites:
+        raise SiteNotFound(f"exclude={_spell(exclude)} leaves nothing of {_spell(at)}.{_FOOTER}")
+    if expect == len(sites):
+        return list(sites)
+    for (path, op), calls in unsaid.items():
+        if len(calls) > 1:
+            name, (first, *others) = str(Target(path, op)), calls
+            last = f"'@{others[-1].call}'"
+            choice = f"{str(first)!r} or {last}" if len(calls) == 2 else f"{str(first)!r} … {last}"
+            every = (
+                "both"
+                if len(sites) == 2
+                else "all"
+                if len(sites) == len(calls)
+                else f"all {len(sites)} sites"
+            )
+            raise AmbiguousSite(
+                f"{name!r} is called {counts[path]} times: use {choice}, or expect={len(sites)} for {every}."
+            )
+    if expect is not None:
+        raise SiteCountMismatch(
+            f"{_spell(at)} matches {len(sites)} site{'s'[: len(sites) > 1]}, not {expect}: {_listed(list(sites))}."
+        )
+    return list(sites)
