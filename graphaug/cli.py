@@ -42,7 +42,10 @@ Freeze = Annotated[str | None, typer.Option(help="before or after: which side of
 Model = Annotated[
     str, typer.Argument(help="A torchvision classification model, resnet18-cifar, or timm:NAME.")
 ]
-Size = Annotated[int, typer.Option(min=1, help="Height and width of the example image in pixels.")]
+Size = Annotated[
+    int | None,
+    typer.Option(min=1, help="Height and width of the example image; 32 for CIFAR nets, else 224."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
 
 
@@ -133,12 +136,12 @@ def pretrain(
 
 
 @app.command()
-def sites(model: Model, size: Size = 64) -> None:
+def sites(model: Model, size: Size = None) -> None:
     """Print what can be targeted in MODEL."""
     import graphaug
     from graphaug.contrastive.models import build_model
 
-    print(graphaug.sites(build_model(model), example_inputs=_example(size)))
+    print(graphaug.sites(build_model(model), example_inputs=_example(model, size)))
 
 
 @app.command()
@@ -152,7 +155,7 @@ def draw(
     allow_bypass: Annotated[
         bool, typer.Option("--allow-bypass", help="Accept a cut with a way past it.")
     ] = False,
-    size: Size = 64,
+    size: Size = None,
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
@@ -170,7 +173,7 @@ def draw(
         subset=subset,
         stop_grad=stop_grad,
         allow_bypass=allow_bypass,
-        example_inputs=_example(size),
+        example_inputs=_example(model, size),
     )
     print(draw_graph(aug, out))
 
@@ -226,9 +229,10 @@ class EpochProgress:
             print(f"{self.title}: epoch {metrics['epoch']}/{self.epochs}  {numbers}", file=sys.stderr)
 
 
-def _example(size: int) -> tuple[torch.Tensor, ...]:
+def _example(model: str, size: int | None) -> tuple[torch.Tensor, ...]:
     import torch
 
+    size = size or (32 if "cifar" in model else 224)
     return (torch.zeros(2, 3, size, size),)
 
 

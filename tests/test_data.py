@@ -1,0 +1,192 @@
+"""Data sets: digits against scikit-learn, folders written here, CIFAR's failure without a network."""
+
+import socket
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from graphaug.contrastive.data import ImageData, ImageSet, load, stratified_split
+from graphaug.errors import DataError, InvalidOption
+
+
+def write_image(path, mode="RGB", size=(20, 10), value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    bands = {"RGB": 3, "RGBA": 4, "L": 1, "LA": 2}[mode]
+    pixels = np.full((size[1], size[0], bands), value, dtype=np.uint8)
+    Image.fromarray(pixels.squeeze(), mode=None).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pets"
+    for label, name in enumerate(("cat", "dog")):
+        for i in range(10):
+            write_image(root / name / f"{i}.png", value=100 * label + i)
+    return root
+
+
+def broken(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"\x89PNG\r\n\x1a\nnot an image")
+
+
+def test_digits_are_scikit_learns():
+    data = load("digits")
+    raw = load_digits()
+    assert len(data.train) + len(data.test) == len(raw.images)
+    ours = torch.cat([data.train.images, data.test.images])[:, 0].double() * 16 / 255
+    labels = torch.cat([data.train.labels, data.test.labels])
+    key = lambda image, label: (*np.round(image).astype(int).ravel().tolist(), int(label))  # noqa: E731
+    assert sorted(map(key, ours.numpy(), labels)) == sorted(map(key, raw.images, raw.target))
+    assert data.train.images.dtype == torch.uint8
+    assert int(data.train.images.max()) == 255
+    assert not data.mirror
+
+
+def test_the_split_is_stratified_disjoint_and_always_the_same():
+    labels = torch.tensor([0] * 10 + [1] * 50 + [2] * 3)
+    train, test = stratified_split(labels)
+    assert sorted(torch.cat([train, test]).tolist()) == list(range(63))
+    assert labels[test].bincount().tolist() == [2, 10, 1]
+    torch.manual_seed(5)
+    again = stratified_split(labels)
+    assert torch.equal(again[0], train)
+    assert not torch.equal(stratified_split(labels, seed=1)[1], test)
+
+
+def test_a_class_of_one_image_cannot_be_split():
+    with pytest.raises(DataError, match="class 1 has one image"):
+        stratified_split(torch.tensor([0, 0, 1]))
+
+
+def test_statistics_are_those_of_the_training_images():
+    images = torch.randint(
+        0, 256, (2500, 3, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    part = ImageSet(images, torch.zeros(2500, dtype=torch.long))
+    mean, std = ImageData("x", part, part, ("a",), 4).statistics()
+    x = images.double() / 255
+    assert mean == pytest.approx(x.mean((0, 2, 3)).tolist(), rel=1e-9)
+    assert std == pytest.approx(x.std((0, 2, 3), correction=0).tolist(), rel=1e-9)
+
+
+def test_a_folder_of_classes_is_split(folder):
+    data = load(f"folder:{folder}", size=8)
+    assert data.classes == ("cat", "dog")
+    assert data.train.images.shape == (16, 3, 8, 8)
+    assert data.test.labels.bincount().tolist() == [2, 2]
+    for part in (data.train, data.test):  # the value written into an image says its class
+        assert torch.equal((part.images[:, 0, 0, 0] >= 100).long(), part.labels)
+
+
+def test_a_folder_with_its_own_split_keeps_it(tmp_path):
+    for part, count in (("train", 3), ("test", 2)):
+        for name in "ab":
+            for i in range(count):
+                write_image(tmp_path / part / name / f"{i}.png")
+    data = load(f"folder:{tmp_path}", size=8)
+    assert (len(data.train), len(data.test)) == (6, 4)
+
+
+def test_parts_with_different_classes_are_refused(tmp_path):
+    write_image(tmp_path / "train" / "a" / "0.png")
+    write_image(tmp_path / "val" / "b" / "0.png")
+    with pytest.raises(DataError, match=r"different classes: a, b"):
+        load(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_every_mode_becomes_rgb(folder, mode):
+    for name in ("cat", "dog"):
+        for file in (folder / name).iterdir():
+            write_image(file, mode, value=77)
+    assert (load(f"folder:{folder}", size=8).train.images == 77).all()
+
+
+def test_sixteen_bits_are_scaled_not_clipped(folder):
+    for name in ("cat", "dog"):
+        for file in (folder / name).iterdir():
+            Image.fromarray(np.full((9, 9), 0x4D00, dtype=np.uint16)).save(file)
+    assert (load(f"folder:{folder}", size=8).train.images == 0x4D).all()
+
+
+def test_a_palette_with_transparency_does_not_warn(folder):
+    image = Image.new("P", (9, 9))
+    image.putpalette([10, 20, 30] * 256)
+    for name in ("cat", "dog"):
+        for file in (folder / name).iterdir():
+            image.save(file, transparency=bytes(range(256)))
+    assert load(f"folder:{folder}", size=8).train.images[0, :, 0, 0].tolist() == [10, 20, 30]
+
+
+def test_the_centre_is_cut_out_of_a_long_image(tmp_path):
+    pixels = np.zeros((10, 30, 3), dtype=np.uint8)
+    pixels[:, 10:20] = 200
+    for name in "ab":
+        for i in range(2):
+            (tmp_path / name).mkdir(exist_ok=True)
+            Image.fromarray(pixels).save(tmp_path / name / f"{i}.png")
+    assert (load(f"folder:{tmp_path}", size=10).train.images == 200).all()
+
+
+def test_unreadable_images_are_skipped_named_and_counted(folder):
+    broken(folder / "cat" / "broken.png")
+    (folder / "dog" / "empty.jpg").touch()
+    truncated = (folder / "dog" / "0.png").read_bytes()[:45]
+    (folder / "dog" / "0.png").write_bytes(truncated)
+    (folder / "dog" / "notes.txt").write_text("no image, and not looked at")
+    data = load(f"folder:{folder}", size=8)
+    assert len(data.train) + len(data.test) == 19
+    assert len(data.skipped) == 3
+    for name, line in zip(("broken.png", "0.png", "empty.jpg"), data.skipped, strict=True):
+        assert name in line
+
+
+def test_strict_refuses_and_names_them(folder):
+    for i in range(7):
+        broken(folder / "cat" / f"broken{i}.png")
+    with pytest.raises(DataError, match=r"7 unreadable image\(s\): .*broken0\.png.* and 2 more") as caught:
+        load(f"folder:{folder}", strict=True)
+    assert "broken6" not in str(caught.value)
+    assert load(f"folder:{folder}", size=8).skipped
+
+
+def test_bad_folders(tmp_path, folder):
+    with pytest.raises(DataError, match=r"'.*pet' does not exist. Did you mean 'pets'?"):
+        load(f"folder:{tmp_path / 'pet'}")
+    with pytest.raises(DataError, match="is a file, not a folder"):
+        load(f"folder:{folder / 'cat' / '0.png'}")
+    with pytest.raises(DataError, match="no class folders"):
+        load(f"folder:{folder / 'cat'}")
+    (folder / "bird").mkdir()
+    with pytest.raises(DataError, match="bird' holds no readable image"):
+        load(f"folder:{folder}")
+    broken(folder / "bird" / "0.png")
+    with pytest.raises(DataError, match=r"bird' holds no readable image. All 1 could not be read: .*0\.png"):
+        load(f"folder:{folder}")
+
+
+def test_bad_names(folder):
+    with pytest.raises(DataError, match=r"no data set is called 'cifar-10'. Did you mean 'cifar10'"):
+        load("cifar-10")
+    with pytest.raises(DataError, match="write 'folder:"):
+        load(str(folder))
+    with pytest.raises(InvalidOption, match="at least 1 pixel"):
+        load("digits", size=0)
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_without_a_network_says_what_to_do(name, tmp_path, monkeypatch):
+    def no_network(*args, **kwargs):
+        raise OSError("network is unreachable")
+
+    monkeypatch.setattr(socket, "create_connection", no_network)
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    monkeypatch.setenv("GRAPHAUG_DATA", str(tmp_path))
+    with pytest.raises(
+        DataError, match=rf"{name} is not in '{tmp_path}' and could not be downloaded .*unreachable"
+    ):
+        load(name)
