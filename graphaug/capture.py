@@ -1,0 +1,669 @@
+"""Capture: one fx tracer that opens only the modules on the way to a target (design section 4)."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import copy
+import dataclasses
+import functools
+import inspect
+import itertools
+import sys
+import types
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx import _symbolic_trace as fx_trace
+from torch.utils.flop_counter import FlopCounterMode
+
+from graphaug.errors import CaptureError, GraphaugError
+from graphaug.selector import Target
+from graphaug.signature import Signature, map_tensors
+from graphaug.values import UNKNOWN, ValueProxy, assume, describe, value_of
+
+CONSTANTS = "graphaug_constants"
+"""Child module of a captured model that holds what opened code refers to and no module owns."""
+
+# torch functions that take plain numbers: they do not see a proxy through __torch_function__
+_FACTORIES = ["arange", "zeros", "ones", "full", "empty", "eye", "tensor", "as_tensor", "linspace", "rand", "randn", "randint", "randperm", "finfo", "iinfo", "full_like", "zeros_like", "ones_like", "empty_like", "scalar_tensor", "tril_indices", "triu_indices"]
+
+
+@dataclass
+class Assumption:
+    """A fact about the inputs that opened code asked for and the captured graph relies on."""
+
+    what: str
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.what} == {self.expected!r}"
+
+
+@dataclass
+class Captured:
+    """A model's graph, opened as far as its targets need.
+
+    Nodes carry ``meta["site"]`` (a `Target`, on whatever can be targeted), ``meta["value"]`` (the
+    example value, if known) and ``meta["flops"]`` (if counted).
+    """
+
+    graph: fx.Graph
+    signature: Signature
+    opened: frozenset[str]
+    assumptions: list[Assumption]
+    constants: dict[str, Any]
+    calls: Mapping[str, int]
+    edges: dict[Target, fx.Node] = field(default_factory=dict)
+    """Inputs and outputs of opened modules, marked where asked for."""
+
+
+@dataclass
+class _Frame:
+    """A module whose forward is being traced through."""
+
+    path: str
+    call: int
+    ops: Counter[str]
+
+
+def mark(value: Any) -> Any:
+    """The identity: marks the input or output of an opened module until surgery replaces it."""
+    return value
+
+
+class CaptureTracer(fx.Tracer):
+    """Traces a model through the modules in ``opened``; every other module stays one node."""
+
+    proxy_buffer_attributes = True
+
+    def __init__(
+        self,
+        opened: frozenset[str],
+        signature: Signature,
+        *,
+        marks: frozenset[Target] = frozenset(),
+        open_functions: frozenset[str] = frozenset(),
+        count_flops: bool = False,
+    ) -> None:
+        super().__init__()
+        self.opened, self.signature, self.marks = opened, signature, marks
+        self.open_functions = open_functions
+        self.count_flops = count_flops
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.assumptions: dict[fx.Node, Assumption] = {}
+        self.constants: dict[str, Any] = {}
+        self.calls: Counter[str] = Counter()
+        self.edges: dict[Target, fx.Node] = {}
+        self.failed_in: str | None = None
+        self._frames: list[_Frame] = []
+        self._entering: nn.Module | None = None
+        self._values: dict[int, Any] = {}
+
+    # --- the walk through modules -------------------------------------------------------------
+
+    def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
+        self._tensors = _tensor_names(root)
+        self._grad_enabled = torch.is_grad_enabled()
+        self._autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
+        return super().trace(root, None)
+
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        arguments = {}
+        for name, default, example in self.signature.inputs(self._to_fake):
+            proxy = self.create_proxy(
+                "placeholder", name, () if default is inspect._empty else (default,), {}
+            )
+            proxy.node.meta["value"] = _differentiable(example)
+            if default is inspect._empty:
+                arguments[name] = proxy
+            else:
+                self.assume(proxy.node, default)
+                arguments[name] = default
+        positional, keywords = self.signature.arrange(arguments)
+        assert isinstance(self.root, nn.Module)
+        root = self.root
+
+        def run() -> Any:
+            self._patch_module_calls(root)
+            result = self._run_opened(root, "", 0, root.forward, tuple(positional), keywords)
+            self._sync_grad_mode()
+            return result
+
+        return run, []
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        if m is self._entering:  # the inner half of a class that wraps nn.Module.__call__
+            self._entering = None
+            return forward(*args, **kwargs)
+        path = self._paths.get(m)
+        if path is None:  # a container made on the fly, such as a slice of a Sequential
+            return forward(*args, **kwargs)
+        call = self.calls[path]
+        self.calls[path] += 1
+        if path in self.opened:
+            return self._run_opened(m, path, call, forward, args, kwargs)
+        proxy = self.create_proxy("call_module", path, args, kwargs)
+        if isinstance(proxy, fx.Proxy):
+            proxy.node.meta["site"] = Target(path, None, call, "after")
+        return proxy
+
+    def _run_opened(
+        self,
+        m: nn.Module,
+        path: str,
+        call: int,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        self._patch_functions(m)
+        if path and Target(path, None, call, "before") in self.marks:
+            args, kwargs = self._mark_input(Target(path, None, call, "before"), args, kwargs)
+        self._frames.append(_Frame(path, call, Counter()))
+        try:
+            result = forward(*args, **kwargs)
+        except Exception:
+            if self.failed_in is None:
+                self.failed_in = path
+            raise
+        finally:
+            self._frames.pop()
+        target = Target(path, None, call, "after")
+        return self._mark(target, result) if path and target in self.marks else result
+
+    def _mark(self, target: Target, value: Any) -> Any:
+        if not isinstance(value, fx.Proxy):
+            if isinstance(value, (tuple, list)) and value and not hasattr(value, "_fields"):
+                return type(value)([self._mark(target, value[0]), *value[1:]])
+            if isinstance(value, dict) and value:
+                first = next(iter(value))
+                value[first] = self._mark(target, value[first])
+            return value
+        proxy = self.create_proxy("call_function", mark, (value,), {})
+        if isinstance(proxy, fx.Proxy):
+            self.edges[target] = proxy.node
+            proxy.node.meta["site"] = target
+        return proxy
+
+    def _mark_input(
+        self, target: Target, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (self._mark(target, args[0]), *args[1:]), kwargs
+        first = next((k for k, v in kwargs.items() if isinstance(v, fx.Proxy)), None)
+        return args, {k: self._mark(target, v) if k == first else v for k, v in kwargs.items()}
+
+    # --- what opened code may call ------------------------------------------------------------
+
+    def _patch_module_calls(self, root: nn.Module) -> None:
+        """Classes with a ``__call__`` of their own (gradient checkpointing layers) are modules as well."""
+        patcher = fx_trace.CURRENT_PATCHER
+        assert patcher is not None
+        classes = {cls for m in root.modules() for cls in type(m).__mro__ if "__call__" in vars(cls)}
+        for cls in classes - {nn.Module, object}:
+            original = vars(cls)["__call__"]
+
+            def wrapped(mod: nn.Module, *args: Any, _original: Any = original, **kwargs: Any) -> Any:
+                if mod is self._entering:
+                    return _original(mod, *args, **kwargs)
+
+                def enter(*args: Any, **kwargs: Any) -> Any:
+                    self._entering = mod
+                    return _original(mod, *args, **kwargs)
+
+                return self.call_module(mod, enter, args, kwargs)
+
+            patcher.patch_method(cls, "__call__", wrapped, deduplicate=False)
+        for name in _FACTORIES:
+            patcher.patch(torch.__dict__, name, _leaf_function(self, getattr(torch, name)))
+
+    def _patch_functions(self, m: nn.Module) -> None:
+        """Make the plain functions that the forward of ``m`` calls by global name into leaves."""
+        patcher = fx_trace.CURRENT_PATCHER
+        assert patcher is not None
+        for cls in type(m).__mro__:
+            if cls.__module__.partition(".")[0] in ("torch", "builtins"):
+                continue
+            scope = getattr(sys.modules.get(cls.__module__), "__dict__", None)
+            if scope is None or not patcher.visit_once(scope):
+                continue
+            for name, fn in list(scope.items()):
+                if isinstance(fn, types.FunctionType) and not name.startswith("__"):
+                    if fn.__module__ and fn.__module__.partition(".")[0] != "torch":
+                        patcher.patch(scope, name, _leaf_function(self, fn))
+
+    def opens_function(self, args: Any, kwargs: Any) -> bool:
+        """True if a global function has to be traced through: it gets code, or a target lies inside."""
+        if self._frames and self._frames[-1].path in self.open_functions:
+            return True
+        for value in _flatten((args, kwargs)):
+            if isinstance(value, fx.Proxy):
+                continue
+            if isinstance(value, nn.Module):
+                paths = {self._paths.get(child) for child in value.modules()}
+                if None in paths or paths & self.opened:
+                    return True
+            elif callable(value) and not isinstance(value, type):
+                return True
+        return False
+
+    # --- nodes and their values ---------------------------------------------------------------
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return ValueProxy(node, self)
+
+    def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        if kind not in ("placeholder", "output"):
+            self._sync_grad_mode()
+            if self._autocast != (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")):
+                raise self.refuse("it opens an autocast region of its own, which a graph does not keep")
+        return super().create_node(kind, *args, **kwargs)
+
+    def _sync_grad_mode(self) -> None:
+        """Keep ``with torch.no_grad():`` in opened code: fx itself would forget it."""
+        if torch.is_grad_enabled() != self._grad_enabled:
+            self._grad_enabled = torch.is_grad_enabled()
+            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_enabled,), {})
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        if target is getattr or kind == "call_method":
+            known = self._of_parameter(target, args)
+            if known is not UNKNOWN:
+                return known
+        proxy = super().create_proxy(kind, target, args, kwargs, *rest, **more)
+        node = proxy.node
+        if self._frames and kind in ("call_function", "call_method") and target is not getattr:
+            self._name_operation(node)
+        if kind not in ("placeholder", "output"):
+            node.meta["value"] = self._evaluate(node)
+            if node.meta["value"] is None:
+                return None  # so that `is None` in opened code gets its answer
+        return proxy
+
+    def _of_parameter(self, target: Any, args: Any) -> Any:
+        """Shapes and the like of parameters and buffers are facts of the model, no values to trace."""
+        if not (isinstance(args[0], fx.Proxy) and args[0].node.op == "get_attr"):
+            return UNKNOWN
+        name = args[1] if target is getattr else target
+        if name not in ("shape", "ndim", "size", "dim", "numel", "is_floating_point"):
+            return UNKNOWN
+        tensor = value_of(args[0].node)
+        if not isinstance(tensor, Tensor) or any(isinstance(a, fx.Proxy) for a in args[1:]):
+            return UNKNOWN
+        found = getattr(tensor, name)
+        return found if target is getattr else found(*args[1:])
+
+    def _name_operation(self, node: fx.Node) -> None:
+        frame = self._frames[-1]
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "op")
+        if name in ("assume", "mark", "_set_grad_enabled"):
+            return
+        name = name.strip("_")
+        count = frame.ops[name]
+        frame.ops[name] += 1
+        op = f"{name}_{count}" if count else name
+        node.meta["site"] = Target(frame.path, op, frame.call, "after")
+
+    def _evaluate(self, node: fx.Node) -> Any:
+        if node.op == "get_attr":
+            return self._attribute_value(str(node.target))
+        inputs = (node.args, node.kwargs)
+        if any(value_of(n) is UNKNOWN for n in node.all_input_nodes):
+            return UNKNOWN
+        args, kwargs = fx.map_arg(inputs, value_of)
+        counter = FlopCounterMode(display=False) if self.count_flops else contextlib.nullcontext()
+        with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False):
+            try:
+                with self.fake_mode, counter:
+                    if node.op == "call_module":
+                        value = self._run_fake(self._module(str(node.target)), args, kwargs)
+                    elif node.op == "call_method":
+                        value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                    else:
+                        value = node.target(*args, **kwargs)  # type: ignore[operator]
+            except _DATA_DEPENDENT as error:
+                node.meta["unknown_because"] = (
+                    str(error).splitlines()[0] if str(error) else type(error).__name__
+                )
+                return UNKNOWN
+        if isinstance(counter, FlopCounterMode):
+            node.meta["flops"] = counter.get_total_flops()
+        return value
+
+    def _run_fake(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a module on fake tensors throughout, so that not even a running mean of the user's changes."""
+        owned = itertools.chain(
+            module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+        )
+        return torch.func.functional_call(module, {k: self._fake(t) for k, t in owned}, args, kwargs)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._values:
+            fake = self.fake_mode.from_tensor(tensor)
+            if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
+                fake.requires_grad_(True)  # what is differentiable is a question about the code
+            self._values[id(tensor)] = fake
+        return self._values[id(tensor)]
+
+    def _module(self, path: str) -> nn.Module:
+        assert isinstance(self.root, nn.Module)
+        return self.root.get_submodule(path)
+
+    def _attribute_value(self, target: str) -> Any:
+        if target.startswith(CONSTANTS + "."):
+            value = self.constants[target.removeprefix(CONSTANTS + ".")]
+        else:
+            *prefix, name = target.split(".")
+            value = (
+                getattr(self._module(".".join(prefix)), name)
+                if not self._is_module(target)
+                else self._module(target)
+            )
+            value = self._raw(target, value)
+        return self._fake(value) if isinstance(value, Tensor) else value
+
+    def _is_module(self, target: str) -> bool:
+        return target in self._modules_by_path
+
+    @functools.cached_property
+    def _modules_by_path(self) -> dict[str, nn.Module]:
+        return {path: m for m, path in self._paths.items()}
+
+    def _raw(self, target: str, value: Any) -> Any:
+        """The tensor behind a proxied parameter or buffer."""
+        return self._tensors_by_name.get(target, value)
+
+    @functools.cached_property
+    def _tensors_by_name(self) -> dict[str, Tensor]:
+        return {name: tensor for tensor, name in self._tensors.values()}
+
+    def _to_fake(self, value: Any) -> Any:
+        def convert(v: Any) -> Any:
+            return self.fake_mode.from_tensor(v) if isinstance(v, Tensor) else v
+
+        return torch.utils._pytree.tree_map(convert, value)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        if not isinstance(attr_val, Tensor) or id(attr_val) not in self._tensors:
+            return attr_val
+        name = self._tensors[id(attr_val)][1]
+        if name not in parameter_proxy_cache:
+            parameter_proxy_cache[name] = self.create_proxy("get_attr", name, (), {})
+        return parameter_proxy_cache[name]
+
+    def create_arg(self, a: Any) -> Any:
+        if issubclass(type(a), fx.Proxy):  # type(), because a ValueProxy's class answers for its value
+            return a.node
+        if isinstance(a, Tensor):
+            if id(a) in self._tensors:
+                return self.create_node("get_attr", self._tensors[id(a)][1], (), {})
+            return self._constant("tensor", a)
+        if isinstance(a, nn.Module):
+            path = self._paths.get(a)
+            return self._constant("module", a) if path is None else self.create_node("get_attr", path, (), {})
+        if dataclasses.is_dataclass(a) and not isinstance(a, type):
+            if isinstance(a, dict):  # a ModelOutput; its None fields stay out
+                filled = {k: v for k, v in a.items() if v is not None}
+                return self.create_proxy("call_function", type(a), (), filled).node
+            if not any(isinstance(v, fx.Proxy) for v in _flatten(list(vars(a).values()))):
+                return self._constant(
+                    "object", a
+                )  # a configuration: the live object, not a copy of today's fields
+        try:
+            return super().create_arg(a)
+        except NotImplementedError:
+            return self._constant("object", a)
+
+    def _constant(self, kind: str, value: Any) -> fx.Node:
+        known = next((name for name, v in self.constants.items() if v is value), None)
+        if known is None:
+            known = f"{kind}_{len(self.constants)}"
+            self.constants[known] = value
+        node = self.create_node("get_attr", f"{CONSTANTS}.{known}", (), {})
+        node.meta["value"] = self._evaluate(node)
+        return node
+
+    # --- what leaks into Python ---------------------------------------------------------------
+
+    def to_bool(self, obj: fx.Proxy) -> bool:
+        return bool(self.leak(obj, bool))
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        count = self.leak(obj, len)
+        return iter([obj[i] for i in range(count)])  # type: ignore[index]
+
+    def leak(self, proxy: fx.Proxy, kind: Callable[[Any], Any]) -> Any:
+        """Give opened code the Python value of a proxy, and remember that it relies on it.
+
+        Raises:
+            CaptureError: there is no example value, or the value is data.
+        """
+        node = proxy.node
+        value = value_of(node)
+        verb = {bool: "branches on", len: "takes the length of"}.get(kind, "needs the number")  # type: ignore[call-overload]
+        if value is UNKNOWN:
+            raise self.refuse(f"it {verb} {describe(node)}", unknown=True, reason=_why_unknown(node))
+        if isinstance(value, Tensor) and kind is not len:
+            raise self.refuse(f"it {verb} the data in {describe(node)}")
+        if kind is len:
+            length = self.create_proxy("call_function", builtins.len, (proxy,), {})
+            self.assume(length.node, len(value))
+            return len(value)
+        found = kind(value)
+        self.assume(node, value)
+        return found
+
+    def assume(self, node: fx.Node, expected: Any) -> None:
+        """Record that the graph relies on ``node`` having this value, and check it in every call."""
+        if node in self.assumptions or not _depends_on_input(node):
+            return
+        what = describe(node)
+        self.assumptions[node] = Assumption(what, copy.copy(expected))
+        self.create_node("call_function", assume, (node, expected, what), {})
+
+    def refuse(self, why: str, *, unknown: bool = False, reason: str = "") -> CaptureError:
+        """A `CaptureError` that names the model, the file and the line of the opened code that runs."""
+        name = type(self.root).__name__
+        where = _user_line()
+        if unknown and not self.signature.has_examples:
+            return CaptureError(f"{name}.forward needs example_inputs: {why}{where}.")
+        advice = (
+            reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
+        )
+        return CaptureError(f"{name}.forward cannot be captured: {why}{where}.{advice}")
+
+
+_DATA_DEPENDENT = (
+    torch._subclasses.fake_tensor.DataDependentOutputException,
+    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+)
+
+
+def _differentiable(example: Any) -> Any:
+    """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
+
+    def convert(t: Tensor) -> Tensor:
+        return t.detach().requires_grad_(True).clone() if t.is_floating_point() else t
+
+    return map_tensors(convert, example)
+
+
+def _leaf_function(tracer: CaptureTracer, fn: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(fn)
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if not any(isinstance(a, fx.Proxy) for a in _flatten((args, kwargs))) or tracer.opens_function(
+            args, kwargs
+        ):
+            return fn(*args, **kwargs)
+        return tracer.create_proxy("call_function", fn, args, kwargs)
+
+    return wrapped
+
+
+def _flatten(value: Any) -> Iterator[Any]:
+    if issubclass(type(value), fx.Proxy):
+        yield value
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from _flatten(entry)
+    elif isinstance(value, dict):
+        for entry in value.values():
+            yield from _flatten(entry)
+    else:
+        yield value
+
+
+def _tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
+    """Every tensor that a module of ``root`` owns, by identity: parameters, buffers, plain attributes."""
+    names: dict[int, tuple[Tensor, str]] = {}
+    for path, m in root.named_modules():
+        owned = (m._parameters, m._buffers, vars(m))
+        for name, tensor in ((k, v) for group in owned for k, v in group.items()):
+            if isinstance(tensor, Tensor):
+                names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
+    return names
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    seen, stack = set(), [node]
+    while stack:
+        current = stack.pop()
+        if current.op == "placeholder":
+            return True
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return False
+
+
+def _why_unknown(node: fx.Node) -> str:
+    """The first reason upstream why a node's value could not be computed."""
+    stack, seen = [node], set()
+    while stack:
+        current = stack.pop()
+        if "unknown_because" in current.meta:
+            return f" Its value depends on data: {describe(current)} ({current.meta['unknown_because']})."
+        if current not in seen:
+            seen.add(current)
+            stack.extend(current.all_input_nodes)
+    return ""
+
+
+def _user_line() -> str:
+    """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        if not _is_internal(frame.f_code.co_filename):
+            return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _is_internal(filename: str) -> bool:
+    return filename.startswith("<") or any(
+        part in filename
+        for part in ("/torch/", "/graphaug/", "/contextlib.py", "/functools.py", "/inspect.py")
+    )
+
+
+def capture(
+    model: nn.Module,
+    opened: Sequence[str] | frozenset[str],
+    signature: Signature,
+    *,
+    training: bool,
+    marks: frozenset[Target] = frozenset(),
+    open_functions: frozenset[str] = frozenset(),
+    count_flops: bool = False,
+) -> Captured:
+    """Capture ``model`` in one mode, opening the root and the modules in ``opened``.
+
+    The model is left exactly as it was: flags, buffers, attributes and the random state.
+
+    Raises:
+        CaptureError: the forward cannot be captured; names the file and line that is in the way.
+    """
+    tracer = CaptureTracer(
+        frozenset(opened) | {""},
+        signature,
+        marks=marks,
+        open_functions=open_functions,
+        count_flops=count_flops,
+    )
+    with _unchanged(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+        model.train(training)
+        try:
+            graph = tracer.trace(model)
+        except GraphaugError as error:
+            error.failed_in = tracer.failed_in  # type: ignore[attr-defined]
+            raise
+        except Exception as error:
+            raise _located(model, error, tracer, signature) from error
+    _drop_dead(graph)
+    return Captured(
+        graph,
+        signature,
+        tracer.opened,
+        list(tracer.assumptions.values()),
+        tracer.constants,
+        tracer.calls,
+        tracer.edges,
+    )
+
+
+def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signature: Signature) -> CaptureError:
+    """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
+    trace, where = error.__traceback__, ""
+    while trace is not None:
+        name = trace.tb_frame.f_code.co_filename
+        if not _is_internal(name):
+            where = f" ({name.rpartition('/')[2]} line {trace.tb_lineno})"
+        trace = trace.tb_next
+    name = type(model).__name__
+    said = str(error).strip().splitlines()
+    detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
+    if signature.has_examples:
+        text = f"{name}.forward failed on example_inputs{where}: {detail}"
+    else:
+        text = f"{name}.forward needs example_inputs: without them it fails{where} with {detail}"
+    found = CaptureError(text)
+    found.failed_in = tracer.failed_in  # type: ignore[attr-defined]
+    return found
+
+
+@contextlib.contextmanager
+def _unchanged(model: nn.Module) -> Iterator[None]:
+    """Put every module's attributes, tensors and flags back afterwards."""
+    state = [
+        (m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()
+    ]
+    grad_mode = torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_grad_enabled(grad_mode)
+        for m, attributes, *registries in state:
+            vars(m).clear()
+            vars(m).update(attributes)
+            for registry, saved in zip((m._parameters, m._buffers, m._modules), registries, strict=True):
+                registry.clear()
+                registry.update(saved)  # type: ignore[arg-type]
+
+
+def _drop_dead(graph: fx.Graph) -> None:
+    """Remove look-ups that nothing uses; anything that computes may have an effect and stays."""
+    for node in reversed(list(graph.nodes)):
+        structural = node.op == "get_attr" or node.target in (getattr, builtins.len)
+        if structural and not node.users:
+            graph.erase_node(node)

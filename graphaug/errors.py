@@ -1,0 +1,94 @@
+"""One base class, one class per thing that can go wrong; every message says what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GraphaugError(Exception):
+    """Base of every error that graphaug raises on purpose."""
+
+
+class SelectorError(GraphaugError, ValueError):
+    """A selector is malformed, or of a type that selects nothing."""
+
+
+class SiteNotFound(GraphaugError, LookupError):
+    """A selector matches nothing in the model."""
+
+
+class AmbiguousSite(GraphaugError, LookupError):
+    """A selector names a module that is called more than once."""
+
+
+class SiteCountMismatch(GraphaugError, ValueError):
+    """``expect=n`` was given and another number of sites matched."""
+
+
+class BypassedSite(GraphaugError, ValueError):
+    """A site does not separate the input from the output."""
+
+
+class CaptureError(GraphaugError, RuntimeError):
+    """A forward cannot be captured as a graph."""
+
+
+class AssumptionViolated(GraphaugError, RuntimeError):
+    """A call contradicts what the capture assumed about its inputs."""
+
+
+class InvalidOption(GraphaugError, ValueError):
+    """An option's value is outside its domain."""
+
+
+class AlreadyRewritten(GraphaugError, ValueError):
+    """The model already carries Deep Augmentation at this site."""
+
+
+class NotRewritten(GraphaugError, TypeError):
+    """An operation on a rewritten model was given another object."""
+
+
+class UnsupportedModel(GraphaugError, TypeError):
+    """The object is no plain model: wrapped, compiled, or no module at all."""
+
+
+class SharedAcrossCut(GraphaugError, ValueError):
+    """A parameter to be frozen is also used on the other side of the cut."""
+
+
+class BatchError(GraphaugError, ValueError):
+    """A batch has a size or shape that the augmentation is not defined for."""
+
+
+class SparseBackwardError(GraphaugError, ValueError):
+    """``backward="sparse"`` would not be exact for this model and cut."""
+
+
+class VerificationError(GraphaugError, AssertionError):
+    """``verify`` found a rewritten model that does not do what its plan says."""
+
+
+class DataError(GraphaugError, ValueError):
+    """Data are missing, unreadable, or not fit for the task."""
+
+
+class RunDirectoryError(GraphaugError, FileExistsError):
+    """A run directory cannot be used: it holds another run, or cannot be written."""
+
+
+class ConfigError(GraphaugError, ValueError):
+    """A configuration holds an unknown key or a value outside its domain."""
+
+
+class TrainingDiverged(GraphaugError, ArithmeticError):
+    """The loss is no longer a finite number."""
+
+
+def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:
+    """Return ``" Did you mean 'a', 'b'?"``, nearest first, or an empty string."""
+    names = difflib.get_close_matches(wrong, list(known), n=limit, cutoff=0.5)
+    if not names:
+        return ""
+    return f" Did you mean {', '.join(repr(name) for name in names)}?"

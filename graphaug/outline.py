@@ -1,0 +1,206 @@
+"""A live model seen through the selection language: its modules, its stages, its operations on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from graphaug.capture import Captured, capture
+from graphaug.errors import CaptureError
+from graphaug.selector import Target
+from graphaug.signature import Signature
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def ancestors(path: str) -> list[str]:
+    """Paths of the modules around ``path``, the model itself first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts))]
+
+
+class ModelOutline:
+    """What `graphaug.selector.resolve` asks of a model; captures it as far as the question needs.
+
+    Args:
+        model: the plain model.
+        example_inputs: see `graphaug.rewrite`.
+        count_flops: count each node's FLOPs while capturing with examples.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any = None, *, count_flops: bool = False) -> None:
+        self.model = model
+        self.signature = Signature.of(model, example_inputs)
+        self.count_flops = count_flops and self.signature.has_examples
+        self.by_path = dict(model.named_modules())
+        self._names = {id(m): path for path, m in self.by_path.items()}
+        self._captured: dict[tuple[Any, ...], Captured] = {}
+
+    @property
+    def name(self) -> str:
+        """Class of the model, for messages."""
+        return type(self.model).__name__
+
+    @property
+    def modules(self) -> Mapping[str, tuple[str, ...]]:
+        """Path -> class names along the MRO."""
+        found: dict[str, tuple[str, ...]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            mro = type(module).__mro__
+            found[path] = tuple(cls.__name__ for cls in mro[: mro.index(nn.Module)])
+        return found
+
+    @property
+    def stages(self) -> Mapping[int, str]:
+        """The paper's numbering, where the model declares or the library knows it."""
+        return paper_stages(self.model)
+
+    @property
+    def declared(self) -> Sequence[str]:
+        """The stages that the model itself declares: timm's ``feature_info``, or its list of blocks."""
+        info = getattr(self.model, "feature_info", None)
+        entries = getattr(info, "info", info)
+        if isinstance(entries, (list, tuple)) and all(isinstance(e, dict) and "module" in e for e in entries):
+            return tuple(e["module"] for e in entries if e["module"] in self.by_path)
+        blocks = block_list(self.model)
+        return () if blocks is None else tuple(f"{blocks}.{i}" for i in range(len(self.by_path[blocks])))  # type: ignore[arg-type]
+
+    def capture(
+        self,
+        opened: Iterable[str],
+        *,
+        training: bool = True,
+        marks: frozenset[Target] = frozenset(),
+        open_functions: frozenset[str] = frozenset(),
+    ) -> Captured:
+        """Capture the model with these modules open; the same question is answered once."""
+        key = (frozenset(map(self.canonical, opened)) | {""}, training, marks, open_functions)
+        if key not in self._captured:
+            self._captured[key] = capture(
+                self.model,
+                key[0],
+                self.signature,
+                training=training,
+                marks=marks,
+                open_functions=open_functions,
+                count_flops=self.count_flops,
+            )
+        return self._captured[key]
+
+    def canonical(self, path: str) -> str:
+        """The first path of a module that is registered under several."""
+        return path if path in self.by_path else self._names[id(self.model.get_submodule(path))]
+
+    def ops(self, path: str) -> Sequence[str]:
+        """Names of the operations in the forward of the module at ``path``."""
+        path = self.canonical(path)
+        if type(self.by_path[path]).forward is nn.Module.forward or _is_torch_leaf(self.by_path[path]):
+            return ()
+        opened = [*ancestors(path), path]
+        found = dict.fromkeys(_ops(self.capture(opened), path))
+        inside = self.capture(opened, open_functions=frozenset({path}))
+        return tuple(found | dict.fromkeys(_ops(inside, path)))
+
+    def is_inside_function(self, target: Target) -> bool:
+        """True if an operation is found only inside a plain function that the forward calls."""
+        if target.op is None:
+            return False
+        return target.op not in _ops(self.capture([*ancestors(target.path), target.path]), target.path)
+
+    def calls(self, paths: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these modules is called in one forward in training mode."""
+        if not paths:
+            return {}
+        counts = self.capture({a for path in paths for a in ancestors(self.canonical(path))}).calls
+        return {path: 1 if path == "" else counts.get(self.canonical(path), 0) for path in paths}
+
+    def instances(self, cls: type) -> Sequence[str]:
+        """Paths of the modules that are instances of ``cls``."""
+        return [path for path, m in self.by_path.items() if isinstance(m, cls)]
+
+    def candidates(self) -> Sequence[Any]:
+        """Every site of the model, for predicates."""
+        from graphaug.sites import sites_of  # the table builds on the outline
+
+        return sites_of(self, depth=None, everything=True)
+
+    def capture_deep(self, wanted: Iterable[str]) -> Captured:
+        """Open as many of the wanted modules as can be traced through; the others stay closed."""
+        opened = {self.canonical(path) for path in wanted} | {""}
+        while True:
+            try:
+                # the outputs of opened modules are sites as well
+                return self.capture(opened, marks=frozenset(Target(p, None, 0) for p in opened if p))
+            except CaptureError as error:
+                stuck = getattr(error, "failed_in", None)
+                if not stuck:
+                    raise
+                opened = {p for p in opened if p != stuck and not p.startswith(stuck + ".")}
+
+
+def _is_torch_leaf(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS)
+
+
+def openable(model: nn.Module, depth: int | None, everything: bool) -> list[str]:
+    """Modules worth opening for a table: those that hold lists of blocks, or all down to ``depth``."""
+    paths = [p for p, m in model.named_modules() if list(m.children()) and not _is_torch_leaf(m)]
+    if everything:
+        return paths
+    if depth is not None:
+        return [p for p in paths if (p.count(".") + 1 if p else 0) <= depth - 1]
+    lists = [p for p, m in model.named_modules() if _is_block_list(m)]
+    return sorted({a for p in lists for a in [*ancestors(p), p]} | {""})
+
+
+def _is_block_list(module: nn.Module) -> bool:
+    """A container with two or more children of one class that have children themselves."""
+    if not isinstance(module, CONTAINERS):
+        return False
+    kinds = [type(child) for child in module.children() if list(child.children())]
+    return len(kinds) >= 2 and len(set(kinds)) < len(kinds) and not issubclass(kinds[0], nn.ModuleList)
+
+
+def block_list(model: nn.Module) -> str | None:
+    """Path of the model's one list of equal blocks (a transformer's), or None if there is no such list."""
+    found = [
+        (len(m), path)
+        for path, m in model.named_modules()
+        if isinstance(m, (nn.ModuleList, nn.Sequential))
+        and len(m) >= 1
+        and len({type(child) for child in m}) == 1
+        and list(m[0].children())
+        and not isinstance(m[0], CONTAINERS)
+    ]
+    outer = [(n, p) for n, p in found if not any(p.startswith(q + ".") for _, q in found)]
+    return outer[0][1] if len(outer) == 1 else None
+
+
+def paper_stages(model: nn.Module) -> Mapping[int, str]:
+    """The paper's numbering of a model's sites (design section 1), as selector strings; empty if unknown.
+
+    ResNets of torchvision and timm: -1 input, 0 stem, 1-4 ``layer1..layer4``, 5 pooled, 6 the head.
+    Models with one list of blocks: 0 what enters the first block, i behind block i.
+    """
+    kinds = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
+    layers = {i: f"layer{i}" for i in range(1, 5)}
+    if "torchvision.models.resnet.ResNet" in kinds:
+        return {0: "relu", **layers, 5: "flatten", 6: "fc"}
+    if "timm.models.resnet.ResNet" in kinds:
+        return {0: "act1", **layers, 5: "global_pool", 6: "fc"}
+    blocks = block_list(model)
+    if blocks is None:
+        return {}
+    count = len(model.get_submodule(blocks))  # type: ignore[arg-type]
+    return {0: f"{blocks}.0.input", **{i + 1: f"{blocks}.{i}" for i in range(count)}}
+
+
+def _ops(captured: Captured, path: str) -> list[str]:
+    found: dict[str, None] = {}
+    for node in captured.graph.nodes:
+        site = node.meta.get("site")
+        if site is not None and site.op is not None and site.path == path:
+            found[site.op] = None
+    return list(found)

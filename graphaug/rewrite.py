@@ -1,0 +1,411 @@
+"""The two verbs of the library: put Deep Augmentation into a model, and take it out again."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, cast, overload
+
+from torch import fx, nn
+
+from graphaug.capture import Captured
+from graphaug.deep_augment import DeepAugment, check_probability
+from graphaug.equivalence import check_equivalence
+from graphaug.errors import (
+    AlreadyRewritten,
+    BypassedSite,
+    InvalidOption,
+    NotRewritten,
+    SelectorError,
+    SiteCountMismatch,
+    SiteNotFound,
+    SparseBackwardError,
+    UnsupportedModel,
+    did_you_mean,
+)
+from graphaug.module import AugmentedModule, Parts, constants_module
+from graphaug.outline import ModelOutline, ancestors
+from graphaug.passes.freeze import check_freeze
+from graphaug.passes.freeze import freeze as freeze_pass
+from graphaug.passes.insert import insert
+from graphaug.plan import Plan, PlannedSite, Request
+from graphaug.selector import At, Target, resolve
+from graphaug.separation import data_graph, find_bypass
+from graphaug.sites import around, find_node, node_name
+from graphaug.values import UNKNOWN, value_of
+
+BACKWARD = ("auto", "dense", "sparse")
+
+
+@overload
+def rewrite(model: nn.Module, at: Any, *, dry_run: Literal[True], **options: Any) -> Plan: ...
+@overload
+def rewrite(
+    model: nn.Module,
+    at: At | Mapping[Any, float],
+    *,
+    rate: float = 0.5,
+    subset: float = 0.5,
+    stop_grad: bool = False,
+    sampling: str = "exact",
+    granularity: str = "element",
+    pairing: str = "any",
+    freeze: str | None = None,
+    side: str = "after",
+    exclude: At | None = None,
+    expect: int | None = None,
+    allow_bypass: bool = False,
+    backward: str = "auto",
+    example_inputs: Any = None,
+    dry_run: Literal[False] = False,
+) -> AugmentedModule: ...
+def rewrite(
+    model: nn.Module,
+    at: At | Mapping[Any, float],
+    *,
+    rate: float = 0.5,
+    subset: float = 0.5,
+    stop_grad: bool = False,
+    sampling: str = "exact",
+    granularity: str = "element",
+    pairing: str = "any",
+    freeze: str | None = None,
+    side: str = "after",
+    exclude: At | None = None,
+    expect: int | None = None,
+    allow_bypass: bool = False,
+    backward: str = "auto",
+    example_inputs: Any = None,
+    dry_run: bool = False,
+) -> AugmentedModule | Plan:
+    """Put Deep Augmentation into a model, at one or several of its layers.
+
+    The model is not changed and nothing of it is copied: the result shares its modules, parameters and
+    buffers, has the same ``state_dict`` keys, and computes the same in eval mode, bit for bit.
+
+    Args:
+        model: a plain ``nn.Module``; rewrite before wrapping it in DDP or compiling it.
+        at: where: a selector, a list of them, or ``{selector: rate}``. See the selection language.
+        rate: dropout probability on the augmented rows, in [0, 1].
+        subset: share of the rows (the batch dimension at the cut) that is augmented, in [0, 1].
+        stop_grad: stop the gradient of the augmented rows behind the dropout.
+        sampling: ``"exact"``, ``round(subset * rows)`` rows, or ``"bernoulli"``, each row by itself.
+        granularity: what is dropped together: ``"element"``, ``"channel"`` or ``"position"``.
+        pairing: ``"any"`` row, or ``"one-sided"``: rows of the first half (the first view) only.
+        freeze: ``"before"``: nothing up to and including the cut is trained; ``"after"``: nothing behind.
+        side: ``"after"``: the output of what ``at`` names; ``"before"``: its input.
+        exclude: sites to leave out, in the same language as ``at``.
+        expect: how many sites must match; with it, a module called several times is taken in all its calls.
+        allow_bypass: accept a site that does not separate the input from the output.
+        backward: ``"dense"`` runs the whole backward; ``"auto"`` chooses.
+        example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
+            more), for forwards that look at their inputs. Nothing is computed with it but a final check.
+        dry_run: return the plan and build nothing.
+
+    Returns:
+        The rewritten model, an ``fx.GraphModule`` with ``plan``, ``set_rate`` and ``augmentations``.
+        With ``dry_run``, its `Plan`.
+
+    Raises:
+        SiteNotFound, AmbiguousSite, SiteCountMismatch, SelectorError: ``at`` does not say where.
+        BypassedSite: the site does not separate the input from the output.
+        CaptureError: the forward cannot be captured.
+        InvalidOption: an option is outside its domain.
+        AlreadyRewritten: the model is augmented at that site already.
+        SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
+        UnsupportedModel: the model is wrapped, compiled, or no module.
+    """
+    earlier = model if isinstance(model, AugmentedModule) else None
+    model = plain_model(model)
+    options = Request(
+        Target(""), check_probability("rate", rate), subset, stop_grad, sampling, granularity, pairing
+    )
+    _augmentation(options)  # every option is checked before anything is looked at
+    check_freeze(freeze)
+    _check_backward(backward)
+    if not isinstance(allow_bypass, bool):
+        raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
+
+    outline = ModelOutline(model, example_inputs)
+    requests = _requests(outline, at, options, side=side, exclude=exclude, expect=expect)
+    if earlier is not None:
+        requests = _joined(earlier, requests, freeze)
+
+    names = _fresh_names(model, requests)
+    captured, graph, placed = _place(outline, names, training=True)
+    notes = _check_sites(captured, graph, placed, allow_bypass)
+    frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
+
+    eval_captured, eval_graph = _eval_graph(outline, names, graph)
+    constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
+    plan = Plan(
+        model=outline.name,
+        sites=tuple(
+            PlannedSite(r, names[r.target], notes[r.target], _shape(placed[r.target])) for r in requests
+        ),
+        nodes=len(graph.nodes),
+        opened=tuple(sorted(captured.opened - {""})),
+        two_graphs=eval_graph is not None,
+        backward="dense",
+        reason="the backward of stopped rows runs on zeros",
+        freeze=frozen,
+        assumptions=tuple(map(str, captured.assumptions)),
+        notes=tuple(_placement_notes(requests, placed)),
+    )
+    if dry_run:
+        return plan
+
+    added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
+    device = next((p.device for p in model.parameters()), None)
+    for module in added.values():
+        module.to(device)
+    parts = Parts(model, graph, eval_graph, {**added, **constants}, outline.signature.forget_examples(), plan)
+    aug = AugmentedModule(parts)
+    if outline.signature.has_examples:
+        note = check_equivalence(model, aug, outline.signature)
+        if note:
+            parts.plan = dataclasses.replace(plan, notes=(*plan.notes, note))
+    if frozen is not None:
+        for name in frozen.parameters:
+            model.get_parameter(name).requires_grad_(False)
+    return aug
+
+
+def strip(aug: nn.Module) -> nn.Module:
+    """Take Deep Augmentation out again.
+
+    Args:
+        aug: a model made by `rewrite`.
+
+    Returns:
+        The very model that was rewritten, with its trained weights; what ``freeze`` froze is trainable again.
+
+    Raises:
+        NotRewritten: ``aug`` was not made by `rewrite`.
+    """
+    if not isinstance(aug, AugmentedModule):
+        raise NotRewritten(
+            f"strip takes what graphaug.rewrite returned, not a {type(aug).__name__}.{_unwrap_hint(aug)}"
+        )
+    model = aug._parts.model
+    if aug.plan.freeze is not None:
+        for name in aug.plan.freeze.parameters:
+            model.get_parameter(name).requires_grad_(True)
+    model.train(aug.training)
+    return model
+
+
+def plain_model(model: object) -> nn.Module:
+    """Return the user's own model behind ``model``.
+
+    Raises:
+        UnsupportedModel: it is wrapped for data parallelism, compiled, scripted, or no module.
+    """
+    if isinstance(model, AugmentedModule):
+        return cast(nn.Module, model._parts.model)
+    kinds = {cls.__name__ for cls in type(model).__mro__}
+    if "OptimizedModule" in kinds:
+        raise UnsupportedModel(
+            "this model is compiled already: rewrite first, then compile, torch.compile(graphaug.rewrite(model, ...))."
+        )
+    wrapper = kinds & {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
+    if wrapper:
+        name = wrapper.pop()
+        raise UnsupportedModel(
+            f"this model is wrapped in {name}: rewrite model.module first, then wrap, {name}(graphaug.rewrite(model, ...))."
+        )
+    if "ScriptModule" in kinds:
+        raise UnsupportedModel("this model is scripted: rewrite the Python module it was made from.")
+    if not isinstance(model, nn.Module):
+        what = "the class" if isinstance(model, type) else f"a {type(model).__name__}"
+        raise UnsupportedModel(f"graphaug rewrites an nn.Module, and this is {what}{_class_hint(model)}.")
+    return model
+
+
+def _class_hint(model: object) -> str:
+    return f" {model.__name__}: make an instance of it" if isinstance(model, type) else ""
+
+
+def _unwrap_hint(aug: object) -> str:
+    inner = getattr(aug, "_orig_mod", None) or getattr(aug, "module", None)
+    return " Give it the module inside the wrapper." if isinstance(inner, AugmentedModule) else ""
+
+
+def _check_backward(backward: str) -> None:
+    if backward not in BACKWARD:
+        hint = did_you_mean(str(backward), BACKWARD)
+        raise InvalidOption(
+            f"backward={backward!r} is unknown.{hint} Known: {', '.join(map(repr, BACKWARD))}."
+        )
+    if backward == "sparse":
+        raise SparseBackwardError("backward='sparse' is not there yet: use 'auto' or 'dense'.")
+
+
+def _augmentation(request: Request) -> DeepAugment:
+    return DeepAugment(
+        request.rate,
+        request.subset,
+        request.stop_grad,
+        request.sampling,
+        request.granularity,
+        request.pairing,
+    )
+
+
+def _requests(
+    outline: ModelOutline,
+    at: At | Mapping[Any, float],
+    options: Request,
+    *,
+    side: str,
+    exclude: At | None,
+    expect: int | None,
+) -> list[Request]:
+    """Resolve ``at`` into sites with their options."""
+    if not isinstance(at, Mapping):
+        targets = resolve(at, outline, side=side, exclude=exclude, expect=expect)
+        rates = dict.fromkeys(targets, options.rate)
+    else:
+        if not at:
+            raise SelectorError("at={} names no site: give {selector: rate}.")
+        rates = {}
+        for selector, rate in at.items():
+            check_probability(f"rate at {selector!r}", rate)
+            for target in resolve(selector, outline, side=side, exclude=exclude):
+                if target in rates:
+                    raise InvalidOption(f"at= gives '{target}' two rates: {rates[target]} and {rate}.")
+                rates[target] = float(rate)
+        if expect is not None and len(rates) != expect:
+            found = ", ".join(map(str, rates))
+            raise SiteCountMismatch(f"expect={expect}, but at= matches {len(rates)} sites: {found}.")
+    canonical = {dataclasses.replace(t, path=outline.canonical(t.path)): rate for t, rate in rates.items()}
+    return [dataclasses.replace(options, target=t, rate=rate) for t, rate in canonical.items()]
+
+
+def _joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | None) -> list[Request]:
+    """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
+    before = [site.request for site in earlier.plan.sites]
+    taken = {_place_of(r.target) for r in before}
+    again = [str(r.target) for r in requests if _place_of(r.target) in taken]
+    if again:
+        raise AlreadyRewritten(
+            f"this model is already rewritten at {', '.join(again)}: use aug.set_rate to change the rate there, "
+            "or rewrite(strip(aug), ...) to start over."
+        )
+    if earlier.plan.freeze is not None or freeze is not None:
+        raise AlreadyRewritten(
+            "this model is already rewritten, and freeze has one cut to go by: "
+            "rewrite(strip(aug), at=[...]) with all sites in one call."
+        )
+    return [*before, *requests]
+
+
+def _place_of(target: Target) -> Target:
+    return dataclasses.replace(target, call=target.call or 0)
+
+
+def _fresh_names(model: nn.Module, requests: Sequence[Request]) -> dict[Target, str]:
+    names: dict[Target, str] = {}
+    for request in requests:
+        number = len(names)
+        while True:
+            name = f"deep_augment_{number}" if number else "deep_augment"
+            if not hasattr(model, name) and name not in names.values():
+                break
+            number += 1
+        names[request.target] = name
+    return names
+
+
+def _place(
+    outline: ModelOutline, names: Mapping[Target, str], *, training: bool
+) -> tuple[Captured, fx.Graph, dict[Target, fx.Node]]:
+    """Capture the model as far as the targets need, and insert the augmentation."""
+    opened = {a for t in names for a in [*ancestors(t.path), *([t.path] if t.op is not None else [])]}
+    marks = frozenset(_place_of(t) for t in names if t.op is None and t.path in opened and t.path)
+    functions = frozenset(t.path for t in names if outline.is_inside_function(t))
+    captured = outline.capture(opened, training=training, marks=marks, open_functions=functions)
+    if not training:
+        names = {t: name for t, name in names.items() if find_node(captured, t) is not None}
+    graph, placed = insert(captured, names)
+    return captured, graph, placed
+
+
+def _eval_graph(
+    outline: ModelOutline, names: Mapping[Target, str], graph: fx.Graph
+) -> tuple[Captured | None, fx.Graph | None]:
+    """The graph of eval mode, if it differs from that of training mode."""
+    captured, eval_graph, _ = _place(outline, names, training=False)
+    if _source(eval_graph) == _source(graph):
+        return None, None
+    # constants are numbered per capture: keep the two sets apart
+    renamed = {name: f"eval_{name}" for name in captured.constants}
+    for node in eval_graph.nodes:
+        if node.op == "get_attr" and str(node.target).rpartition(".")[2] in renamed:
+            prefix, _, name = str(node.target).rpartition(".")
+            if prefix == "graphaug_constants":
+                node.target = f"{prefix}.{renamed[name]}"
+    constants = {renamed[name]: value for name, value in captured.constants.items()}
+    return dataclasses.replace(captured, constants=constants), eval_graph
+
+
+def _source(graph: fx.Graph) -> str:
+    return str(graph.python_code("self").src)
+
+
+def _check_sites(
+    captured: Captured, graph: fx.Graph, placed: Mapping[Target, fx.Node], allow_bypass: bool
+) -> dict[Target, str]:
+    """What there is to say of every site.
+
+    Raises:
+        BypassedSite: one does not separate the input from the output, and that is not allowed.
+        SiteNotFound: its value can be no batch of activations.
+    """
+    flow = data_graph(graph)
+    notes = {}
+    for target, cut in placed.items():
+        value = value_of(cut)
+        if value is not UNKNOWN and cut not in flow:
+            raise SiteNotFound(
+                f"'{target}' holds {_kind(value)}, which carries no gradient: choose a site with activations."
+            )
+        bypass = find_bypass(flow, cut)
+        if bypass is None:
+            notes[target] = "separates the input from the output"
+            continue
+        how = around(bypass, captured)
+        if not allow_bypass:
+            use = "" if bypass.nearest is None else f"use '{node_name(bypass.nearest, captured)}', or "
+            raise BypassedSite(
+                f"'{target}' does not separate input from output: {how}. "
+                f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
+            )
+        notes[target] = f"bypassed (allowed): {how}"
+    return notes
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} values" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    shape = getattr(value_of(node), "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Node]) -> list[str]:
+    notes = []
+    for request in requests:
+        shape = _shape(placed[request.target])
+        if shape is not None and len(shape) == 4 and request.granularity != "element":
+            notes.append(
+                f"'{request.target}': channels are taken to be dimension 1 of {'×'.join(map(str, shape))}"
+            )
+        if request.stop_grad and _is_input(request.target):
+            notes.append("stop_grad at the input stops nothing that is trained")
+    return notes
+
+
+def _is_input(target: Target) -> bool:
+    return target.path == "" and target.op is None and target.side == "before"

@@ -1,0 +1,179 @@
+"""Which part of a graph lies before a node, and whether that node separates the input from the output."""
+
+from __future__ import annotations
+
+import builtins
+import operator
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Any
+
+import networkx as nx
+import torch
+from torch import Tensor, fx
+
+from graphaug.values import UNKNOWN, value_of
+
+# What these read of a tensor is no data of its rows, and carries no gradient.
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
+_SHAPE_METHODS = {
+    "size", "dim", "numel", "nelement", "ndimension", "stride", "is_floating_point", "is_contiguous",
+    "get_device", "new_zeros", "new_ones", "new_empty", "new_full", "detach",
+}  # fmt: skip
+_SHAPE_FUNCTIONS: set[Any] = {
+    builtins.len, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+    torch.is_floating_point, torch.numel, torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like,
+}  # fmt: skip
+
+
+def reads_no_data(node: fx.Node) -> bool:
+    """True for shape look-ups, comparisons, detaching: nothing differentiable comes out."""
+    if node.op == "call_function":
+        if node.target is getattr:
+            return node.args[1] in _SHAPE_ATTRIBUTES
+        return node.target in _SHAPE_FUNCTIONS
+    return node.op == "call_method" and node.target in _SHAPE_METHODS
+
+
+def carries_gradient(value: Any) -> bool:
+    """True if a value holds a tensor that requires a gradient."""
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+
+
+def data_graph(graph: fx.Graph) -> nx.DiGraph:
+    """The differentiable data flow: nodes that depend on an input and carry a gradient, and the output.
+
+    Where example values are known, their ``requires_grad`` decides; elsewhere the kind of the node does.
+    """
+    flow = nx.DiGraph()
+    depends: set[fx.Node] = set()
+    for node in graph.nodes:
+        if node.op == "output":
+            flow.add_node(node)
+            flow.add_edges_from((n, node) for n in node.all_input_nodes if n in flow)
+            continue
+        value = value_of(node)
+        known = value is not UNKNOWN
+        inputs = node.all_input_nodes
+        from_input = node.op == "placeholder" or any(n in depends for n in inputs)
+        if not from_input or (reads_no_data(node) and not known):
+            continue
+        if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
+            continue
+        depends.add(node)
+        if known:
+            differentiable = carries_gradient(value)
+        else:
+            # with an unknown value any data in may come out as data; from known integers too (an embedding)
+            differentiable = True
+        if differentiable:
+            flow.add_node(node)
+            flow.add_edges_from((n, node) for n in inputs if n in flow)
+    return flow
+
+
+def before(node: fx.Node) -> set[fx.Node]:
+    """Everything that ``node`` is computed from, itself included."""
+    seen, stack = {node}, [node]
+    while stack:
+        for parent in stack.pop().all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return seen
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """A differentiable way around a cut: ``join`` also receives ``value``, which the cut depends on."""
+
+    value: fx.Node
+    join: fx.Node
+    nearest: fx.Node | None
+    """The first node behind the cut that does separate, if there is one."""
+
+
+def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
+    """Return a way from the input to the output around ``cut``, or None if ``cut`` separates them.
+
+    What lies beside the cut and never feeds it (another tower, a mask) is no bypass.
+    """
+    found = _way_around(flow, cut)
+    if found is None:
+        return None
+    output = next(n for n in flow if n.op == "output")
+    nearest = None
+    if cut in flow and nx.has_path(flow, cut, output):
+        dominators = nx.immediate_dominators(flow.reverse(copy=False), output)
+        step = dominators[cut]
+        while step is not None and step.op != "output":
+            if "site" in step.meta and _way_around(flow, step) is None:
+                nearest = step
+                break
+            step = dominators[step]
+    return Bypass(*found, nearest)
+
+
+def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    if cut not in flow:
+        return None
+    ahead = nx.ancestors(flow, cut)
+    behind = nx.descendants(flow, cut)
+    leak = _second_output(flow, cut)
+    if leak is not None:
+        return cut, leak
+    stack: list[tuple[fx.Node, fx.Node]] = [(n, n) for n in reversed([n for n in flow if n in ahead])]
+    seen = set(ahead)
+    reaches = nx.ancestors(flow, next(n for n in flow if n.op == "output"))
+    while stack:
+        value, node = stack.pop()
+        for user in flow.successors(node):
+            if user is cut:
+                continue
+            if user in behind or user.op == "output":
+                if user.op == "output" or user in reaches:
+                    return value, user
+            elif user not in seen:
+                seen.add(user)
+                stack.append((value, user))
+    return None
+
+
+def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
+    """The user of another entry than the first of a tuple at the cut: it is not augmented."""
+    value = value_of(cut)
+    if isinstance(value, Tensor):
+        return None
+    for user in flow.successors(cut):
+        if user.target is operator.getitem and isinstance(user.args[1], int) and user.args[1] not in (0, -1):
+            if value is UNKNOWN or not isinstance(value, (tuple, list)):
+                continue  # indexing a tensor of unknown value, as far as anyone can tell
+            return user
+    return None
+
+
+def tensors_of(nodes: Collection[fx.Node], root: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
+    """The parameters that the given nodes use, by identity."""
+    found: dict[int, torch.nn.Parameter] = {}
+    for node in nodes:
+        for parameter in parameters_of(node, root.get_submodule, root.get_parameter):
+            found[id(parameter)] = parameter
+    return found
+
+
+def parameters_of(
+    node: fx.Node, get_module: Callable[[str], torch.nn.Module], get_parameter: Callable[[str], Any]
+) -> list[torch.nn.Parameter]:
+    """The parameters that one node uses."""
+    if node.op == "call_module":
+        return list(get_module(str(node.target)).parameters())
+    if node.op == "get_attr":
+        try:
+            return [get_parameter(str(node.target))]
+        except AttributeError:  # a buffer, a constant, a module handed to a function
+            try:
+                return list(get_module(str(node.target)).parameters())
+            except AttributeError:
+                return []
+    return []

@@ -1,0 +1,229 @@
+"""What can be targeted: the sites of a model, and what lies before each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+from torch import Tensor, fx, nn
+
+from graphaug.capture import Captured
+from graphaug.outline import ModelOutline, openable
+from graphaug.selector import Target
+from graphaug.separation import Bypass, before, data_graph, find_bypass, parameters_of, reads_no_data
+from graphaug.values import UNKNOWN, value_of
+
+
+@dataclass(frozen=True)
+class Site:
+    """A place that Deep Augmentation can act on.
+
+    Attributes:
+        target: what a selector resolves to.
+        path: its spelling without the call ("layer4.1.relu").
+        module: the live module, of an operation the one whose forward holds it.
+        kind: class of the module, or "op".
+        op: name of the operation, or None for a module.
+        call: which call of the module, from 0.
+        calls: how often the module is called.
+        separates: whether every differentiable way from input to output leads through it.
+        bypass: what leads around it, in words; empty if it separates.
+        params_before: share of the parameters up to and including the site, in [0, 1].
+        shape: shape of its value on the example, if there was one.
+        flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
+        stage: its number in the paper's numbering, if it has one.
+    """
+
+    target: Target
+    path: str
+    module: nn.Module
+    kind: str
+    op: str | None
+    call: int
+    calls: int
+    separates: bool
+    bypass: str
+    params_before: float
+    shape: tuple[int, ...] | None = None
+    flops_before: float | None = None
+    stage: int | None = None
+
+    def __str__(self) -> str:
+        return self.path if self.calls <= 1 else f"{self.path}@{self.call}"
+
+
+class Sites(Sequence[Site]):
+    """The sites of a model: a sequence of `Site`, printed as a table."""
+
+    def __init__(self, model: str, entries: Sequence[Site]) -> None:
+        self.model, self.entries = model, list(entries)
+
+    @overload
+    def __getitem__(self, index: int) -> Site: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sites: ...
+    def __getitem__(self, index: int | slice) -> Site | Sites:
+        if isinstance(index, slice):
+            return Sites(self.model, self.entries[index])
+        return self.entries[index]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __iter__(self) -> Iterator[Site]:
+        return iter(self.entries)
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __str__(self) -> str:
+        columns: list[tuple[str, Callable[[Site], str]]] = [
+            ("site", str),
+            ("stage", lambda s: "" if s.stage is None else str(s.stage)),
+            ("class", lambda s: s.kind),
+            ("separates", lambda s: "yes" if s.separates else f"no: {s.bypass}"),
+            ("params before", lambda s: f"{s.params_before:6.1%}"),
+        ]
+        if any(s.shape is not None for s in self):
+            columns.append(
+                ("FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}")
+            )
+            columns.append(("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape))))
+        cells = [[title for title, _ in columns]] + [[text(s) for _, text in columns] for s in self]
+        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+        lines.insert(1, "  ".join("-" * w for w in widths))
+        return "\n".join([f"{self.model}: {len(self)} sites", *lines])
+
+
+def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = None) -> Sites:
+    """List what can be targeted in a model.
+
+    Args:
+        model: the model; it is not changed.
+        example_inputs: a tensor, tuple or dict of inputs, for shapes and FLOPs (torch's own counter).
+        depth: how many levels of modules to open; by default those that hold lists of blocks.
+
+    Returns:
+        A sequence of `Site`; ``print`` shows it as a table.
+
+    Raises:
+        CaptureError: the model's own forward cannot be captured.
+        UnsupportedModel: the object is no plain model.
+    """
+    from graphaug.rewrite import plain_model  # rewrite builds on this module
+
+    outline = ModelOutline(plain_model(model), example_inputs, count_flops=True)
+    return sites_of(outline, depth=depth, everything=False)
+
+
+def sites_of(outline: ModelOutline, *, depth: int | None, everything: bool) -> Sites:
+    """The table behind `sites`, over a model that may already be captured in part."""
+    captured = outline.capture_deep(openable(outline.model, depth, everything))
+    stages = _stage_numbers(outline, captured)
+    reach = _Before(outline.model, captured)
+    flow = data_graph(captured.graph)
+    found = []
+    for node in captured.graph.nodes:
+        target = _target(node)
+        if target is None or node not in flow or reads_no_data(node):
+            continue
+        bypass = find_bypass(flow, node)
+        value = value_of(node)
+        module = outline.model.get_submodule(target.path)
+        calls = captured.calls.get(target.path, 1) if target.path else 1
+        found.append(
+            Site(
+                target=target,
+                path=str(Target(target.path, target.op, None, target.side)),
+                module=module,
+                kind="input" if target.side == "before" else "op" if target.op else type(module).__name__,
+                op=target.op,
+                call=target.call or 0,
+                calls=calls,
+                separates=bypass is None,
+                bypass="" if bypass is None else around(bypass, captured),
+                params_before=reach.parameters(node),
+                shape=tuple(value.shape) if isinstance(value, Tensor) else None,
+                flops_before=reach.flops(node),
+                stage=stages.get(target),
+            )
+        )
+    return Sites(outline.name, found)
+
+
+def _target(node: fx.Node) -> Target | None:
+    if node.op == "placeholder":
+        return Target("", None, None, "before")
+    return node.meta.get("site")
+
+
+def _stage_numbers(outline: ModelOutline, captured: Captured) -> dict[Target, int]:
+    numbers = {Target("", None, None, "before"): -1}
+    for number, text in outline.stages.items():
+        path, _, op = text.removesuffix(".input").rpartition(".")
+        for target in (Target(text, None, 0), Target(path, op, 0)):
+            numbers[target] = number
+    return numbers
+
+
+class _Before:
+    """How much of a model lies up to a node."""
+
+    def __init__(self, model: nn.Module, captured: Captured) -> None:
+        self.per_node = {
+            n: {id(p): p.numel() for p in parameters_of(n, model.get_submodule, model.get_parameter)}
+            for n in captured.graph.nodes
+        }
+        self.total = sum(p.numel() for p in model.parameters())
+        self.all_flops = sum(n.meta.get("flops", 0) for n in captured.graph.nodes)
+
+    def parameters(self, node: fx.Node) -> float:
+        used: dict[int, int] = {}
+        for n in before(node):
+            used.update(self.per_node[n])
+        return sum(used.values()) / self.total if self.total else 0.0
+
+    def flops(self, node: fx.Node) -> float | None:
+        if not self.all_flops:
+            return None
+        return float(sum(n.meta.get("flops", 0) for n in before(node)) / self.all_flops)
+
+
+def node_name(node: fx.Node, captured: Captured) -> str:
+    """A node as a user would name it."""
+    if node.op == "output":
+        return "the output"
+    target = _target(node)
+    if target is None:
+        parents = [n for n in node.all_input_nodes if _target(n) is not None]
+        return node_name(parents[0], captured) if parents else str(node.name)
+    calls = captured.calls.get(target.path, 1) if target.path else 1
+    return str(target if calls > 1 else Target(target.path, target.op, None, target.side))
+
+
+def around(bypass: Bypass, captured: Captured) -> str:
+    """A bypass in words."""
+    join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
+    quoted = join if bypass.join.op == "output" else f"'{join}'"
+    return f"{quoted} also receives '{value}'"
+
+
+def find_node(captured: Captured, target: Target) -> fx.Node | None:
+    """The node that a target stands for: its value, or for an input side the node that consumes it."""
+    if target.path == "" and target.op is None:
+        return next((n for n in captured.graph.nodes if _is_data_input(n)), None)
+    marked = captured.edges.get(Target(target.path, target.op, target.call or 0, target.side))
+    if marked is not None:
+        return marked
+    wanted = Target(target.path, target.op, target.call or 0, "after")
+    return next((n for n in captured.graph.nodes if n.meta.get("site") == wanted), None)
+
+
+def _is_data_input(node: fx.Node) -> bool:
+    """A placeholder that is no baked constant, and where that is known no integer tensor."""
+    if node.op != "placeholder" or node.args:
+        return False
+    value = value_of(node)
+    return value is UNKNOWN or (isinstance(value, Tensor) and value.is_floating_point())
