@@ -61,9 +61,9 @@ def main() -> None:
 
 def _version(show: bool) -> None:
     if show:
-        from graphaug.contrastive.config import versions
+        import graphaug
 
-        print(f"graphaug {versions()['graphaug']}")
+        print(f"graphaug {graphaug.__version__}")
         raise typer.Exit
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import graphaug
 from graphaug.contrastive.losses import LOSSES
 from graphaug.errors import ConfigError, did_you_mean
 
@@ -94,8 +95,8 @@ class PretrainConfig:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a result depends on."""
-    found = {"python": platform.python_version()}
-    for package in ("graphaug", "torch", "torchvision", "numpy", "scikit-learn"):
+    found = {"python": platform.python_version(), "graphaug": graphaug.__version__}
+    for package in ("torch", "torchvision", "numpy", "scikit-learn"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -1,0 +1,215 @@
+"""The command line, called as its users do: exit codes, what is printed where, and no traceback."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from graphaug import cli
+
+TINY = ["--model", "resnet18-cifar:8", "--size", "8", "--epochs", "1", "--batch-size", "512"]
+
+
+@pytest.fixture
+def graphaug(capsys, monkeypatch):
+    def call(*args):
+        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        code = caught.value.code
+        return (0 if code is None else code), printed.out, printed.err
+
+    return call
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "pets"
+    for name, value in {"cat": 10, "dog": 200}.items():
+        (root / name).mkdir(parents=True)
+        for i in range(12):
+            Image.fromarray(np.full((9, 9, 3), value + i, dtype=np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+def test_version(graphaug):
+    code, out, _ = graphaug("--version")
+    assert code == 0
+    assert re.fullmatch(r"graphaug \d+\.\d+\.\d+\S*\n", out)
+
+
+def test_help_names_every_verb(graphaug):
+    code, out, _ = graphaug("--help")
+    assert code == 0
+    assert all(verb in out for verb in ("pretrain", "sites", "draw", "demo"))
+
+
+def test_pretrain_writes_a_run_and_prints_the_probe(graphaug, tmp_path):
+    out_dir = tmp_path / "run"
+    options = ["--at", "layer4", "--at", "-1", "--stop-grad", "--rate", "0.3", "--seed", "3"]
+    code, out, err = graphaug("pretrain", *TINY, *options, "--out", out_dir)
+    assert code == 0, err
+    result = json.loads((out_dir / "result.json").read_text())
+    assert f"{result['linear']:.1%}" in out
+    assert "epoch 1/1" in err
+    import yaml
+
+    config = yaml.safe_load((out_dir / "config.yaml").read_text())
+    assert (config["at"], config["stop_grad"], config["rate"], config["seed"]) == (
+        ["layer4", -1],
+        True,
+        0.3,
+        3,
+    )
+    code, _, err = graphaug("pretrain", *TINY, "--out", out_dir)
+    assert code == 2
+    assert "RunDirectoryError" in err
+    assert "holds another run" in err
+    assert "--force" in err
+    code, _, err = graphaug("pretrain", *TINY, "--out", out_dir, "--force")
+    assert code == 0, err
+    assert yaml.safe_load((out_dir / "config.yaml").read_text())["at"] == []
+
+
+def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tmp_path):
+    (folder / "cat" / "broken.png").write_bytes(b"no image")
+    options = ["--model", "resnet18-cifar:8", "--size", "8", "--epochs", "1", "--batch-size", "8"]
+    code, _, err = graphaug("pretrain", "--data", f"folder:{folder}", *options, "--out", tmp_path / "run")
+    assert code == 0, err
+    assert "skipped" in err
+    assert "broken.png" in err
+    assert "1 unreadable image(s) skipped." in err
+    code, _, err = graphaug(
+        "pretrain", "--data", f"folder:{folder}", *options, "--out", tmp_path / "two", "--strict"
+    )
+    assert code == 2
+    assert "DataError: 1 unreadable image(s)" in err
+    assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "layer5"], r"SiteNotFound: 'layer5' .*Did you mean .*layer4"),
+        (["--at", "99"], r"(SiteNotFound|SelectorError): .*99"),
+        (["--at", "layer4.1.conv2"], "BypassedSite: .*layer4.1.conv2"),
+        (["--at", "layer4", "--rate", "1.5"], r"rate.* 1\.5"),
+        (["--rate", "nan"], "rate .*nan"),
+        (["--subset", "-0.2"], r"subset .*-0\.2"),
+        (["--at", "layer4", "--sampling", "exactly"], "'exact'"),
+        (["--at", "layer4", "--granularity", "chanel"], "'channel'"),
+        (["--at", "layer4", "--pairing", "onesided"], "'one-sided'"),
+        (["--at", "layer4", "--freeze", "befor"], "'before'"),
+        (["--model", "resnet81"], "ConfigError: .*Did you mean .*resnet18"),
+        (["--data", "digit"], "DataError: .*Did you mean 'digits'"),
+        (["--data", "folder:/no/such/folder"], "DataError: .*does not exist"),
+        (["--batch-size", "100000"], "DataError: a batch of 100000 is larger than the 1438"),
+        (["--batch-size", "1"], "ConfigError: batch_size"),
+        (["--epochs", "0"], "ConfigError: epochs"),
+        (["--temperature", "0"], "ConfigError: temperature"),
+        (["--loss", "xent"], "ConfigError: no loss is called 'xent'. Did you mean 'nt_xent'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_message_and_nothing_is_written(graphaug, tmp_path, options, message):
+    code, out, err = graphaug("pretrain", *TINY, *options, "--out", tmp_path / "run")
+    assert code == 2
+    assert re.search(message, err, re.DOTALL), err
+    assert "Traceback" not in err
+    assert out == ""
+    assert not (tmp_path / "run").exists()
+
+
+def test_unknown_options_exit_with_2(graphaug):
+    code, _, err = graphaug("pretrain", "--rat", "0.5", "--out", "x")
+    assert code == 2
+    assert "--rat" in err
+
+
+def test_sites_prints_the_table(graphaug):
+    code, out, _ = graphaug("sites", "resnet18-cifar:8")
+    assert code == 0
+    for path in ("layer1", "layer4.1", "avgpool", "fc"):
+        assert path in out
+    code, _, err = graphaug("sites", "resnet81")
+    assert code == 2
+    assert "ConfigError" in err
+
+
+@pytest.mark.parametrize("ending", ["svg", "png"])
+def test_draw_writes_a_picture(graphaug, tmp_path, ending):
+    path = tmp_path / f"x.{ending}"
+    code, out, err = graphaug("draw", "resnet18-cifar:8", "--at", "4", "--out", path)
+    assert code == 0, err
+    assert out.strip() == str(path)
+    assert path.stat().st_size > 1000
+
+
+def test_draw_bad_input(graphaug, tmp_path):
+    for options, message in [
+        (["--out", tmp_path / "x.svg"], "ConfigError: nothing to draw"),
+        (["--at", "layer4", "--out", tmp_path / "x.jpg"], r"InvalidOption: .*\.svg"),
+        (["--at", "layr4", "--out", tmp_path / "x.svg"], "SiteNotFound: .*layer4"),
+    ]:
+        code, _, err = graphaug("draw", "resnet18-cifar:8", *options)
+        assert code == 2
+        assert re.search(message, err, re.DOTALL), err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from graphaug.contrastive import demo
+
+    monkeypatch.setattr(demo, "BASE", replace(demo.BASE, model="resnet18-cifar:8", batch_size=512))
+    out_dir = tmp_path / "demo"
+    code, out, err = graphaug("demo", "--epochs", "1", "--out", out_dir)
+    assert code == 0, err
+    rows = json.loads((out_dir / "results.json").read_text())
+    assert [row["name"] for row in rows] == [demo.UNTRAINED, *demo.SETTINGS]
+    for row in rows:
+        assert row["name"] in out
+        assert f"{100 * row['linear'][0]:.1f}" in out
+        assert len(row["few"]) == 10
+    assert (out_dir / "results.txt").read_text().strip() in out
+    assert (out_dir / "accuracy.png").read_bytes().startswith(b"\x89PNG")
+    assert len(list((out_dir / "runs").iterdir())) == 4
+    code, _, err = graphaug("demo", "--out", out_dir)
+    assert code == 2
+    assert "not empty" in err
+
+
+def test_the_verdict_says_who_is_ahead():
+    from graphaug.contrastive.demo import BASELINE, Row, verdict
+
+    base = Row(BASELINE, (0.9,), (0.80, 0.82, 0.84, 0.86))
+    up = Row("+ Deep Augmentation at layer4", (0.9,), (0.85, 0.87, 0.89, 0.90))
+    down = Row("+ Deep Augmentation at layer2", (0.9,), (0.70, 0.73, 0.74, 0.76))
+    level = Row("+ Deep Augmentation at layer3", (0.9,), (0.81, 0.81, 0.85, 0.85))
+    text = verdict([base, up, down, level])
+    assert "at layer4 ahead of plain SimCLR (+4.8" in text
+    assert "at layer2 behind plain SimCLR (-9.8" in text
+    assert "at layer3 level with plain SimCLR" in text
+
+
+def test_the_command_of_a_process_of_its_own(tmp_path):
+    """The exit code and the streams as a shell sees them."""
+    command = [
+        sys.executable,
+        "-m",
+        "graphaug.cli",
+        "pretrain",
+        "--data",
+        "digit",
+        "--out",
+        str(tmp_path / "x"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("DataError: no data set is called 'digit'.")

@@ -1,0 +1,258 @@
+"""The loop: what a run directory holds, that a seed decides everything, that Deep Augmentation is in the step."""
+
+import importlib.metadata
+import json
+import math
+import re
+from dataclasses import replace
+
+import pytest
+import torch
+import torchvision
+import yaml
+from safetensors.torch import load_file
+
+import graphaug
+from graphaug.contrastive import pretrain as loop
+from graphaug.contrastive.config import PretrainConfig, versions
+from graphaug.contrastive.data import ImageData, ImageSet
+from graphaug.contrastive.models import build_model
+from graphaug.contrastive.run_dir import FILES, RunDirectory
+from graphaug.errors import ConfigError, DataError, GraphaugError, RunDirectoryError, TrainingDiverged
+
+TINY = PretrainConfig(model="resnet18-cifar:8", epochs=2, batch_size=16, size=8, at=("layer4",))
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Two classes, dark and bright."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(72) % 2
+    pixels = torch.randint(0, 100, (72, 1, 8, 8), generator=generator) + 150 * labels.view(-1, 1, 1, 1)
+    pixels = pixels.to(torch.uint8)
+    train, test = ImageSet(pixels[:48], labels[:48]), ImageSet(pixels[48:], labels[48:])
+    return ImageData("brightness", train, test, ("dark", "bright"), 8, mirror=False)
+
+
+@pytest.fixture(scope="module")
+def run(images, tmp_path_factory):
+    out = tmp_path_factory.mktemp("runs") / "one"
+    return out, loop.pretrain(TINY, out, data=images)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def timeless(metrics):
+    return [{k: v for k, v in line.items() if k not in ("seconds", "views_per_second")} for line in metrics]
+
+
+def test_a_run_directory_holds_its_five_files(run):
+    out, done = run
+    assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert lines == done.metrics
+    assert [line["epoch"] for line in lines] == [1, 2]
+    assert json.loads((out / "result.json").read_text()) == done.result
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    config = yaml.safe_load((out / "config.yaml").read_text())
+    assert config["versions"] == versions()
+    assert config["versions"]["torch"] == importlib.metadata.version("torch")
+    assert config["resolved"]["steps_per_epoch"] == 3
+    assert "layer4" in config["resolved"]["plan"]
+    settings = {k: v for k, v in config.items() if k not in ("versions", "resolved")}
+    assert PretrainConfig.from_dict(settings) == TINY
+
+
+def test_the_result_is_the_probe_of_the_saved_encoder(run, images):
+    out, done = run
+    model = build_model(TINY.model)
+    model.load_state_dict(load_file(out / "encoder.safetensors"), strict=True)
+    assert loop.probe(model, images, TINY.size) == done.result
+    assert done.result["linear"] == 1.0  # dark and bright
+    assert done.result["few_labels"]["labels_per_class"] == 5
+
+
+def test_an_encoder_loads_into_the_plain_torchvision_model(images, tmp_path):
+    config = replace(TINY, model="resnet18", epochs=1, batch_size=24, size=32, at=())
+    loop.pretrain(config, tmp_path / "run", data=images)
+    plain = torchvision.models.resnet18()
+    initial = plain.conv1.weight.clone()
+    plain.load_state_dict(load_file(tmp_path / "run" / "encoder.safetensors"), strict=True)
+    assert not torch.equal(plain.conv1.weight, initial)
+
+
+def test_one_seed_is_one_run_bit_for_bit(run, images, tmp_path):
+    _, first = run
+    with torch.random.fork_rng():
+        torch.manual_seed(123)  # the caller's random state does not enter
+        before = torch.get_rng_state()
+        second = loop.pretrain(TINY, tmp_path / "two", data=images)
+        assert torch.equal(torch.get_rng_state(), before)
+    assert timeless(second.metrics) == timeless(first.metrics)
+    assert second.result == first.result
+    assert same(second.model.state_dict(), first.model.state_dict())
+    other = loop.pretrain(replace(TINY, seed=1), data=images)
+    assert timeless(other.metrics) != timeless(first.metrics)
+
+
+def test_deep_augmentation_changes_the_run_and_at_rate_zero_does_not(images):
+    plain = loop.pretrain(replace(TINY, at=()), data=images)
+    neutral = loop.pretrain(replace(TINY, rate=0.0), data=images)
+    augmented = loop.pretrain(TINY, data=images)
+    assert timeless(neutral.metrics) == timeless(plain.metrics)
+    assert same(neutral.model.state_dict(), plain.model.state_dict())
+    assert timeless(augmented.metrics) != timeless(plain.metrics)
+
+
+@pytest.mark.parametrize("at", [("-1",), ("0",), ("4",), ("5",), ("6",), ("fc",), ("layer1", "layer3")])
+def test_every_kind_of_site_trains_with_the_projection_head_in_place(at, images):
+    done = loop.pretrain(replace(TINY, at=at, epochs=1), data=images)
+    assert math.isfinite(done.metrics[0]["loss"])
+    assert isinstance(done.model.fc, torch.nn.Linear)
+
+
+def test_the_options_reach_rewrite(images, monkeypatch):
+    seen = {}
+
+    def spy(model, at, **options):
+        seen.update(options, at=at, head=type(model.fc))
+        return model
+
+    monkeypatch.setattr(graphaug, "rewrite", spy)
+    options = {"rate": 0.25, "subset": 0.5, "stop_grad": True, "sampling": "bernoulli"}
+    options |= {"granularity": "channel", "pairing": "one-sided", "freeze": "before"}
+    loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
+    assert seen == {**options, "at": 4, "head": torch.nn.Sequential}
+
+
+def test_frozen_layers_do_not_move(images):
+    with torch.random.fork_rng():
+        torch.manual_seed(TINY.seed)
+        initial = build_model(TINY.model)
+    done = loop.pretrain(replace(TINY, epochs=1, at=("layer2",), freeze="before"), data=images)
+    for name, parameter in done.model.named_parameters():
+        moved = not torch.equal(parameter, initial.get_parameter(name))
+        assert moved == name.startswith(("layer3", "layer4")), name
+
+
+def test_training_lowers_the_loss(images):
+    done = loop.pretrain(replace(TINY, epochs=8, lr=0.05, at=()), data=images)
+    assert done.metrics[-1]["loss"] < done.metrics[0]["loss"]
+
+
+def test_the_learning_rate_warms_up_and_decays():
+    config = PretrainConfig(epochs=11, warmup=1, lr=2.0)
+    assert loop.learning_rate(config, 0) == pytest.approx(0.02)
+    assert loop.learning_rate(config, 1) == pytest.approx(2.0)
+    assert loop.learning_rate(config, 6) == pytest.approx(1.0)
+    assert loop.learning_rate(config, 11) == pytest.approx(0.0)
+
+
+def test_a_diverged_run_stops_and_keeps_its_lines(images, tmp_path):
+    with pytest.raises(TrainingDiverged, match="learning rate below 1e\\+30"):
+        loop.pretrain(replace(TINY, lr=1e30, warmup=0, epochs=3), tmp_path / "run", data=images)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"epochs": 0}, "epochs must be a whole number of at least 1"),
+        ({"batch_size": 1}, "batch_size must be"),
+        ({"lr": math.nan}, "lr must be a positive"),
+        ({"temperature": 0.0}, "temperature must be"),
+        ({"weight_decay": -1.0}, "weight_decay must be"),
+        ({"rate": 1.5}, r"rate must be in \[0, 1\], not 1.5"),
+        ({"rate": math.nan}, "rate must be in"),
+        ({"subset": -0.1}, "subset must be in"),
+        ({"crop": 2.0}, "crop must be in"),
+        ({"loss": "nt_xnt"}, "Did you mean 'nt_xent'"),
+        ({"tempreature": 0.5}, "no setting is called 'tempreature'. Did you mean 'temperature'"),
+    ],
+)
+def test_bad_settings(values, message):
+    with pytest.raises(ConfigError, match=message):
+        PretrainConfig.from_dict(values)
+
+
+def test_whole_numbers_in_at_are_the_papers():
+    assert PretrainConfig(at=("-1", "4", "layer4", "encoder.layer[4]", 3)).at == (
+        -1,
+        4,
+        "layer4",
+        "encoder.layer[4]",
+        3,
+    )
+
+
+def test_nothing_is_written_before_everything_is_checked(images, tmp_path):
+    out = tmp_path / "run"
+    for config, error in [
+        (replace(TINY, at=("layer5",)), GraphaugError),
+        (replace(TINY, model="resnet81"), ConfigError),
+        (replace(TINY, batch_size=49), DataError),
+        (replace(TINY, pairing="onesided"), GraphaugError),
+    ]:
+        with pytest.raises(error):
+            loop.pretrain(config, out, data=images)
+    assert not out.exists()
+
+
+def test_another_run_is_refused_and_left_alone(run, images, tmp_path):
+    out, _ = run
+    before = {p.name: p.read_bytes() for p in out.iterdir()}
+    with pytest.raises(
+        RunDirectoryError, match=re.escape(f"'{out}' holds another run. Choose another directory")
+    ):
+        loop.pretrain(TINY, out, data=images)
+    assert {p.name: p.read_bytes() for p in out.iterdir()} == before
+    (tmp_path / "mine.txt").write_text("keep")
+    with pytest.raises(RunDirectoryError, match="holds other files"):
+        RunDirectory(tmp_path)
+    with pytest.raises(RunDirectoryError, match="is a file"):
+        RunDirectory(tmp_path / "mine.txt")
+
+
+def test_force_replaces_the_run_and_keeps_other_files(tmp_path):
+    for name in (*FILES, "mine.txt"):
+        (tmp_path / name).write_text("old")
+    run = RunDirectory(tmp_path, force=True)
+    run.start({"seed": 1})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine.txt"]
+    assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):
+    run = RunDirectory(tmp_path / "run")
+    run.start({})
+    run.figure(lambda path: path.write_text("good"))
+
+    def half(path):
+        path.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(RunDirectoryError, match=r"curves.png' cannot be written: No space left"):
+        run.figure(half)
+    assert (tmp_path / "run" / "curves.png").read_text() == "good"
+    assert len(list((tmp_path / "run").iterdir())) == 2
+
+
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunDirectoryError, match="cannot be written"):
+        RunDirectory(tmp_path / "file" / "run").start({})
+
+
+@pytest.mark.slow
+def test_compiled_runs_agree_with_eager_ones(images, monkeypatch):
+    # Tracing is what can go wrong here; inductor's own compilation would take a minute.
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f, **options: compile_(f, **options, backend="aot_eager"))
+    torch._dynamo.reset()
+    config = replace(TINY, epochs=1, rate=0.0)
+    compiled = loop.pretrain(replace(config, compile=True), data=images)
+    eager = loop.pretrain(config, data=images)
+    assert compiled.metrics[0]["loss"] == pytest.approx(eager.metrics[0]["loss"], rel=1e-3)
+    assert compiled.model.state_dict().keys() == eager.model.state_dict().keys()
