@@ -31,7 +31,11 @@ CONSTANTS = "graphaug_constants"
 """Child module of a captured model that holds what opened code refers to and no module owns."""
 
 # torch functions that take plain numbers: they do not see a proxy through __torch_function__
-_FACTORIES = ["arange", "zeros", "ones", "full", "empty", "eye", "tensor", "as_tensor", "linspace", "rand", "randn", "randint", "randperm", "finfo", "iinfo", "full_like", "zeros_like", "ones_like", "empty_like", "scalar_tensor", "tril_indices", "triu_indices"]
+_FACTORIES = [
+    *("arange", "zeros", "ones", "full", "empty", "eye", "tensor", "as_tensor", "linspace", "scalar_tensor"),
+    *("rand", "randn", "randint", "randperm", "finfo", "iinfo", "tril_indices", "triu_indices"),
+    *("full_like", "zeros_like", "ones_like", "empty_like"),
+]
 
 
 @dataclass
@@ -108,6 +112,7 @@ class CaptureTracer(fx.Tracer):
     # --- the walk through modules -------------------------------------------------------------
 
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
+        """Trace the model with the signature's inputs."""
         self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensors = _tensor_names(root)
         self._grad_enabled = torch.is_grad_enabled()
@@ -117,6 +122,7 @@ class CaptureTracer(fx.Tracer):
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
+        """Make the placeholders, and a function that runs the opened root on them."""
         arguments = {}
         for name, default, example in self.signature.inputs(self._to_fake):
             proxy = self.create_proxy(
@@ -143,6 +149,7 @@ class CaptureTracer(fx.Tracer):
     def call_module(
         self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
+        """Open the module, or make it one node."""
         if m is self._entering:  # the inner half of a class that wraps nn.Module.__call__
             self._entering = None
             return forward(*args, **kwargs)
@@ -239,9 +246,9 @@ class CaptureTracer(fx.Tracer):
             if scope is None or not patcher.visit_once(scope):
                 continue
             for name, fn in list(scope.items()):
-                if isinstance(fn, types.FunctionType) and not name.startswith("__"):
-                    if fn.__module__ and fn.__module__.partition(".")[0] != "torch":
-                        patcher.patch(scope, name, _leaf_function(self, fn))
+                plain = isinstance(fn, types.FunctionType) and not name.startswith("__")
+                if plain and (fn.__module__ or "torch").partition(".")[0] != "torch":
+                    patcher.patch(scope, name, _leaf_function(self, fn))
 
     def opens_function(self, args: Any, kwargs: Any) -> bool:
         """True if a global function has to be traced through: it gets code, or a target lies inside."""
@@ -261,9 +268,11 @@ class CaptureTracer(fx.Tracer):
     # --- nodes and their values ---------------------------------------------------------------
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
+        """Wrap a node."""
         return ValueProxy(node, self)
 
     def create_node(self, kind: str, *args: Any, **kwargs: Any) -> fx.Node:
+        """Create a node, under the grad mode that opened code is in."""
         if kind not in ("placeholder", "output"):
             self._sync_grad_mode()
             if self._autocast != (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")):
@@ -277,6 +286,7 @@ class CaptureTracer(fx.Tracer):
             super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_enabled,), {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
+        """Create a node, name it as a site, and compute its example value."""
         if target is getattr or kind == "call_method":
             known = self._of_parameter(target, args)
             if known is not UNKNOWN:
@@ -354,7 +364,8 @@ class CaptureTracer(fx.Tracer):
             if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
                 fake.requires_grad_(True)  # what is differentiable is a question about the code
             self._values[id(tensor)] = fake
-        return self._values[id(tensor)]
+        found: Tensor = self._values[id(tensor)]
+        return found
 
     def _module(self, path: str) -> nn.Module:
         assert isinstance(self.root, nn.Module)
@@ -364,29 +375,15 @@ class CaptureTracer(fx.Tracer):
         if target.startswith(CONSTANTS + "."):
             value = self.constants[target.removeprefix(CONSTANTS + ".")]
         else:
-            *prefix, name = target.split(".")
-            value = (
-                getattr(self._module(".".join(prefix)), name)
-                if not self._is_module(target)
-                else self._module(target)
-            )
-            value = self._raw(target, value)
+            # looked up in our own tables: an access to the module would itself be traced
+            value = self._by_name.get(target, UNKNOWN)
         return self._fake(value) if isinstance(value, Tensor) else value
 
-    def _is_module(self, target: str) -> bool:
-        return target in self._modules_by_path
-
     @functools.cached_property
-    def _modules_by_path(self) -> dict[str, nn.Module]:
-        return {path: m for m, path in self._paths.items()}
-
-    def _raw(self, target: str, value: Any) -> Any:
-        """The tensor behind a proxied parameter or buffer."""
-        return self._tensors_by_name.get(target, value)
-
-    @functools.cached_property
-    def _tensors_by_name(self) -> dict[str, Tensor]:
-        return {name: tensor for tensor, name in self._tensors.values()}
+    def _by_name(self) -> dict[str, Any]:
+        """Modules and tensors by the name that a get_attr node gives them."""
+        modules: dict[str, Any] = {path: m for m, path in self._paths.items()}
+        return modules | {name: tensor for tensor, name in self._tensors.values()}
 
     def _to_fake(self, value: Any) -> Any:
         def convert(v: Any) -> Any:
@@ -395,6 +392,7 @@ class CaptureTracer(fx.Tracer):
         return torch.utils._pytree.tree_map(convert, value)
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, fx.Proxy]) -> Any:
+        """Turn a module's tensors into nodes."""
         if not isinstance(attr_val, Tensor) or id(attr_val) not in self._tensors:
             return attr_val
         name = self._tensors[id(attr_val)][1]
@@ -403,6 +401,7 @@ class CaptureTracer(fx.Tracer):
         return parameter_proxy_cache[name]
 
     def create_arg(self, a: Any) -> Any:
+        """Lower a Python object to what a node can hold."""
         if issubclass(type(a), fx.Proxy):  # type(), because a ValueProxy's class answers for its value
             return a.node
         if isinstance(a, Tensor):
@@ -437,9 +436,11 @@ class CaptureTracer(fx.Tracer):
     # --- what leaks into Python ---------------------------------------------------------------
 
     def to_bool(self, obj: fx.Proxy) -> bool:
+        """Answer ``bool(proxy)``."""
         return bool(self.leak(obj, bool))
 
     def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """Answer ``iter(proxy)``."""
         count = self.leak(obj, len)
         return iter([obj[i] for i in range(count)])  # type: ignore[index]
 
@@ -451,7 +452,7 @@ class CaptureTracer(fx.Tracer):
         """
         node = proxy.node
         value = value_of(node)
-        verb = {bool: "branches on", len: "takes the length of"}.get(kind, "needs the number")  # type: ignore[call-overload]
+        verb = {bool: "branches on", len: "takes the length of"}.get(kind, "needs the number")
         if value is UNKNOWN:
             raise self.refuse(f"it {verb} {describe(node)}", unknown=True, reason=_why_unknown(node))
         if isinstance(value, Tensor) and kind is not len:
@@ -562,11 +563,11 @@ def _why_unknown(node: fx.Node) -> str:
 
 def _user_line() -> str:
     """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
-    frame = sys._getframe(1)
+    frame: types.FrameType | None = sys._getframe(1)
     while frame is not None:
         if not _is_internal(frame.f_code.co_filename):
             return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})"
-        frame = frame.f_back  # type: ignore[assignment]
+        frame = frame.f_back
     return ""
 
 
@@ -645,20 +646,19 @@ def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signatur
 @contextlib.contextmanager
 def _unchanged(model: nn.Module) -> Iterator[None]:
     """Put every module's attributes, tensors and flags back afterwards."""
-    state = [
-        (m, dict(vars(m)), dict(m._parameters), dict(m._buffers), dict(m._modules)) for m in model.modules()
-    ]
+    registries = ("_parameters", "_buffers", "_modules")
+    state = [(m, dict(vars(m)), {r: dict(vars(m)[r]) for r in registries}) for m in model.modules()]
     grad_mode = torch.is_grad_enabled()
     try:
         yield
     finally:
         torch.set_grad_enabled(grad_mode)
-        for m, attributes, *registries in state:
+        for m, attributes, contents in state:
             vars(m).clear()
             vars(m).update(attributes)
-            for registry, saved in zip((m._parameters, m._buffers, m._modules), registries, strict=True):
-                registry.clear()
-                registry.update(saved)  # type: ignore[arg-type]
+            for registry, saved in contents.items():
+                vars(m)[registry].clear()
+                vars(m)[registry].update(saved)
 
 
 def _drop_dead(graph: fx.Graph) -> None:

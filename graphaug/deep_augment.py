@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def check_choice(name: str, value: object) -> str:
     if value not in known:
         hint = did_you_mean(str(value), known)
         raise InvalidOption(f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, known))}.")
-    return cast(str, value)
+    return str(value)
 
 
 class DeepAugment(nn.Module):
@@ -184,7 +184,7 @@ class DeepAugment(nn.Module):
         return round(self._subset * rows) if self.sampling == "exact" else None
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DeepAugment:
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         # .half() and .to(bfloat16) round every floating buffer, to_empty() forgets it
         for name, value in (("rate", self._rate), ("subset", self._subset)):
             device = getattr(self, name).device
@@ -193,6 +193,7 @@ class DeepAugment(nn.Module):
         return self
 
     def extra_repr(self) -> str:
+        """Show the options."""
         return (
             f"rate={self._rate:g}, subset={self._subset:g}, stop_grad={self.stop_grad}, "
             f"sampling={self.sampling!r}, granularity={self.granularity!r}, pairing={self.pairing!r}"

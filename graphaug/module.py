@@ -129,13 +129,20 @@ class AugmentedModule(fx.GraphModule):
     @property
     def plan(self) -> Plan:
         """What was done to the model and why."""
-        return self._parts.plan
+        plan: Plan = self._parts.plan
+        return plan
+
+    @property
+    def original(self) -> nn.Module:
+        """The user's model, which this one shares everything with."""
+        model: nn.Module = self._parts.model
+        return model
 
     @property
     def augmentations(self) -> dict[Target, DeepAugment]:
         """The augmentation at every site."""
         named = {site.module: site.request.target for site in self.plan.sites}
-        return {target: self._parts.added[name] for name, target in named.items()}  # type: ignore[misc]
+        return {target: self._parts.added[name] for name, target in named.items()}
 
     def set_rate(self, rate: float | Mapping[str, float]) -> None:
         """Change the dropout probability of all sites, or of those named; nothing is recompiled.

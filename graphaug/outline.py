@@ -65,7 +65,7 @@ class ModelOutline:
         if isinstance(entries, (list, tuple)) and all(isinstance(e, dict) and "module" in e for e in entries):
             return tuple(e["module"] for e in entries if e["module"] in self.by_path)
         blocks = block_list(self.model)
-        return () if blocks is None else tuple(f"{blocks}.{i}" for i in range(len(self.by_path[blocks])))  # type: ignore[arg-type]
+        return () if blocks is None else tuple(f"{blocks}.{i}" for i in range(len(self.by_path[blocks])))
 
     def capture(
         self,

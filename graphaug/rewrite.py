@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 from torch import fx, nn
 
@@ -38,7 +38,25 @@ BACKWARD = ("auto", "dense", "sparse")
 
 
 @overload
-def rewrite(model: nn.Module, at: Any, *, dry_run: Literal[True], **options: Any) -> Plan: ...
+def rewrite(
+    model: nn.Module,
+    at: At | Mapping[Any, float],
+    *,
+    rate: float = 0.5,
+    subset: float = 0.5,
+    stop_grad: bool = False,
+    sampling: str = "exact",
+    granularity: str = "element",
+    pairing: str = "any",
+    freeze: str | None = None,
+    side: str = "after",
+    exclude: At | None = None,
+    expect: int | None = None,
+    allow_bypass: bool = False,
+    backward: str = "auto",
+    example_inputs: Any = None,
+    dry_run: Literal[True],
+) -> Plan: ...
 @overload
 def rewrite(
     model: nn.Module,
@@ -187,7 +205,7 @@ def strip(aug: nn.Module) -> nn.Module:
         raise NotRewritten(
             f"strip takes what graphaug.rewrite returned, not a {type(aug).__name__}.{_unwrap_hint(aug)}"
         )
-    model = aug._parts.model
+    model = aug.original
     if aug.plan.freeze is not None:
         for name in aug.plan.freeze.parameters:
             model.get_parameter(name).requires_grad_(True)
@@ -202,7 +220,7 @@ def plain_model(model: object) -> nn.Module:
         UnsupportedModel: it is wrapped for data parallelism, compiled, scripted, or no module.
     """
     if isinstance(model, AugmentedModule):
-        return cast(nn.Module, model._parts.model)
+        return model.original
     kinds = {cls.__name__ for cls in type(model).__mro__}
     if "OptimizedModule" in kinds:
         raise UnsupportedModel(
@@ -212,7 +230,8 @@ def plain_model(model: object) -> nn.Module:
     if wrapper:
         name = wrapper.pop()
         raise UnsupportedModel(
-            f"this model is wrapped in {name}: rewrite model.module first, then wrap, {name}(graphaug.rewrite(model, ...))."
+            f"this model is wrapped in {name}: rewrite model.module first, then wrap, "
+            f"{name}(graphaug.rewrite(model, ...))."
         )
     if "ScriptModule" in kinds:
         raise UnsupportedModel("this model is scripted: rewrite the Python module it was made from.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import operator
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +62,8 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
         if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
             continue
         depends.add(node)
-        if known:
-            differentiable = carries_gradient(value)
-        else:
-            # with an unknown value any data in may come out as data; from known integers too (an embedding)
-            differentiable = True
-        if differentiable:
+        # of an unknown value anything may be data, from integers too (an embedding)
+        if not known or carries_gradient(value):
             flow.add_node(node)
             flow.add_edges_from((n, node) for n in inputs if n in flow)
     return flow
@@ -145,21 +141,13 @@ def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
     value = value_of(cut)
     if isinstance(value, Tensor):
         return None
+    user: fx.Node
     for user in flow.successors(cut):
         if user.target is operator.getitem and isinstance(user.args[1], int) and user.args[1] not in (0, -1):
             if value is UNKNOWN or not isinstance(value, (tuple, list)):
                 continue  # indexing a tensor of unknown value, as far as anyone can tell
             return user
     return None
-
-
-def tensors_of(nodes: Collection[fx.Node], root: torch.nn.Module) -> dict[int, torch.nn.Parameter]:
-    """The parameters that the given nodes use, by identity."""
-    found: dict[int, torch.nn.Parameter] = {}
-    for node in nodes:
-        for parameter in parameters_of(node, root.get_submodule, root.get_parameter):
-            found[id(parameter)] = parameter
-    return found
 
 
 def parameters_of(

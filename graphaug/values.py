@@ -89,6 +89,9 @@ class ValueProxy(fx.Proxy):
     def __contains__(self, item: Any) -> bool:
         return bool(self.tracer.create_proxy("call_function", operator.contains, (self, item), {}))
 
+    def __getitem__(self, index: Any) -> Any:
+        return self.tracer.create_proxy("call_function", operator.getitem, (self, index), {})
+
     def __iter__(self) -> Iterator[Any]:
         value = value_of(self.node)
         if isinstance(value, Mapping):
@@ -149,6 +152,9 @@ def _unpacked_into(frame: FrameType) -> int | None:
 
 def describe(node: Any) -> str:
     """Spell a node as the expression it stands for: ``x.shape[2]``."""
+    if isinstance(node, slice):
+        bounds = [describe(b) if b is not None else "" for b in (node.start, node.stop, node.step)]
+        return ":".join(bounds[:2] if node.step is None else bounds)
     if not isinstance(node, fx.Node):
         return repr(node)
     if node.op in ("placeholder", "get_attr"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from graphaug.deep_augment import DeepAugment
 from graphaug.equivalence import evaluating, same
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.module import AugmentedModule
+from graphaug.plan import Request
 from graphaug.selector import Target
 from graphaug.signature import map_tensors
 
@@ -227,13 +229,15 @@ def _against_hooks(
     worst = _distance(expected, found)
     if worst > tolerance:
         raise VerificationError(
-            f"in training mode the output differs from that of forward hooks with the same masks by {worst:.2g} (relative)."
+            f"in training mode the output differs by {worst:.2g} (relative) from that of forward hooks "
+            "with the same masks."
         )
     for name in trained:
         gap = _distance(theirs[name], mine[name])
         if gap > tolerance:
             raise VerificationError(
-                f"the gradient of {name!r} differs from that of forward hooks with the same masks by {gap:.2g} (relative)."
+                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of forward hooks "
+                "with the same masks."
             )
     yield f"training mode: output and {len(trained)} gradients equal those of forward hooks with the same masks"
 
@@ -292,9 +296,7 @@ def hooked(
         with _interpreted(aug, model, draws):
             yield
         return
-    handles = []
-    for request in requests:
-        handles.append(_hook(model, request.target, draws[request.target], request.stop_grad))
+    handles = [_hook(model, r, draws[r.target], aug.augmentations[r.target]) for r in requests]
     try:
         yield
     finally:
@@ -314,12 +316,23 @@ def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool) -> Any:
     return out
 
 
-def _hook(model: nn.Module, target: Target, draws: list[tuple[Tensor, Tensor]], stop: bool) -> Any:
-    counter = iter(range(10**9))
+def _redraw(augmentation: DeepAugment, value: Any) -> None:
+    """Use up the random numbers that the augmentation used, so that the model's own dropout draws the same."""
+    h = _first(value)
+    augmentation.draw_rows(h.shape[0], h.device)
+    augmentation.draw_noise(h)
+
+
+def _hook(
+    model: nn.Module, request: Request, draws: list[tuple[Tensor, Tensor]], augmentation: DeepAugment
+) -> Any:
+    counter = itertools.count()
+    target, stop = request.target, request.stop_grad
 
     def replace(value: Any) -> Any:
         if next(counter) != (target.call or 0):
             return value
+        _redraw(augmentation, value)
         return _oracle(value, *draws[0], stop)
 
     module = model.get_submodule(target.path)
@@ -346,12 +359,13 @@ def _interpreted(
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in stops:
                 place, stop = stops[target]
+                _redraw(aug.augmentations[place], args[0])
                 return _oracle(args[0], *draws[place][0], stop)
             return super().call_module(target, args, kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         values = aug._parts.signature.bind(args, kwargs)
-        given = [values.get(str(n.target), *n.args) for n in aug.graph.nodes if n.op == "placeholder"]  # type: ignore[call-overload]
+        given = [values.get(str(n.target), *n.args) for n in aug.graph.nodes if n.op == "placeholder"]
         return Replaying(aug, garbage_collect_values=False, graph=aug._parts.training_graph).run(*given)
 
     model.__dict__["forward"] = forward
@@ -386,7 +400,7 @@ def _plain(value: Any) -> Any:
 
 
 def _distance(a: Any, b: Any) -> float:
-    """Largest difference between two structures of tensors, relative to the largest entry; inf if they differ in form."""
+    """Largest difference between two structures of tensors, relative to the largest entry; inf: other form."""
     first = [v for v in torch.utils._pytree.tree_leaves(_plain(a)) if isinstance(v, Tensor)]
     second = [v for v in torch.utils._pytree.tree_leaves(_plain(b)) if isinstance(v, Tensor)]
     if len(first) != len(second):
