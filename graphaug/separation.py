@@ -143,10 +143,11 @@ def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
         return None
     user: fx.Node
     for user in flow.successors(cut):
-        if user.target is operator.getitem and isinstance(user.args[1], int) and user.args[1] not in (0, -1):
+        if user.target is operator.getitem and isinstance(user.args[1], int):
             if value is UNKNOWN or not isinstance(value, (tuple, list)):
                 continue  # indexing a tensor of unknown value, as far as anyone can tell
-            return user
+            if user.args[1] not in (0, -len(value)):
+                return user
     return None
 
 
