@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -181,14 +182,20 @@ def draw(
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the table, the plot and the runs.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="The budget of each run.")] = 20,
-    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 1,
+    epochs: Annotated[int, typer.Option(min=1, help="The budget of each run.")] = 12,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 3,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs, one thread each.")] = (
+        min(4, os.cpu_count() or 1)
+    ),
     force: Force = False,
 ) -> None:
     """Compare SimCLR with Deep Augmentation at three sites on digits, with one budget."""
     from graphaug.contrastive.demo import run_demo
 
-    print(run_demo(out, epochs=epochs, seeds=seeds, force=force, progress=EpochProgress))
+    def report(done: int, total: int, line: str) -> None:
+        print(f"[{done}/{total}] {line}", file=sys.stderr)
+
+    print(run_demo(out, epochs=epochs, seeds=seeds, workers=workers, force=force, report=report))
 
 
 class EpochProgress:

@@ -169,14 +169,14 @@ def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo, "BASE", replace(demo.BASE, model="resnet18-cifar:8", batch_size=512))
     out_dir = tmp_path / "demo"
-    code, out, err = graphaug("demo", "--epochs", "1", "--out", out_dir)
+    code, out, err = graphaug("demo", "--epochs", "1", "--seeds", "1", "--workers", "1", "--out", out_dir)
     assert code == 0, err
     rows = json.loads((out_dir / "results.json").read_text())
-    assert [row["name"] for row in rows] == [demo.UNTRAINED, *demo.SETTINGS]
+    assert [row["name"] for row in rows] == list(demo.SETTINGS)
     for row in rows:
         assert row["name"] in out
         assert f"{100 * row['linear'][0]:.1f}" in out
-        assert len(row["few"]) == 10
+        assert [len(draws) for draws in row["few"]] == [10]
     assert (out_dir / "results.txt").read_text().strip() in out
     assert (out_dir / "accuracy.png").read_bytes().startswith(b"\x89PNG")
     assert len(list((out_dir / "runs").iterdir())) == 4
@@ -185,17 +185,31 @@ def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
     assert "not empty" in err
 
 
-def test_the_verdict_says_who_is_ahead():
+def test_the_demo_gives_the_same_numbers_in_processes_of_its_own():
+    from dataclasses import replace
+
+    from graphaug.contrastive.demo import BASE, UNTRAINED, Job, _run_all
+
+    config = replace(BASE, model="resnet18-cifar:8")
+    jobs = [Job(UNTRAINED, replace(config, seed=seed), None, False) for seed in (0, 1)]
+    lines = []
+    apart = _run_all(jobs, 2, lambda done, total, line: lines.append((done, total)))
+    assert apart == _run_all(jobs, 1, lambda *_: None)
+    assert lines == [(1, 2), (2, 2)]
+    assert apart[0] != apart[1]
+
+
+def test_the_verdict_compares_seed_by_seed():
     from graphaug.contrastive.demo import BASELINE, Row, verdict
 
-    base = Row(BASELINE, (0.9,), (0.80, 0.82, 0.84, 0.86))
-    up = Row("+ Deep Augmentation at layer4", (0.9,), (0.85, 0.87, 0.89, 0.90))
-    down = Row("+ Deep Augmentation at layer2", (0.9,), (0.70, 0.73, 0.74, 0.76))
-    level = Row("+ Deep Augmentation at layer3", (0.9,), (0.81, 0.81, 0.85, 0.85))
-    text = verdict([base, up, down, level])
-    assert "at layer4 ahead of plain SimCLR (+4.8" in text
-    assert "at layer2 behind plain SimCLR (-9.8" in text
-    assert "at layer3 level with plain SimCLR" in text
+    base = Row(BASELINE, (0.9, 0.9), ((0.80, 0.82), (0.60, 0.62)))
+    up = Row("+ Deep Augmentation at layer4", (0.9, 0.9), ((0.85, 0.87), (0.63, 0.65)))
+    mixed = Row("+ Deep Augmentation at layer2", (0.9, 0.9), ((0.70, 0.72), (0.62, 0.64)))
+    text = verdict([base, up, mixed])
+    assert "at layer4 by +4.0 points (ahead in 2 of 2)" in text
+    assert "at layer2 by -4.0 points (ahead in 1 of 2)" in text
+    assert up.few_mean == pytest.approx(0.75)
+    assert up.few_spread == pytest.approx(float(np.std([0.85, 0.87, 0.63, 0.65], ddof=1)))
 
 
 def test_the_command_of_a_process_of_its_own(tmp_path):

@@ -121,6 +121,7 @@ def test_the_options_reach_rewrite(images, monkeypatch):
         return model
 
     monkeypatch.setattr(graphaug, "rewrite", spy)
+    monkeypatch.setattr(graphaug, "strip", lambda aug: aug)
     options = {"rate": 0.25, "subset": 0.5, "stop_grad": True, "sampling": "bernoulli"}
     options |= {"granularity": "channel", "pairing": "one-sided", "freeze": "before"}
     loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
@@ -135,6 +136,7 @@ def test_frozen_layers_do_not_move(images):
     for name, parameter in done.model.named_parameters():
         moved = not torch.equal(parameter, initial.get_parameter(name))
         assert moved == name.startswith(("layer3", "layer4")), name
+        assert parameter.requires_grad, name  # the freeze is undone
 
 
 def test_training_lowers_the_loss(images):
@@ -193,6 +195,7 @@ def test_nothing_is_written_before_everything_is_checked(images, tmp_path):
         (replace(TINY, at=("layer5",)), GraphaugError),
         (replace(TINY, model="resnet81"), ConfigError),
         (replace(TINY, batch_size=49), DataError),
+        (replace(TINY, at=("fc",), freeze="before"), ConfigError),
         (replace(TINY, pairing="onesided"), GraphaugError),
     ]:
         with pytest.raises(error):

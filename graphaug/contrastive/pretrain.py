@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from graphaug.contrastive.models import (
 )
 from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.contrastive.views import UNIFORMS, EvalView, SimCLRViews
-from graphaug.errors import DataError, TrainingDiverged
+from graphaug.errors import ConfigError, DataError, TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -81,8 +82,7 @@ def pretrain(
         model = build_model(config.model)
         head = projection_head(model.get_submodule(classifier_path(model)), config.projection)
         model.to(device)
-        with classifier_replaced(model, head.to(device)):
-            trained = _with_deep_augmentation(model, config)
+        with classifier_replaced(model, head.to(device)), _deep_augmented(model, config) as trained:
             if run is not None:
                 run.start(_resolved(config, data, trained))
             metrics = _train(trained, data, config, device, run, on_epoch)
@@ -121,11 +121,20 @@ def probe(
     }
 
 
-def _with_deep_augmentation(model: nn.Module, config: PretrainConfig) -> nn.Module:
+@contextmanager
+def _deep_augmented(model: nn.Module, config: PretrainConfig) -> Iterator[nn.Module]:
+    """The model rewritten at ``config.at``; what was frozen for it is trainable again afterwards."""
     if not config.at:
-        return model
+        yield model
+        return
     at = config.at[0] if len(config.at) == 1 else list(config.at)
-    return graphaug.rewrite(model, at=at, **config.deep_augmentation())
+    aug = graphaug.rewrite(model, at=at, **config.deep_augmentation())
+    try:
+        if not any(p.requires_grad for p in aug.parameters()):
+            raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
+        yield aug
+    finally:
+        graphaug.strip(aug)
 
 
 def _train(
