@@ -36,7 +36,7 @@ class DrawnNode:
 def draw_graph(aug: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
     """Draw a rewritten model, input at the top.
 
-    What runs before the first cut is the prefix, what runs behind any cut is the suffix; an edge past every cut on the
+    What runs before the first cut is the prefix, what runs behind any cut is the suffix; an edge past a cut on a
     way from input to output is a bypass, and red.
 
     Args:
@@ -86,7 +86,7 @@ def check_format(path: str | os.PathLike[str]) -> Path:
 
 
 def layout(aug: fx.GraphModule) -> tuple[dict[str, DrawnNode], nx.DiGraph, set[tuple[str, str]]]:
-    """Say what is drawn: the nodes by name, the graph of names, and the edges of it that bypass every cut.
+    """Say what is drawn: the nodes by name, the graph of names, and the edges of it that bypass a cut.
 
     Raises:
         NotRewritten: ``aug`` is no graph module.
@@ -110,7 +110,7 @@ def layout(aug: fx.GraphModule) -> tuple[dict[str, DrawnNode], nx.DiGraph, set[t
     cuts = {node.name for node in aug.graph.nodes if node.name in used and _is_cut(aug, node)}
     before = set().union(*(nx.ancestors(graph, cut) for cut in cuts)) - cuts if cuts else set()
     behind = set().union(*(nx.descendants(graph, cut) for cut in cuts)) - cuts if cuts else set()
-    bypass = _bypass_edges(graph, cuts, inputs & used, output)
+    bypass = set().union(*(_bypass_edges(graph, cut, inputs & used, output) for cut in cuts))
     parts = {
         name: "cut"
         if name in cuts
@@ -134,19 +134,15 @@ def _is_cut(aug: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(aug.get_submodule(str(node.target)), DeepAugment)
 
 
-def _bypass_edges(graph: nx.DiGraph, cuts: set[str], inputs: set[str], output: str) -> set[tuple[str, str]]:
-    """The edges of ways from an input to the output that meet no cut: from the prefix to where they join the suffix."""
+def _bypass_edges(graph: nx.DiGraph, cut: str, inputs: set[str], output: str) -> set[tuple[str, str]]:
+    """The edges of ways from an input to the output that miss ``cut``, between what is before it and behind it."""
     import networkx as nx
 
-    if not cuts:
-        return set()
-    open_ways = graph.subgraph(set(graph) - cuts)
+    open_ways = graph.subgraph(set(graph) - {cut})
     reached = inputs.union(*(nx.descendants(open_ways, name) for name in inputs if name in open_ways))
-    reaching = nx.ancestors(open_ways, output) | {output}
-    before = set().union(*(nx.ancestors(graph, cut) for cut in cuts))
-    on_the_way = (reached & reaching) - cuts
-    behind = set().union(*(nx.descendants(graph, cut) for cut in cuts))
-    edges = {(a, b) for a, b in open_ways.edges if a in on_the_way and b in on_the_way}
+    on_the_way = reached & (nx.ancestors(open_ways, output) | {output})
+    before, behind = nx.ancestors(graph, cut), nx.descendants(graph, cut)
+    edges = open_ways.subgraph(on_the_way - {cut}).edges
     return {(a, b) for a, b in edges if b not in before and a not in behind}
 
 
@@ -173,7 +169,8 @@ def _label(aug: fx.GraphModule, node: fx.Node) -> str:
         module = aug.get_submodule(str(node.target))
         name = type(module).__name__
         if isinstance(module, DeepAugment):
-            return f"{name}\n{_shorten(module.extra_repr())}"
+            stop = "\ngradient stopped" if module.stop_grad else ""
+            return f"{name}\nrate {float(module.rate):g}, subset {float(module.subset):g}{stop}"
         return f"{_shorten(str(node.target))}\n{name}"
     if node.op in ("call_function", "call_method"):
         target = (
@@ -200,8 +197,9 @@ def _draw_edge(axes: Any, source: DrawnNode, target: DrawnNode, bypass: bool) ->
         "color": BYPASS_COLOUR if bypass else "0.35",
         "linewidth": 2.0 if bypass else 1.2,
         "linestyle": "--" if bypass else "-",
-        "shrinkA": 14,
-        "shrinkB": 14,
+        # In points, from the middle of a label to just outside its box.
+        "shrinkA": 5.5 * (source.label.count("\n") + 1) + 5,
+        "shrinkB": 5.5 * (target.label.count("\n") + 1) + 6,
     }
     axes.annotate("", xy=(x1, -y1), xytext=(x0, -y0), arrowprops=arrow, zorder=2)
 

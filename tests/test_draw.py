@@ -38,6 +38,12 @@ def test_prefix_cut_and_suffix(resnet):
     assert list(found.values()).count("cut") == 1
 
 
+def test_the_cut_says_what_it_does(resnet):
+    aug = graphaug.rewrite(resnet, at="layer4", rate=0.3, subset=0.25, stop_grad=True)
+    (label,) = [node.label for node in layout(aug)[0].values() if node.part == "cut"]
+    assert label == "DeepAugment\nrate 0.3, subset 0.25\ngradient stopped"
+
+
 def test_no_bypass_where_the_cut_separates(resnet):
     assert layout(graphaug.rewrite(resnet, at="layer2"))[2] == set()
 
@@ -49,6 +55,12 @@ def test_a_bypass_is_the_edge_from_the_prefix_past_the_cut():
     assert nodes[source].label.startswith("first")
     assert nodes[target].label.startswith("add")
     assert nodes[target].part == "suffix"
+
+
+def test_a_bypass_of_one_cut_stays_visible_beside_a_cut_that_separates():
+    bypass = layout(graphaug.rewrite(Skipping(), at=["middle", "last"], allow_bypass=True))[2]
+    assert len(bypass) == 1
+    assert layout(graphaug.rewrite(Skipping(), at=["first", "last"]))[2] == set()
 
 
 def test_edges_point_downwards_and_no_two_nodes_share_a_place(resnet):
