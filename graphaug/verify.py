@@ -180,7 +180,7 @@ def _value_at(augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[n
 
 
 def _first(value: Any) -> Tensor:
-    leaves = [v for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
+    leaves = [v for v in torch.utils._pytree.tree_leaves(_plain(value)) if isinstance(v, Tensor)]
     return leaves[0]
 
 
