@@ -385,6 +385,6 @@ def test_an_unknown_option_names_the_known_ones(option: dict[str, Any], message:
 
 def test_one_sided_pairing_keeps_its_limit_when_the_subset_changes() -> None:
     node = DeepAugment(pairing="one-sided", subset=0.5)
-    with pytest.raises(InvalidOption, match="at most 0.5"):
+    with pytest.raises(InvalidOption, match=r"at most 0\.5"):
         node.set_subset(0.75)
     assert float(node.subset) == 0.5
