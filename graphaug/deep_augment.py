@@ -92,11 +92,12 @@ class DeepAugment(nn.Module):
         self.sampling = check_choice("sampling", sampling)
         self.granularity = check_choice("granularity", granularity)
         self.pairing = check_choice("pairing", pairing)
-        self._check_pairing(self._subset)
+        self.check_pairing(self._subset)
         self.register_buffer("rate", torch.tensor(self._rate, dtype=torch.float64), persistent=False)
         self.register_buffer("subset", torch.tensor(self._subset, dtype=torch.float64), persistent=False)
 
-    def _check_pairing(self, subset: float) -> None:
+    def check_pairing(self, subset: float) -> None:
+        """Raise ``InvalidOption`` if that share of rows cannot be drawn from the first half."""
         if self.pairing == "one-sided" and subset > 0.5:
             raise InvalidOption(
                 f"subset={subset} with pairing='one-sided': only the first half of the rows can be drawn, "
@@ -119,7 +120,7 @@ class DeepAugment(nn.Module):
             InvalidOption: outside [0, 1], or above 0.5 with one-sided pairing.
         """
         value = check_probability("subset", subset)
-        self._check_pairing(value)
+        self.check_pairing(value)
         self._subset = value
         self.subset.fill_(value)
 
