@@ -154,30 +154,31 @@ class AugmentedModule(fx.GraphModule):
             InvalidOption: outside [0, 1].
             SiteNotFound: the model is not augmented there.
         """
-        for augmentation, value in self._settings(rate):
+        for augmentation, value in self._settings("rate", rate):
             augmentation.set_rate(value)
 
     def set_subset(self, subset: float | Mapping[str, float]) -> None:
         """Change the share of augmented rows of all sites, or of those named; see `set_rate`."""
-        for augmentation, value in self._settings(subset):
+        for augmentation, value in self._settings("subset", subset):
             augmentation.set_subset(value)
 
-    def _settings(self, value: float | Mapping[str, float]) -> list[tuple[DeepAugment, float]]:
+    def _settings(self, name: str, value: float | Mapping[str, float]) -> list[tuple[DeepAugment, float]]:
+        """What to set where, checked in full before anything is set."""
         from graphaug.deep_augment import check_probability
         from graphaug.errors import SiteNotFound, did_you_mean
 
-        found = self.augmentations
-        if not isinstance(value, Mapping):
-            return [(augmentation, check_probability("value", value)) for augmentation in found.values()]
-        spelled = {str(target): augmentation for target, augmentation in found.items()}
-        for name, number in value.items():
-            if name not in spelled:
+        spelled = {str(target): augmentation for target, augmentation in self.augmentations.items()}
+        values = value if isinstance(value, Mapping) else dict.fromkeys(spelled, value)
+        for site, number in values.items():
+            if site not in spelled:
                 raise SiteNotFound(
-                    f"this model is not augmented at {name!r}.{did_you_mean(name, spelled)} "
+                    f"this model is not augmented at {site!r}.{did_you_mean(str(site), spelled)} "
                     f"Its sites: {', '.join(spelled)}."
                 )
-            check_probability(name, number)
-        return [(spelled[name], number) for name, number in value.items()]
+            check_probability(f"{name} at {site!r}" if values is value else name, number)
+            if name == "subset":
+                spelled[site].check_pairing(number)
+        return [(spelled[site], number) for site, number in values.items()]
 
     # --- being the model ----------------------------------------------------------------------
 
