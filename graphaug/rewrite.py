@@ -303,7 +303,11 @@ def _requests(
 
 def _joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | None) -> list[Request]:
     """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
-    before = [site.request for site in earlier.plan.sites]
+    current = earlier.augmentations  # a rate may have been set since
+    before = [
+        dataclasses.replace(r, rate=current[r.target]._rate, subset=current[r.target]._subset)
+        for r in (site.request for site in earlier.plan.sites)
+    ]
     taken = {_place_of(r.target) for r in before}
     again = [str(r.target) for r in requests if _place_of(r.target) in taken]
     if again:
