@@ -41,7 +41,10 @@ def insert(captured: Captured, names: Mapping[Target, str]) -> tuple[fx.Graph, d
     for target, name in names.items():
         original = find_node(captured, target)
         if original is None:
-            raise SiteNotFound(f"'{target}' is not called in the forward of this model in this mode.")
+            why = "is not called in the forward of this model in this mode"
+            if not target.path and target.op is None:
+                why = "holds no floating-point tensor: choose a site with activations"
+            raise SiteNotFound(f"'{target}' {why}.")
         node = mapping[original]
         if node.target is mark:
             placed[target] = _after(graph, node.args[0], name, users=list(node.users))  # type: ignore[arg-type]
