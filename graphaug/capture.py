@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.selector import Target
-from graphaug.signature import Signature, map_tensors
+from graphaug.signature import Signature, evaluating, map_tensors
 from graphaug.values import UNKNOWN, ValueProxy, assume, describe, value_of
 
 CONSTANTS = "graphaug_constants"
@@ -36,6 +36,8 @@ _FACTORIES = [
     *("rand", "randn", "randint", "randperm", "finfo", "iinfo", "tril_indices", "triu_indices"),
     *("full_like", "zeros_like", "ones_like", "empty_like"),
 ]
+
+_ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
 
 
 @dataclass
@@ -343,6 +345,10 @@ class CaptureTracer(fx.Tracer):
                     else:
                         value = node.target(*args, **kwargs)  # type: ignore[operator]
             except _DATA_DEPENDENT as error:
+                module = self._by_name[str(node.target)] if node.op == "call_module" else None
+                if module is not None and module.training:
+                    with evaluating(module):  # observers and samplers look at data in training only
+                        return self._evaluate(node)
                 node.meta["unknown_because"] = (
                     str(error).splitlines()[0] if str(error) else type(error).__name__
                 )
@@ -503,6 +509,8 @@ def _differentiable(example: Any) -> Any:
 def _leaf_function(tracer: CaptureTracer, fn: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(fn)
     def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if getattr(fn, "__name__", "") in _ASKS_WHETHER_TRACED:
+            return True  # it is; and the answer is no fact about the inputs
         if not any(isinstance(a, fx.Proxy) for a in _flatten((args, kwargs))) or tracer.opens_function(
             args, kwargs
         ):

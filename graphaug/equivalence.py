@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.signature import Signature, map_tensors
+from graphaug.signature import Signature, evaluating, map_tensors
 
 
 def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) -> str:
@@ -120,15 +119,3 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, (tuple, list)):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module's own flag comes back."""
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag

@@ -18,7 +18,7 @@ from graphaug.values import UNKNOWN, value_of
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
 _SHAPE_METHODS = {
     "size", "dim", "numel", "nelement", "ndimension", "stride", "is_floating_point", "is_contiguous",
-    "get_device", "new_zeros", "new_ones", "new_empty", "new_full", "detach",
+    "get_device", "item", "tolist", "new_zeros", "new_ones", "new_empty", "new_full", "detach",
 }  # fmt: skip
 _SHAPE_FUNCTIONS: set[Any] = {
     builtins.len, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,

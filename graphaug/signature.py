@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -210,3 +211,15 @@ def _input(name: str, example: Any, keyword: bool) -> Input:
 def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
     """Apply ``fn`` to every tensor in a nested structure of inputs."""
     return torch.utils._pytree.tree_map(lambda v: fn(v) if isinstance(v, Tensor) else v, value)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own flag comes back."""
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.deep_augment import DeepAugment
-from graphaug.equivalence import evaluating, same
+from graphaug.equivalence import same
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.module import AugmentedModule
 from graphaug.plan import Request
 from graphaug.selector import Target
-from graphaug.signature import map_tensors
+from graphaug.signature import evaluating, map_tensors
 
 _SCALE_TOLERANCE = 1e-2  # of the mean factor: float16 and bfloat16 round 1/(1-rate)
 

@@ -1,0 +1,406 @@
+"""Which architectures can be rewritten: torchvision, timm and transformers, each at three depths.
+
+    python -m benchmarks.coverage [--only torchvision|timm|transformers] [--match TEXT] [--workers 2]
+
+Every model is built from its configuration with random weights, so that nothing is downloaded. Per
+site: capture (time, nodes), eval output bit-equal to the original at another batch size, and output
+and gradients equal to a hand-written forward hook under the same masks (stop-gradient on, eval mode
+but for the augmentation). Per model: ``torch.compile(fullgraph=True)`` of the training step on the
+middle site. Results go to ``benchmarks/results/coverage.json`` and ``docs/coverage.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import graphaug
+from benchmarks import zoo
+from benchmarks.oracle import Masks, distance, gradients, hook, imposed, leaves
+
+ROOT = Path(__file__).resolve().parent.parent
+SECONDS = 300  # for one model; more is reported as a failure
+GRADIENT_TOLERANCE = 1e-4  # relative, float32; sums are taken in another order
+INDUCTOR = (
+    *("torchvision:resnet18", "torchvision:convnext_tiny", "torchvision:vit_b_16", "torchvision:swin_t"),
+    *("timm:vision_transformer", "timm:efficientnet", "timm:maxxvit", "timm:mlp_mixer"),
+    *(
+        "transformers:bert:MaskedLM",
+        "transformers:modernbert:MaskedLM",
+        "transformers:vit:ImageClassification",
+    ),
+    "transformers:gpt2:CausalLM",
+)
+
+
+class Timeout(Exception):
+    """A model took longer than `SECONDS`."""
+
+
+@contextlib.contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise `Timeout` in the block after so many seconds."""
+
+    def stop(*_: Any) -> None:
+        raise Timeout(f"took longer than {seconds} s")
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
+    """Everything the table says of one model.
+
+    Returns:
+        A record with ``name``, ``status`` ("ok", "failed", "cannot be built here"), ``reason`` and ``sites``.
+    """
+    record: dict[str, Any] = {
+        "name": case.name,
+        "group": case.group,
+        "status": "ok",
+        "reason": "",
+        "sites": [],
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(0)
+        try:
+            model, inputs, other = case.build()
+        except Exception as error:
+            return {**record, "status": "cannot be built here", "reason": brief(error)}
+        model.eval()
+        places = zoo.three_depths(model, inputs)
+        record["sites"] = [measure_site(model, inputs, other, place) for place in places]
+        bad = [s for s in record["sites"] if s["problem"]]
+        if bad:
+            record.update(status="failed", reason=f"{bad[0]['site']}: {bad[0]['problem']}")
+        if compiled and not bad:
+            place = places[len(places) // 2]
+            record["fullgraph"] = measure_compile(model, inputs, place, "aot_eager")
+            if case.name in INDUCTOR:
+                record["inductor"] = measure_compile(model, inputs, place, "inductor")
+            for backend in ("fullgraph", "inductor"):
+                if record.get(backend) not in (None, "ok"):
+                    record.update(status="failed", reason=f"{backend}: {record[backend]}")
+    return record
+
+
+def measure_site(
+    model: nn.Module, inputs: dict[str, Any], other: dict[str, Any], place: str
+) -> dict[str, Any]:
+    """Capture at one site and compare with the original and with the hook."""
+    row: dict[str, Any] = {"site": place, "problem": ""}
+    begin = time.perf_counter()
+    try:
+        aug = graphaug.rewrite(
+            model, at=f"{place}@0", rate=0.5, stop_grad=True, allow_bypass=True, example_inputs=inputs
+        )
+    except graphaug.GraphaugError as error:
+        return {**row, "problem": brief(error)}
+    except Exception as error:
+        return {**row, "problem": f"crashed: {brief(error)}"}
+    row["seconds_with_checks"] = round(time.perf_counter() - begin, 4)
+    begin = time.perf_counter()
+    graphaug.rewrite(model, at=f"{place}@0", rate=0.5, allow_bypass=True, example_inputs=inputs, dry_run=True)
+    row["seconds"] = round(time.perf_counter() - begin, 4)
+    row["nodes"] = aug.plan.nodes
+    row["assumptions"] = len(aug.plan.assumptions)
+    row["separates"] = aug.plan.sites[0].note.startswith("separates")
+    try:
+        aug.eval()
+        with torch.no_grad():
+            torch.manual_seed(0)
+            expected = model(**other)
+            torch.manual_seed(0)
+            found = aug(**other)
+        row["bit_equal"] = bit_equal(expected, found)
+    except graphaug.errors.AssumptionViolated as error:
+        row["bit_equal"] = None
+        row["fixed"] = brief(error)
+    except Exception as error:
+        return {**row, "problem": f"eval failed: {brief(error)}"}
+    if row["bit_equal"] is False:
+        return {**row, "problem": "eval output differs from the original at another batch size"}
+    try:
+        row["gradient_gap"] = compare_gradients(model, aug, inputs, place)
+    except Exception as error:
+        return {**row, "problem": f"gradient comparison failed: {brief(error)}"}
+    if not row["gradient_gap"] <= GRADIENT_TOLERANCE:
+        row["problem"] = f"gradients differ from the hook's by {row['gradient_gap']:.2g}"
+    return row
+
+
+def compare_gradients(model: nn.Module, aug: Any, inputs: dict[str, Any], place: str) -> float:
+    """Output and gradients of the rewritten model against a forward hook under the same masks."""
+    model.eval()
+    masks = Masks(0.5, 0.5)
+    torch.manual_seed(0)
+    with hook(model.get_submodule(place), masks, stop_grad=True):
+        expected = model(**inputs)
+    theirs = gradients(model, expected)
+    aug.eval()
+    (augmentation,) = aug.augmentations.values()
+    augmentation.train()
+    torch.manual_seed(0)
+    with imposed(augmentation, masks):
+        found = aug(**inputs)
+    mine = gradients(model, found)
+    aug.eval()
+    return max(distance(leaves(expected), leaves(found)), distance(theirs, mine))
+
+
+def measure_compile(model: nn.Module, inputs: dict[str, Any], place: str, backend: str) -> str:
+    """Compile the training step without a graph break; "ok" or what went wrong."""
+    torch._dynamo.reset()
+    aug = graphaug.rewrite(model, at=f"{place}@0", stop_grad=True, allow_bypass=True, example_inputs=inputs)
+    aug.train()
+    try:
+        out = torch.compile(aug, fullgraph=True, backend=backend)(**inputs)
+        first = leaves(out)
+        if first:
+            first[0].float().sum().backward()
+    except Exception as error:
+        plain = (
+            "also without graphaug" if not compiles_plain(model, inputs, backend) else "plain model compiles"
+        )
+        return f"{brief(error)} ({plain})"
+    finally:
+        model.zero_grad(set_to_none=True)
+        model.eval()
+        torch._dynamo.reset()
+    return "ok"
+
+
+def compiles_plain(model: nn.Module, inputs: dict[str, Any], backend: str) -> bool:
+    """Whether the model itself compiles without a graph break."""
+    torch._dynamo.reset()
+    model.train()
+    try:
+        torch.compile(model, fullgraph=True, backend=backend)(**inputs)
+    except Exception:
+        return False
+    return True
+
+
+def bit_equal(a: Any, b: Any) -> bool:
+    """Equal floating-point tensors, in order; NaN equals NaN."""
+    first, second = flat(a), flat(b)
+    return len(first) == len(second) and all(
+        s.shape == t.shape and s.dtype == t.dtype and torch.equal(s.nan_to_num(), t.nan_to_num())
+        for s, t in zip(first, second, strict=True)
+    )
+
+
+def flat(output: Any) -> list[torch.Tensor]:
+    if isinstance(output, torch.Tensor):
+        return [output]
+    if hasattr(output, "values"):
+        output = list(output.values())
+    return [t for entry in output for t in flat(entry)] if isinstance(output, (tuple, list)) else []
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error, with its class."""
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def work(tasks: Any, results: Any, compiled: bool) -> None:
+    """A worker: takes names, returns records, until told to stop."""
+    torch.set_num_threads(1)
+    cases = {case.name: case for case in zoo.cases()}
+    while True:
+        name = tasks.get()
+        if name is None:
+            return
+        results.put(("begin", name))
+        try:
+            with limited(SECONDS):
+                record = measure(cases[name], compiled=compiled)
+        except BaseException as error:
+            record = {
+                "name": name,
+                "group": cases[name].group,
+                "status": "failed",
+                "reason": brief(error),
+                "sites": [],
+            }
+        gc.collect()
+        results.put(("end", record))
+
+
+def run(cases: list[zoo.Case], workers: int, compiled: bool) -> list[dict[str, Any]]:
+    """Measure all cases in worker processes; one that dies is reported and replaced."""
+    context = multiprocessing.get_context("spawn")
+    tasks, results = context.Queue(), context.Queue()
+    for case in cases:
+        tasks.put(case.name)
+    groups = {case.name: case.group for case in cases}
+    for _ in range(workers):
+        tasks.put(None)
+
+    def start() -> Any:
+        process = context.Process(target=work, args=(tasks, results, compiled), daemon=True)
+        process.start()
+        return process
+
+    processes = [start() for _ in range(workers)]
+    records: dict[str, dict[str, Any]] = {}
+    running: set[str] = set()
+    while len(records) < len(cases):
+        try:
+            kind, what = results.get(timeout=5)
+        except queue.Empty:
+            for i, process in enumerate(processes):
+                if not process.is_alive() and process.exitcode:
+                    for name in list(running) if workers == 1 else []:
+                        running.discard(name)
+                        records[name] = died(name, groups[name])
+                    processes[i] = start()
+            if not any(p.is_alive() for p in processes):
+                break
+            continue
+        if kind == "begin":
+            running.add(what)
+            continue
+        running.discard(what["name"])
+        records[what["name"]] = what
+        print(
+            f"{len(records):4d}/{len(cases)}  {what['status']:<22} {what['name']}  {what['reason'][:140]}",
+            flush=True,
+        )
+    for name in groups.keys() - records.keys():
+        records[name] = died(name, groups[name])
+    return [records[case.name] for case in cases]
+
+
+def died(name: str, group: str) -> dict[str, Any]:
+    return {"name": name, "group": group, "status": "failed", "reason": "the process died", "sites": []}
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
+    """Totals per group and the spread of capture times."""
+    groups: dict[str, dict[str, int]] = {}
+    for record in records:
+        counts = groups.setdefault(record["group"], {"ok": 0, "failed": 0, "cannot be built here": 0})
+        counts[record["status"]] += 1
+    seconds = sorted(s["seconds"] for r in records for s in r["sites"] if "seconds" in s)
+    spread = {"median": seconds[len(seconds) // 2], "slowest": seconds[-1]} if seconds else {}
+    return {"groups": groups, "capture_seconds": spread, "sites": len(seconds)}
+
+
+def versions() -> dict[str, str]:
+    import timm
+    import torchvision
+    import transformers
+
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "timm": timm.__version__,
+        "transformers": transformers.__version__,
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def page(records: list[dict[str, Any]], totals: dict[str, Any], seconds: float) -> str:
+    """The text of ``docs/coverage.md``."""
+    lines = [
+        "# Coverage",
+        "",
+        "Which architectures `graphaug.rewrite` handles, measured by `make coverage` "
+        f"({', '.join(f'{k} {v}' for k, v in versions().items())}; {seconds / 60:.0f} minutes).",
+        "Every model is built from its configuration with random weights and rewritten at its first, middle and last",
+        "block. A model counts as ok if at all of them it is captured, its eval output is bit-equal to the original at",
+        "another batch size, output and gradients equal a hand-written forward hook under the same masks, and the",
+        "training step compiles with `fullgraph=True`.",
+        "",
+        "| group | ok | failed | of those that can be built | cannot be built here |",
+        "|---|---|---|---|---|",
+    ]
+    for group, counts in totals["groups"].items():
+        built = counts["ok"] + counts["failed"]
+        share = f"{counts['ok'] / built:.1%}" if built else "–"
+        lines.append(
+            f"| {group} | {counts['ok']} | {counts['failed']} | {share} | {counts['cannot be built here']} |"
+        )
+    spread = totals["capture_seconds"]
+    if spread:
+        lines += [
+            "",
+            f"Capture took {spread['median']:.2f} s in the median and {spread['slowest']:.2f} s for the slowest of "
+            f"{totals['sites']} sites (one thread, checks against the original left out).",
+        ]
+    for title, status in (("Failures", "failed"), ("Not built here", "cannot be built here")):
+        rows = [r for r in records if r["status"] == status]
+        lines += ["", f"## {title}", ""]
+        if not rows:
+            lines.append("None.")
+            continue
+        lines += ["| model | reason |", "|---|---|"]
+        lines += [f"| {r['name']} | {r['reason'].replace('|', '/').replace('<', '‹')} |" for r in rows]
+    fixed = [(r["name"], s["fixed"]) for r in records for s in r["sites"] if s.get("fixed")]
+    if fixed:
+        lines += ["", "## Captured for one size only", "", "| model | what the graph assumes |", "|---|---|"]
+        lines += [f"| {name} | {what.replace('|', '/')} |" for name, what in dict(fixed).items()]
+    return "\n".join(lines) + "\n"
+
+
+def write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    temporary.replace(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Measure which architectures can be rewritten.")
+    parser.add_argument("--only", choices=["torchvision", "timm", "transformers"])
+    parser.add_argument("--match", default="", help="only models whose name contains this")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
+    parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="write coverage.json and coverage.md here instead"
+    )
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    cases = [c for c in zoo.cases() if options.match in c.name and options.only in (None, c.group)]
+    if not cases:
+        sys.exit(f"no model matches {options.match!r}")
+    begin = time.perf_counter()
+    records = run(cases, options.workers, not options.no_compile)
+    seconds = time.perf_counter() - begin
+    totals = summary(records)
+    print(json.dumps(totals, indent=2))
+    whole = not options.match and options.only is None
+    if not whole and options.out is None:
+        return
+    result = {"versions": versions(), "seconds": round(seconds), "totals": totals, "models": records}
+    target = options.out
+    write((target or ROOT / "benchmarks/results") / "coverage.json", json.dumps(result, indent=1) + "\n")
+    write((target or ROOT / "docs") / "coverage.md", page(records, totals, seconds))
+
+
+if __name__ == "__main__":
+    main()
