@@ -146,6 +146,19 @@ class TwoOutputs(nn.Module):
         return self.head(self.encoder(x)["last"])
 
 
+class Modal(nn.Module):
+    """Returns an auxiliary output in training mode only, and reads ``self.training`` itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.extra = nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        h = F.dropout(self.first(x), 0.5, training=self.training)
+        out = self.second(h)
+        return (out, self.extra(h)) if self.training else out
+
+
 def images(rows: int = 6, size: int = 8, seed: int = 0, **kind: Any) -> Tensor:
     return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(seed), **kind)
 

@@ -48,13 +48,7 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
         {"at": "encoder.layers.encoder_layer_0", "stop_grad": True},
     ),
     "convnext": (
-        lambda: torchvision.models.convnext.ConvNeXt(
-            [
-                torchvision.models.convnext.CNBlockConfig(8, 16, 1),
-                torchvision.models.convnext.CNBlockConfig(16, None, 2),
-            ],
-            stochastic_depth_prob=0.2,
-        ),
+        lambda: ConvNeXt([CNBlockConfig(8, 16, 1), CNBlockConfig(16, None, 2)], 0.2),
         images(4, 32),
         {"at": "features.1", "stop_grad": True},
     ),
