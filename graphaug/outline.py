@@ -64,8 +64,7 @@ class ModelOutline:
         entries = getattr(info, "info", info)
         if isinstance(entries, (list, tuple)) and all(isinstance(e, dict) and "module" in e for e in entries):
             return tuple(e["module"] for e in entries if e["module"] in self.by_path)
-        blocks = block_list(self.model)
-        return () if blocks is None else tuple(f"{blocks}.{i}" for i in range(len(self.by_path[blocks])))
+        return tuple(_blocks(self.model))
 
     def capture(
         self,
@@ -190,11 +189,16 @@ def paper_stages(model: nn.Module) -> Mapping[int, str]:
         return {0: "relu", **layers, 5: "flatten", 6: "fc"}
     if "timm.models.resnet.ResNet" in kinds:
         return {0: "act1", **layers, 5: "global_pool", 6: "fc"}
-    blocks = block_list(model)
-    if blocks is None:
-        return {}
-    count = len(model.get_submodule(blocks))  # type: ignore[arg-type]
-    return {0: f"{blocks}.0.input", **{i + 1: f"{blocks}.{i}" for i in range(count)}}
+    blocks = _blocks(model)
+    return {0: f"{blocks[0]}.input", **dict(enumerate(blocks, 1))} if blocks else {}
+
+
+def _blocks(model: nn.Module) -> list[str]:
+    """Paths of the entries of the model's one list of equal blocks; they may have names instead of numbers."""
+    path = block_list(model)
+    if path is None:
+        return []
+    return [f"{path}.{name}".removeprefix(".") for name, _ in model.get_submodule(path).named_children()]
 
 
 def _ops(captured: Captured, path: str) -> list[str]:
