@@ -221,8 +221,9 @@ def _on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         return fn(value)
     if isinstance(value, Mapping) and len(value) > 0:
         first = next(iter(value))
+        kind: Any = type(value)
         filled = {**value, first: _on_first(value[first], fn)}
-        return type(value)(**filled) if all(isinstance(k, str) for k in filled) else type(value)(filled)
+        return kind(**filled) if all(isinstance(k, str) for k in filled) else kind(filled)
     if isinstance(value, (tuple, list)) and len(value) > 0:
         entries = [_on_first(value[0], fn), *value[1:]]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
