@@ -135,7 +135,7 @@ def test_stop_grad_stops_augmented_rows_only_and_only_below_the_cut() -> None:
         ("input", "x"),
         (-1, "x"),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_the_augmentation_follows_what_is_named(at: Any, node: str) -> None:
     aug = ga.rewrite(ConvNet(), at)
@@ -839,7 +839,9 @@ def test_the_sparse_backward_is_refused_where_rows_see_each_other() -> None:
         ga.rewrite(ConvNet(), "layer1", backward="sparse", stop_grad=True)
 
 
-@pytest.mark.parametrize("thing", [ConvNet(), None, "aug", nn.Sequential()], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [ConvNet(), None, "aug", nn.Sequential()], ids=["model", "None", "str", "empty"]
+)
 def test_strip_takes_what_rewrite_returned(thing: Any) -> None:
     with pytest.raises(NotRewritten, match=f"not a {type(thing).__name__}"):
         ga.strip(thing)

@@ -1,0 +1,137 @@
+"""Compiled: no graph break, no recompile while the rate changes, the same numbers as without."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+import torch._dynamo
+import torchvision
+from torch import Tensor, nn
+
+import graphaug as ga
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # inductor warns about the machine
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> Iterator[None]:
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+ARCHITECTURES = {
+    "resnet18": (torchvision.models.resnet18, "layer4", (4, 3, 32, 32)),
+    "convnext_tiny": (torchvision.models.convnext_tiny, "features.5", (2, 3, 32, 32)),
+    "vit_b_16": (torchvision.models.vit_b_16, "encoder.layers.encoder_layer_10", (2, 3, 224, 224)),
+}
+
+
+def step(model: nn.Module, x: Tensor) -> Tensor:
+    model.zero_grad()
+    loss = (model(x) - 1).square().mean()
+    loss.backward()
+    return loss.detach()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_a_compiled_architecture_trains_and_evaluates(name: str) -> None:
+    torch.manual_seed(0)
+    build, at, shape = ARCHITECTURES[name]
+    x, model = torch.randn(shape), build(num_classes=10, weights=None)
+    for module in model.modules():  # stochastic depth and dropout draw other numbers when compiled
+        if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
+            module.p = 0.0
+    nn.init.normal_(list(model.parameters())[-2], std=0.1)  # the head of a ViT starts at zero
+    aug = ga.rewrite(model, at, rate=1.0, subset=1.0, stop_grad=True)
+    compiled = torch.compile(aug, fullgraph=True)
+
+    # all of it dropped: nothing is random, so that values and gradients can be compared
+    frozen = {n: b.clone() for n, b in model.named_buffers()}
+    expected, gradients = step(aug, x), {n: p.grad for n, p in model.named_parameters()}
+    model.load_state_dict(frozen, strict=False)
+    found = step(compiled, x)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    reached = 0
+    for n, p in model.named_parameters():
+        torch.testing.assert_close(p.grad, gradients[n], rtol=2e-2, atol=1e-4)
+        reached += bool(p.grad is not None and p.grad.any())
+    assert 0 < reached < len(gradients)  # nothing below the cut
+
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        losses = []
+        aug.set_subset(0.5)
+        for rate in (0.1, 0.3, 0.5, 0.7, 0.9):
+            aug.set_rate(rate)
+            losses.append(step(compiled, x))
+        assert torch.isfinite(torch.stack(losses)).all()
+
+    compiled.eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), model.eval()(x), rtol=1e-3, atol=1e-4)
+        assert torch.equal(aug(x), model(x))
+
+
+@pytest.fixture(scope="module")
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(16, 64), nn.ReLU(), nn.Linear(64, 8))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"granularity": "channel"},
+        {"granularity": "position", "sampling": "bernoulli", "stop_grad": True},
+        {"pairing": "one-sided", "stop_grad": True},
+    ],
+    ids=str,
+)
+def test_every_option_compiles_and_settings_do_not_recompile(
+    small: nn.Module, options: dict[str, object]
+) -> None:
+    aug = ga.rewrite(small, "1", rate=0.5, subset=0.25, **options)
+    compiled, x = torch.compile(aug, fullgraph=True), torch.randn(8, 16)
+    step(compiled, x)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for rate, subset in ((0.2, 0.5), (1.0, 0.125), (0.0, 0.0)):
+            aug.set_rate(rate)
+            aug.set_subset(subset)
+            step(compiled, x)
+        torch.testing.assert_close(compiled(x), small(x))  # rate 0
+
+
+def test_the_compiled_node_augments_the_planned_rows() -> None:
+    """On ones through a model that does nothing else, rows and their gradients can be counted."""
+    aug = ga.rewrite(nn.Sequential(nn.Identity(), nn.Identity()), "0", rate=0.5, subset=0.5, stop_grad=True)
+    compiled = torch.compile(aug, fullgraph=True)
+    for seed in range(4):
+        torch.manual_seed(seed)
+        x = torch.ones(10, 64, requires_grad=True)
+        out = compiled(x)
+        (gradient,) = torch.autograd.grad(out.sum(), x)
+        changed = (out != 1).any(1)
+        assert int(changed.sum()) == 5
+        assert torch.equal((gradient == 0).all(1), changed)
+        assert torch.isin(out.detach(), torch.tensor([0.0, 1.0, 2.0])).all()
+
+
+def test_train_and_eval_switch_before_and_after_compiling(small: nn.Module) -> None:
+    aug = ga.rewrite(small, "1", rate=1.0, subset=1.0)
+    aug.eval()
+    compiled, x = torch.compile(aug, fullgraph=True), torch.randn(4, 16)
+    torch.testing.assert_close(compiled(x), small(x))
+    compiled.train()
+    bias = small[2].bias.detach().expand(4, 8)
+    torch.testing.assert_close(compiled(x).detach(), bias)
+    compiled.eval()
+    torch.testing.assert_close(compiled(x), small(x))
+
+
+def test_a_compiled_model_is_refused_with_the_right_order(small: nn.Module) -> None:
+    with pytest.raises(ga.GraphaugError, match="rewrite first, then compile"):
+        ga.rewrite(torch.compile(small), "1")
+    with pytest.raises(ga.GraphaugError, match="the module inside the wrapper"):
+        ga.strip(torch.compile(ga.rewrite(small, "1")))
