@@ -145,19 +145,25 @@ class DeepAugment(nn.Module):
 
     def check_batch(self, h: Tensor) -> None:
         """Raise ``BatchError`` unless ``h`` is a batch that this augmentation is defined for."""
+        self.check_value(h)
+        self.check_rows(h.shape[0])
+
+    def check_value(self, h: Tensor) -> None:
+        """Raise ``BatchError`` unless ``h`` holds activations: a floating-point tensor of rank 2 or more."""
         if h.dim() < 2 or not h.is_floating_point():
             raise BatchError(
                 f"Deep Augmentation needs a floating-point batch (rows, features, …), "
                 f"not a {h.dtype} tensor of shape {tuple(h.shape)}: choose another site."
             )
-        if h.shape[0] < 2:
+
+    def check_rows(self, rows: int) -> None:
+        """Raise ``BatchError`` for fewer than 2 rows, or an odd number of them under one-sided pairing."""
+        if rows < 2:
             raise BatchError(
-                f"Deep Augmentation draws a subset of the rows of a batch: {h.shape[0]} row is too few, give 2 or more."
+                f"Deep Augmentation draws a subset of the rows of a batch: {rows} row is too few, give 2 or more."
             )
-        if self.pairing == "one-sided" and h.shape[0] % 2:
-            raise BatchError(
-                f"pairing='one-sided' needs two views stacked as [x1; x2]: {h.shape[0]} rows is odd."
-            )
+        if self.pairing == "one-sided" and rows % 2:
+            raise BatchError(f"pairing='one-sided' needs two views stacked as [x1; x2]: {rows} rows is odd.")
 
     def draw_rows(self, rows: int, device: torch.device) -> Tensor:
         """Draw the augmented rows: a boolean mask of shape (rows,)."""
@@ -179,6 +185,15 @@ class DeepAugment(nn.Module):
         # at rate 1 nothing is kept: the scale must be finite there, or 0 * inf makes NaN
         scale = torch.where(self.rate < 1, 1 / (1 - self.rate), 0.0)
         return kept * scale.to(h.dtype)
+
+    def stopped_rows(self, rows: int) -> int:
+        """How many of ``rows`` rows an exact draw augments, as a plain number.
+
+        Raises:
+            BatchError: fewer than 2 rows, or an odd number under one-sided pairing.
+        """
+        self.check_rows(rows)
+        return round(self._subset * rows)
 
     def count_rows(self, rows: int) -> int | None:
         """How many of ``rows`` rows are augmented, or None if that is itself random."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +15,11 @@ from torch.fx.graph_module import _forward_from_src
 
 from graphaug.capture import CONSTANTS
 from graphaug.deep_augment import DeepAugment
+from graphaug.passes.sparse_backward import Split
 from graphaug.plan import Plan
 from graphaug.selector import Target
 from graphaug.signature import Signature
+from graphaug.sparse import run_split
 
 # The registries of the root that the rewritten model and the user's model have in common.
 _SHARED = (
@@ -49,6 +53,7 @@ class Parts:
     added: dict[str, nn.Module]
     signature: Signature
     plan: Plan
+    split: Split | None = None
 
 
 class AugmentedModule(fx.GraphModule):
@@ -84,14 +89,20 @@ class AugmentedModule(fx.GraphModule):
         cls._forward_training = cls.forward
         cls._forward_eval = cls.forward
         if parts.eval_graph is not None:
-            parts.eval_graph.owning_module = self
-            other = parts.eval_graph.python_code(root_module="self")
-            cls._forward_eval = _forward_from_src(other.src, other.globals, {})
+            cls._forward_eval = _compiled(parts.eval_graph)
+        if parts.split is not None:
+            cls._forward_prefix = _compiled(parts.split.prefix)
+            cls._forward_suffix = _compiled(parts.split.suffix)
+            if parts.split.both is not None:
+                cls._forward_both = _compiled(parts.split.both)
+            if parts.split.shared is not None:
+                cls._forward_shared = _compiled(parts.split.shared)
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             values = self._parts.signature.bind(args, kwargs)
             if self.training:
-                return self._forward_training(**values)
+                split = self._parts.split
+                return self._forward_training(**values) if split is None else run_split(self, split, values)
             return self._forward_eval(**values)
 
         seen = parts.signature.python_signature()
@@ -123,6 +134,15 @@ class AugmentedModule(fx.GraphModule):
         """Whether BatchNorms in a frozen region keep their running statistics in training (the default)."""
         self.__dict__["_frozen_statistics"] = keep
         self.train(self.training)
+
+    @contextlib.contextmanager
+    def dense(self) -> Iterator[None]:
+        """Run the whole backward in this block, as with ``backward="dense"``."""
+        split, self._parts.split = self._parts.split, None
+        try:
+            yield
+        finally:
+            self._parts.split = split
 
     # --- what was done ------------------------------------------------------------------------
 
@@ -208,6 +228,12 @@ class AugmentedModule(fx.GraphModule):
         return _rebuild, (_packed(self),)
 
 
+def _compiled(graph: fx.Graph) -> Any:
+    """The function of a graph, with the model as its ``self``."""
+    code = graph.python_code(root_module="self")
+    return _forward_from_src(code.src, code.globals, {})
+
+
 @dataclass(frozen=True)
 class _Ref:
     """Stands for a node, by its position in the graph."""
@@ -252,6 +278,14 @@ def _unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
     return graph
 
 
+def _pack_split(split: Split | None, pack: Any) -> Any:
+    """The same split with its graphs packed or unpacked."""
+    if split is None:
+        return None
+    graphs = {name: pack(getattr(split, name)) for name in ("shared", "prefix", "suffix", "both")}
+    return dataclasses.replace(split, **graphs)
+
+
 def _packed(aug: AugmentedModule) -> dict[str, Any]:
     parts = aug._parts
     return {
@@ -261,6 +295,7 @@ def _packed(aug: AugmentedModule) -> dict[str, Any]:
         "added": parts.added,
         "signature": parts.signature,
         "plan": parts.plan,
+        "split": _pack_split(parts.split, _pack_graph),
         "extra": aug._extra(),
     }
 
@@ -271,7 +306,15 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
     model, added = packed["model"], packed["added"]
     modes = {m: m.training for m in [model, *model.modules()]}
     aug = AugmentedModule(
-        Parts(model, graph, _unpack_graph(packed["eval_graph"]), added, packed["signature"], packed["plan"])
+        Parts(
+            model,
+            graph,
+            _unpack_graph(packed["eval_graph"]),
+            added,
+            packed["signature"],
+            packed["plan"],
+            _pack_split(packed["split"], _unpack_graph),
+        )
     )
     aug.__dict__.update(packed["extra"])
     for module, mode in modes.items():

@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 
 from torch import fx, nn
 
+from graphaug.backward import check_backward, choose, norms_to_open, probe_split
 from graphaug.capture import Captured
 from graphaug.deep_augment import DeepAugment, check_probability
 from graphaug.equivalence import check_equivalence
@@ -21,7 +22,6 @@ from graphaug.errors import (
     SiteNotFound,
     SparseBackwardError,
     UnsupportedModel,
-    did_you_mean,
 )
 from graphaug.module import AugmentedModule, Parts, constants_module
 from graphaug.outline import ModelOutline, ancestors
@@ -34,7 +34,7 @@ from graphaug.separation import data_graph, find_bypass
 from graphaug.sites import around, find_node, node_name
 from graphaug.values import UNKNOWN, value_of
 
-BACKWARD = ("auto", "dense", "sparse")
+SEPARATES = "separates the input from the output"
 
 
 @overload
@@ -140,22 +140,37 @@ def rewrite(
     )
     _augmentation(options)  # every option is checked before anything is looked at
     check_freeze(freeze)
-    _check_backward(backward)
+    check_backward(backward)
     if not isinstance(allow_bypass, bool):
         raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
 
-    outline = ModelOutline(model, example_inputs)
+    outline = ModelOutline(model, example_inputs, count_flops=stop_grad and backward != "dense")
     requests = _requests(outline, at, options, side=side, exclude=exclude, expect=expect)
     if earlier is not None:
         requests = _joined(earlier, requests, freeze)
 
     names = _fresh_names(model, requests)
     captured, graph, placed = _place(outline, names, training=True)
+    inside: frozenset[str] = frozenset()
+    if backward == "sparse":
+        inside = norms_to_open(graph, list(placed.values()), model)
+        captured, graph, placed = _place(outline, names, training=True, inside=inside)
     notes = _check_sites(captured, graph, placed, allow_bypass)
     frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
 
-    eval_captured, eval_graph = _eval_graph(outline, names, graph)
+    eval_captured, eval_graph = _eval_graph(outline, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
+    choice = choose(
+        backward,
+        outline,
+        captured,
+        lambda other: _place(other, names, training=True, inside=inside)[:2],
+        graph,
+        list(placed.values()),
+        requests,
+        all(note == SEPARATES for note in notes.values()),
+        frozenset() if frozen is None else frozenset(frozen.parameters),
+    )
     plan = Plan(
         model=outline.name,
         sites=tuple(
@@ -164,28 +179,52 @@ def rewrite(
         nodes=len(graph.nodes),
         opened=tuple(sorted(captured.opened - {""})),
         two_graphs=eval_graph is not None,
-        backward="dense",
-        reason="the backward of stopped rows runs on zeros",
+        backward=choice.kind,
+        reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
         notes=tuple(_placement_notes(requests, placed)),
     )
-    if dry_run:
-        return plan
-
     added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
     device = next((p.device for p in model.parameters()), None)
     for module in added.values():
         module.to(device)
-    parts = Parts(model, graph, eval_graph, {**added, **constants}, outline.signature.forget_examples(), plan)
-    aug = AugmentedModule(parts)
-    if outline.signature.has_examples:
-        note = check_equivalence(model, aug, outline.signature)
-        if note:
-            parts.plan = dataclasses.replace(plan, notes=(*plan.notes, note))
+    aug = _build(
+        Parts(model, graph, eval_graph, {**added, **constants}, outline.signature, plan, choice.split),
+        backward,
+    )
+    if dry_run:
+        return aug.plan
     if frozen is not None:
         for name in frozen.parameters:
             model.get_parameter(name).requires_grad_(False)
+    return aug
+
+
+def _build(parts: Parts, backward: str) -> AugmentedModule:
+    """Build the model, and check what can only be checked by running it: its outputs, its rows.
+
+    Raises:
+        CaptureError: it does not compute what the original computes.
+        SparseBackwardError: rows depend on each other, and ``backward="sparse"`` was asked for.
+    """
+    signature = parts.signature
+    parts.signature = signature.forget_examples()
+    aug = AugmentedModule(parts)
+    if signature.has_examples:
+        note = check_equivalence(parts.model, aug, signature)
+        if note:
+            parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
+    if parts.split is not None:
+        against = probe_split(aug, parts.split, signature)
+        if against and backward == "sparse":
+            site = parts.plan.sites[0].request.target
+            raise SparseBackwardError(
+                f"backward='sparse' is not possible at '{site}': {against}. Use 'dense'."
+            )
+        if against:
+            parts.split = None
+            parts.plan = dataclasses.replace(parts.plan, backward="dense", reason=against)
     return aug
 
 
@@ -248,16 +287,6 @@ def _class_hint(model: object) -> str:
 def _unwrap_hint(aug: object) -> str:
     inner = getattr(aug, "_orig_mod", None) or getattr(aug, "module", None)
     return " Give it the module inside the wrapper." if isinstance(inner, AugmentedModule) else ""
-
-
-def _check_backward(backward: str) -> None:
-    if backward not in BACKWARD:
-        hint = did_you_mean(str(backward), BACKWARD)
-        raise InvalidOption(
-            f"backward={backward!r} is unknown.{hint} Known: {', '.join(map(repr, BACKWARD))}."
-        )
-    if backward == "sparse":
-        raise SparseBackwardError("backward='sparse' is not there yet: use 'auto' or 'dense'.")
 
 
 def _augmentation(request: Request) -> DeepAugment:
@@ -341,10 +370,16 @@ def _fresh_names(model: nn.Module, requests: Sequence[Request]) -> dict[Target, 
 
 
 def _place(
-    outline: ModelOutline, names: Mapping[Target, str], *, training: bool
+    outline: ModelOutline,
+    names: Mapping[Target, str],
+    *,
+    training: bool,
+    inside: frozenset[str] = frozenset(),
 ) -> tuple[Captured, fx.Graph, dict[Target, fx.Node]]:
     """Capture the model as far as the targets need, and insert the augmentation."""
-    opened = {a for t in names for a in [*ancestors(t.path), *([t.path] if t.op is not None else [])]}
+    opened = {
+        a for t in names for a in [*ancestors(t.path), *([t.path] if t.op is not None else [])]
+    } | inside
     marks = frozenset(_place_of(t) for t in names if t.op is None and t.path in opened and t.path)
     functions = frozenset(t.path for t in names if outline.is_inside_function(t))
     captured = outline.capture(opened, training=training, marks=marks, open_functions=functions)
@@ -355,10 +390,10 @@ def _place(
 
 
 def _eval_graph(
-    outline: ModelOutline, names: Mapping[Target, str], graph: fx.Graph
+    outline: ModelOutline, names: Mapping[Target, str], graph: fx.Graph, inside: frozenset[str]
 ) -> tuple[Captured | None, fx.Graph | None]:
     """The graph of eval mode, if it differs from that of training mode."""
-    captured, eval_graph, _ = _place(outline, names, training=False)
+    captured, eval_graph, _ = _place(outline, names, training=False, inside=inside)
     if _source(eval_graph) == _source(graph):
         return None, None
     # constants are numbered per capture: keep the two sets apart
@@ -395,7 +430,7 @@ def _check_sites(
             )
         bypass = find_bypass(flow, cut)
         if bypass is None:
-            notes[target] = "separates the input from the output"
+            notes[target] = SEPARATES
             continue
         how = around(bypass, captured)
         if not allow_bypass:

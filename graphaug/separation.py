@@ -26,6 +26,20 @@ _SHAPE_FUNCTIONS: set[Any] = {
 }  # fmt: skip
 
 
+_METADATA_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride", "get_device"} | {
+    "is_floating_point", "is_contiguous",
+}  # fmt: skip
+
+
+def reads_metadata(node: fx.Node) -> bool:
+    """True for what asks a tensor for its shape, type or place: augmented or not, the answer is the same."""
+    if node.op == "call_function":
+        if node.target is getattr:
+            return node.args[1] in _SHAPE_ATTRIBUTES - {"requires_grad"}
+        return node.target in (builtins.len, torch.is_floating_point, torch.numel)
+    return node.op == "call_method" and node.target in _METADATA_METHODS
+
+
 def reads_no_data(node: fx.Node) -> bool:
     """True for shape look-ups, comparisons, detaching: nothing differentiable comes out."""
     if node.op == "call_function":

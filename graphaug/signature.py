@@ -154,6 +154,8 @@ class Signature:
                 raise AssumptionViolated(
                     f"{self.model} was captured with {entry.name!r}, which this call lacks."
                 )
+            else:
+                values[entry.name] = entry.default
         for name, value in given.items():
             default = self.defaults.get(name, None)
             if value is None or value is default or (isinstance(value, _CONSTANT) and value == default):

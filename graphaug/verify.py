@@ -69,8 +69,9 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     with _untouched(aug, model):
         claims.append(_eval_equals(aug, model, call))
         aug.train()
-        for target, augmentation in aug.augmentations.items():
-            claims.extend(_probe(target, augmentation, aug, call))
+        with aug.dense():
+            for target, augmentation in aug.augmentations.items():
+                claims.extend(_probe(target, augmentation, aug, call))
         claims.extend(_against_hooks(aug, model, call, tolerance))
     return Verification(tuple(claims))
 
@@ -195,6 +196,10 @@ def _against_hooks(
         handles.append(augmentation.register_forward_pre_hook(_recorder(below, target)))
         _record_draws(augmentation, draws[target])
     buffers = [(b, b.clone()) for b in model.buffers()]
+    how = "training mode"
+    if aug.plan.backward == "sparse":
+        how += " (sparse; dropout and batch statistics of the model itself off)"
+        _quieten(aug, model)  # two runs of the prefix draw other dropout than one
     try:
         torch.manual_seed(1)
         found = call(aug)
@@ -239,7 +244,7 @@ def _against_hooks(
                 f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of forward hooks "
                 "with the same masks."
             )
-    yield f"training mode: output and {len(trained)} gradients equal those of forward hooks with the same masks"
+    yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same masks"
 
     for target, gradient in reaching.items():
         request = next(s.request for s in aug.plan.sites if s.request.target == target)
@@ -255,6 +260,13 @@ def _against_hooks(
         if still:
             raise VerificationError(f"frozen parameters are trainable: {', '.join(still[:5])}.")
         yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
+
+
+def _quieten(aug: AugmentedModule, model: nn.Module) -> None:
+    """Eval mode for every closed module, so that nothing but the augmentation is random or sees the batch."""
+    opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
+    for module in model.modules():
+        module.training = module in opened
 
 
 def _recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module, Any], None]:
@@ -311,7 +323,8 @@ def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool) -> Any:
         first = next(iter(value))
         return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop)})
     out = value.clone()
-    dropped = value[rows] * (noise if noise.shape[0] == 1 else noise[rows])
+    # a sparse step draws noise for the augmented rows alone
+    dropped = value[rows] * (noise[rows] if noise.shape[0] == len(rows) else noise)
     out[rows] = dropped.detach() if stop else dropped
     return out
 
@@ -330,7 +343,7 @@ def _hook(
     target, stop = request.target, request.stop_grad
 
     def replace(value: Any) -> Any:
-        if next(counter) != (target.call or 0):
+        if next(counter) != (target.call or 0) or not draws:  # a sparse step without rows to stop draws none
             return value
         _redraw(augmentation, value)
         return _oracle(value, *draws[0], stop)
@@ -359,6 +372,8 @@ def _interpreted(
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in stops:
                 place, stop = stops[target]
+                if not draws[place]:
+                    return args[0]
                 _redraw(aug.augmentations[place], args[0])
                 return _oracle(args[0], *draws[place][0], stop)
             return super().call_module(target, args, kwargs)

@@ -9,7 +9,7 @@ from torch import fx
 from graphaug.capture import Captured, mark
 from graphaug.errors import SiteNotFound
 from graphaug.selector import Target
-from graphaug.separation import reads_no_data
+from graphaug.separation import reads_metadata
 from graphaug.sites import find_node
 from graphaug.values import value_of
 
@@ -55,7 +55,7 @@ def insert(captured: Captured, names: Mapping[Target, str]) -> tuple[fx.Graph, d
             placed[target] = _before(graph, node, name, target)
         else:
             # sizes read off the value are no business of the augmentation
-            placed[target] = _after(graph, node, name, [u for u in node.users if not reads_no_data(u)])
+            placed[target] = _after(graph, node, name, [u for u in node.users if not reads_metadata(u)])
     graph.lint()
     return graph, placed
 

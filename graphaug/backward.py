@@ -1,0 +1,234 @@
+"""Dense or sparse: which backward a rewritten model gets, and why."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.capture import Captured
+from graphaug.coupling import probe, statistics_modules
+from graphaug.errors import InvalidOption, SparseBackwardError, did_you_mean
+from graphaug.outline import ModelOutline, ancestors
+from graphaug.passes.sparse_backward import Batch, Split, split
+from graphaug.passes.two_streams import BATCH_NORMS, pair, two_stream_batch_norm
+from graphaug.plan import Request
+from graphaug.separation import before, parameters_of
+from graphaug.signature import Signature
+from graphaug.values import value_of
+
+BACKWARD = ("auto", "dense", "sparse")
+SMALLEST_SAVING = 0.1
+"""Share of the step's backward FLOPs that "auto" wants to save before it splits; see benchmarks/step.py."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backward, the reason for it in a clause, and for a sparse one how the graph is split."""
+
+    kind: str
+    reason: str
+    split: Split | None = None
+
+
+def check_backward(backward: str) -> str:
+    """Return ``backward`` if it is "auto", "dense" or "sparse".
+
+    Raises:
+        InvalidOption: it is not.
+    """
+    if backward not in BACKWARD:
+        hint = did_you_mean(str(backward), BACKWARD)
+        raise InvalidOption(
+            f"backward={backward!r} is unknown.{hint} Known: {', '.join(map(repr, BACKWARD))}."
+        )
+    return backward
+
+
+def choose(
+    backward: str,
+    outline: ModelOutline,
+    captured: Captured,
+    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
+    graph: fx.Graph,
+    cuts: Sequence[fx.Node],
+    requests: Sequence[Request],
+    separated: bool,
+    frozen: frozenset[str],
+) -> Choice:
+    """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
+
+    Args:
+        backward: what was asked for.
+        outline: the model and its example.
+        captured: its capture.
+        recapture: captures and inserts again, for an outline with another batch size.
+        graph: the training graph.
+        cuts: the augmentations' nodes.
+        requests: their options.
+        separated: whether every cut separates.
+        frozen: names of the parameters that the freeze will freeze.
+
+    Raises:
+        SparseBackwardError: ``backward="sparse"`` and it would not be exact; says why and what to do.
+    """
+    if backward == "dense":
+        return Choice("dense", "asked for")
+    try:
+        return _sparse(backward, outline, captured, recapture, graph, cuts, requests, separated, frozen)
+    except SparseBackwardError as error:
+        if backward == "sparse":
+            raise SparseBackwardError(
+                f"backward='sparse' is not possible at '{requests[0].target}': {error}. "
+                "Use backward='dense', or 'auto' to be told by aug.plan."
+            ) from error
+        return Choice("dense", str(error))
+
+
+def _sparse(
+    backward: str,
+    outline: ModelOutline,
+    captured: Captured,
+    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
+    graph: fx.Graph,
+    cuts: Sequence[fx.Node],
+    requests: Sequence[Request],
+    separated: bool,
+    frozen: frozenset[str],
+) -> Choice:
+    refuse = SparseBackwardError
+    request = requests[0]
+    if not any(r.stop_grad for r in requests):
+        raise refuse("stop_grad is off, so every row has a gradient")
+    if len(requests) > 1:
+        raise refuse(f"there are {len(requests)} sites, and rows are split at one")
+    if request.sampling != "exact":
+        raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
+    if not outline.signature.has_examples:
+        raise refuse("there are no example_inputs to follow the rows with")
+    if not separated:
+        raise refuse("the cut does not separate the input from the output")
+    (cut,) = cuts
+    model = outline.model
+    if not _trained(graph, cut, model, frozen):
+        raise refuse("nothing before the cut is trained, so nothing runs backward there")
+    norms = list(statistics_modules(graph, cut, model))
+    streams = backward == "sparse" and all(_is_open_norm(graph, path, module) for path, module in norms)
+    if norms and not streams:
+        path, module = (
+            norms[0] if backward == "auto" else next(n for n in norms if not _is_open_norm(graph, *n))
+        )
+        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics")
+    share = flop_share(graph, cut)
+    saving = request.subset * share
+    if backward == "auto" and saving < SMALLEST_SAVING:
+        raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
+    found = split(graph, cut, _two_sizes(outline, captured, recapture, graph))
+    size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
+    if not norms:
+        return Choice("sparse", f"rows proved independent; {size}", found)
+    paths = [path for path, _ in norms]
+    found = dataclasses.replace(found, both=pair(found.prefix, paths))
+    dropped = "the gradient that stopped rows get through the statistics is dropped"
+    return Choice(
+        "sparse", f"two streams share the statistics of {len(paths)} BatchNorms, {dropped}; {size}", found
+    )
+
+
+def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) -> frozenset[str]:
+    """The modules to open so that every BatchNorm before the cut is a node of its own."""
+    paths = {
+        path for cut in cuts for path, m in statistics_modules(graph, cut, model) if type(m) in BATCH_NORMS
+    }
+    return frozenset(a for path in paths for a in ancestors(path))
+
+
+def _is_open_norm(graph: fx.Graph, path: str, module: nn.Module) -> bool:
+    called = any(n.op == "call_module" and n.target == path for n in graph.nodes)
+    return called and type(module) in BATCH_NORMS
+
+
+def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
+    """Share of the forward FLOPs up to a node, in [0, 1]."""
+    total = sum(n.meta.get("flops", 0) for n in graph.nodes)
+    return sum(n.meta.get("flops", 0) for n in before(cut)) / total if total else 0.0
+
+
+def floor(subset: float, share: float) -> float:
+    """The least time of a sparse step relative to the plain one (design section 5): 1 - (2/3)·s·f."""
+    return 1 - 2 / 3 * subset * share
+
+
+def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[str]) -> bool:
+    held = {id(p) for name, p in model.named_parameters() if name in frozen}
+    return any(
+        p.requires_grad and id(p) not in held
+        for n in before(cut)
+        if not n.meta.get("augmentation")
+        for p in parameters_of(n, model.get_submodule, model.get_parameter)
+    )
+
+
+def _two_sizes(
+    outline: ModelOutline,
+    captured: Captured,
+    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
+    graph: fx.Graph,
+) -> Batch:
+    """Capture once more at another batch size, and pair the values of the two graphs."""
+    examples = outline.signature.examples
+    sizes = {
+        v.shape[0]
+        for v in torch.utils._pytree.tree_leaves(dict(examples))
+        if isinstance(v, Tensor) and v.dim()
+    }
+    if len(sizes) != 1:
+        raise SparseBackwardError("the inputs do not share their first dimension, the rows")
+    rows = sizes.pop()
+    more = rows + 3
+
+    def enlarge(v: Any) -> Any:
+        if not isinstance(v, Tensor) or v.dim() == 0:
+            return v
+        return v.index_select(0, torch.arange(more, device=v.device) % rows)
+
+    bigger = torch.utils._pytree.tree_map(enlarge, dict(examples))
+    other, other_graph = recapture(ModelOutline(outline.model, bigger))
+    same_code = graph.python_code("self").src == other_graph.python_code("self").src
+    if not same_code or [str(a) for a in captured.assumptions] != [str(a) for a in other.assumptions]:
+        raise SparseBackwardError("the forward reads the batch size into Python")
+    values = {n: value_of(m) for n, m in zip(graph.nodes, other_graph.nodes, strict=True)}
+    return Batch(graph, (rows, more), values)
+
+
+def probe_split(aug: Any, found: Split, signature: Signature) -> str:
+    """Run the coupling probe on a split model and its example; the reason against it, or an empty string."""
+    examples = dict(signature.examples)
+    if any(
+        t.is_meta
+        for t in [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
+        if isinstance(t, Tensor)
+    ):
+        return "the model lies on the meta device, where rows cannot be probed"
+    args, kwargs = signature.arrange(examples)
+    values = signature.bind(tuple(args), kwargs)
+    flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
+    aug.train()
+    if found.both is not None:  # the statistics are what the streams share; all else must not couple
+        for node in found.both.nodes:
+            if node.target is two_stream_batch_norm:
+                aug.get_submodule(str(node.args[0].target)).eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            shared = aug._forward_shared(**values) if found.shared is not None else ()
+        inputs = [*(values[name] for name in found.inputs), *shared]
+        return probe(lambda taken: aug._forward_prefix(*taken)[0], inputs, list(found.rows), aug.original)
+    except Exception as error:
+        return f"the probe failed on the example ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+    finally:
+        for module, flag in flags:
+            module.training = flag

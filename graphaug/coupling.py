@@ -1,0 +1,191 @@
+"""The proof behind sparse backward: no row of the prefix sees another.
+
+Four questions, cheapest first: does a module of the prefix keep batch statistics; does the cut
+separate; do the rows of everything that enters and leaves keep their places at two batch sizes; and,
+on a small real batch, does any row's value or gradient depend on another row.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from graphaug.separation import before
+
+PROBE_ROWS = 4
+_DRAWS = 3  # a shuffle may by chance leave a row in place
+
+
+def statistics_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules up to the cut that keep or use statistics of the batch, with their paths."""
+    for path, module in prefix_modules(graph, cut, model):
+        if isinstance(module, _InstanceNorm):
+            if module.track_running_stats:
+                yield path, module
+        elif isinstance(module, _BatchNorm) or _keeps_statistics(module):
+            yield path, module
+
+
+def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that runs up to the cut, those inside closed modules included."""
+    ahead = before(cut)
+    for node in graph.nodes:
+        if node in ahead and node.op == "call_module" and not node.meta.get("augmentation"):
+            root = str(node.target)
+            for name, module in model.get_submodule(root).named_modules():
+                yield (f"{root}.{name}" if name else root), module
+
+
+def _keeps_statistics(module: nn.Module) -> bool:
+    return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
+
+
+def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module) -> str:
+    """Run the prefix on a few real rows, and look for a row that another one depends on.
+
+    Args:
+        run: the prefix, from a list of inputs to the value at the cut; its modules in training mode.
+        inputs: real inputs of the prefix; two rows or more.
+        rows: the dimension of rows of each, or None.
+        model: owner of the prefix's modules, for their state.
+
+    Returns:
+        The reason why the prefix is not row-wise, or an empty string.
+    """
+    count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
+    inputs = [
+        v if d is None or not isinstance(v, Tensor) else _resized(v, d, count)
+        for v, d in zip(inputs, rows, strict=True)
+    ]
+    with _restored(model) as changed, torch.random.fork_rng(devices=[]):
+        for seed in range(_DRAWS):
+            for j in range(PROBE_ROWS):
+                found = _moves(run, inputs, rows, j, seed)
+                if found is not None:
+                    return f"row {found} of the prefix changes when row {j} of the input does"
+        i = _leaks(run, inputs, rows)
+        if i is not None:
+            return f"the gradient of row {i} of the prefix reaches another row of the input"
+        state = changed()
+    if state:
+        return f"{state} keeps state of the batch"
+    return ""
+
+
+def _resized(value: Tensor, dimension: int, count: int) -> Tensor:
+    """The example with exactly the probe's rows, repeated where it has fewer."""
+    index = torch.arange(PROBE_ROWS, device=value.device) % count
+    return value.index_select(dimension, index)
+
+
+def _moves(run: Any, inputs: list[Any], rows: list[int | None], j: int, seed: int) -> int | None:
+    """The first row other than ``j`` whose value changes with row ``j`` of the input."""
+    generator = torch.Generator().manual_seed(seed)
+    base = [_distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    moved = [_other_row(v, d, j, generator) for v, d in zip(base, rows, strict=True)]
+    with torch.no_grad():
+        torch.manual_seed(seed)
+        before_move = run(base)
+        torch.manual_seed(seed)
+        after_move = run(moved)
+    for i in range(PROBE_ROWS):
+        if i != j and not torch.equal(before_move[i].nan_to_num(), after_move[i].nan_to_num()):
+            # another row may move in its last bits only, where a kernel works on blocks of rows
+            gap = (before_move[i] - after_move[i]).abs().max()
+            if gap > 1e-5 * before_move[i].abs().max().clamp(min=1e-6):
+                return i
+    return None
+
+
+def _distinct(value: Any, dimension: int | None, generator: torch.Generator) -> Any:
+    """Floating-point rows made different from each other; tokens and masks stay what they are."""
+    if not isinstance(value, Tensor) or dimension is None or not value.is_floating_point():
+        return value
+    return value + torch.randn(value.shape, generator=generator).to(value) * value.std().nan_to_num(
+        1.0
+    ).clamp(min=0.1)
+
+
+def _other_row(value: Any, dimension: int | None, j: int, generator: torch.Generator) -> Any:
+    """The same batch with row ``j`` replaced: noise, or tokens in another order."""
+    if not isinstance(value, Tensor) or dimension is None:
+        return value
+    changed = value.clone()
+    row = changed.select(dimension, j)
+    if value.is_floating_point():
+        row.copy_(torch.randn(row.shape, generator=generator).to(value) * 3)
+    elif value.dtype is torch.bool or int(value.min()) == int(value.max()) or int(value.max()) <= 1:
+        return value  # a mask: moving it may make a row empty
+    else:
+        flat = row.reshape(-1)
+        low, high = int(value.min()), int(value.max())
+        drawn = torch.randint(low, high + 1, flat.shape, generator=generator).to(value)
+        row.copy_(drawn.reshape(row.shape))
+    return changed
+
+
+def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:
+    """The first row whose gradient reaches another row of a floating-point input."""
+    leaves: dict[int, tuple[Tensor, int]] = {}
+    for position, (value, dimension) in enumerate(zip(inputs, rows, strict=True)):
+        if isinstance(value, Tensor) and dimension is not None and value.is_floating_point():
+            leaves[position] = value.detach().clone().requires_grad_(True), dimension
+    if not leaves:
+        return None  # tokens: the first test is the whole test
+    with torch.enable_grad():
+        # clones, since a forward may change its input in place
+        h = run([leaves[i][0].clone() if i in leaves else v for i, v in enumerate(inputs)])
+        weights = torch.randn(h.shape, generator=torch.Generator().manual_seed(0)).to(h)
+        for i in range(PROBE_ROWS):
+            grads = torch.autograd.grad(
+                (h[i] * weights[i]).sum(),
+                [v for v, _ in leaves.values()],
+                retain_graph=True,
+                allow_unused=True,
+            )
+            for grad, (_, dimension) in zip(grads, leaves.values(), strict=True):
+                if grad is None:
+                    continue
+                others = [r for r in range(PROBE_ROWS) if r != i]
+                if bool(grad.index_select(dimension, torch.tensor(others, device=grad.device)).any()):
+                    return i
+    return None
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[Any]:
+    """Put buffers and tensor attributes back; the value tells which module changed any of its own."""
+    saved = [
+        (path, m, dict(vars(m)), {k: (v, None if v is None else v.clone()) for k, v in m._buffers.items()})
+        for path, m in model.named_modules()
+    ]
+
+    def changed() -> str:
+        for path, m, attributes, buffers in saved:
+            for name, (tensor, copy) in buffers.items():
+                now = m._buffers.get(name)
+                if now is not tensor or (copy is not None and not torch.equal(now, copy)):
+                    return f"{type(m).__name__} '{path}' ({name})"
+            for name, value in vars(m).items():
+                if isinstance(value, Tensor) and attributes.get(name) is not value:
+                    return f"{type(m).__name__} '{path}' ({name})"
+        return ""
+
+    try:
+        yield changed
+    finally:
+        for _, m, attributes, buffers in saved:
+            for name, (tensor, copy) in buffers.items():
+                m._buffers[name] = tensor
+                if tensor is not None and copy is not None:
+                    tensor.copy_(copy)
+            registries = {r: vars(m)[r] for r in ("_parameters", "_buffers", "_modules")}
+            vars(m).clear()
+            vars(m).update(attributes)
+            vars(m).update(registries)

@@ -1,0 +1,73 @@
+"""Running a split graph: stopped rows without grad, the others with it, and all back in their places."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphaug.deep_augment import DeepAugment
+from graphaug.passes.sparse_backward import Split, merge
+
+
+def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
+    """One training forward of a split model.
+
+    Args:
+        owner: the rewritten model, whose class has the generated functions of the three graphs.
+        plan: how the graph was split.
+        values: the inputs by name.
+
+    Returns:
+        The output of the model, as the unsplit graph gives it.
+    """
+    augmentation: DeepAugment = getattr(owner, plan.augmentation)
+    shared: tuple[Any, ...] = ()
+    if plan.shared is not None:
+        with torch.no_grad():
+            shared = owner._forward_shared(**values)
+    taken = [*(values[name] for name in plan.inputs), *shared]
+    name, dimension = plan.batch
+    rows = values[name].shape[dimension]
+    stopped = augmentation.stopped_rows(rows)
+
+    if stopped == 0:
+        h, *crossing = owner._forward_prefix(*taken)
+    elif stopped == rows:
+        with torch.no_grad():
+            h, *crossing = owner._forward_prefix(*taken)
+        augmentation.check_value(h)
+        augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
+        h = h * augmentation.draw_noise(h)
+    else:
+        mask = augmentation.draw_rows(rows, values[name].device)
+        # stopped rows first, each part in the order of the batch
+        order = torch.argsort(mask.to(torch.uint8), descending=True, stable=True)
+        first, rest = order[:stopped], order[stopped:]
+        # with grad first: under autocast a weight cast without grad would be cached for both
+        kept = _take(taken, plan.rows, rest, rows)
+        gone = _take(taken, plan.rows, first, rows)
+        if plan.both is None:
+            h_kept, *crossing = owner._forward_prefix(*kept)
+            with torch.no_grad():
+                h_gone, *others = owner._forward_prefix(*gone)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # comes back even if the graph raises
+                (h_kept, *crossing), (h_gone, *others) = owner._forward_both(*kept, *gone)
+        augmentation.check_value(h_kept)
+        h_gone = h_gone * augmentation.draw_noise(h_gone)
+        h = torch.cat([h_gone, h_kept]).index_select(0, torch.argsort(order))
+        crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
+    return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:
+    """The given rows of every value that has rows; a mask that broadcasts over them stays whole."""
+    taken = []
+    for value, dimension in zip(values, dimensions, strict=True):
+        if dimension is None or not isinstance(value, Tensor) or value.shape[dimension] != count:
+            taken.append(value)
+        else:
+            taken.append(value.index_select(dimension, rows))
+    return taken
