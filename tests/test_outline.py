@@ -148,7 +148,7 @@ def test_the_stages_of_one_list_of_blocks() -> None:
 def test_every_stage_of_a_vision_transformer_resolves(number: int) -> None:
     """Its blocks are named, not numbered: 0 is what enters the first, i what leaves the i-th."""
     model, x = vit(), images(2, 16)
-    aug = ga.rewrite(model, number, example_inputs=x, stop_grad=True)
+    aug = ga.rewrite(model, number, example_inputs=x, stop_grad=True, backward="dense")
     seen: dict[str, Tensor] = {}
     for i, block in enumerate(model.encoder.layers, 1):
         block.register_forward_hook(lambda *a, i=i: seen.update({f"{i}": a[2]}))
