@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import inspect
 import itertools
+import operator
 import sys
 import types
 from collections import Counter
@@ -18,9 +19,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace as fx_trace
-from torch.utils.flop_counter import FlopCounterMode
 
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.selector import Target
@@ -36,6 +36,15 @@ _FACTORIES = [
     *("rand", "randn", "randint", "randperm", "finfo", "iinfo", "tril_indices", "triu_indices"),
     *("full_like", "zeros_like", "ones_like", "empty_like"),
 ]
+
+# `h += x` is the site "add", as it is without the equals sign
+_PLAIN_NAMES: dict[Any, str] = {
+    getattr(operator, f"i{name}"): name
+    for name in (
+        *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+        *("and", "or", "xor"),
+    )
+}
 
 _ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
 
@@ -67,6 +76,8 @@ class Captured:
     calls: Mapping[str, int]
     edges: dict[Target, fx.Node] = field(default_factory=dict)
     """Inputs and outputs of opened modules, marked where asked for."""
+    assigned: tuple[str, ...] = ()
+    """Attributes that opened code sets in every call, and the graph does not."""
 
 
 @dataclass
@@ -321,7 +332,7 @@ class CaptureTracer(fx.Tracer):
         name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "op")
         if name in ("assume", "mark", "_set_grad_enabled"):
             return
-        name = name.strip("_")
+        name = _PLAIN_NAMES.get(node.target, name.strip("_"))
         count = frame.ops[name]
         frame.ops[name] += 1
         op = f"{name}_{count}" if count else name
@@ -334,7 +345,7 @@ class CaptureTracer(fx.Tracer):
         if any(value_of(n) is UNKNOWN for n in node.all_input_nodes):
             return UNKNOWN
         args, kwargs = fx.map_arg(inputs, value_of)
-        counter = FlopCounterMode(display=False) if self.count_flops else contextlib.nullcontext()
+        counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
         with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False):
             try:
                 with self.fake_mode, counter:
@@ -353,7 +364,7 @@ class CaptureTracer(fx.Tracer):
                     str(error).splitlines()[0] if str(error) else type(error).__name__
                 )
                 return UNKNOWN
-        if isinstance(counter, FlopCounterMode):
+        if self.count_flops:
             node.meta["flops"] = counter.get_total_flops()
         return value
 
@@ -497,6 +508,12 @@ _DATA_DEPENDENT = (
 )
 
 
+def _flop_counter() -> Any:
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
+
+    return FlopCounterMode(display=False)
+
+
 def _differentiable(example: Any) -> Any:
     """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
 
@@ -610,10 +627,12 @@ def capture(
         open_functions=open_functions,
         count_flops=count_flops,
     )
-    with _unchanged(model), torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with unchanged(model) as state, torch.random.fork_rng(devices=[]), torch.enable_grad():
         model.train(training)
         try:
             graph = tracer.trace(model)
+            _refuse_filled_constants(tracer, model)
+            assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in tracer.opened)
         except GraphaugError as error:
             error.failed_in = tracer.failed_in  # type: ignore[attr-defined]
             raise
@@ -628,7 +647,44 @@ def capture(
         tracer.constants,
         tracer.calls,
         tracer.edges,
+        assigned,
     )
+
+
+def _refuse_filled_constants(tracer: CaptureTracer, model: nn.Module) -> None:
+    """Refuse an object that opened code makes and its modules fill: a graph would go on filling it.
+
+    Raises:
+        CaptureError: there is one; names the argument that turns it off, if the forward has one.
+    """
+    for value in tracer.constants.values():
+        if isinstance(value, (Tensor, nn.Module)) or not _holds_fake(value):
+            continue
+        switches = [name for name in tracer.signature.defaults if name.startswith("use_") and "cache" in name]
+        if switches:
+            fix = f"Pass {switches[0]}=False in example_inputs."
+        elif hasattr(getattr(model, "config", None), "use_cache"):
+            fix = "Set model.config.use_cache = False."
+        else:
+            fix = "Turn that off, or choose a site outside the module that does it."
+        raise CaptureError(
+            f"{type(model).__name__}.forward cannot be captured: it makes a {type(value).__name__} in every call, "
+            f"which its modules fill, and a graph has one for all calls. {fix}"
+        )
+
+
+def _holds_fake(value: Any, depth: int = 4) -> bool:
+    if isinstance(value, FakeTensor):
+        return True
+    if depth == 0 or isinstance(value, (type, types.ModuleType, types.FunctionType, nn.Module)):
+        return False
+    if isinstance(value, Mapping):
+        inner: Any = value.values()
+    elif isinstance(value, (list, tuple, set)):
+        inner = value
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    return any(_holds_fake(v, depth - 1) for v in inner)
 
 
 def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signature: Signature) -> CaptureError:
@@ -651,22 +707,60 @@ def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signatur
     return found
 
 
-@contextlib.contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
-    """Put every module's attributes, tensors and flags back afterwards."""
-    registries = ("_parameters", "_buffers", "_modules")
-    state = [(m, dict(vars(m)), {r: dict(vars(m)[r]) for r in registries}) for m in model.modules()]
-    grad_mode = torch.is_grad_enabled()
-    try:
-        yield
-    finally:
-        torch.set_grad_enabled(grad_mode)
-        for m, attributes, contents in state:
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+
+
+class ModelState:
+    """What a model's modules hold, and the contents of their lists, dicts and sets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(path, m, dict(vars(m))) for path, m in model.named_modules()]
+        self._contents = [
+            (path, name, value, copy.copy(value))
+            for path, _, attributes in self._held
+            for name, value in attributes.items()
+            if name in _REGISTRIES or type(value) in (list, dict, set)
+        ]
+
+    def changes(self) -> Iterator[str]:
+        """Paths of the attributes that were set or filled since; training flags do not count."""
+        for path, m, before in self._held:
+            for name, value in vars(m).items():
+                if name != "training" and before.get(name, UNKNOWN) is not value:
+                    yield f"{path}.{name}".removeprefix(".")
+        for path, name, value, before in self._contents:
+            if name in _REGISTRIES:
+                changed = [k for k, v in value.items() if before.get(k) is not v]
+            else:
+                changed = [name] if _entries(before) != _entries(value) else []
+            yield from (f"{path}.{k}".removeprefix(".") for k in changed)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for _, m, attributes in self._held:
             vars(m).clear()
             vars(m).update(attributes)
-            for registry, saved in contents.items():
-                vars(m)[registry].clear()
-                vars(m)[registry].update(saved)
+        for _, _, value, before in self._contents:
+            value.clear()
+            value.extend(before) if isinstance(value, list) else value.update(before)
+
+
+def _entries(container: Any) -> list[Any]:
+    """Identities: values may be tensors, which have no plain answer to ``==``."""
+    if isinstance(container, dict):
+        return [(id(k), id(v)) for k, v in container.items()]
+    return [id(v) for v in container]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[ModelState]:
+    """Put every module's attributes, tensors and flags back afterwards."""
+    state, grad_mode = ModelState(model), torch.is_grad_enabled()
+    try:
+        yield state
+    finally:
+        torch.set_grad_enabled(grad_mode)
+        state.restore()
 
 
 def _drop_dead(graph: fx.Graph) -> None:

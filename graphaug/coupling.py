@@ -150,10 +150,8 @@ def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:
                 allow_unused=True,
             )
             for grad, (_, dimension) in zip(grads, leaves.values(), strict=True):
-                if grad is None:
-                    continue
-                others = [r for r in range(PROBE_ROWS) if r != i]
-                if bool(grad.index_select(dimension, torch.tensor(others, device=grad.device)).any()):
+                others = torch.tensor([r for r in range(PROBE_ROWS) if r != i], device=h.device)
+                if grad is not None and bool(grad.index_select(dimension, others).any()):
                     return i
     return None
 

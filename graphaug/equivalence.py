@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture import unchanged
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.signature import Signature, evaluating, map_tensors
 
@@ -29,29 +30,32 @@ def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) ->
     examples = signature.examples
     if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *_tensors(examples)]):
         return "not compared with the original: it lies on the meta device"
+    variants = list(_variants(examples))
+    with (
+        unchanged(model),
+        evaluating(model),
+    ):  # both begin from one state: calls may count, or keep what they saw
+        expected = [_run(model, *signature.arrange(v), must=i == 0) for i, (_, v) in enumerate(variants)]
     notes = []
-    for what, inputs in _variants(examples):
-        try:
-            with evaluating(model), evaluating(aug):
-                args, kwargs = signature.arrange(inputs)
-                expected = _run(model, args, kwargs, what == "the example")
-                if expected is None:
-                    continue  # the model itself does not take this size
-                found = _run_captured(aug, args, kwargs)
-        except AssumptionViolated as error:
-            notes.append(
-                f"fixed to this example: {str(error).partition(', but')[0].removeprefix('this model was ')}"
-            )
-            continue
-        if not same(expected, found):
-            raise CaptureError(
-                f"the captured {signature.model} differs from the original on {what}: its forward does something "
-                "that a graph does not keep. Choose a site that opens fewer modules, and please report the model."
-            )
+    with unchanged(model), evaluating(model), evaluating(aug):
+        for (what, inputs), wanted in zip(variants, expected, strict=True):
+            if wanted is None:
+                continue  # the model itself does not take this size
+            try:
+                found = _run_captured(aug, *signature.arrange(inputs))
+            except AssumptionViolated as error:
+                said = str(error).partition(", but")[0].removeprefix("this model was ")
+                notes.append(f"fixed to this example: {said}")
+                continue
+            if not same(wanted, found):
+                raise CaptureError(
+                    f"the captured {signature.model} differs from the original on {what}: its forward does something "
+                    "that a graph does not keep. Choose a site that opens fewer modules, and please report the model."
+                )
     return "; ".join(notes)
 
 
-def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], must: bool) -> Any:
+def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: bool) -> Any:
     try:
         return _call(model, args, kwargs)
     except Exception as error:

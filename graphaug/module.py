@@ -6,6 +6,7 @@ import contextlib
 import copy
 import dataclasses
 import inspect
+import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -107,6 +108,10 @@ class AugmentedModule(fx.GraphModule):
 
         seen = parts.signature.python_signature()
         first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        # a code object of its own: torch.compile counts recompilations by it, and many models may be compiled
+        forward = types.FunctionType(
+            forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
+        )
         forward.__signature__ = seen.replace(parameters=[first, *seen.parameters.values()])  # type: ignore[attr-defined]
         cls.forward = forward
         return code

@@ -38,12 +38,14 @@ class PlannedSite:
         module: name of the augmentation's module in the rewritten model.
         note: what else there is to know of it ("bypassed: 'add' also receives …").
         shape: shape of the value on the example, if there was one.
+        flops_before: share of the forward FLOPs up to the site, in [0, 1], if they were counted.
     """
 
     request: Request
     module: str
     note: str
     shape: tuple[int, ...] | None = None
+    flops_before: float | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from torch import fx, nn
 
-from graphaug.backward import check_backward, choose, norms_to_open, probe_split
+from graphaug.backward import check_backward, choose, flop_share, norms_to_open, probe_split
 from graphaug.capture import Captured
 from graphaug.deep_augment import DeepAugment, check_probability
 from graphaug.equivalence import check_equivalence
@@ -174,7 +174,14 @@ def rewrite(
     plan = Plan(
         model=outline.name,
         sites=tuple(
-            PlannedSite(r, names[r.target], notes[r.target], _shape(placed[r.target])) for r in requests
+            PlannedSite(
+                r,
+                names[r.target],
+                notes[r.target],
+                _shape(placed[r.target]),
+                flop_share(graph, placed[r.target]) if outline.count_flops else None,
+            )
+            for r in requests
         ),
         nodes=len(graph.nodes),
         opened=tuple(sorted(captured.opened - {""})),
@@ -183,17 +190,18 @@ def rewrite(
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=tuple(_placement_notes(requests, placed)),
+        notes=tuple([*_placement_notes(requests, placed), *_state_notes(captured)]),
     )
     added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
     device = next((p.device for p in model.parameters()), None)
     for module in added.values():
         module.to(device)
-    aug = _build(
-        Parts(model, graph, eval_graph, {**added, **constants}, outline.signature, plan, choice.split),
-        backward,
-    )
+    parts = Parts(model, graph, eval_graph, {**added, **constants}, outline.signature, plan, choice.split)
+    flags = [(m, m.training) for m in model.modules()]
+    aug = _build(parts, backward)
     if dry_run:
+        for module, flag in flags:  # frozen norms went to eval mode
+            module.training = flag
         return aug.plan
     if frozen is not None:
         for name in frozen.parameters:
@@ -463,6 +471,11 @@ def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Nod
         if request.stop_grad and _is_input(request.target):
             notes.append("stop_grad at the input stops nothing that is trained")
     return notes
+
+
+def _state_notes(captured: Captured) -> list[str]:
+    names = ", ".join(captured.assigned)
+    return [f"the forward sets {names} in every call; the rewritten model does not"] if names else []
 
 
 def _is_input(target: Target) -> bool:

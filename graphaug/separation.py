@@ -6,13 +6,15 @@ import builtins
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import networkx as nx
 import torch
 from torch import Tensor, fx
 
 from graphaug.values import UNKNOWN, value_of
+
+if TYPE_CHECKING:  # imported where it is used: it takes half of the library's own import time
+    import networkx as nx
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
@@ -60,6 +62,8 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
 
     Where example values are known, their ``requires_grad`` decides; elsewhere the kind of the node does.
     """
+    import networkx as nx
+
     flow = nx.DiGraph()
     depends: set[fx.Node] = set()
     for node in graph.nodes:
@@ -109,6 +113,8 @@ def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
 
     What lies beside the cut and never feeds it (another tower, a mask) is no bypass.
     """
+    import networkx as nx
+
     found = _way_around(flow, cut)
     if found is None:
         return None
@@ -126,6 +132,8 @@ def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
 
 
 def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    import networkx as nx
+
     if cut not in flow:
         return None
     ahead = nx.ancestors(flow, cut)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -88,7 +89,9 @@ class Signature:
         elif isinstance(example_inputs, Mapping):
             examples = dict(example_inputs)
             for key in examples:
-                if key not in named and not open_keywords:
+                left = [p for p in named if p not in examples]
+                misspelled = difflib.get_close_matches(str(key), left, n=1, cutoff=0.85)
+                if key not in named and (misspelled or not open_keywords):
                     raise CaptureError(
                         f"example_inputs has {key!r}, which {name}.forward does not take."
                         f"{did_you_mean(str(key), named)} It takes: {', '.join(named)}."
@@ -114,6 +117,7 @@ class Signature:
                 f"example_inputs lacks {', '.join(map(repr, missing))}, which {name}.forward requires."
             )
 
+        _check_rows(examples)
         order = [p for p in (*positional, *named, *examples) if p in examples]
         captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
         defaults = {p: default for p, default in named.items() if p not in examples}
@@ -200,6 +204,22 @@ class Signature:
             if e.default is not _EMPTY
         ]
         return inspect.Signature(first + rest)
+
+
+def _check_rows(examples: Mapping[str, Any]) -> None:
+    """Refuse a batch of one.
+
+    Raises:
+        CaptureError: no example tensor has two rows.
+    """
+    leaves = torch.utils._pytree.tree_leaves(dict(examples))
+    rows = {t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim() > 0}
+    if rows and max(rows) < 2:
+        raise CaptureError(
+            f"example_inputs has a batch of {max(rows)}: give 2 rows or more. Of one row nobody can tell a batch "
+            "dimension from one that is squeezed or broadcast, batch statistics of one row are not defined, and a "
+            "share of one row is all or nothing."
+        )
 
 
 def _input(name: str, example: Any, keyword: bool) -> Input:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dis
 import operator
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -106,8 +106,38 @@ class ValueProxy(fx.Proxy):
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.create_proxy("call_function", operator.setitem, (self, index, value), {})
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in ("node", "tracer"):
+            super().__setattr__(name, value)
+        else:  # of the value it stands for: outputs.logits = ...
+            self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
+
     def __hash__(self) -> int:
         return id(self)
+
+
+def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[ValueProxy, Any], Any]:
+    def method(self: ValueProxy, other: Any) -> Any:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+# `h += 1` changes h for every other name it has; Python's fallback, h = h + 1, would not
+for _name in (
+    "iadd",
+    "isub",
+    "imul",
+    "itruediv",
+    "ifloordiv",
+    "imod",
+    "ipow",
+    "iand",
+    "ior",
+    "ixor",
+    "imatmul",
+):
+    setattr(ValueProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Method:

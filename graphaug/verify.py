@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from graphaug.deep_augment import DeepAugment
 from graphaug.equivalence import same
@@ -20,6 +21,17 @@ from graphaug.selector import Target
 from graphaug.signature import evaluating, map_tensors
 
 _SCALE_TOLERANCE = 1e-2  # of the mean factor: float16 and bfloat16 round 1/(1-rate)
+
+_DROPOUTS = {
+    torch.dropout,
+    torch.dropout_,
+    torch.nn.functional.dropout,
+    torch.nn.functional.dropout1d,
+    torch.nn.functional.dropout2d,
+    torch.nn.functional.dropout3d,
+    torch.nn.functional.alpha_dropout,
+    torch.nn.functional.feature_alpha_dropout,
+}
 
 
 @dataclass(frozen=True)
@@ -200,9 +212,11 @@ def _against_hooks(
     if aug.plan.backward == "sparse":
         how += " (sparse; dropout and batch statistics of the model itself off)"
         _quieten(aug, model)  # two runs of the prefix draw other dropout than one
+    quiet = _NoDropout() if aug.plan.backward == "sparse" else contextlib.nullcontext()
     try:
         torch.manual_seed(1)
-        found = call(aug)
+        with quiet:
+            found = call(aug)
     finally:
         for handle in handles:
             handle.remove()
@@ -222,7 +236,7 @@ def _against_hooks(
     for b, saved in buffers:
         b.copy_(saved)
     torch.manual_seed(1)
-    with hooked(aug, model, draws):
+    with hooked(aug, model, draws), quiet:
         expected = call(model)
     other, _ = _loss(expected, weights)
     theirs: dict[str, Tensor | None] = dict.fromkeys(trained)
@@ -260,6 +274,18 @@ def _against_hooks(
         if still:
             raise VerificationError(f"frozen parameters are trainable: {', '.join(still[:5])}.")
         yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
+
+
+class _NoDropout(TorchFunctionMode):
+    """Functional dropout does nothing in this block."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            return func(*args[:4], **{**kwargs, "dropout_p": 0.0})
+        return func(*args, **kwargs)
 
 
 def _quieten(aug: AugmentedModule, model: nn.Module) -> None:

@@ -1,0 +1,397 @@
+"""Time and memory of one training step: plain, forward hook, dense and sparse Deep Augmentation.
+
+    python -m benchmarks.step [--models vit-s bert-base convnext-t resnet18-cifar] [--rounds 7] [--subsets 0.5]
+                              [--depths 3] [--modes eager compiled] [--device cpu|cuda] [--mode reduce-overhead]
+
+One process, one batch and one seed for all; the variants take turns, a step each per round, and medians
+with quartiles are reported, relative to the plain (un-augmented) step of the same mode. A step is
+forward, loss and backward; the optimizer, the same for all, is left out. Memory is what autograd saves
+for the backward (on a GPU the allocator's peak). Beside every sparse step stands its floor,
+``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import gc
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphaug
+from benchmarks.coverage import ROOT, write
+
+RATE = 0.5
+MODES = ("eager", "compiled")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model of the benchmark: how it is built, what it is called with, its three cuts."""
+
+    name: str
+    build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]
+    cuts: tuple[str, str, str]
+    backward: str  # what is asked of the sparse variant
+
+
+def vit() -> tuple[nn.Module, dict[str, Tensor]]:
+    import timm
+
+    model = timm.create_model("vit_small_patch16_224", num_classes=128)
+    return model, {"x": torch.randn(BATCH["vit-s"], 3, 224, 224)}
+
+
+def bert() -> tuple[nn.Module, dict[str, Tensor]]:
+    from transformers import BertConfig, BertModel
+
+    rows = BATCH["bert-base"]
+    ids = torch.randint(5, 30000, (rows, 32))
+    mask = torch.ones(rows, 32, dtype=torch.long)
+    for i in range(rows):
+        mask[i, 12 + i % 21 :] = 0
+    return BertModel(BertConfig(), add_pooling_layer=False), {"input_ids": ids, "attention_mask": mask}
+
+
+def convnext() -> tuple[nn.Module, dict[str, Tensor]]:
+    import torchvision
+
+    return torchvision.models.convnext_tiny(num_classes=128), {
+        "x": torch.randn(BATCH["convnext-t"], 3, 224, 224)
+    }
+
+
+def resnet() -> tuple[nn.Module, dict[str, Tensor]]:
+    from graphaug.contrastive.models import build_model
+
+    return build_model("resnet18-cifar"), {"x": torch.randn(BATCH["resnet18-cifar"], 3, 32, 32)}
+
+
+BATCH = {"vit-s": 8, "bert-base": 16, "convnext-t": 8, "resnet18-cifar": 64}
+SUBJECTS = {
+    s.name: s
+    for s in (
+        Subject("vit-s", vit, ("blocks.3", "blocks.7", "blocks.10"), "sparse"),
+        Subject("bert-base", bert, ("encoder.layer.3", "encoder.layer.7", "encoder.layer.10"), "sparse"),
+        Subject("convnext-t", convnext, ("features.3", "features.5.5", "features.7.0"), "sparse"),
+        Subject("resnet18-cifar", resnet, ("layer2", "layer3", "layer4"), "sparse"),
+    )
+}
+
+
+@dataclass
+class Variant:
+    """One way to run the step."""
+
+    kind: str
+    mode: str
+    cut: str | None
+    subset: float | None
+    module: Any
+    share: float | None = None
+    compile_seconds: float | None = None
+    saved: int | None = None
+    seconds: list[float] | None = None
+
+    @property
+    def label(self) -> str:
+        where = "" if self.cut is None else f" {self.cut}"
+        return f"{self.mode} {self.kind}{where}{'' if self.subset is None else f' s={self.subset:g}'}"
+
+
+def add_hook(model: nn.Module, cut: str, subset: float) -> nn.Module:
+    """Deep Augmentation as a user would write it by hand today: a forward hook with a masked detach."""
+
+    def hook(_: nn.Module, __: Any, h: Any) -> Any:
+        first = h[0] if isinstance(h, tuple) else h
+        rows = torch.rand(first.shape[0], device=first.device).argsort().argsort() < round(
+            subset * first.shape[0]
+        )
+        rows = rows.view(-1, *[1] * (first.dim() - 1))
+        out = torch.where(rows, nn.functional.dropout(first, RATE).detach(), first)
+        return (out, *h[1:]) if isinstance(h, tuple) else out
+
+    model.get_submodule(cut).register_forward_hook(hook)
+    return model
+
+
+def variants(
+    subject: Subject, cuts: tuple[str, ...], subsets: list[float], modes: list[str], device: str
+) -> Any:
+    """The model, its inputs and all variants that are to take turns."""
+    torch.manual_seed(0)
+    model, inputs = subject.build()
+    model = model.to(device).train()
+    inputs = {k: v.to(device) for k, v in inputs.items()}
+    if device == "cuda" and "resnet" in subject.name + "convnext":
+        model = model.to(memory_format=torch.channels_last)
+    found = [Variant("plain", mode, None, None, copy.deepcopy(model)) for mode in modes]
+    for mode in modes:
+        for cut in cuts:
+            found.append(Variant("hook", mode, cut, 0.5, add_hook(copy.deepcopy(model), cut, 0.5)))
+            options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
+            dense = graphaug.rewrite(model, subset=0.5, backward="dense", **options)
+            found.append(Variant("dense", mode, cut, 0.5, dense))
+            for subset in subsets:
+                sparse = graphaug.rewrite(model, subset=subset, backward=subject.backward, **options)
+                share = sparse.plan.sites[0].flops_before
+                found.append(Variant("sparse", mode, cut, subset, sparse, share))
+    return model, inputs, found
+
+
+def output_of(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else value[0]
+
+
+def step(variant: Variant, inputs: dict[str, Tensor], device: str) -> None:
+    """Forward, loss, backward."""
+    module = variant.module
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        out = output_of(module(**inputs))
+    out.float().square().mean().backward()
+    module.zero_grad(set_to_none=True)
+
+
+def saved_bytes(variant: Variant, inputs: dict[str, Tensor], device: str) -> int:
+    """Bytes that one forward keeps for its backward, parameters left out."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step(variant, inputs, device)
+        return torch.cuda.max_memory_allocated() - before
+    own = {t.untyped_storage().data_ptr() for t in [*variant.module.parameters(), *variant.module.buffers()]}
+    held: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        storage = t.untyped_storage()
+        if storage.data_ptr() not in own:
+            held[storage.data_ptr()] = storage.nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = output_of(variant.module(**inputs))
+    total = sum(held.values())
+    out.float().square().mean().backward()
+    variant.module.zero_grad(set_to_none=True)
+    return total
+
+
+def timed(variant: Variant, inputs: dict[str, Tensor], device: str) -> float:
+    if device == "cuda":
+        torch.cuda.synchronize()
+    begin = time.perf_counter()
+    step(variant, inputs, device)
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begin
+
+
+def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
+    """Run all variants of one model in turns."""
+    cuts = subject.cuts if options.depths == 3 else subject.cuts[-options.depths :]
+    _, inputs, found = variants(subject, cuts, options.subsets, options.modes, options.device)
+    warnings.simplefilter("ignore")
+    torch._dynamo.reset()
+    torch._dynamo.config.recompile_limit = 64
+    for variant in found:
+        begin = time.perf_counter()
+        if variant.mode == "compiled":
+            variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
+        variant.saved = saved_bytes(variant, inputs, options.device)
+        if variant.mode == "compiled":
+            variant.compile_seconds = time.perf_counter() - begin
+        step(variant, inputs, options.device)
+        variant.seconds = []
+        print(f"  ready {variant.label} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for _ in range(options.rounds):
+            for variant in found:
+                assert variant.seconds is not None
+                variant.seconds.append(timed(variant, inputs, options.device))
+    rows = [describe(variant, found) for variant in found]
+    record = {
+        "model": subject.name,
+        "batch": next(iter(inputs.values())).shape[0],
+        "rounds": options.rounds,
+        "rows": rows,
+    }
+    del found
+    gc.collect()
+    return record
+
+
+def describe(variant: Variant, found: list[Variant]) -> dict[str, Any]:
+    """A row of the table: ratios to the plain step of the same mode, taken round by round."""
+    plain = next(v for v in found if v.kind == "plain" and v.mode == variant.mode)
+    assert variant.seconds is not None
+    assert plain.seconds is not None
+    assert variant.saved is not None
+    assert plain.saved
+    ratios = [a / b for a, b in zip(variant.seconds, plain.seconds, strict=True)]
+    low, middle, high = quartiles(ratios)
+    row: dict[str, Any] = {
+        "mode": variant.mode,
+        "kind": variant.kind,
+        "cut": variant.cut,
+        "subset": variant.subset,
+        "milliseconds": round(1000 * statistics.median(variant.seconds), 1),
+        "ratio": round(middle, 3),
+        "ratio_quartiles": [round(low, 3), round(high, 3)],
+        "saved_mib": round(variant.saved / 2**20, 1),
+        "saved_ratio": round(variant.saved / plain.saved, 3),
+    }
+    if variant.compile_seconds is not None:
+        row["first_step_seconds"] = round(variant.compile_seconds, 1)
+    if variant.share is not None and variant.subset is not None:
+        row["prefix_share"] = round(variant.share, 3)
+        row["floor"] = round(1 - 2 / 3 * variant.subset * variant.share, 3)
+        row["saved_target"] = round(1 - 0.9 * variant.subset * variant.share, 3)
+    return row
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) < 2:
+        return values[0], values[0], values[0]
+    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, middle, high
+
+
+def table(record: dict[str, Any]) -> str:
+    """The rows of one model as Markdown."""
+    lines = [
+        "| mode | step | cut | s | f | time / plain (quartiles) | floor | saved / plain | 1-0.9·s·f | first step, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in record["rows"]:
+        low, high = r["ratio_quartiles"]
+        cells = [
+            r["mode"],
+            r["kind"],
+            r["cut"] or "",
+            "" if r["subset"] is None else f"{r['subset']:g}",
+            f"{r['prefix_share']:.2f}" if "prefix_share" in r else "",
+            f"{r['ratio']:.2f} ({low:.2f}–{high:.2f})",
+            f"{r['floor']:.2f}" if "floor" in r else "",
+            f"{r['saved_ratio']:.2f}",
+            f"{r['saved_target']:.2f}" if "saved_target" in r else "",
+            f"{r['first_step_seconds']:.0f}" if "first_step_seconds" in r else "",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    plain = ", ".join(
+        f"{r['mode']} {r['milliseconds']:.0f} ms" for r in record["rows"] if r["kind"] == "plain"
+    )
+    return (
+        f"### {record['model']}, batch {record['batch']}, {record['rounds']} rounds; plain step: {plain}\n\n"
+        + "\n".join(lines)
+    )
+
+
+def machine(device: str) -> dict[str, str]:
+    name = platform.processor() or platform.machine()
+    if device == "cuda":
+        name = torch.cuda.get_device_name()
+    else:
+        try:
+            found = re.search(
+                r"Model name:\s*(.+)", subprocess.run(["lscpu"], capture_output=True, text=True).stdout
+            )
+            name = found.group(1).strip() if found else name
+        except OSError:
+            pass
+    return {"device": device, "name": name, "cores": str(os.cpu_count()), "torch": torch.__version__}
+
+
+def draw(records: list[dict[str, Any]], path: Path) -> None:
+    """The figure of the README: compiled steps relative to the plain one, with the floors."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        1, len(records), figsize=(3.6 * len(records), 3.4), sharey=True, squeeze=False
+    )
+    styles = {"hook": ("#999999", "s"), "dense": ("#0072B2", "o"), "sparse": ("#D55E00", "D")}
+    for axis, record in zip(axes[0], records, strict=True):
+        mode = "compiled" if any(r["mode"] == "compiled" for r in record["rows"]) else "eager"
+        rows = [r for r in record["rows"] if r["mode"] == mode and r["cut"] and r["subset"] == 0.5]
+        cuts = list(dict.fromkeys(r["cut"] for r in rows))
+        for kind, (color, marker) in styles.items():
+            picked = [r for r in rows if r["kind"] == kind]
+            places = [cuts.index(r["cut"]) for r in picked]
+            heights = [r["ratio"] for r in picked]
+            errors = [
+                [r["ratio"] - r["ratio_quartiles"][0] for r in picked],
+                [r["ratio_quartiles"][1] - r["ratio"] for r in picked],
+            ]
+            axis.errorbar(
+                places, heights, yerr=errors, color=color, marker=marker, label=kind, capsize=3, linewidth=1
+            )
+        floors = [r for r in rows if r["kind"] == "sparse"]
+        axis.plot(
+            [cuts.index(r["cut"]) for r in floors],
+            [r["floor"] for r in floors],
+            "k:",
+            label="floor of sparse",
+        )
+        axis.axhline(1, color="black", linewidth=0.8)
+        axis.set_xticks(range(len(cuts)), cuts, rotation=20, fontsize=8)
+        axis.set_title(f"{record['model']} ({mode})", fontsize=10)
+        axis.set_xlabel("cut")
+    axes[0][0].set_ylabel("time of a step / plain step")
+    axes[0][-1].legend(fontsize=8)
+    figure.suptitle("Half of the rows stopped at the cut", fontsize=10)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time one training step with and without Deep Augmentation.")
+    parser.add_argument("--models", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--subsets", nargs="+", type=float, default=[0.25, 0.5, 0.75])
+    parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--batch", type=int, default=0, help="instead of each model's own")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument("--mode", default=None, help="of torch.compile, such as reduce-overhead")
+    parser.add_argument("--name", default=None, help="of the machine, for the result file")
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.batch:
+        BATCH.update(dict.fromkeys(BATCH, options.batch))
+    name = options.name or ("gpu" if options.device == "cuda" else f"cpu{os.cpu_count()}")
+    path = ROOT / "benchmarks/results" / f"step-{name}.json"
+    records = json.loads(path.read_text())["models"] if path.exists() else []
+    for chosen in options.models:
+        record = measure(SUBJECTS[chosen], options)
+        print(table(record), flush=True)
+        records = [r for r in records if r["model"] != chosen] + [record]
+        write(
+            path,
+            json.dumps({"machine": machine(options.device), "rate": RATE, "models": records}, indent=1)
+            + "\n",
+        )
+    draw(records, ROOT / "docs/images" / f"step-{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
