@@ -190,7 +190,7 @@ def rewrite(
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=tuple([*_placement_notes(requests, placed), *_state_notes(captured)]),
+        notes=(*_placement_notes(requests, placed), *_state_notes(captured)),
     )
     added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
     device = next((p.device for p in model.parameters()), None)
