@@ -250,7 +250,10 @@ def shrink(config: Any, level: int) -> None:
             for name in names:
                 put(name, value)
     if hasattr(config, "axial_pos_shape"):
-        config.axial_pos_shape, config.axial_pos_embds_dim = [4, 4], [16, getattr(config, "hidden_size", 64) - 16]
+        config.axial_pos_shape, config.axial_pos_embds_dim = (
+            [4, 4],
+            [16, getattr(config, "hidden_size", 64) - 16],
+        )
     if hasattr(config, "default_language") and getattr(config, "languages", None):
         config.default_language = config.languages[0]
     if getattr(config, "vocab_size", 0) is None:  # ESM
