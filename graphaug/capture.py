@@ -10,6 +10,7 @@ import functools
 import inspect
 import itertools
 import operator
+import os
 import sys
 import types
 from collections import Counter
@@ -597,10 +598,12 @@ def _user_line() -> str:
 
 
 def _is_internal(filename: str) -> bool:
-    return filename.startswith("<") or any(
-        part in filename
-        for part in ("/torch/", "/graphaug/", "/contextlib.py", "/functools.py", "/inspect.py")
-    )
+    return filename.startswith(("<", *_PACKAGES)) or filename.endswith(_PLUMBING)
+
+
+# by their place, not by name: a checkout of this project may well lie in a directory called graphaug
+_PACKAGES = tuple(os.path.dirname(os.path.abspath(str(f))) + os.sep for f in (torch.__file__, __file__))
+_PLUMBING = ("/contextlib.py", "/functools.py", "/inspect.py")
 
 
 def capture(
