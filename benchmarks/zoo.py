@@ -28,7 +28,7 @@ DECODERS = {
     "CausalLM": ("gpt2", "llama", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text"),
     "Seq2SeqLM": ("t5", "bart"),
 }
-MOST_PARAMETERS = 400_000_000
+MOST_PARAMETERS = 250_000_000
 
 
 @dataclass(frozen=True)
@@ -232,7 +232,11 @@ def shrink(config: Any, level: int) -> None:
         kinds = getattr(config, "layer_types", None)
         if isinstance(kinds, list):
             with contextlib.suppress(Exception):
-                config.layer_types = kinds[:3]
+                missing = [kind for kind in dict.fromkeys(kinds) if kind not in kinds[:3]][:2]
+                config.layer_types = [*kinds[: 3 - len(missing)], *missing]
+        layers = getattr(config, "per_layer_config", None)
+        if isinstance(layers, dict):
+            config.per_layer_config = {k: v for k, v in layers.items() if int(k) < 3}
     if level <= 1 and type(getattr(config, "vocab_size", None)) is int and config.vocab_size > 2000:
         put("vocab_size", 2000)
         for name in (
@@ -250,10 +254,8 @@ def shrink(config: Any, level: int) -> None:
             for name in names:
                 put(name, value)
     if hasattr(config, "axial_pos_shape"):
-        config.axial_pos_shape, config.axial_pos_embds_dim = (
-            [4, 4],
-            [16, getattr(config, "hidden_size", 64) - 16],
-        )
+        config.axial_pos_shape = (4, 4)  # 16 tokens
+        config.axial_pos_embds_dim = (16, config.hidden_size - 16)
     if hasattr(config, "default_language") and getattr(config, "languages", None):
         config.default_language = config.languages[0]
     if getattr(config, "vocab_size", 0) is None:  # ESM

@@ -13,13 +13,13 @@ import operator
 import os
 import sys
 import types
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Size, Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace as fx_trace
 
@@ -122,6 +122,7 @@ class CaptureTracer(fx.Tracer):
         self._frames: list[_Frame] = []
         self._entering: nn.Module | None = None
         self._values: dict[int, Any] = {}
+        self._origins: dict[int, tuple[fx.Node, list[Any]]] = {}
 
     # --- the walk through modules -------------------------------------------------------------
 
@@ -143,6 +144,7 @@ class CaptureTracer(fx.Tracer):
                 "placeholder", name, () if default is inspect._empty else (default,), {}
             )
             proxy.node.meta["value"] = _differentiable(example)
+            self._remember(proxy.node)
             if default is inspect._empty:
                 arguments[name] = proxy
             else:
@@ -313,6 +315,7 @@ class CaptureTracer(fx.Tracer):
             node.meta["value"] = self._evaluate(node)
             if node.meta["value"] is None:
                 return None  # so that `is None` in opened code gets its answer
+            self._remember(node)
         return proxy
 
     def _of_parameter(self, target: Any, args: Any) -> Any:
@@ -422,6 +425,8 @@ class CaptureTracer(fx.Tracer):
         """Lower a Python object to what a node can hold."""
         if issubclass(type(a), fx.Proxy):  # type(), because a ValueProxy's class answers for its value
             return a.node
+        if isinstance(a, FakeTensor):
+            return self._origin(a)
         if isinstance(a, Tensor):
             if id(a) in self._tensors:
                 return self.create_node("get_attr", self._tensors[id(a)][1], (), {})
@@ -441,6 +446,27 @@ class CaptureTracer(fx.Tracer):
             return super().create_arg(a)
         except NotImplementedError:
             return self._constant("object", a)
+
+    def _remember(self, node: fx.Node) -> None:
+        """Note whose example values these are: a hook on a closed module may hand them to opened code."""
+
+        def walk(value: Any, keys: list[Any]) -> None:
+            if isinstance(value, FakeTensor):
+                self._origins.setdefault(id(value), (node, keys))
+            elif isinstance(value, Mapping) or (isinstance(value, (tuple, list)) and type(value) is not Size):
+                for key, entry in value.items() if isinstance(value, Mapping) else enumerate(value):
+                    walk(entry, [*keys, key])
+
+        walk(node.meta["value"], [])
+
+    def _origin(self, value: FakeTensor) -> fx.Node:
+        """The node that an example value belongs to."""
+        if id(value) not in self._origins:
+            raise self.refuse("it uses a value that a closed module keeps, or that a hook computed")
+        node, keys = self._origins[id(value)]
+        for key in keys:
+            node = self.create_proxy("call_function", operator.getitem, (node, key), {}).node
+        return node
 
     def _constant(self, kind: str, value: Any) -> fx.Node:
         known = next((name for name, v in self.constants.items() if v is value), None)
@@ -711,6 +737,7 @@ def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signatur
 
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
 class ModelState:
@@ -722,17 +749,20 @@ class ModelState:
             (path, name, value, copy.copy(value))
             for path, _, attributes in self._held
             for name, value in attributes.items()
-            if name in _REGISTRIES or type(value) in (list, dict, set)
+            if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
         ]
+        self._buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()]
 
     def changes(self) -> Iterator[str]:
         """Paths of the attributes that were set or filled since; training flags do not count."""
         for path, m, before in self._held:
             for name, value in vars(m).items():
-                if name != "training" and before.get(name, UNKNOWN) is not value:
+                if name not in _OF_EVERY_MODULE and before.get(name, UNKNOWN) is not value:
                     yield f"{path}.{name}".removeprefix(".")
         for path, name, value, before in self._contents:
-            if name in _REGISTRIES:
+            if name in _OF_EVERY_MODULE - set(_REGISTRIES):
+                changed = []
+            elif name in _REGISTRIES:
                 changed = [k for k, v in value.items() if before.get(k) is not v]
             else:
                 changed = [name] if _entries(before) != _entries(value) else []
@@ -746,6 +776,10 @@ class ModelState:
         for _, _, value, before in self._contents:
             value.clear()
             value.extend(before) if isinstance(value, list) else value.update(before)
+        with torch.no_grad():
+            for buffer, version, before in self._buffers:
+                if buffer._version != version:
+                    buffer.copy_(before)
 
 
 def _entries(container: Any) -> list[Any]:
