@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture import Captured
 from graphaug.coupling import probe, statistics_modules
-from graphaug.errors import InvalidOption, SparseBackwardError, did_you_mean
+from graphaug.errors import CaptureError, InvalidOption, SparseBackwardError, did_you_mean
 from graphaug.outline import ModelOutline, ancestors
 from graphaug.passes.sparse_backward import Batch, Split, split
 from graphaug.passes.two_streams import BATCH_NORMS, pair, two_stream_batch_norm
@@ -197,12 +199,27 @@ def _two_sizes(
         return v.index_select(0, torch.arange(more, device=v.device) % rows)
 
     bigger = torch.utils._pytree.tree_map(enlarge, dict(examples))
-    other, other_graph = recapture(ModelOutline(outline.model, bigger))
+    try:
+        with _no_log("torch._subclasses.fake_tensor"):
+            other, other_graph = recapture(ModelOutline(outline.model, bigger))
+    except CaptureError as error:
+        raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
     same_code = graph.python_code("self").src == other_graph.python_code("self").src
     if not same_code or [str(a) for a in captured.assumptions] != [str(a) for a in other.assumptions]:
         raise SparseBackwardError("the forward reads the batch size into Python")
     values = {n: value_of(m) for n, m in zip(graph.nodes, other_graph.nodes, strict=True)}
     return Batch(graph, (rows, more), values)
+
+
+@contextlib.contextmanager
+def _no_log(name: str) -> Iterator[None]:
+    """Torch logs an error before it raises it."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def probe_split(aug: Any, found: Split, signature: Signature) -> str:

@@ -2,7 +2,8 @@
 
 Four questions, cheapest first: does a module of the prefix keep batch statistics; does the cut
 separate; do the rows of everything that enters and leaves keep their places at two batch sizes; and,
-on a small real batch, does any row's value or gradient depend on another row.
+on a small real batch, does any row's value or gradient depend on another row, on its own place or on
+the number of rows.
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.separation import before
 
@@ -59,10 +62,8 @@ def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module)
         The reason why the prefix is not row-wise, or an empty string.
     """
     count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
-    inputs = [
-        v if d is None or not isinstance(v, Tensor) else _resized(v, d, count)
-        for v, d in zip(inputs, rows, strict=True)
-    ]
+    whole = _resized(inputs, rows, max(count, PROBE_ROWS), count)
+    inputs = _resized(inputs, rows, PROBE_ROWS, count)
     with _restored(model) as changed, torch.random.fork_rng(devices=[]):
         for seed in range(_DRAWS):
             for j in range(PROBE_ROWS):
@@ -72,16 +73,24 @@ def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module)
         i = _leaks(run, inputs, rows)
         if i is not None:
             return f"the gradient of row {i} of the prefix reaches another row of the input"
+        if _is_placed(run, whole, rows):
+            return "a row of the prefix depends on its place in the batch, or on the number of rows"
         state = changed()
     if state:
         return f"{state} keeps state of the batch"
     return ""
 
 
-def _resized(value: Tensor, dimension: int, count: int) -> Tensor:
-    """The example with exactly the probe's rows, repeated where it has fewer."""
-    index = torch.arange(PROBE_ROWS, device=value.device) % count
-    return value.index_select(dimension, index)
+def _resized(inputs: list[Any], rows: list[int | None], wanted: int, count: int) -> list[Any]:
+    """The example with exactly ``wanted`` rows, repeated where it has fewer."""
+    return _chosen(inputs, rows, torch.arange(wanted) % count)
+
+
+def _chosen(inputs: list[Any], rows: list[int | None], index: Tensor) -> list[Any]:
+    return [
+        v if d is None or not isinstance(v, Tensor) else v.index_select(d, index.to(v.device))
+        for v, d in zip(inputs, rows, strict=True)
+    ]
 
 
 def _moves(run: Any, inputs: list[Any], rows: list[int | None], j: int, seed: int) -> int | None:
@@ -154,6 +163,50 @@ def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:
                 if grad is not None and bool(grad.index_select(dimension, others).any()):
                     return i
     return None
+
+
+def _is_placed(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
+    """Whether a part of the rows, in another order, becomes something else than among all rows."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = [_distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
+    with torch.no_grad(), _OneDraw():  # type: ignore[no-untyped-call]
+        wanted = run(_chosen(inputs, rows, torch.arange(count))).nan_to_num()
+        # kernels differ from size to size, in the last bits
+        bound = torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max().clamp(min=1e-6)
+        for part in (torch.arange(count - 1, -1, -2), torch.tensor([count - 1, 0])):
+            found = run(_chosen(inputs, rows, part)).nan_to_num()
+            gap = (wanted.index_select(0, part.to(wanted.device)) - found).abs().max()
+            if not bool(gap <= bound):
+                return True
+    return False
+
+
+class _OneDraw(TorchDispatchMode):
+    """Every random number is the same one, so that a row draws the same wherever it stands."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload) or torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        position = [a.name for a in func._schema.arguments].index("dropout_p") if _drops(func) else None
+        if position is not None and position < len(args):  # a fused attention
+            args = (*args[:position], 0.0, *args[position + 1 :])
+        elif position is not None:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        drawn = func(*args, **kwargs)
+        if name == "randperm":
+            return drawn.copy_(torch.arange(len(drawn)))
+        if name in ("bernoulli", "uniform", "normal", "rand", "randn", "exponential"):
+            return drawn.fill_(1 if name == "bernoulli" else 0.5)
+        return drawn
+
+
+def _drops(func: OpOverload) -> bool:
+    return any(a.name == "dropout_p" for a in func._schema.arguments)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,397 @@
+"""The proof behind sparse backward: what sees its neighbours in the batch is found, and nothing else is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import SparseBackwardError
+
+ROWS, WIDTH = 8, 6
+Call = Callable[[Tensor], Tensor]
+
+
+class Closed(nn.Module):
+    """A leaf that computes a function in plain code."""
+
+    def __init__(self, function: Call) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+class Open(nn.Module):
+    """Computes it in the forward that is opened: before the cut ``second``, behind ``first``."""
+
+    def __init__(self, function: Call) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.last = nn.Linear(WIDTH, 3)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.second(self.function(self.first(x))))
+
+
+def closed(function: Call | nn.Module) -> tuple[nn.Module, str]:
+    middle = function if isinstance(function, nn.Module) else Closed(function)
+    layers = [nn.Linear(WIDTH, WIDTH), middle, nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)]
+    return nn.Sequential(*layers), "2"
+
+
+def opened(function: Call) -> tuple[nn.Module, str]:
+    return Open(function), "second"
+
+
+def mixup(x: Tensor) -> Tensor:
+    return 0.7 * x + 0.3 * x[torch.randperm(x.shape[0])]
+
+
+def across_the_batch(x: Tensor) -> Tensor:
+    return torch.softmax(x @ x.T / x.shape[1] ** 0.5, -1) @ x
+
+
+def neighbour(x: Tensor) -> Tensor:
+    return x + x[(torch.arange(x.shape[0]) + 1) % x.shape[0]]
+
+
+def views_swapped(x: Tensor) -> Tensor:
+    first, second = x.chunk(2)
+    return x + torch.cat([second, first])
+
+
+# rows that see rows
+MIXING: dict[str, Call] = {
+    "centred": lambda x: x - x.mean(0),
+    "attention": across_the_batch,
+    "roll": lambda x: torch.roll(x, 1, 0),
+    "flip": lambda x: x.flip(0),
+    "softmax": lambda x: torch.softmax(x, 0),
+    "maximum": lambda x: x / x.abs().amax(),
+    "mixup": mixup,
+    "gram": lambda x: x @ (x.T @ x),
+    "sort": lambda x: torch.sort(x, 0).values,
+    "cumsum": lambda x: torch.cumsum(x, 0),
+    "norm": lambda x: x / x.norm(),
+    "neighbour": neighbour,
+    "gate": lambda x: x * torch.sigmoid(x.mean()),
+    "standardised": lambda x: (x - x.mean(0)) / (x.var(0, unbiased=False) + 1e-5).sqrt(),
+    "median": lambda x: x - x.median(0).values,
+    "swapped views": views_swapped,
+    "detached centre": lambda x: x - x.mean(0).detach(),
+    "faint centre": lambda x: x - 1e-4 * x.mean(0),
+    "argmax": lambda x: x * (torch.arange(x.shape[0]) == x.sum(1).argmax())[:, None],
+    "quantised": lambda x: x + x.sum(0).round(),
+}
+
+# rows that see none, but their own place in the batch or its size: as wrong on a part of it
+PLACED: dict[str, Call] = {
+    "row numbers": lambda x: x + torch.arange(x.shape[0])[:, None],
+    "one over rows": lambda x: x / x.shape[0],
+    "first half": lambda x: torch.cat([x[: x.shape[0] // 2] * 2, x[x.shape[0] // 2 :]]),
+    "signs": lambda x: x * (1 - 2 * (torch.arange(x.shape[0]) % 2))[:, None],
+}
+
+
+def decide(model: nn.Module, at: str, x: Any, **options: Any) -> tuple[str, str]:
+    """What "auto" chose and why; and "sparse" must agree with it, in words."""
+    torch.manual_seed(0)
+    options = {"subset": 0.5, "stop_grad": True, "example_inputs": x, **options}
+    plan = ga.rewrite(model, at, backward="auto", **options).plan
+    if plan.backward == "sparse":
+        assert ga.rewrite(model, at, backward="sparse", **options).plan.backward == "sparse"
+    else:
+        with pytest.raises(SparseBackwardError) as error:
+            ga.rewrite(model, at, backward="sparse", **options)
+        assert plan.reason in str(error.value)
+        assert f"'{at}'" in str(error.value)
+    assert f"backward  {plan.backward}: {plan.reason}" in str(plan)
+    return plan.backward, plan.reason
+
+
+def batch(rows: int = ROWS) -> Tensor:
+    return torch.randn(rows, WIDTH, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("build", [closed, opened])
+@pytest.mark.parametrize("name", [*MIXING, *PLACED])
+def test_code_that_sees_the_batch_is_found(name: str, build: Callable[[Call], tuple[nn.Module, str]]) -> None:
+    model, at = build({**MIXING, **PLACED}[name])
+    kind, reason = decide(model, at, batch())
+    assert kind == "dense"
+    assert reason
+
+
+def test_how_many_the_probe_catches(capsys: pytest.CaptureFixture[str]) -> None:
+    reasons = {name: decide(*closed(f), batch())[1] for name, f in {**MIXING, **PLACED}.items()}
+    caught = [name for name, reason in reasons.items() if "row" in reason]
+    with capsys.disabled():
+        print(f"\nthe probe caught {len(caught)} of {len(reasons)} coupled models: {', '.join(caught)}")
+    assert len(caught) == len(reasons)
+
+
+def test_a_layer_over_the_transposed_batch_is_found() -> None:
+    layer = nn.Linear(ROWS, ROWS)
+    for model, at in (closed(lambda x: layer(x.T).T), opened(lambda x: layer(x.T).T)):
+        kind, reason = decide(model, at, batch())
+        assert kind == "dense"
+        assert reason
+
+
+def test_a_size_that_is_asked_for_is_found_where_it_is_hidden() -> None:
+    def by_size(x: Tensor) -> Tensor:
+        return x * 2 if x.shape[0] >= 4 else x
+
+    assert decide(*closed(by_size), batch())[0] == "dense"
+    # opened, the answer is in the graph, and checked for the whole batch in every call
+    model, at = opened(by_size)
+    aug = ga.rewrite(model, at, subset=0.75, stop_grad=True, example_inputs=batch())
+    assert aug.plan.backward == "sparse"
+    ga.verify(aug, batch())
+    with pytest.raises(ga.GraphaugError, match="captured for"):
+        aug(batch(2))
+
+
+def test_mixing_behind_the_cut_does_no_harm() -> None:
+    for name, function in MIXING.items():
+        model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), Closed(function))
+        assert decide(model, "1", batch())[0] == "sparse", name
+
+
+# --- modules that keep statistics ------------------------------------------------------------------
+
+
+class Running(nn.Module):
+    """A layer of one's own that keeps running statistics."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running_scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / self.running_scale
+
+
+class Memory(nn.Module):
+    """Keeps the last batch, a state that has its shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last: Tensor = torch.zeros(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last = x.detach()
+        return x
+
+
+class Counter(nn.Module):
+    """Changes a buffer in its forward, by what it sees."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.shape[0]
+        return x * 2
+
+
+class Queue(nn.Module):
+    """Replaces a buffer of the batch's shape, as momentum queues do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("queue", torch.zeros(ROWS, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.queue = torch.cat([self.queue, x.detach()])[-ROWS:]
+        return x
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Running(), "Running '1' couples the rows by its batch statistics"),
+        (Memory(), "Memory '1' (last) keeps state"),
+        (Counter(), "Counter '1' (seen) keeps state"),
+        (Queue(), "Queue '1' (queue) keeps state"),
+        (nn.SyncBatchNorm(WIDTH), "SyncBatchNorm '1' couples the rows"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_a_module_with_state_of_the_batch_is_named(layer: nn.Module, said: str) -> None:
+    model, at = closed(layer)
+    if isinstance(layer, nn.SyncBatchNorm):  # it runs on a GPU only, even to capture it in eval mode
+        layer.eval()
+    state = {n: (t, t.clone()) for n, t in model.state_dict(keep_vars=True).items()}
+    kind, reason = decide(model, at, batch())
+    assert kind == "dense"
+    assert said in reason
+    for name, (tensor, copy) in state.items():
+        assert model.state_dict(keep_vars=True)[name] is tensor
+        assert torch.equal(tensor, copy)
+
+
+NORMS: list[tuple[nn.Module, str]] = [
+    (nn.BatchNorm2d(3), "BatchNorm2d '0.0' couples the rows by its batch statistics"),
+    (nn.BatchNorm2d(3, track_running_stats=False), "BatchNorm2d '0.0' couples"),
+    (nn.InstanceNorm2d(3, track_running_stats=True), "InstanceNorm2d '0.0' couples"),
+    (nn.InstanceNorm2d(3), ""),
+    (nn.InstanceNorm2d(3, affine=True), ""),
+    (nn.GroupNorm(3, 3), ""),
+    (nn.LocalResponseNorm(2), ""),
+]
+
+
+@pytest.mark.parametrize(("norm", "said"), NORMS, ids=lambda v: str(v)[:60])
+def test_a_norm_is_judged_by_what_it_keeps(norm: nn.Module, said: str) -> None:
+    model = nn.Sequential(nn.Sequential(norm, nn.Conv2d(3, 3, 1)), nn.ReLU(), nn.Conv2d(3, 3, 1))
+    kind, reason = _auto(model, "1", torch.randn(4, 3, 5, 5))
+    assert kind == ("dense" if said else "sparse"), reason
+    assert said in reason
+
+
+def _auto(model: nn.Module, at: str, x: Any) -> tuple[str, str]:
+    plan = ga.rewrite(model, at, subset=0.5, stop_grad=True, example_inputs=x).plan
+    return plan.backward, plan.reason
+
+
+def test_a_batch_norm_couples_whatever_mode_it_is_captured_in() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.BatchNorm1d(WIDTH), nn.ReLU(), nn.Linear(WIDTH, 3))
+    for mode in (True, False):
+        kind, reason = _auto(model.train(mode), "2", batch())
+        assert (kind, "BatchNorm1d '1'" in reason) == ("dense", True)
+
+
+def test_a_batch_norm_behind_the_cut_does_no_harm() -> None:
+    model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 3))
+    assert _auto(model, "1", batch())[0] == "sparse"
+
+
+# --- rows that see no other: no false alarm ---------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Attention over tokens with dropout: N×T×D to N×T×D."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(width, 2, dropout=0.2, batch_first=True)
+        self.norm, self.mlp = nn.LayerNorm(width), nn.Sequential(nn.Linear(width, width), nn.Dropout(0.3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.mlp(self.norm(x))
+
+
+class Tokens(nn.Module):
+    """Embedding, a class token and a table of positions, the batch size read as a symbol."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(30, 8)
+        self.token, self.place = nn.Parameter(torch.randn(1, 1, 8)), nn.Parameter(torch.randn(1, 7, 8))
+        self.block1, self.block2, self.head = Block(), Block(), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embed(ids)
+        x = torch.cat([self.token.expand(x.shape[0], -1, -1), x], 1) + self.place
+        return self.head(self.block2(self.block1(x))[:, 0].view(x.shape[0], -1))
+
+
+class Masked(nn.Module):
+    """A mask that the prefix and the suffix use, made from the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.mix = nn.Embedding(30, 8), nn.Linear(8, 8)
+        self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        weight = mask[:, :, None].to(self.embed.weight.dtype)
+        x = self.norm(self.mix(self.embed(ids) * weight))
+        return self.head((x * weight).sum(1) / weight.sum(1).clamp(min=1))
+
+
+def conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.GroupNorm(2, 6), nn.ReLU(), nn.Conv2d(6, 6, 3),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 3),
+    )  # fmt: skip
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(WIDTH, 16),
+        nn.LayerNorm(16),
+        nn.GELU(),
+        nn.Dropout(0.4),
+        nn.Linear(16, 16),
+        nn.Linear(16, 3),
+    )
+
+
+IDS = torch.randint(0, 30, (ROWS, 6), generator=torch.Generator().manual_seed(0))
+MASK = (torch.arange(6) < torch.arange(1, ROWS + 1).clamp(max=6)[:, None]).long()
+INDEPENDENT: dict[str, tuple[Callable[[], nn.Module], str, Any]] = {
+    "mlp": (mlp, "4", batch()),
+    "conv": (conv, "3", torch.randn(4, 3, 7, 7)),
+    "tokens": (Tokens, "block2", IDS),
+    "tokens, early": (Tokens, "block1", IDS),
+    "mask": (Masked, "norm", (IDS, MASK)),
+    "boolean mask": (Masked, "norm", (IDS, MASK.bool())),
+    "view": (lambda: opened(lambda x: x.view(x.shape[0], 2, -1).flatten(1))[0], "second", batch()),
+    "reshape": (lambda: opened(lambda x: x.reshape(x.size(0), -1))[0], "second", batch()),
+    "row-wise softmax": (lambda: closed(lambda x: torch.softmax(x, -1))[0], "2", batch()),
+    "row-wise norm": (lambda: closed(lambda x: F.normalize(x, dim=1))[0], "2", batch()),
+    "noise": (lambda: closed(lambda x: x + torch.randn_like(x))[0], "2", batch()),
+    "in place": (lambda: closed(nn.ReLU(inplace=True))[0], "2", batch()),
+    "row-wise sort": (lambda: closed(lambda x: x.sort(1).values)[0], "2", batch()),
+    "constant": (lambda: closed(lambda x: x * torch.linspace(0, 1, WIDTH))[0], "2", batch()),
+    "two rows": (mlp, "4", batch(2)),
+    "three rows": (mlp, "4", batch(3)),
+    "many rows": (mlp, "4", batch(33)),
+}
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_rows_that_see_no_other_are_accepted(name: str) -> None:
+    build, at, x = INDEPENDENT[name]
+    torch.manual_seed(0)
+    kind, reason = decide(build(), at, x)
+    assert kind == "sparse", reason
+    assert reason.startswith("rows proved independent")
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_the_probe_is_no_stricter_in_another_precision(dtype: torch.dtype) -> None:
+    assert _auto(mlp().to(dtype), "4", batch().to(dtype))[0] == "sparse"
+    coupled, at = closed(lambda x: x - x.mean(0))
+    assert _auto(coupled.to(dtype), at, batch().to(dtype))[0] == "dense"
+
+
+def test_the_probe_leaves_no_trace() -> None:
+    model, at = closed(mixup)
+    model[0].eval()
+    before = (
+        torch.get_rng_state(),
+        [m.training for m in model.modules()],
+        [p._version for p in model.parameters()],
+    )
+    ga.rewrite(model, at, subset=0.5, stop_grad=True, example_inputs=batch())
+    after = (
+        torch.get_rng_state(),
+        [m.training for m in model.modules()],
+        [p._version for p in model.parameters()],
+    )
+    assert torch.equal(before[0], after[0])
+    assert before[1:] == after[1:]
+    assert all(p.grad is None for p in model.parameters())
