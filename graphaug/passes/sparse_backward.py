@@ -226,14 +226,21 @@ def _crossing(
         return known[node]
 
     found: dict[fx.Node, None] = {}
+
+    def demand(node: fx.Node, parent: fx.Node) -> None:
+        if parent not in ahead or parent in found or computable(parent):
+            return
+        if not _is_plain(value_of(parent)):
+            raise SparseBackwardError(f"'{describe(node)}' behind the cut uses {describe(parent)} before it")
+        if any(not _is_plain(value_of(n)) for n in parent.all_input_nodes):
+            found[parent] = None
+        else:  # what is made of sizes is made of those of all rows
+            for size in parent.all_input_nodes:
+                demand(parent, size)
+
     for node in behind:
         for parent in node.all_input_nodes:
-            if parent in ahead and not computable(parent):
-                if not _is_plain(value_of(parent)):
-                    raise SparseBackwardError(
-                        f"'{describe(node)}' behind the cut uses {describe(parent)} before it"
-                    )
-                found[parent] = None
+            demand(node, parent)
     return [n for n in value.graph.nodes if n in found]
 
 
