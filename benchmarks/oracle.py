@@ -74,9 +74,16 @@ def hook(module: nn.Module, masks: Masks, *, stop_grad: bool, call: int = 0) -> 
 
 @contextlib.contextmanager
 def imposed(augmentation: nn.Module, masks: Masks) -> Iterator[None]:
-    """Make an augmentation node of the library use the given masks."""
-    augmentation.__dict__["draw_rows"] = lambda rows, device: masks.rows.to(device)  # type: ignore[union-attr]
-    augmentation.__dict__["draw_noise"] = lambda h: masks.noise.to(h)  # type: ignore[union-attr]
+    """Make an augmentation node of the library use the given masks, also if it sees the stopped rows alone."""
+    rows, noise = masks.rows, masks.noise
+    assert rows is not None
+    assert noise is not None
+
+    def draw_noise(h: Tensor) -> Tensor:
+        return (noise if h.shape[0] == len(rows) else noise[rows]).to(h)
+
+    augmentation.__dict__["draw_rows"] = lambda count, device: rows.to(device)
+    augmentation.__dict__["draw_noise"] = draw_noise
     try:
         yield
     finally:
