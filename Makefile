@@ -10,13 +10,15 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test lint format coverage bench clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
 	@echo "make test    lint, types and tests"
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  rewrite the sources in the house format"
+	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
+	@echo "make bench   time and memory of a training step: benchmarks/results/"
 	@echo "make clean   remove .venv and everything that was generated"
 
 $(STAMP): pyproject.toml
@@ -42,6 +44,12 @@ format: $(STAMP)
 # One thread a worker: torch's threads of two processes on two cores would only wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+coverage: $(STAMP)
+	$(BIN)/python -m benchmarks.coverage
+
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks.step
 
 clean:
 	rm -rf $(VENV) build dist demo runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

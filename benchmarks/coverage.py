@@ -33,6 +33,7 @@ from torch import nn
 import graphaug
 from benchmarks import zoo
 from benchmarks.oracle import Masks, distance, gradients, hook, imposed, leaves
+from graphaug.outline import ModelOutline, ancestors
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 300  # for one model; more is reported as a failure
@@ -113,7 +114,13 @@ def measure_site(
     begin = time.perf_counter()
     try:
         aug = graphaug.rewrite(
-            model, at=f"{place}@0", rate=0.5, stop_grad=True, allow_bypass=True, example_inputs=inputs
+            model,
+            at=f"{place}@0",
+            rate=0.5,
+            stop_grad=True,
+            allow_bypass=True,
+            backward="dense",
+            example_inputs=inputs,
         )
     except graphaug.GraphaugError as error:
         return {**row, "problem": brief(error)}
@@ -121,7 +128,9 @@ def measure_site(
         return {**row, "problem": f"crashed: {brief(error)}"}
     row["seconds_with_checks"] = round(time.perf_counter() - begin, 4)
     begin = time.perf_counter()
-    graphaug.rewrite(model, at=f"{place}@0", rate=0.5, allow_bypass=True, example_inputs=inputs, dry_run=True)
+    outline = ModelOutline(model, inputs)
+    for training in (True, False):
+        outline.capture(ancestors(place), training=training)
     row["seconds"] = round(time.perf_counter() - begin, 4)
     row["nodes"] = aug.plan.nodes
     row["assumptions"] = len(aug.plan.assumptions)
@@ -172,7 +181,9 @@ def compare_gradients(model: nn.Module, aug: Any, inputs: dict[str, Any], place:
 def measure_compile(model: nn.Module, inputs: dict[str, Any], place: str, backend: str) -> str:
     """Compile the training step without a graph break; "ok" or what went wrong."""
     torch._dynamo.reset()
-    aug = graphaug.rewrite(model, at=f"{place}@0", stop_grad=True, allow_bypass=True, example_inputs=inputs)
+    aug = graphaug.rewrite(
+        model, at=f"{place}@0", stop_grad=True, allow_bypass=True, backward="dense", example_inputs=inputs
+    )
     aug.train()
     try:
         out = torch.compile(aug, fullgraph=True, backend=backend)(**inputs)
@@ -350,7 +361,7 @@ def page(records: list[dict[str, Any]], totals: dict[str, Any], seconds: float) 
         lines += [
             "",
             f"Capture took {spread['median']:.2f} s in the median and {spread['slowest']:.2f} s for the slowest of "
-            f"{totals['sites']} sites (one thread, checks against the original left out).",
+            f"{totals['sites']} sites (both modes, one thread; checks against the original left out).",
         ]
     for title, status in (("Failures", "failed"), ("Not built here", "cannot be built here")):
         rows = [r for r in records if r["status"] == status]

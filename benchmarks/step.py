@@ -218,8 +218,10 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         variant.seconds = []
         print(f"  ready {variant.label} ({time.perf_counter() - begin:.0f} s)", flush=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
-        for _ in range(options.rounds):
+        for turn in range(options.rounds):
             for variant in found:
+                if variant.mode == "eager" and turn >= options.eager_rounds:
+                    continue
                 assert variant.seconds is not None
                 variant.seconds.append(timed(variant, inputs, options.device))
     rows = [describe(variant, found) for variant in found]
@@ -368,6 +370,7 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--eager-rounds", type=int, default=3, help="eager steps are timed less often")
     parser.add_argument("--batch", type=int, default=0, help="instead of each model's own")
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
