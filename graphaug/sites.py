@@ -8,7 +8,9 @@ from typing import Any, overload
 
 from torch import Tensor, fx, nn
 
+from graphaug.backward import SMALLEST_SAVING
 from graphaug.capture import Captured
+from graphaug.coupling import statistics_modules
 from graphaug.outline import ModelOutline, openable
 from graphaug.selector import Target
 from graphaug.separation import Bypass, before, data_graph, find_bypass, parameters_of, reads_no_data
@@ -33,6 +35,9 @@ class Site:
         shape: shape of its value on the example, if there was one.
         flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
         stage: its number in the paper's numbering, if it has one.
+        backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
+            types and separation tell ("sparse", "dense: BatchNorm2d 'bn1' couples the rows"); rewriting also probes
+            the rows. Empty without an example.
     """
 
     target: Target
@@ -48,6 +53,7 @@ class Site:
     shape: tuple[int, ...] | None = None
     flops_before: float | None = None
     stage: int | None = None
+    backward: str = ""
 
     def __str__(self) -> str:
         return self.path if self.calls <= 1 else f"{self.path}@{self.call}"
@@ -90,6 +96,7 @@ class Sites(Sequence[Site]):
                 ("FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}")
             )
             columns.append(("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape))))
+            columns.append(("backward", lambda s: s.backward))
         cells = [[title for title, _ in columns]] + [[text(s) for _, text in columns] for s in self]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -123,6 +130,7 @@ def sites_of(outline: ModelOutline, *, depth: int | None, everything: bool) -> S
     captured = outline.capture_deep(openable(outline.model, depth, everything))
     stages = _stage_numbers(outline, captured)
     reach = _Before(outline.model, captured)
+    known = outline.signature.has_examples
     flow = data_graph(captured.graph)
     found = []
     for node in captured.graph.nodes:
@@ -148,9 +156,30 @@ def sites_of(outline: ModelOutline, *, depth: int | None, everything: bool) -> S
                 shape=tuple(value.shape) if isinstance(value, Tensor) else None,
                 flops_before=reach.flops(node),
                 stage=stages.get(target),
+                backward=_backward(outline.model, captured, node, bypass is None, reach.flops(node))
+                if known
+                else "",
             )
         )
     return Sites(outline.name, found)
+
+
+def _backward(
+    model: nn.Module, captured: Captured, node: fx.Node, separates: bool, share: float | None
+) -> str:
+    """What "auto" would choose, as far as that can be told without running anything."""
+    if not separates:
+        return "dense: bypassed"
+    ahead = before(node)
+    owned = (p for n in ahead for p in parameters_of(n, model.get_submodule, model.get_parameter))
+    if not any(p.requires_grad for p in owned):
+        return "dense: nothing before it is trained"
+    coupling = next(statistics_modules(captured.graph, node, model), None)
+    if coupling is not None:
+        return f"dense: {type(coupling[1]).__name__} '{coupling[0]}' couples the rows"
+    if share is not None and 0.5 * share < SMALLEST_SAVING:
+        return f"dense: it would save {0.5 * share:.0%} only"
+    return "sparse"
 
 
 def _target(node: fx.Node) -> Target | None:

@@ -27,6 +27,7 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     if plan.shared is not None:
         with torch.no_grad():
             shared = owner._forward_shared(**values)
+        _forget_casts()
     taken = [*(values[name] for name in plan.inputs), *shared]
     name, dimension = plan.batch
     rows = values[name].shape[dimension]
@@ -37,6 +38,7 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     elif stopped == rows:
         with torch.no_grad():
             h, *crossing = owner._forward_prefix(*taken)
+        _forget_casts()
         augmentation.check_value(h)
         augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
         h = h * augmentation.draw_noise(h)
@@ -60,6 +62,12 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         h = torch.cat([h_gone, h_kept]).index_select(0, torch.argsort(order))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _forget_casts() -> None:
+    """Where autocast keeps a weight that it cast without grad, it would use it where the weight needs one."""
+    if not torch.compiler.is_compiling():  # compiled code has no such cache
+        torch.clear_autocast_cache()
 
 
 def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:

@@ -133,12 +133,14 @@ def test_the_table_is_one_to_read() -> None:
     lines = str(table).splitlines()
     assert lines[0] == f"ResNet: {len(table)} sites"
     assert lines[1].split("  ")[0] == "site"
-    for title in ("site", "stage", "class", "separates", "params before", "FLOPs before", "shape"):
+    titles = ("site", "stage", "class", "separates", "params before", "FLOPs before", "shape", "backward")
+    for title in titles:
         assert title in lines[1]
     assert set(lines[2]) == {"-", " "}
     rows = {line.split()[0]: line for line in lines[3:]}
     assert len(rows) == len(table)
-    assert rows["input"].split()[1:] == ["-1", "input", "yes", "0.0%", "0.0%", "2×3×32×32"]
+    assert rows["input"].split()[1:7] == ["-1", "input", "yes", "0.0%", "0.0%", "2×3×32×32"]
+    assert rows["input"].endswith("  dense: nothing before it is trained")
     assert rows["layer4"].split()[1:4] == ["4", "Sequential", "yes"]
     assert rows["layer4"].split()[-1] == "2×512×1×1"
     assert rows["fc"].split()[1:5] == ["6", "Linear", "yes", "100.0%"]
@@ -238,3 +240,24 @@ def test_what_is_no_plain_model_is_refused(model: Any, message: str) -> None:
 def test_examples_that_do_not_fit_are_refused(example: Any, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         ga.sites(ConvNet(), example)
+
+
+def test_the_table_says_where_the_backward_would_be_sparse() -> None:
+    """The same as the plan of a rewrite there, in fewer words; without an example nothing is said."""
+    torch.manual_seed(0)
+    convnext, image = torchvision.models.convnext_tiny(num_classes=3), torch.randn(2, 3, 32, 32)
+    resnet = torchvision.models.resnet18(num_classes=3)
+    checked = 0
+    for model, names in ((convnext, ("features.1", "features.5")), (resnet, ("layer1", "layer3"))):
+        table = {str(s): s.backward for s in ga.sites(model, example_inputs=image)}
+        for at in names:
+            plan = ga.rewrite(model, at, stop_grad=True, example_inputs=image, dry_run=True)
+            kind, _, reason = table[at].partition(": ")
+            assert kind == plan.backward, (at, table[at], plan.reason)
+            assert reason in plan.reason or "of the FLOPs only" in plan.reason
+            checked += 1
+        assert table["input"] == "dense: nothing before it is trained"
+    assert checked == 4
+    assert "dense: BatchNorm2d 'bn1' couples the rows" in str(ga.sites(resnet, example_inputs=image))
+    assert {s.backward for s in ga.sites(resnet)} == {""}
+    assert "backward" not in str(ga.sites(resnet))
