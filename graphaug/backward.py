@@ -59,7 +59,7 @@ def choose(
     graph: fx.Graph,
     cuts: Sequence[fx.Node],
     requests: Sequence[Request],
-    separated: bool,
+    bypass: str,
     frozen: frozenset[str],
 ) -> Choice:
     """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
@@ -72,7 +72,7 @@ def choose(
         graph: the training graph.
         cuts: the augmentations' nodes.
         requests: their options.
-        separated: whether every cut separates.
+        bypass: what leads around a cut, in words; empty if every cut separates.
         frozen: names of the parameters that the freeze will freeze.
 
     Raises:
@@ -81,7 +81,7 @@ def choose(
     if backward == "dense":
         return Choice("dense", "asked for")
     try:
-        return _sparse(backward, outline, captured, recapture, graph, cuts, requests, separated, frozen)
+        return _sparse(backward, outline, captured, recapture, graph, cuts, requests, bypass, frozen)
     except SparseBackwardError as error:
         if backward == "sparse":
             raise SparseBackwardError(
@@ -99,7 +99,7 @@ def _sparse(
     graph: fx.Graph,
     cuts: Sequence[fx.Node],
     requests: Sequence[Request],
-    separated: bool,
+    bypass: str,
     frozen: frozenset[str],
 ) -> Choice:
     refuse = SparseBackwardError
@@ -112,8 +112,8 @@ def _sparse(
         raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
     if not outline.signature.has_examples:
         raise refuse("there are no example_inputs to follow the rows with")
-    if not separated:
-        raise refuse("the cut does not separate the input from the output")
+    if bypass:
+        raise refuse(f"the cut does not separate the input from the output: {bypass}")
     (cut,) = cuts
     model = outline.model
     if not _trained(graph, cut, model, frozen):

@@ -35,6 +35,7 @@ from graphaug.sites import around, find_node, node_name
 from graphaug.values import UNKNOWN, value_of
 
 SEPARATES = "separates the input from the output"
+BYPASSED = "bypassed (allowed): "
 
 
 @overload
@@ -168,7 +169,7 @@ def rewrite(
         graph,
         list(placed.values()),
         requests,
-        all(note == SEPARATES for note in notes.values()),
+        next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
         frozenset() if frozen is None else frozenset(frozen.parameters),
     )
     plan = Plan(
@@ -447,7 +448,7 @@ def _check_sites(
                 f"'{target}' does not separate input from output: {how}. "
                 f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
             )
-        notes[target] = f"bypassed (allowed): {how}"
+        notes[target] = f"{BYPASSED}{how}"
     return notes
 
 

@@ -130,10 +130,13 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
     shared_graph = _extract(graph, shared, inputs) if shared else None
     rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
     suffix_graph = _suffix(graph, cut, behind, [*inputs, *shared, cut, *crossing])
-    counting = [(n, d) for n, d in zip(used, rows, strict=False) if d is not None]
-    if not counting:
-        raise SparseBackwardError("no input of the prefix counts the rows")
-    counted, dimension = counting[0]
+    # any input tells how many rows there are, also one that reaches the prefix through shared values only
+    counted, dimension = next(
+        ((n, d) for n in inputs if isinstance(value_of(n), Tensor) and (d := batch.rows_of(n)) is not None),
+        (None, None),
+    )
+    if counted is None or dimension is None:
+        raise SparseBackwardError("no input counts the rows")
     return Split(
         shared=shared_graph,
         prefix=prefix_graph,
