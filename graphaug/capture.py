@@ -381,12 +381,28 @@ class CaptureTracer(fx.Tracer):
 
     def _fake(self, tensor: Tensor) -> Tensor:
         if id(tensor) not in self._values:
-            fake = self.fake_mode.from_tensor(tensor)
+            fake = self._fake_like(tensor)
             if isinstance(tensor, nn.Parameter) and tensor.is_floating_point():
                 fake.requires_grad_(True)  # what is differentiable is a question about the code
             self._values[id(tensor)] = fake
         found: Tensor = self._values[id(tensor)]
         return found
+
+    def _fake_like(self, tensor: Tensor) -> Tensor:
+        """A fake of any tensor; one on the meta device is taken to lie where the others lie."""
+        if not tensor.is_meta:
+            return self.fake_mode.from_tensor(tensor)
+        with self.fake_mode, torch.no_grad():
+            fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=self._home)
+            return nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
+
+    @functools.cached_property
+    def _home(self) -> torch.device:
+        """Where tensors lie: the device of the first that is not on the meta device."""
+        owned = [tensor for tensor, _ in self._tensors.values()]
+        given = torch.utils._pytree.tree_leaves(dict(self.signature.examples))
+        devices = (t.device for t in [*owned, *given] if isinstance(t, Tensor) and not t.is_meta)
+        return next(devices, torch.device("cpu"))
 
     def _module(self, path: str) -> nn.Module:
         assert isinstance(self.root, nn.Module)
@@ -408,7 +424,7 @@ class CaptureTracer(fx.Tracer):
 
     def _to_fake(self, value: Any) -> Any:
         def convert(v: Any) -> Any:
-            return self.fake_mode.from_tensor(v) if isinstance(v, Tensor) else v
+            return self._fake_like(v) if isinstance(v, Tensor) else v
 
         return torch.utils._pytree.tree_map(convert, value)
 

@@ -84,7 +84,7 @@ class ModelOutline:
                 training=training,
                 marks=marks,
                 open_functions=open_functions,
-                count_flops=self.count_flops,
+                count_flops=self.count_flops and training,
             )
         return self._captured[key]
 
