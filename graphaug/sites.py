@@ -96,7 +96,7 @@ class Sites(Sequence[Site]):
                 ("FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}")
             )
             columns.append(("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape))))
-            columns.append(("backward", lambda s: s.backward))
+            columns.append(("backward", lambda s: s.backward.removesuffix(" couples the rows")))
         cells = [[title for title, _ in columns]] + [[text(s) for _, text in columns] for s in self]
         widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
         lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
@@ -173,7 +173,7 @@ def _backward(
     ahead = before(node)
     owned = (p for n in ahead for p in parameters_of(n, model.get_submodule, model.get_parameter))
     if not any(p.requires_grad for p in owned):
-        return "dense: nothing before it is trained"
+        return "dense: nothing trained before"
     coupling = next(statistics_modules(captured.graph, node, model), None)
     if coupling is not None:
         return f"dense: {type(coupling[1]).__name__} '{coupling[0]}' couples the rows"

@@ -140,9 +140,9 @@ def test_the_table_is_one_to_read() -> None:
     rows = {line.split()[0]: line for line in lines[3:]}
     assert len(rows) == len(table)
     assert rows["input"].split()[1:7] == ["-1", "input", "yes", "0.0%", "0.0%", "2×3×32×32"]
-    assert rows["input"].endswith("  dense: nothing before it is trained")
+    assert rows["input"].endswith("  dense: nothing trained before")
     assert rows["layer4"].split()[1:4] == ["4", "Sequential", "yes"]
-    assert rows["layer4"].split()[-1] == "2×512×1×1"
+    assert "  2×512×1×1  " in rows["layer4"]
     assert rows["fc"].split()[1:5] == ["6", "Linear", "yes", "100.0%"]
     assert rows["relu"].split()[1] == "0"
     assert rows["flatten"].split()[1:3] == ["5", "op"]
@@ -256,8 +256,8 @@ def test_the_table_says_where_the_backward_would_be_sparse() -> None:
             assert kind == plan.backward, (at, table[at], plan.reason)
             assert reason in plan.reason or "of the FLOPs only" in plan.reason
             checked += 1
-        assert table["input"] == "dense: nothing before it is trained"
+        assert table["input"] == "dense: nothing trained before"
     assert checked == 4
-    assert "dense: BatchNorm2d 'bn1' couples the rows" in str(ga.sites(resnet, example_inputs=image))
+    assert "dense: BatchNorm2d 'bn1'" in str(ga.sites(resnet, example_inputs=image))
     assert {s.backward for s in ga.sites(resnet)} == {""}
     assert "backward" not in str(ga.sites(resnet))
