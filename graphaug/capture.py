@@ -11,6 +11,7 @@ import inspect
 import itertools
 import operator
 import os
+import random
 import sys
 import types
 from collections import Counter, OrderedDict
@@ -37,6 +38,10 @@ _FACTORIES = [
     *("rand", "randn", "randint", "randperm", "finfo", "iinfo", "tril_indices", "triu_indices"),
     *("full_like", "zeros_like", "ones_like", "empty_like"),
 ]
+
+# these draw: never once at capture, always anew in a call
+_UNIFORM = torch.rand  # itself, also while it is patched
+_DRAWS = {_UNIFORM, torch.randn, torch.randint, torch.randperm}
 
 # `h += x` is the site "add", as it is without the equals sign
 _PLAIN_NAMES: dict[Any, str] = {
@@ -350,7 +355,7 @@ class CaptureTracer(fx.Tracer):
             return UNKNOWN
         args, kwargs = fx.map_arg(inputs, value_of)
         counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
-        with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False):
+        with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False), _undrawn():
             try:
                 with self.fake_mode, counter:
                     if node.op == "call_module":
@@ -458,6 +463,8 @@ class CaptureTracer(fx.Tracer):
                 return self._constant(
                     "object", a
                 )  # a configuration: the live object, not a copy of today's fields
+        if isinstance(a, OrderedDict):  # fx would make a plain dict of it
+            return self.create_proxy("call_function", type(a), (dict(a),), {}).node
         try:
             return super().create_arg(a)
         except NotImplementedError:
@@ -512,6 +519,8 @@ class CaptureTracer(fx.Tracer):
         """
         node = proxy.node
         value = value_of(node)
+        if kind is bool and (certain := _certain(node)) is not None:
+            return certain
         verb = {bool: "branches on", len: "takes the length of"}.get(kind, "needs the number")
         if value is UNKNOWN:
             raise self.refuse(f"it {verb} {describe(node)}", unknown=True, reason=_why_unknown(node))
@@ -571,9 +580,8 @@ def _leaf_function(tracer: CaptureTracer, fn: Callable[..., Any]) -> Callable[..
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         if getattr(fn, "__name__", "") in _ASKS_WHETHER_TRACED:
             return True  # it is; and the answer is no fact about the inputs
-        if not any(isinstance(a, fx.Proxy) for a in _flatten((args, kwargs))) or tracer.opens_function(
-            args, kwargs
-        ):
+        constant = not any(isinstance(a, fx.Proxy) for a in _flatten((args, kwargs)))
+        if (constant and fn not in _DRAWS) or tracer.opens_function(args, kwargs):
             return fn(*args, **kwargs)
         return tracer.create_proxy("call_function", fn, args, kwargs)
 
@@ -602,6 +610,38 @@ def _tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
             if isinstance(tensor, Tensor):
                 names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
     return names
+
+
+def _certain(node: fx.Node) -> bool | None:
+    """Whether ``torch.rand(...) < number`` holds for every draw from [0, 1), or for none; else None."""
+    if node.target is not operator.lt or not isinstance(node.args[1], (int, float)):
+        return None
+    draw, bound = node.args
+    if not isinstance(draw, fx.Node) or draw.target is not _UNIFORM or 0 < bound < 1:  # type: ignore[operator]
+        return None
+    return bool(bound >= 1)  # type: ignore[operator]
+
+
+def _python_draws() -> tuple[Any, Any]:
+    """The states of Python's and numpy's generators, as values that compare."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), None
+    kind, key, *rest = numpy.random.get_state()
+    return random.getstate(), (kind, key.tobytes(), *rest)
+
+
+@contextlib.contextmanager
+def _undrawn() -> Iterator[None]:
+    """Let nothing that runs here draw from Python's or numpy's generators."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None and state is not None:
+            numpy.random.set_state(state)
 
 
 def _depends_on_input(node: fx.Node) -> bool:
@@ -672,10 +712,17 @@ def capture(
         open_functions=open_functions,
         count_flops=count_flops,
     )
-    with unchanged(model) as state, torch.random.fork_rng(devices=[]), torch.enable_grad():
+    with unchanged(model) as state, torch.random.fork_rng(devices=[]), torch.enable_grad(), _undrawn():
         model.train(training)
         try:
+            draws = torch.get_rng_state(), _python_draws()
             graph = tracer.trace(model)
+            if draws[1] != _python_draws() or not torch.equal(draws[0], torch.get_rng_state()):
+                raise CaptureError(
+                    f"{type(model).__name__}.forward cannot be captured: it draws random numbers in Python, and a "
+                    "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
+                    "choose a site outside the module that does it."
+                )
             _refuse_filled_constants(tracer, model)
             assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in tracer.opened)
         except GraphaugError as error:

@@ -109,6 +109,8 @@ class ValueProxy(fx.Proxy):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in ("node", "tracer"):
             super().__setattr__(name, value)
+        elif name == "requires_grad":  # the example may be no leaf where the real input is one
+            self.tracer.create_proxy("call_method", "requires_grad_", (self, value), {})
         else:  # of the value it stands for: outputs.logits = ...
             self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
 

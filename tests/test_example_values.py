@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -348,6 +350,64 @@ def test_two_graphs_only_where_the_modes_differ(body: Any, graphs: int, compiled
         else:
             torch.testing.assert_close(call(x), model.train(mode)(x))
     torch._dynamo.reset()
+
+
+# --- randomness -------------------------------------------------------------------------------------
+
+
+class Draws(nn.Module):
+    """Skips its layer at random in training, as LayerDrop does, or adds noise."""
+
+    def __init__(self, how: str, rate: float = 0.5) -> None:
+        super().__init__()
+        self.how, self.rate, self.first, self.last = how, rate, nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.training:
+            match self.how:
+                case "torch":
+                    skip = torch.rand([]) < self.rate
+                case "python":
+                    skip = random.random() < self.rate
+                case "numpy":
+                    skip = np.random.rand() < self.rate  # noqa: NPY002
+                case "uniform":
+                    skip = torch.empty(1).uniform_(0, 1).item() < self.rate
+                case "noise":
+                    h, skip = h + torch.randn(4), False
+            if skip:
+                return h
+        return self.last(h)
+
+
+def states(model: nn.Module) -> Any:
+    return random.getstate(), np.random.get_state()[1].tobytes(), fingerprint(model)  # noqa: NPY002
+
+
+@pytest.mark.parametrize("how", ["torch", "python", "numpy", "uniform"])
+def test_a_random_decision_is_refused_not_taken_once(how: str) -> None:
+    model = Draws(how)
+    before = states(model)
+    with pytest.raises(CaptureError, match=r"draws random numbers|branches on the data in rand"):
+        ga.rewrite(model, "first", example_inputs=sequence())
+    assert states(model) == before
+
+
+@pytest.mark.parametrize(("rate", "skips"), [(0.0, False), (1.0, True)])
+def test_a_random_decision_that_is_certain_is_captured(rate: float, skips: bool) -> None:
+    aug = ga.rewrite(Draws("torch", rate), "first", example_inputs=sequence())
+    assert ("last" not in [n.target for n in aug.graph.nodes]) == skips
+
+
+def test_noise_is_drawn_in_every_call() -> None:
+    aug = ga.rewrite(Draws("noise"), "first", subset=0.0, example_inputs=sequence())
+    assert not torch.equal(aug(sequence()), aug(sequence()))
+
+
+def test_a_closed_module_may_decide_at_random() -> None:
+    for how in ("torch", "python", "numpy", "uniform"):
+        ga.rewrite(nn.Sequential(nn.Linear(4, 4), Draws(how)), "0", example_inputs=sequence())
 
 
 # --- state ------------------------------------------------------------------------------------------
