@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import gc
 import json
 import os
@@ -45,7 +46,6 @@ class Subject:
     name: str
     build: Callable[[], tuple[nn.Module, dict[str, Tensor]]]
     cuts: tuple[str, str, str]
-    backward: str  # what is asked of the sparse variant
 
 
 def vit() -> tuple[nn.Module, dict[str, Tensor]]:
@@ -80,14 +80,14 @@ def resnet() -> tuple[nn.Module, dict[str, Tensor]]:
     return build_model("resnet18-cifar"), {"x": torch.randn(BATCH["resnet18-cifar"], 3, 32, 32)}
 
 
-BATCH = {"vit-s": 8, "bert-base": 16, "convnext-t": 8, "resnet18-cifar": 64}
+BATCH = {"vit-s": 8, "bert-base": 8, "convnext-t": 4, "resnet18-cifar": 32}
 SUBJECTS = {
     s.name: s
     for s in (
-        Subject("vit-s", vit, ("blocks.3", "blocks.7", "blocks.10"), "sparse"),
-        Subject("bert-base", bert, ("encoder.layer.3", "encoder.layer.7", "encoder.layer.10"), "sparse"),
-        Subject("convnext-t", convnext, ("features.3", "features.5.5", "features.7.0"), "sparse"),
-        Subject("resnet18-cifar", resnet, ("layer2", "layer3", "layer4"), "sparse"),
+        Subject("vit-s", vit, ("blocks.3", "blocks.7", "blocks.10")),
+        Subject("bert-base", bert, ("encoder.layer.3", "encoder.layer.7", "encoder.layer.10")),
+        Subject("convnext-t", convnext, ("features.3", "features.5.5", "features.7.0")),
+        Subject("resnet18-cifar", resnet, ("layer2", "layer3", "layer4")),
     )
 }
 
@@ -128,6 +128,14 @@ def add_hook(model: nn.Module, cut: str, subset: float) -> nn.Module:
     return model
 
 
+def with_subset(aug: Any, subset: float) -> Any:
+    """The same rewritten model with another subset; capture and proof are not done again."""
+    added = {name: copy.deepcopy(module) for name, module in aug._parts.added.items()}
+    other = graphaug.AugmentedModule(dataclasses.replace(aug._parts, added=added))
+    other.set_subset(subset)
+    return other
+
+
 def variants(
     subject: Subject, cuts: tuple[str, ...], subsets: list[float], modes: list[str], device: str
 ) -> Any:
@@ -138,17 +146,20 @@ def variants(
     inputs = {k: v.to(device) for k, v in inputs.items()}
     if device == "cuda" and "resnet" in subject.name + "convnext":
         model = model.to(memory_format=torch.channels_last)
-    found = [Variant("plain", mode, None, None, copy.deepcopy(model)) for mode in modes]
-    for mode in modes:
-        for cut in cuts:
-            found.append(Variant("hook", mode, cut, 0.5, add_hook(copy.deepcopy(model), cut, 0.5)))
-            options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
-            dense = graphaug.rewrite(model, subset=0.5, backward="dense", **options)
+    found = [Variant("plain", mode, None, None, model) for mode in modes]
+    for cut in cuts:
+        options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
+        hooked = add_hook(copy.deepcopy(model), cut, 0.5)
+        dense = graphaug.rewrite(model, subset=0.5, backward="dense", **options)
+        sparse = graphaug.rewrite(model, subset=0.5, backward="sparse", **options)
+        share = sparse.plan.sites[0].flops_before
+        print(f"  {cut}: {sparse.plan.reason}", flush=True)
+        for mode in modes:
+            found.append(Variant("hook", mode, cut, 0.5, hooked))
             found.append(Variant("dense", mode, cut, 0.5, dense))
-            for subset in subsets:
-                sparse = graphaug.rewrite(model, subset=subset, backward=subject.backward, **options)
-                share = sparse.plan.sites[0].flops_before
-                found.append(Variant("sparse", mode, cut, subset, sparse, share))
+        for subset in subsets:
+            other = with_subset(sparse, subset)
+            found += [Variant("sparse", mode, cut, subset, other, share) for mode in modes]
     return model, inputs, found
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture import unchanged
 from graphaug.errors import AssumptionViolated, CaptureError
+from graphaug.model_state import unchanged
 from graphaug.signature import Signature, evaluating, map_tensors
 
 

@@ -14,13 +14,13 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 
-from graphaug.capture import CONSTANTS
 from graphaug.deep_augment import DeepAugment
 from graphaug.passes.sparse_backward import Split
 from graphaug.plan import Plan
 from graphaug.selector import Target
 from graphaug.signature import Signature
 from graphaug.sparse import run_split
+from graphaug.tracer import CONSTANTS
 
 # The registries of the root that the rewritten model and the user's model have in common.
 _SHARED = (

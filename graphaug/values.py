@@ -15,7 +15,7 @@ from torch import fx
 from graphaug.errors import AssumptionViolated
 
 if TYPE_CHECKING:
-    from graphaug.capture import CaptureTracer
+    from graphaug.tracer import CaptureTracer
 
 
 class _Unknown:

@@ -15,10 +15,11 @@ from torchvision.models.googlenet import Inception
 from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
-from graphaug.capture import CaptureTracer, capture
+from graphaug.capture import capture
 from graphaug.errors import BypassedSite
 from graphaug.separation import before, data_graph, find_bypass, parameters_of
 from graphaug.signature import Signature
+from graphaug.tracer import CaptureTracer
 
 
 def random_graph(seed: int) -> tuple[fx.Graph, dict[fx.Node, list[fx.Node]]]:

@@ -6,11 +6,12 @@ from collections.abc import Mapping
 
 from torch import fx
 
-from graphaug.capture import Captured, mark
+from graphaug.capture import Captured
 from graphaug.errors import SiteNotFound
 from graphaug.selector import Target
 from graphaug.separation import reads_metadata
 from graphaug.sites import find_node
+from graphaug.tracer import mark
 from graphaug.values import value_of
 
 

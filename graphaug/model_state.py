@@ -1,0 +1,101 @@
+"""The state of a model and of the random generators, put back after a capture."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+from graphaug.values import UNKNOWN
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+class ModelState:
+    """What a model's modules hold, and the contents of their lists, dicts and sets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(path, m, dict(vars(m))) for path, m in model.named_modules()]
+        self._contents = [
+            (path, name, value, copy.copy(value))
+            for path, _, attributes in self._held
+            for name, value in attributes.items()
+            if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
+        ]
+        self._buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()]
+
+    def changes(self) -> Iterator[str]:
+        """Paths of the attributes that were set or filled since; training flags do not count."""
+        for path, m, before in self._held:
+            for name, value in vars(m).items():
+                if name not in _OF_EVERY_MODULE and before.get(name, UNKNOWN) is not value:
+                    yield f"{path}.{name}".removeprefix(".")
+        for path, name, value, before in self._contents:
+            if name in _OF_EVERY_MODULE - set(_REGISTRIES):
+                changed = []
+            elif name in _REGISTRIES:
+                changed = [k for k, v in value.items() if before.get(k) is not v]
+            else:
+                changed = [name] if _entries(before) != _entries(value) else []
+            yield from (f"{path}.{k}".removeprefix(".") for k in changed)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for _, m, attributes in self._held:
+            vars(m).clear()
+            vars(m).update(attributes)
+        for _, _, value, before in self._contents:
+            value.clear()
+            value.extend(before) if isinstance(value, list) else value.update(before)
+        with torch.no_grad():
+            for buffer, version, before in self._buffers:
+                if buffer._version != version:
+                    buffer.copy_(before)
+
+
+def _entries(container: Any) -> list[Any]:
+    """Identities: values may be tensors, which have no plain answer to ``==``."""
+    if isinstance(container, dict):
+        return [(id(k), id(v)) for k, v in container.items()]
+    return [id(v) for v in container]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[ModelState]:
+    """Put every module's attributes, tensors and flags back afterwards."""
+    state, grad_mode = ModelState(model), torch.is_grad_enabled()
+    try:
+        yield state
+    finally:
+        torch.set_grad_enabled(grad_mode)
+        state.restore()
+
+
+def python_draws() -> tuple[Any, Any]:
+    """The states of Python's and numpy's generators, as values that compare."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), None
+    kind, key, *rest = numpy.random.get_state()
+    return random.getstate(), (kind, key.tobytes(), *rest)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let nothing that runs here draw from Python's or numpy's generators."""
+    python, numpy = random.getstate(), sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None and state is not None:
+            numpy.random.set_state(state)
