@@ -57,6 +57,44 @@ def carries_gradient(value: Any) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
 
 
+_VIEWS = {
+    "view", "view_as", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "narrow", "select",
+    "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold",
+}  # fmt: skip
+_WRITES = {operator.setitem, setattr} | {
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+}
+
+
+def writes(node: fx.Node) -> bool:
+    """True for what changes its first argument in place."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).startswith("_")
+    return node.op == "call_function" and node.target in _WRITES
+
+
+def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """What every node reads: its arguments, and what was last written into them or a view of them."""
+    owner: dict[fx.Node, fx.Node] = {}  # whose memory a node's value lies in
+    last: dict[fx.Node, fx.Node] = {}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        written = [last[owner[n]] for n in inputs if owner[n] in last]
+        found[node] = list(dict.fromkeys([*inputs, *written]))
+        owner[node] = node
+        first = node.args[0] if node.args else None
+        if not isinstance(first, fx.Node):
+            continue
+        view = node.op == "call_method" and node.target in _VIEWS
+        if view or writes(node) or node.target in (operator.getitem, getattr):
+            owner[node] = owner[first]
+        if writes(node):
+            last[owner[first]] = node
+    return found
+
+
 def data_graph(graph: fx.Graph) -> nx.DiGraph:
     """The differentiable data flow: nodes that depend on an input and carry a gradient, and the output.
 
@@ -66,22 +104,24 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
 
     flow = nx.DiGraph()
     depends: set[fx.Node] = set()
-    for node in graph.nodes:
+    for node, inputs in reads(graph).items():
         if node.op == "output":
             flow.add_node(node)
-            flow.add_edges_from((n, node) for n in node.all_input_nodes if n in flow)
+            flow.add_edges_from((n, node) for n in inputs if n in flow)
             continue
         value = value_of(node)
         known = value is not UNKNOWN
-        inputs = node.all_input_nodes
         from_input = node.op == "placeholder" or any(n in depends for n in inputs)
         if not from_input or (reads_no_data(node) and not known):
             continue
+        if writes(node) and value is None:  # what it changed carries what it wrote
+            known = False
         if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
             continue
         depends.add(node)
         # of an unknown value anything may be data, from integers too (an embedding)
-        if not known or carries_gradient(value):
+        # what was made empty and then filled has a gradient by now, but not from where its size comes
+        if not reads_no_data(node) and (not known or carries_gradient(value)):
             flow.add_node(node)
             flow.add_edges_from((n, node) for n in inputs if n in flow)
     return flow
@@ -89,9 +129,10 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
 
 def before(node: fx.Node) -> set[fx.Node]:
     """Everything that ``node`` is computed from, itself included."""
+    inputs = reads(node.graph)
     seen, stack = {node}, [node]
     while stack:
-        for parent in stack.pop().all_input_nodes:
+        for parent in inputs[stack.pop()]:
             if parent not in seen:
                 seen.add(parent)
                 stack.append(parent)

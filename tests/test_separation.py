@@ -329,3 +329,58 @@ def test_parameters_before_a_cut_are_those_with_a_gradient_from_it(
 
 def test_the_tracer_is_an_fx_tracer() -> None:
     assert issubclass(CaptureTracer, fx.Tracer)
+
+
+class Writes(nn.Module):
+    """Writes in place, around the middle layer or not."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.a, self.b, self.c = how, nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        h = self.b(y)
+        match self.how:
+            case "item":
+                h[:, 0] = y[:, 0]
+            case "method":
+                h.add_(y)
+            case "view":
+                h[:, 0].add_(y[:, 0])
+            case "operator":
+                h += y
+            case "alias":
+                other = h
+                other += y
+            case "filled":
+                out = torch.zeros_like(y)
+                out[:, 1:] = h[:, 1:]
+                h = out
+            case "itself":
+                h.mul_(2)
+                h[:, 0] = 0
+                h += 1
+        return self.c(h)
+
+
+@pytest.mark.parametrize("examples", [None, torch.ones(3, 4)], ids=["no examples", "examples"])
+@pytest.mark.parametrize("how", ["item", "method", "view", "operator", "alias"])
+def test_what_is_written_in_place_is_a_bypass(how: str, examples: Tensor | None) -> None:
+    with pytest.raises(BypassedSite, match="also receives 'a'"):
+        ga.rewrite(Writes(how), "b", example_inputs=examples)
+    for site in ("a", "c"):
+        ga.rewrite(Writes(how), site, example_inputs=examples)
+
+
+@pytest.mark.parametrize("examples", [None, torch.ones(3, 4)], ids=["no examples", "examples"])
+@pytest.mark.parametrize("how", ["filled", "itself"])
+def test_what_is_written_in_place_may_separate(how: str, examples: Tensor | None) -> None:
+    for site in ("a", "b", "c"):
+        ga.rewrite(Writes(how), site, example_inputs=examples)
+
+
+def test_freeze_follows_what_is_written_in_place() -> None:
+    model = Writes("filled")
+    ga.rewrite(model, "c", freeze="before")
+    assert not any(p.requires_grad for p in model.parameters())
