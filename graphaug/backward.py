@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture import Captured
 from graphaug.coupling import probe, statistics_modules
-from graphaug.errors import CaptureError, InvalidOption, SparseBackwardError, did_you_mean
+from graphaug.errors import CaptureError, SparseBackwardError
 from graphaug.outline import ModelOutline, ancestors
 from graphaug.passes.sparse_backward import Batch, Split, split
 from graphaug.passes.two_streams import BATCH_NORMS, pair, two_stream_batch_norm
@@ -23,7 +23,6 @@ from graphaug.separation import before, parameters_of
 from graphaug.signature import Signature
 from graphaug.values import value_of
 
-BACKWARD = ("auto", "dense", "sparse")
 SMALLEST_SAVING = 0.1
 """Share of the step's backward FLOPs that "auto" wants to save before it splits; see benchmarks/step.py."""
 
@@ -37,43 +36,37 @@ class Choice:
     split: Split | None = None
 
 
-def check_backward(backward: str) -> str:
-    """Return ``backward`` if it is "auto", "dense" or "sparse".
+@dataclass(frozen=True)
+class Surgery:
+    """What there is to know of a rewrite before its backward is chosen.
 
-    Raises:
-        InvalidOption: it is not.
-    """
-    if backward not in BACKWARD:
-        hint = did_you_mean(str(backward), BACKWARD)
-        raise InvalidOption(
-            f"backward={backward!r} is unknown.{hint} Known: {', '.join(map(repr, BACKWARD))}."
-        )
-    return backward
-
-
-def choose(
-    backward: str,
-    outline: ModelOutline,
-    captured: Captured,
-    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
-    graph: fx.Graph,
-    cuts: Sequence[fx.Node],
-    requests: Sequence[Request],
-    bypass: str,
-    frozen: frozenset[str],
-) -> Choice:
-    """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
-
-    Args:
-        backward: what was asked for.
+    Attributes:
         outline: the model and its example.
         captured: its capture.
         recapture: captures and inserts again, for an outline with another batch size.
-        graph: the training graph.
+        graph: the training graph, with the augmentation inserted.
         cuts: the augmentations' nodes.
         requests: their options.
         bypass: what leads around a cut, in words; empty if every cut separates.
         frozen: names of the parameters that the freeze will freeze.
+    """
+
+    outline: ModelOutline
+    captured: Captured
+    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]]
+    graph: fx.Graph
+    cuts: Sequence[fx.Node]
+    requests: Sequence[Request]
+    bypass: str
+    frozen: frozenset[str]
+
+
+def choose(backward: str, surgery: Surgery) -> Choice:
+    """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
+
+    Args:
+        backward: what was asked for.
+        surgery: the rewrite.
 
     Raises:
         SparseBackwardError: ``backward="sparse"`` and it would not be exact; says why and what to do.
@@ -81,27 +74,18 @@ def choose(
     if backward == "dense":
         return Choice("dense", "asked for")
     try:
-        return _sparse(backward, outline, captured, recapture, graph, cuts, requests, bypass, frozen)
+        return _sparse(backward, surgery)
     except SparseBackwardError as error:
         if backward == "sparse":
             raise SparseBackwardError(
-                f"backward='sparse' is not possible at '{requests[0].target}': {error}. "
+                f"backward='sparse' is not possible at '{surgery.requests[0].target}': {error}. "
                 "Use backward='dense', or 'auto' to be told by aug.plan."
             ) from error
         return Choice("dense", str(error))
 
 
-def _sparse(
-    backward: str,
-    outline: ModelOutline,
-    captured: Captured,
-    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
-    graph: fx.Graph,
-    cuts: Sequence[fx.Node],
-    requests: Sequence[Request],
-    bypass: str,
-    frozen: frozenset[str],
-) -> Choice:
+def _sparse(backward: str, surgery: Surgery) -> Choice:
+    outline, graph, requests = surgery.outline, surgery.graph, surgery.requests
     refuse = SparseBackwardError
     request = requests[0]
     if not any(r.stop_grad for r in requests):
@@ -112,11 +96,11 @@ def _sparse(
         raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
     if not outline.signature.has_examples:
         raise refuse("there are no example_inputs to follow the rows with")
-    if bypass:
-        raise refuse(f"the cut does not separate the input from the output: {bypass}")
-    (cut,) = cuts
+    if surgery.bypass:
+        raise refuse(f"the cut does not separate the input from the output: {surgery.bypass}")
+    (cut,) = surgery.cuts
     model = outline.model
-    if not _trained(graph, cut, model, frozen):
+    if not _trained(graph, cut, model, surgery.frozen):
         raise refuse("nothing before the cut is trained, so nothing runs backward there")
     norms = list(statistics_modules(graph, cut, model))
     streams = backward == "sparse" and all(_is_open_norm(graph, path, module) for path, module in norms)
@@ -129,7 +113,7 @@ def _sparse(
     saving = request.subset * share
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
-    found = split(graph, cut, _two_sizes(outline, captured, recapture, graph))
+    found = split(graph, cut, _two_sizes(surgery))
     size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
     if not norms:
         return Choice("sparse", f"rows proved independent; {size}", found)
@@ -175,13 +159,9 @@ def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[
     )
 
 
-def _two_sizes(
-    outline: ModelOutline,
-    captured: Captured,
-    recapture: Callable[[ModelOutline], tuple[Captured, fx.Graph]],
-    graph: fx.Graph,
-) -> Batch:
+def _two_sizes(surgery: Surgery) -> Batch:
     """Capture once more at another batch size, and pair the values of the two graphs."""
+    outline, captured, graph = surgery.outline, surgery.captured, surgery.graph
     examples = outline.signature.examples
     sizes = {
         v.shape[0]
@@ -201,7 +181,7 @@ def _two_sizes(
     bigger = torch.utils._pytree.tree_map(enlarge, dict(examples))
     try:
         with _no_log("torch._subclasses.fake_tensor"):
-            other, other_graph = recapture(ModelOutline(outline.model, bigger))
+            other, other_graph = surgery.recapture(ModelOutline(outline.model, bigger))
     except CaptureError as error:
         raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
     same_code = graph.python_code("self").src == other_graph.python_code("self").src

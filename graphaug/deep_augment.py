@@ -14,10 +14,12 @@ Sampling = Literal["exact", "bernoulli"]
 Granularity = Literal["element", "channel", "position"]
 Pairing = Literal["any", "one-sided"]
 
-CHOICES: dict[str, tuple[str, ...]] = {
+CHOICES: dict[str, tuple[str | None, ...]] = {
     "sampling": ("exact", "bernoulli"),
     "granularity": ("element", "channel", "position"),
     "pairing": ("any", "one-sided"),
+    "freeze": (None, "before", "after"),
+    "backward": ("auto", "dense", "sparse"),
 }
 
 
@@ -42,7 +44,7 @@ def check_choice(name: str, value: object) -> str:
     """
     known = CHOICES[name]
     if value not in known:
-        hint = did_you_mean(str(value), known)
+        hint = did_you_mean(str(value), filter(None, known))
         raise InvalidOption(f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, known))}.")
     return str(value)
 

@@ -14,7 +14,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.fx.graph_module import _forward_from_src
 
-from graphaug.deep_augment import DeepAugment
+from graphaug.deep_augment import DeepAugment, check_probability
+from graphaug.errors import SiteNotFound, did_you_mean
 from graphaug.passes.sparse_backward import Split
 from graphaug.plan import Plan
 from graphaug.selector import Target
@@ -189,9 +190,6 @@ class AugmentedModule(fx.GraphModule):
 
     def _settings(self, name: str, value: float | Mapping[str, float]) -> list[tuple[DeepAugment, float]]:
         """What to set where, checked in full before anything is set."""
-        from graphaug.deep_augment import check_probability
-        from graphaug.errors import SiteNotFound, did_you_mean
-
         spelled = {str(target): augmentation for target, augmentation in self.augmentations.items()}
         values = value if isinstance(value, Mapping) else dict.fromkeys(spelled, value)
         for site, number in values.items():

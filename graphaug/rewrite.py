@@ -8,9 +8,9 @@ from typing import Any, Literal, overload
 
 from torch import fx, nn
 
-from graphaug.backward import check_backward, choose, flop_share, norms_to_open, probe_split
+from graphaug.backward import Surgery, choose, flop_share, norms_to_open, probe_split
 from graphaug.capture import Captured
-from graphaug.deep_augment import DeepAugment, check_probability
+from graphaug.deep_augment import DeepAugment, check_choice, check_probability
 from graphaug.equivalence import check_equivalence
 from graphaug.errors import (
     AlreadyRewritten,
@@ -25,7 +25,6 @@ from graphaug.errors import (
 )
 from graphaug.module import AugmentedModule, Parts, constants_module
 from graphaug.outline import ModelOutline, ancestors
-from graphaug.passes.freeze import check_freeze
 from graphaug.passes.freeze import freeze as freeze_pass
 from graphaug.passes.insert import insert
 from graphaug.plan import Plan, PlannedSite, Request
@@ -116,9 +115,11 @@ def rewrite(
         exclude: sites to leave out, in the same language as ``at``.
         expect: how many sites must match; with it, a module called several times is taken in all its calls.
         allow_bypass: accept a site that does not separate the input from the output.
-        backward: ``"dense"`` runs the whole backward; ``"auto"`` chooses.
+        backward: ``"dense"`` runs the whole backward; ``"sparse"`` skips that of stopped rows below the cut,
+            or raises; ``"auto"`` is sparse where that is proved exact, and the plan says why not.
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
-            more), for forwards that look at their inputs. Nothing is computed with it but a final check.
+            more), for forwards that look at their inputs. Only the final check and the probe behind a sparse
+            backward compute with it.
         dry_run: return the plan and build nothing.
 
     Returns:
@@ -132,6 +133,7 @@ def rewrite(
         InvalidOption: an option is outside its domain.
         AlreadyRewritten: the model is augmented at that site already.
         SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
+        SparseBackwardError: ``backward="sparse"`` and it would not be exact.
         UnsupportedModel: the model is wrapped, compiled, or no module.
     """
     earlier = model if isinstance(model, AugmentedModule) else None
@@ -140,8 +142,8 @@ def rewrite(
         Target(""), check_probability("rate", rate), subset, stop_grad, sampling, granularity, pairing
     )
     _augmentation(options)  # every option is checked before anything is looked at
-    check_freeze(freeze)
-    check_backward(backward)
+    check_choice("freeze", freeze)
+    check_choice("backward", backward)
     if not isinstance(allow_bypass, bool):
         raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
 
@@ -161,17 +163,17 @@ def rewrite(
 
     eval_captured, eval_graph = _eval_graph(outline, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
-    choice = choose(
-        backward,
+    surgery = Surgery(
         outline,
         captured,
         lambda other: _place(other, names, training=True, inside=inside)[:2],
         graph,
         list(placed.values()),
         requests,
-        next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
-        frozenset() if frozen is None else frozenset(frozen.parameters),
+        bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
+        frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
     )
+    choice = choose(backward, surgery)
     plan = Plan(
         model=outline.name,
         sites=tuple(

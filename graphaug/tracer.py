@@ -602,26 +602,24 @@ def _certain(node: fx.Node) -> bool | None:
     return bool(bound >= 1)  # type: ignore[operator]
 
 
-def _depends_on_input(node: fx.Node) -> bool:
+def _upstream(node: fx.Node) -> Iterator[fx.Node]:
+    """A node and everything that it is computed from, nearest first."""
     seen, stack = set(), [node]
     while stack:
         current = stack.pop()
-        if current.op == "placeholder":
-            return True
         if current not in seen:
             seen.add(current)
+            yield current
             stack.extend(current.all_input_nodes)
-    return False
+
+
+def _depends_on_input(node: fx.Node) -> bool:
+    return any(n.op == "placeholder" for n in _upstream(node))
 
 
 def _why_unknown(node: fx.Node) -> str:
     """The first reason upstream why a node's value could not be computed."""
-    stack, seen = [node], set()
-    while stack:
-        current = stack.pop()
-        if "unknown_because" in current.meta:
-            return f" Its value depends on data: {describe(current)} ({current.meta['unknown_because']})."
-        if current not in seen:
-            seen.add(current)
-            stack.extend(current.all_input_nodes)
+    for n in _upstream(node):
+        if "unknown_because" in n.meta:
+            return f" Its value depends on data: {describe(n)} ({n.meta['unknown_because']})."
     return ""

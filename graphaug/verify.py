@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from graphaug.deep_augment import DeepAugment
+from graphaug.deep_augment import DeepAugment, noise_shape
 from graphaug.equivalence import same
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.module import AugmentedModule
@@ -172,8 +172,6 @@ def _probe(
 
 
 def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
-    from graphaug.deep_augment import noise_shape
-
     shape = noise_shape(tuple(value.shape), augmentation.granularity)
     return max(rows * int(torch.Size(shape).numel()) // max(shape[0], 1), 1)
 

@@ -7,22 +7,8 @@ from dataclasses import dataclass
 
 from torch import fx, nn
 
-from graphaug.errors import InvalidOption, SharedAcrossCut, did_you_mean
+from graphaug.errors import SharedAcrossCut
 from graphaug.separation import before, parameters_of
-
-FREEZE = ("before", "after")
-
-
-def check_freeze(value: str | None) -> str | None:
-    """Return ``value`` if it is None, "before" or "after".
-
-    Raises:
-        InvalidOption: it is not.
-    """
-    if value is not None and value not in FREEZE:
-        hint = did_you_mean(str(value), FREEZE)
-        raise InvalidOption(f"freeze={value!r} is unknown.{hint} Known: None, 'before', 'after'.")
-    return value
 
 
 @dataclass(frozen=True)
