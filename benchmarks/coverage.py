@@ -50,6 +50,10 @@ INDUCTOR = (
 )
 
 
+COLUMNS = ("ok", "failed", "compiles with fullgraph", "cannot be built here")
+NEITHER = "the model itself does not compile: "
+
+
 class Timeout(Exception):
     """A model took longer than `SECONDS`."""
 
@@ -101,8 +105,9 @@ def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
             if case.name in INDUCTOR:
                 record["inductor"] = measure_compile(model, inputs, place, "inductor")
             for backend in ("fullgraph", "inductor"):
-                if record.get(backend) not in (None, "ok"):
-                    record.update(status="failed", reason=f"{backend}: {record[backend]}")
+                found = record.get(backend, "ok")
+                if found != "ok" and not found.startswith(NEITHER):
+                    record.update(status="failed", reason=f"{backend}: {found}")
     return record
 
 
@@ -161,13 +166,14 @@ def measure_site(
 
 def compare_gradients(model: nn.Module, aug: Any, inputs: dict[str, Any], place: str) -> float:
     """Output and gradients of the rewritten model against a forward hook under the same masks."""
-    model.eval()
+    training = not differentiable_in_eval(model, inputs)
+    model.train(training)
     masks = Masks(0.5, 0.5)
     torch.manual_seed(0)
     with hook(model.get_submodule(place), masks, stop_grad=True):
         expected = model(**inputs)
     theirs = gradients(model, expected)
-    aug.eval()
+    aug.train(training)
     (augmentation,) = aug.augmentations.values()
     augmentation.train()
     torch.manual_seed(0)
@@ -178,8 +184,18 @@ def compare_gradients(model: nn.Module, aug: Any, inputs: dict[str, Any], place:
     return max(distance(leaves(expected), leaves(found)), distance(theirs, mine))
 
 
+def differentiable_in_eval(model: nn.Module, inputs: dict[str, Any]) -> bool:
+    """Whether the model can be differentiated in eval mode at all: Reformer asks for training mode."""
+    model.eval()
+    try:
+        gradients(model, model(**inputs))
+    except AssertionError:
+        return False
+    return True
+
+
 def measure_compile(model: nn.Module, inputs: dict[str, Any], place: str, backend: str) -> str:
-    """Compile the training step without a graph break; "ok" or what went wrong."""
+    """Compile the training step without a graph break; "ok" or what went wrong, with the plain model too."""
     torch._dynamo.reset()
     aug = graphaug.rewrite(
         model, at=f"{place}@0", stop_grad=True, allow_bypass=True, backward="dense", example_inputs=inputs
@@ -191,10 +207,7 @@ def measure_compile(model: nn.Module, inputs: dict[str, Any], place: str, backen
         if first:
             first[0].float().sum().backward()
     except Exception as error:
-        plain = (
-            "also without graphaug" if not compiles_plain(model, inputs, backend) else "plain model compiles"
-        )
-        return f"{brief(error)} ({plain})"
+        return ("" if compiles_plain(model, inputs, backend) else NEITHER) + brief(error)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()
@@ -245,6 +258,7 @@ def work(tasks: Any, results: Any, compiled: bool) -> None:
         if name is None:
             return
         results.put(("begin", name))
+        begin = time.perf_counter()
         try:
             with limited(SECONDS):
                 record = measure(cases[name], compiled=compiled)
@@ -257,15 +271,27 @@ def work(tasks: Any, results: Any, compiled: bool) -> None:
                 "sites": [],
             }
         gc.collect()
+        record["seconds"] = round(time.perf_counter() - begin, 1)
         results.put(("end", record))
 
 
-def run(cases: list[zoo.Case], workers: int, compiled: bool) -> list[dict[str, Any]]:
-    """Measure all cases in worker processes; one that dies is reported and replaced."""
+def run(
+    cases: list[zoo.Case], workers: int, compiled: bool, journal: Path | None = None
+) -> list[dict[str, Any]]:
+    """Measure all cases in worker processes; one that dies is reported and replaced.
+
+    With ``journal``, every record is appended to that file, and those that it already holds are not measured again.
+    """
+    wanted = {case.name for case in cases}
+    records: dict[str, dict[str, Any]] = {}
+    if journal is not None and journal.exists():
+        kept = map(json.loads, journal.read_text().splitlines())
+        records = {record["name"]: record for record in kept if record["name"] in wanted}
     context = multiprocessing.get_context("spawn")
     tasks, results = context.Queue(), context.Queue()
     for case in cases:
-        tasks.put(case.name)
+        if case.name not in records:
+            tasks.put(case.name)
     groups = {case.name: case.group for case in cases}
     for _ in range(workers):
         tasks.put(None)
@@ -276,7 +302,6 @@ def run(cases: list[zoo.Case], workers: int, compiled: bool) -> list[dict[str, A
         return process
 
     processes = [start() for _ in range(workers)]
-    records: dict[str, dict[str, Any]] = {}
     running: set[str] = set()
     while len(records) < len(cases):
         try:
@@ -296,6 +321,9 @@ def run(cases: list[zoo.Case], workers: int, compiled: bool) -> list[dict[str, A
             continue
         running.discard(what["name"])
         records[what["name"]] = what
+        if journal is not None:
+            with journal.open("a") as file:
+                file.write(json.dumps(what) + "\n")
         print(
             f"{len(records):4d}/{len(cases)}  {what['status']:<22} {what['name']}  {what['reason'][:140]}",
             flush=True,
@@ -306,15 +334,23 @@ def run(cases: list[zoo.Case], workers: int, compiled: bool) -> list[dict[str, A
 
 
 def died(name: str, group: str) -> dict[str, Any]:
-    return {"name": name, "group": group, "status": "failed", "reason": "the process died", "sites": []}
+    return {
+        "name": name,
+        "group": group,
+        "status": "failed",
+        "reason": "the process died",
+        "sites": [],
+        "seconds": 0,
+    }
 
 
 def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
     """Totals per group and the spread of capture times."""
     groups: dict[str, dict[str, int]] = {}
     for record in records:
-        counts = groups.setdefault(record["group"], {"ok": 0, "failed": 0, "cannot be built here": 0})
+        counts = groups.setdefault(record["group"], dict.fromkeys(COLUMNS, 0))
         counts[record["status"]] += 1
+        counts["compiles with fullgraph"] += record.get("fullgraph") == "ok"
     seconds = sorted(s["seconds"] for r in records for s in r["sites"] if "seconds" in s)
     spread = {"median": seconds[len(seconds) // 2], "slowest": seconds[-1]} if seconds else {}
     return {"groups": groups, "capture_seconds": spread, "sites": len(seconds)}
@@ -345,16 +381,17 @@ def page(records: list[dict[str, Any]], totals: dict[str, Any], seconds: float) 
         "Every model is built from its configuration with random weights and rewritten at its first, middle and last",
         "block. A model counts as ok if at all of them it is captured, its eval output is bit-equal to the original at",
         "another batch size, output and gradients equal a hand-written forward hook under the same masks, and the",
-        "training step compiles with `fullgraph=True`.",
+        'training step compiles with `fullgraph=True` (`backend="aot_eager"`) wherever the model itself does.',
         "",
-        "| group | ok | failed | of those that can be built | cannot be built here |",
-        "|---|---|---|---|---|",
+        "| group | ok | failed | ok, of those that can be built | compiles with fullgraph | cannot be built here |",
+        "|---|---|---|---|---|---|",
     ]
     for group, counts in totals["groups"].items():
         built = counts["ok"] + counts["failed"]
         share = f"{counts['ok'] / built:.1%}" if built else "–"
         lines.append(
-            f"| {group} | {counts['ok']} | {counts['failed']} | {share} | {counts['cannot be built here']} |"
+            f"| {group} | {counts['ok']} | {counts['failed']} | {share} | {counts['compiles with fullgraph']} | "
+            f"{counts['cannot be built here']} |"
         )
     spread = totals["capture_seconds"]
     if spread:
@@ -363,14 +400,26 @@ def page(records: list[dict[str, Any]], totals: dict[str, Any], seconds: float) 
             f"Capture took {spread['median']:.2f} s in the median and {spread['slowest']:.2f} s for the slowest of "
             f"{totals['sites']} sites (both modes, one thread; checks against the original left out).",
         ]
-    for title, status in (("Failures", "failed"), ("Not built here", "cannot be built here")):
-        rows = [r for r in records if r["status"] == status]
-        lines += ["", f"## {title}", ""]
-        if not rows:
-            lines.append("None.")
-            continue
-        lines += ["| model | reason |", "|---|---|"]
-        lines += [f"| {r['name']} | {r['reason'].replace('|', '/').replace('<', '‹')} |" for r in rows]
+    tables = {
+        "Failures": {r["name"]: r["reason"] for r in records if r["status"] == "failed"},
+        "Models that do not compile with fullgraph, rewritten or not": {
+            r["name"]: r["fullgraph"].removeprefix(NEITHER)
+            for r in records
+            if r.get("fullgraph", "").startswith(NEITHER)
+        },
+        "Not built here": {r["name"]: r["reason"] for r in records if r["status"] == "cannot be built here"},
+    }
+    for title, rows in tables.items():
+        lines += (
+            ["", f"## {title}", "", "| model | reason |", "|---|---|"]
+            if rows
+            else ["", f"## {title}", "", "None."]
+        )
+        lines += [
+            f"| {name} | {reason.replace('|', '/').replace('<', '‹')} |" for name, reason in rows.items()
+        ]
+    inductor = [r["name"] for r in records if r.get("inductor") == "ok"]
+    lines += ["", f"Compiled by Inductor, {len(inductor)} of {len(INDUCTOR)} tried: {', '.join(inductor)}."]
     fixed = [(r["name"], s["fixed"]) for r in records for s in r["sites"] if s.get("fixed")]
     if fixed:
         lines += ["", "## Captured for one size only", "", "| model | what the graph assumes |", "|---|---|"]
@@ -391,6 +440,7 @@ def main() -> None:
     parser.add_argument("--match", default="", help="only models whose name contains this")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--no-compile", action="store_true")
+    parser.add_argument("--journal", type=Path, help="keep every record here; go on from those it holds")
     parser.add_argument(
         "--out", type=Path, default=None, help="write coverage.json and coverage.md here instead"
     )
@@ -400,8 +450,8 @@ def main() -> None:
     if not cases:
         sys.exit(f"no model matches {options.match!r}")
     begin = time.perf_counter()
-    records = run(cases, options.workers, not options.no_compile)
-    seconds = time.perf_counter() - begin
+    records = run(cases, options.workers, not options.no_compile, options.journal)
+    seconds = time.perf_counter() - begin if options.journal is None else sum(r["seconds"] for r in records)
     totals = summary(records)
     print(json.dumps(totals, indent=2))
     whole = not options.match and options.only is None

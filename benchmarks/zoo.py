@@ -258,6 +258,10 @@ def shrink(config: Any, level: int) -> None:
     if hasattr(config, "axial_pos_shape"):
         config.axial_pos_shape = (4, 4)  # 16 tokens
         config.axial_pos_embds_dim = (16, config.hidden_size - 16)
+        config.hash_seed = (
+            0  # Reformer's backward works in training mode only, so its own draws are turned off
+        )
+        config.hidden_dropout_prob = config.local_attention_probs_dropout_prob = 0.0
     if hasattr(config, "default_language") and getattr(config, "languages", None):
         config.default_language = config.languages[0]
     if getattr(config, "vocab_size", 0) is None:  # ESM

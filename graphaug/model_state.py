@@ -90,8 +90,8 @@ def python_draws() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Let nothing that runs here draw from Python's or numpy's generators."""
-    python, numpy = random.getstate(), sys.modules.get("numpy")
+    """Let nothing that runs here draw from Python's, numpy's or torch's generator, nor seed them."""
+    python, numpy, ours = random.getstate(), sys.modules.get("numpy"), torch.get_rng_state()
     state = None if numpy is None else numpy.random.get_state()
     try:
         yield
@@ -99,3 +99,4 @@ def undrawn() -> Iterator[None]:
         random.setstate(python)
         if numpy is not None and state is not None:
             numpy.random.set_state(state)
+        torch.set_rng_state(ours)

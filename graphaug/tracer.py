@@ -339,7 +339,7 @@ class CaptureTracer(fx.Tracer):
             try:
                 with self.fake_mode, counter:
                     if node.op == "call_module":
-                        value = self._run_fake(self._module(str(node.target)), args, kwargs)
+                        value = self._run_module(self._module(str(node.target)), args, kwargs)
                     elif node.op == "call_method":
                         value = getattr(args[0], str(node.target))(*args[1:], **kwargs)
                     else:
@@ -356,6 +356,16 @@ class CaptureTracer(fx.Tracer):
         if self.count_flops:
             node.meta["flops"] = counter.get_total_flops()
         return value
+
+    def _run_module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run a closed module; one that sets ``requires_grad`` of its input gets leaves, as in the user's hands."""
+        try:
+            return self._run_fake(module, args, kwargs)
+        except RuntimeError as error:
+            if "requires_grad flags of leaf" not in str(error):
+                raise
+            args, kwargs = map_tensors(Tensor.detach, (args, kwargs))
+            return self._run_fake(module, args, kwargs)
 
     def _run_fake(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run a module on fake tensors throughout, so that not even a running mean of the user's changes."""
