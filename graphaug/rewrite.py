@@ -24,13 +24,13 @@ from graphaug.errors import (
     UnsupportedModel,
 )
 from graphaug.module import AugmentedModule, Parts, constants_module
-from graphaug.outline import ModelOutline, ancestors
+from graphaug.outline import ModelOutline
 from graphaug.passes.freeze import freeze as freeze_pass
-from graphaug.passes.insert import insert
+from graphaug.placing import call_of, fresh_names, place, place_eval
 from graphaug.plan import Plan, PlannedSite, Request
 from graphaug.selector import At, Target, resolve
 from graphaug.separation import data_graph, find_bypass
-from graphaug.sites import around, find_node, node_name
+from graphaug.sites import around, node_name
 from graphaug.values import UNKNOWN, value_of
 
 SEPARATES = "separates the input from the output"
@@ -152,21 +152,21 @@ def rewrite(
     if earlier is not None:
         requests = _joined(earlier, requests, freeze)
 
-    names = _fresh_names(model, requests)
-    captured, graph, placed = _place(outline, names, training=True)
+    names = fresh_names(model, [r.target for r in requests])
+    captured, graph, placed = place(outline, names, training=True)
     inside: frozenset[str] = frozenset()
     if backward == "sparse":
         inside = norms_to_open(graph, list(placed.values()), model)
-        captured, graph, placed = _place(outline, names, training=True, inside=inside)
+        captured, graph, placed = place(outline, names, training=True, inside=inside)
     notes = _check_sites(captured, graph, placed, allow_bypass)
     frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
 
-    eval_captured, eval_graph = _eval_graph(outline, names, graph, inside)
+    eval_captured, eval_graph = place_eval(outline, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
     surgery = Surgery(
         outline,
         captured,
-        lambda other: _place(other, names, training=True, inside=inside)[:2],
+        lambda other: place(other, names, training=True, inside=inside)[:2],
         graph,
         list(placed.values()),
         requests,
@@ -348,8 +348,8 @@ def _joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str |
         dataclasses.replace(r, rate=current[r.target]._rate, subset=current[r.target]._subset)
         for r in (site.request for site in earlier.plan.sites)
     ]
-    taken = {_place_of(r.target) for r in before}
-    again = [str(r.target) for r in requests if _place_of(r.target) in taken]
+    taken = {call_of(r.target) for r in before}
+    again = [str(r.target) for r in requests if call_of(r.target) in taken]
     if again:
         raise AlreadyRewritten(
             f"this model is already rewritten at {', '.join(again)}: use aug.set_rate to change the rate there, "
@@ -361,65 +361,6 @@ def _joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str |
             "rewrite(strip(aug), at=[...]) with all sites in one call."
         )
     return [*before, *requests]
-
-
-def _place_of(target: Target) -> Target:
-    return dataclasses.replace(target, call=target.call or 0)
-
-
-def _fresh_names(model: nn.Module, requests: Sequence[Request]) -> dict[Target, str]:
-    names: dict[Target, str] = {}
-    for request in requests:
-        number = len(names)
-        while True:
-            name = f"deep_augment_{number}" if number else "deep_augment"
-            if not hasattr(model, name) and name not in names.values():
-                break
-            number += 1
-        names[request.target] = name
-    return names
-
-
-def _place(
-    outline: ModelOutline,
-    names: Mapping[Target, str],
-    *,
-    training: bool,
-    inside: frozenset[str] = frozenset(),
-) -> tuple[Captured, fx.Graph, dict[Target, fx.Node]]:
-    """Capture the model as far as the targets need, and insert the augmentation."""
-    opened = {
-        a for t in names for a in [*ancestors(t.path), *([t.path] if t.op is not None else [])]
-    } | inside
-    marks = frozenset(_place_of(t) for t in names if t.op is None and t.path in opened and t.path)
-    functions = frozenset(t.path for t in names if outline.is_inside_function(t))
-    captured = outline.capture(opened, training=training, marks=marks, open_functions=functions)
-    if not training:
-        names = {t: name for t, name in names.items() if find_node(captured, t) is not None}
-    graph, placed = insert(captured, names)
-    return captured, graph, placed
-
-
-def _eval_graph(
-    outline: ModelOutline, names: Mapping[Target, str], graph: fx.Graph, inside: frozenset[str]
-) -> tuple[Captured | None, fx.Graph | None]:
-    """The graph of eval mode, if it differs from that of training mode."""
-    captured, eval_graph, _ = _place(outline, names, training=False, inside=inside)
-    if _source(eval_graph) == _source(graph):
-        return None, None
-    # constants are numbered per capture: keep the two sets apart
-    renamed = {name: f"eval_{name}" for name in captured.constants}
-    for node in eval_graph.nodes:
-        if node.op == "get_attr" and str(node.target).rpartition(".")[2] in renamed:
-            prefix, _, name = str(node.target).rpartition(".")
-            if prefix == "graphaug_constants":
-                node.target = f"{prefix}.{renamed[name]}"
-    constants = {renamed[name]: value for name, value in captured.constants.items()}
-    return dataclasses.replace(captured, constants=constants), eval_graph
-
-
-def _source(graph: fx.Graph) -> str:
-    return str(graph.python_code("self").src)
 
 
 def _check_sites(

@@ -511,7 +511,13 @@ def _each(look: Callable[[T], U], items: Iterable[T], misses: list[str], role: s
 
 
 def resolve(
-    at: At, outline: Outline, *, side: str = "after", exclude: At | None = None, expect: int | None = None
+    at: At,
+    outline: Outline,
+    *,
+    side: str = "after",
+    exclude: At | None = None,
+    expect: int | None = None,
+    every_call: bool = False,
 ) -> list[Target]:
     """Find the sites that a selector names.
 
@@ -521,6 +527,7 @@ def resolve(
         side: ``"before"`` takes the input of everything matched.
         exclude: what to leave out, in the same language; without ``@k`` every call of it, on either side.
         expect: how many sites there have to be.
+        every_call: take a module that is called several times in all its calls, without ``@k`` or `expect`.
 
     Returns:
         The sites, each once: in definition order for one selector, in the order of the list for several.
@@ -568,7 +575,7 @@ def resolve(
                 unsaid[site.path, site.op][replace(site, side="after")] = None
     if not sites:
         raise SiteNotFound(f"exclude={_spell(exclude)} leaves nothing of {_spell(at)}.{_FOOTER}")
-    if expect == len(sites):
+    if expect == len(sites) or (every_call and expect is None):
         return list(sites)
     for (path, op), calls in unsaid.items():
         if len(calls) > 1:
