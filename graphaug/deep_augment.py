@@ -135,7 +135,7 @@ class DeepAugment(nn.Module):
         """
         if not self.training:
             return h
-        return _on_first(h, self._augment)
+        return on_first(h, self._augment)
 
     def _augment(self, h: Tensor) -> Tensor:
         self.check_batch(h)
@@ -232,17 +232,17 @@ def noise_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
     return tuple(1 if i == channel else n for i, n in enumerate(shape))
 
 
-def _on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+def on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
     """Apply ``fn`` to a tensor, or to the first entry of the tuple, list or mapping that a module returned."""
     if isinstance(value, Tensor):
         return fn(value)
     if isinstance(value, Mapping) and len(value) > 0:
         first = next(iter(value))
         kind: Any = type(value)
-        filled = {**value, first: _on_first(value[first], fn)}
+        filled = {**value, first: on_first(value[first], fn)}
         return kind(**filled) if all(isinstance(k, str) for k in filled) else kind(filled)
     if isinstance(value, (tuple, list)) and len(value) > 0:
-        entries = [_on_first(value[0], fn), *value[1:]]
+        entries = [on_first(value[0], fn), *value[1:]]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     raise BatchError(
         f"Deep Augmentation needs a tensor, but the value at its site is a {type(value).__name__}: choose another site."

@@ -1,0 +1,36 @@
+"""Which layer to augment, and what it did: CKA, geometry of embeddings, dissection, advice, report."""
+
+from graphaug.analysis.advise import Advice, Suggestion, advise
+from graphaug.analysis.cka import CKA, cka
+from graphaug.analysis.dissect import Dissection, dissect
+from graphaug.analysis.geometry import (
+    Geometry,
+    alignment,
+    effective_rank,
+    embedding_std,
+    geometry,
+    pair_geometry,
+    tolerance,
+    uniformity,
+)
+from graphaug.analysis.stretches import Stretch, stretches
+
+__all__ = [
+    "CKA",
+    "Advice",
+    "Dissection",
+    "Geometry",
+    "Stretch",
+    "Suggestion",
+    "advise",
+    "alignment",
+    "cka",
+    "dissect",
+    "effective_rank",
+    "embedding_std",
+    "geometry",
+    "pair_geometry",
+    "stretches",
+    "tolerance",
+    "uniformity",
+]

@@ -1,0 +1,183 @@
+"""Advice: which site to augment, read off the stretches of co-adapted layers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, overload
+
+from torch import nn
+
+from graphaug.analysis.batches import batches, rows_of
+from graphaug.analysis.cka import CKA, cka
+from graphaug.analysis.stretches import Stretch, stretches, threshold_of
+from graphaug.errors import SiteNotFound
+from graphaug.outline import ModelOutline
+from graphaug.rewrite import plain_model
+from graphaug.selector import At
+from graphaug.sites import sites_of
+
+
+@dataclass(frozen=True)
+class Suggestion(Mapping[str, Any]):
+    """A site with the setting that goes with it; ``graphaug.rewrite(model, **suggestion)``.
+
+    Attributes:
+        at: the site, in the selection language.
+        stop_grad: whether to stop the gradient of augmented rows there.
+        reason: why, in a sentence.
+        score: strength of the stretch that it lies at the end of, the higher the better.
+        stretch: names of the first and last site of that stretch.
+    """
+
+    at: str
+    stop_grad: bool
+    reason: str = field(compare=False)
+    score: float = field(compare=False)
+    stretch: tuple[str, str] = field(compare=False)
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in ("at", "stop_grad"):
+            raise KeyError(name)
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("at", "stop_grad"))
+
+    def __len__(self) -> int:
+        return 2
+
+    def __str__(self) -> str:
+        return f"{self.at}, stop_grad={self.stop_grad}: {self.reason}"
+
+
+class Advice(Sequence[Suggestion]):
+    """Suggestions, the best first; ``print`` shows them.
+
+    Attributes:
+        similarity: the CKA matrix behind it.
+        stretches: what was found in it.
+        threshold: above which mean similarity sites form a stretch.
+    """
+
+    def __init__(
+        self, suggestions: Sequence[Suggestion], similarity: CKA, found: Sequence[Stretch], threshold: float
+    ):
+        self.suggestions, self.similarity = list(suggestions), similarity
+        self.stretches, self.threshold = list(found), threshold
+
+    @overload
+    def __getitem__(self, index: int) -> Suggestion: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Suggestion]: ...
+    def __getitem__(self, index: int | slice) -> Suggestion | list[Suggestion]:
+        return self.suggestions[index]
+
+    def __len__(self) -> int:
+        return len(self.suggestions)
+
+    def __str__(self) -> str:
+        if not self.suggestions:
+            return (
+                f"no stretch of co-adapted sites: none has a mean CKA above {self.threshold:.2f} "
+                f"(of {len(self.similarity.rows)} sites, {self.similarity.samples} samples)."
+            )
+        return "\n".join(f"{i}. {s}" for i, s in enumerate(self.suggestions, 1))
+
+    def score(self, at: str, stop_grad: bool) -> float:
+        """Score of a setting: that of its suggestion, or 0 where none is made."""
+        return next((s.score for s in self if s.at == at and s.stop_grad == stop_grad), 0.0)
+
+
+def advise(
+    model: nn.Module,
+    data: Any,
+    sites: At | None = None,
+    *,
+    estimator: str = "unbiased",
+    tokens: str = "mean",
+    threshold: float | None = None,
+    batch_size: int = 256,
+) -> Advice:
+    """Suggest where to put Deep Augmentation in a trained model.
+
+    The paper finds that it works best around the ends of stretches of co-adapted layers: with the gradient stopped at
+    the start of one, without at its end. The stretches come from `stretches` on the CKA matrix of the sites.
+
+    Args:
+        model: plain or rewritten, after some training; it is not changed.
+        data: as for `cka`; 500 samples or more are advisable.
+        sites: candidates, by default those block-level sites of `graphaug.sites` that separate input from output.
+        estimator, tokens, batch_size: as for `cka`.
+        threshold: as for `stretches`.
+
+    Returns:
+        An `Advice`, a list of `Suggestion`s that `graphaug.rewrite` takes as ``**suggestion``. It is empty if no
+        stretch stands out.
+
+    Raises:
+        SiteNotFound: fewer than 3 sites.
+        Whatever `cka` raises.
+    """
+    plain = plain_model(model)
+    if sites is None:
+        stream = batches(plain, data, batch_size)
+        example = next(stream)
+        sites = candidates(plain, example)
+        if iter(data) is data:  # a generator has lost its first batch to the look at the sites
+            data = _rejoined(example, stream)
+    similarity = cka(plain, data, sites, estimator=estimator, tokens=tokens, batch_size=batch_size)
+    if len(similarity.rows) < 3:
+        raise SiteNotFound(f"advice needs 3 sites or more to compare, not {len(similarity.rows)}.")
+    limit = threshold_of(similarity.values) if threshold is None else threshold
+    found = stretches(similarity.values, threshold=limit)
+    suggestions = [s for stretch in found for s in _suggest(similarity.rows, stretch)]
+    return Advice(suggestions, similarity, found, limit)
+
+
+def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
+    """The sites worth comparing: blocks and numbered stages that separate input from output, in order, once each.
+
+    A model without blocks (a plain sequence of layers) is compared layer by layer.
+    """
+    outline = ModelOutline(model, example_inputs)
+    rows = rows_of(example_inputs)
+    found = [
+        site
+        for site in sites_of(outline, depth=None, everything=False)
+        if site.separates and site.target.side == "after" and site.shape and site.shape[0] == rows
+    ]
+    blocks = [s for s in found if s.stage is not None or (s.op is None and _is_block(s.module))]
+    chosen = blocks if len(blocks) >= 3 else [s for s in found if s.op is None]
+    paths = [s.path for s in chosen]
+    # a container's output is that of its last entry
+    return [str(s) for s in chosen if not any(p.startswith(s.path + ".") for p in paths)]
+
+
+def _is_block(module: nn.Module) -> bool:
+    return any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
+    for inputs in (first, *rest):
+        yield inputs if isinstance(inputs, Mapping) or len(inputs) > 1 else inputs[0]
+
+
+def _suggest(names: Sequence[str], stretch: Stretch) -> Iterator[Suggestion]:
+    first, last = names[stretch.start], names[stretch.end]
+    alike = f"(mean CKA {stretch.similarity:.2f} inside, {stretch.outside:.2f} to the other sites)"
+    ends = (first, last)
+    yield Suggestion(
+        last,
+        False,
+        f"the end of the stretch {first} … {last} of co-adapted sites {alike}",
+        stretch.strength,
+        ends,
+    )
+    yield Suggestion(
+        first,
+        True,
+        f"the start of the stretch {first} … {last} of co-adapted sites {alike}",
+        stretch.strength,
+        ends,
+    )

@@ -1,0 +1,238 @@
+"""Geometry of embeddings on the sphere: alignment, uniformity, tolerance, and how much of the space is used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphaug.analysis.batches import batches, padding_mask, rows_of
+from graphaug.analysis.taps import Tapped, check_rows, sample_features, tapped
+from graphaug.errors import BatchError, DataError, InvalidOption
+from graphaug.rewrite import plain_model
+from graphaug.selector import At
+from graphaug.signature import evaluating
+
+
+def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
+    """Mean distance of positive pairs, ``E ‖x̂ - ŷ‖^α`` (Wang & Isola, 2020, Eq. 2); 0 is perfect.
+
+    Args:
+        x: (N, D) embeddings, normalised here.
+        y: (N, D), row i the positive of row i.
+        alpha: power of the distance.
+
+    Raises:
+        BatchError: the shapes differ, or are not (N, D) with N of at least 1.
+    """
+    _check(x)
+    if x.shape != y.shape:
+        raise BatchError(f"positives need equal shapes, not {tuple(x.shape)} and {tuple(y.shape)}.")
+    return float((_unit(x) - _unit(y)).norm(dim=1).pow(alpha).mean())
+
+
+def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 4096) -> float:
+    """Log of the mean Gaussian potential over all pairs, ``log E exp(-t‖x̂ - ŷ‖²)`` (Wang & Isola, 2020, Eq. 3).
+
+    0 if all embeddings are one, towards ``-2t`` if they spread over the sphere; lower is more uniform.
+
+    Args:
+        x: (N, D) embeddings, normalised here; N of at least 2.
+        t: of the potential.
+        chunk: rows at a time: memory is (chunk, chunk), whatever N is.
+
+    Raises:
+        BatchError: fewer than 2 rows, or not (N, D).
+    """
+    _check(x, 2)
+    parts = _unit(x).split(chunk)
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for i, a in enumerate(parts):
+        for b in parts[i:]:
+            potential = torch.exp(2 * t * (a @ b.T - 1)).double()  # ‖a - b‖² = 2 - 2a·b on the sphere
+            total += potential.triu(1).sum() if a is b else potential.sum()
+    return float(torch.log(2 * total / (len(x) * (len(x) - 1))))
+
+
+def tolerance(x: Tensor, labels: Tensor) -> float:
+    """Mean cosine of pairs of one class (Wang & Liu, "Understanding the Behaviour of Contrastive Loss", 2021).
+
+    Args:
+        x: (N, D) embeddings, normalised here.
+        labels: (N,) classes.
+
+    Raises:
+        BatchError: shapes that do not fit.
+        DataError: no class has two samples.
+    """
+    _check(x)
+    if labels.shape != x.shape[:1]:
+        raise BatchError(f"{len(x)} embeddings need {len(x)} labels, not {tuple(labels.shape)}.")
+    classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
+    pairs = (counts * (counts - 1)).sum()
+    if pairs == 0:
+        raise DataError("tolerance needs a class with two samples or more.")
+    unit = _unit(x).double()
+    sums = unit.new_zeros(len(classes), x.shape[1]).index_add_(0, index, unit)
+    return float((sums.square().sum() - unit.square().sum()) / pairs)
+
+
+def embedding_std(x: Tensor) -> float:
+    """Standard deviation of the normalised embeddings, averaged over dimensions (Chen & He, SimSiam, 2021, Sec. 4.1).
+
+    0 if they have collapsed to a point, about ``1/√D`` if they spread over the sphere.
+    """
+    _check(x, 2)
+    return float(_unit(x).std(dim=0).mean())
+
+
+def effective_rank(x: Tensor) -> float:
+    """Dimensions in use: exp of the entropy of the centred embeddings' singular values (Roy & Vetterli, 2007).
+
+    Between 1 and min(N - 1, D); 0 if all embeddings are one.
+    """
+    _check(x, 2)
+    centred = x.double() - x.double().mean(0)
+    values = torch.linalg.svdvals(centred)
+    if values.sum() <= 1e-7 * x.double().norm():
+        return 0.0
+    share = values / values.sum()
+    return float(torch.exp(-torch.special.xlogy(share, share).sum()))
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The geometry of the embeddings at one site, over ``samples`` pairs; ``tolerance`` needs labels."""
+
+    site: str
+    alignment: float
+    uniformity: float
+    std: float
+    rank: float
+    dimensions: int
+    samples: int
+    tolerance: float | None = None
+
+    def __str__(self) -> str:
+        more = "" if self.tolerance is None else f", tolerance {self.tolerance:.3f}"
+        return (
+            f"{self.site}: alignment {self.alignment:.3f}, uniformity {self.uniformity:.3f}{more}, "
+            f"std·√D {self.std * self.dimensions**0.5:.2f}, effective rank {self.rank:.1f} of {self.dimensions}"
+        )
+
+
+def geometry(
+    model: nn.Module,
+    pairs: Iterable[Any],
+    sites: At,
+    *,
+    labels: Tensor | None = None,
+    tokens: str = "mean",
+) -> list[Geometry]:
+    """Measure the embeddings of two views at sites of a model, in eval mode.
+
+    Args:
+        model: plain or rewritten; it is not changed.
+        pairs: an iterable of ``(first, second)``: two batches of one size, each as `cka` takes them, row i of one
+            the positive of row i of the other.
+        sites: a selector or a list. Feature maps are averaged over places.
+        labels: (samples,) classes in the order of ``pairs``, for the tolerance of the first views.
+        tokens: ``"mean"``, ``"cls"`` or ``"flatten"``, as in `cka`.
+
+    Raises:
+        DataError: there are no pairs.
+        BatchError: the two views have other numbers of rows.
+        SiteNotFound, CaptureError: as in `graphaug.rewrite`.
+    """
+    if tokens not in ("mean", "cls", "flatten"):
+        raise InvalidOption(f"tokens={tokens!r} is unknown. Known: 'mean', 'cls', 'flatten'.")
+    plain = plain_model(model)
+    read: Tapped | None = None
+    collected: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
+    for pair in pairs:
+        views = [next(iter(batches(plain, [view]))) for view in pair]
+        if len(views) != 2 or rows_of(views[0]) != rows_of(views[1]):
+            raise BatchError("geometry needs pairs (first, second) of batches with one number of rows.")
+        read = read or tapped(plain, sites, views[0])
+        for store, view in zip(collected, views, strict=True):
+            store.append(_embeddings(read, view, tokens))
+    if read is None:
+        raise DataError("the data hold no pair of views.")
+    found = []
+    for i, site in enumerate(read.names):
+        x, y = (torch.cat([batch[i] for batch in store]) for store in collected)
+        found.append(
+            Geometry(
+                site,
+                alignment(x, y),
+                uniformity(x),
+                embedding_std(x),
+                effective_rank(x),
+                x.shape[1],
+                len(x),
+                None if labels is None else tolerance(x, labels),
+            )
+        )
+    return found
+
+
+def _embeddings(read: Tapped, inputs: Any, tokens: str) -> list[Tensor]:
+    found: dict[int, Tensor] = {}
+    mask, rows = padding_mask(inputs), rows_of(inputs)
+
+    def receive(i: int, h: Tensor) -> None:
+        check_rows(h.shape[0], rows, read.names[i])
+        pooled = h.flatten(2).mean(2) if h.dim() > 3 else sample_features(h, tokens, mask, read.names[i])
+        found[i] = pooled.detach().to("cpu", torch.float32, copy=True)  # what follows may change it in place
+
+    with torch.no_grad(), evaluating(read.module):
+        read(inputs, receive)
+    return [found[i] for i in range(len(read.names))]
+
+
+def pair_geometry(
+    embed: Callable[[Sequence[str]], Tensor],
+    first: Sequence[str],
+    second: Sequence[str],
+    scores: Sequence[float],
+    *,
+    threshold: float = 4.0,
+) -> tuple[float, float]:
+    """Alignment and uniformity of a sentence encoder as SimCSE measures them (Gao et al., 2021, Sec. 4).
+
+    Args:
+        embed: sentences -> (sentences, D) embeddings.
+        first, second: the sentences of the pairs; on STS-B, its dev set.
+        scores: gold similarities, 0 to 5; pairs of ``threshold`` or more are the positives, NaN is skipped.
+        threshold: see ``scores``.
+
+    Returns:
+        Alignment over the positives, uniformity over all different sentences.
+
+    Raises:
+        BatchError: the three are not of one length.
+        DataError: no pair reaches the threshold.
+    """
+    if not len(first) == len(second) == len(scores):
+        raise BatchError(f"{len(first)} and {len(second)} sentences with {len(scores)} scores are no pairs.")
+    positives = [i for i, score in enumerate(scores) if score >= threshold]
+    if not positives:
+        raise DataError(f"no pair has a score of {threshold} or more: alignment has no positives.")
+    sentences = list(dict.fromkeys([*first, *second]))
+    place = {s: i for i, s in enumerate(sentences)}
+    z = embed(sentences)
+    x, y = (z[[place[side[i]] for i in positives]] for side in (first, second))
+    return alignment(x, y), uniformity(z)
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
+
+
+def _check(x: Tensor, rows: int = 1) -> None:
+    if x.dim() != 2 or len(x) < rows:
+        raise BatchError(f"embeddings (N, D) with N of at least {rows} are needed, not {tuple(x.shape)}.")

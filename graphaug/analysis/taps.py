@@ -1,0 +1,188 @@
+"""Reading activations: a copy of the graph with a tap at every site, so that no hook is left behind."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from graphaug.analysis.batches import rows_of
+from graphaug.deep_augment import on_first
+from graphaug.errors import BatchError, SiteNotFound
+from graphaug.module import AugmentedModule, Parts, constants_module
+from graphaug.outline import ModelOutline
+from graphaug.placing import fresh_names, place
+from graphaug.plan import Plan
+from graphaug.rewrite import plain_model
+from graphaug.selector import At, Target, resolve
+from graphaug.signature import evaluating
+from graphaug.values import UNKNOWN, value_of
+
+Receive = Callable[[int, Tensor], None]
+
+
+class Tap(nn.Module):
+    """Hands what flows through it to a function, at once: what follows may change it in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.receive: Callable[[Tensor], None] | None = None
+
+    def forward(self, value: Any) -> Any:
+        """Return ``value`` as it is; of a tuple or mapping, the first tensor is handed on."""
+        return value if self.receive is None else on_first(value, self._hand_on)
+
+    def _hand_on(self, h: Tensor) -> Tensor:
+        assert self.receive is not None
+        self.receive(h)
+        return h
+
+
+@dataclass(frozen=True)
+class Tapped:
+    """A model with taps, sharing everything with the user's.
+
+    Attributes:
+        module: computes what the model computes.
+        names: of the sites, in the order in which the model computes them.
+        targets: the same as `Target`s.
+        taps: the same, in the graph.
+    """
+
+    module: AugmentedModule
+    names: tuple[str, ...]
+    targets: tuple[Target, ...]
+    taps: tuple[Tap, ...]
+
+    def __call__(self, inputs: Any, receive: Receive) -> Any:
+        """Run on one batch of inputs; ``receive(i, h)`` gets the value at the i-th site as soon as it is there."""
+        for i, tap in enumerate(self.taps):
+            tap.receive = lambda h, i=i: receive(i, h)
+        try:
+            return self.module(**inputs) if isinstance(inputs, Mapping) else self.module(*inputs)
+        finally:
+            for tap in self.taps:
+                tap.receive = None
+
+
+def tapped(
+    model: nn.Module,
+    at: At,
+    example_inputs: Any,
+    *,
+    augmentations: Mapping[Target, nn.Module] | None = None,
+) -> Tapped:
+    """Put taps at every site that ``at`` selects; a module that is called several times has one for each call.
+
+    Args:
+        model: the model, plain or rewritten; it is not changed.
+        at: a selector or a list. Of a pattern or a class, sites whose value is no batch of activations (masks,
+            position tables) are left out.
+        example_inputs: one batch, as `graphaug.rewrite` takes it.
+        augmentations: modules to call as well; where there is also a tap, before it.
+
+    Raises:
+        SiteNotFound: nothing, or a named site without activations, is selected.
+        CaptureError: the forward cannot be captured down to the sites.
+    """
+    outline = ModelOutline(plain_model(model), example_inputs)
+    wanted = dict.fromkeys(resolve(at, outline, every_call=True))
+    acting = dict(augmentations or {})
+    names = fresh_names(outline.model, [*wanted, *(t for t in acting if t not in wanted)], "tap")
+    _, _, placed = place(outline, names, training=False)
+    rows = rows_of(example_inputs) if _is_pattern(at) else None
+    chosen = [t for t in placed if t in wanted and _holds_activations(placed[t], rows)]
+    missing = [t for t in wanted if t not in chosen]
+    if missing and rows is None:
+        raise SiteNotFound(f"'{missing[0]}' holds no batch of activations in eval mode: choose another site.")
+    if not chosen:
+        raise SiteNotFound(f"{at!r} selects no site with activations.")
+    names = {t: name for t, name in names.items() if t in chosen or t in acting}
+    captured, graph, placed = place(outline, names, training=False)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    chosen.sort(key=lambda t: order[placed[t]])
+    taps = {t: Tap() for t in chosen}
+    added: dict[str, nn.Module] = {names[t]: tap for t, tap in taps.items()}
+    for target, module in acting.items():
+        added[names[target]] = nn.Sequential(module, taps[target]) if target in taps else module
+    added |= constants_module(captured.constants)
+    plan = Plan(outline.name, (), len(graph.nodes), (), False, "dense", "no augmentation")
+    with evaluating(outline.model):  # its modules keep their modes
+        signature = outline.signature.forget_examples()
+        module = AugmentedModule(Parts(outline.model, graph, None, added, signature, plan))
+    return Tapped(module, _spelled(outline, chosen), tuple(chosen), tuple(taps.values()))
+
+
+def _spelled(outline: ModelOutline, targets: Sequence[Target]) -> tuple[str, ...]:
+    """How to name the sites: with the call only where the module is called more than once."""
+    calls = outline.calls([t.path for t in targets if t.path])
+    once = [t if calls.get(t.path, 1) > 1 else Target(t.path, t.op, None, t.side) for t in targets]
+    return tuple(map(str, once))
+
+
+def _is_pattern(at: At) -> bool:
+    """Whether a selector may match more than it names."""
+    return not isinstance(at, (list, tuple, int)) and not (
+        isinstance(at, str) and "*" not in at and ":" not in at
+    )
+
+
+def _holds_activations(node: fx.Node, rows: int | None) -> bool:
+    """Whether a value is a floating-point batch, of so many rows if that is given."""
+    value = first_of(value_of(node))
+    if not isinstance(value, Tensor):
+        return value is UNKNOWN
+    return value.is_floating_point() and value.dim() >= 2 and rows in (None, value.shape[0])
+
+
+def first_of(value: Any) -> Any:
+    """The first tensor of what a module returned."""
+    while isinstance(value, (tuple, list, Mapping)) and len(value):
+        value = value[next(iter(value))] if isinstance(value, Mapping) else value[0]
+    return value
+
+
+def sample_features(h: Tensor, tokens: str, mask: Tensor | None, site: str) -> Tensor:
+    """One row of features for each sample, or for each token.
+
+    Args:
+        h: (rows, features), (rows, tokens, features) or (rows, channels, height, …); more than three dimensions are
+            flattened.
+        tokens: of three dimensions, ``"mean"`` over the tokens that are no padding, ``"cls"`` (the first),
+            ``"flatten"``, or ``"each"``: every token that is no padding is a row.
+        mask: (rows, tokens), True where there is a token; one of another length is not applied.
+        site: its name, for the message.
+
+    Raises:
+        BatchError: ``tokens="each"`` at a site without tokens.
+    """
+    if h.dim() != 3:
+        if tokens == "each":
+            raise BatchError(
+                f"'{site}' has no tokens: its value is {'×'.join(map(str, h.shape))}. "
+                "Leave it out with sites=, or take tokens='mean'."
+            )
+        return h.flatten(1)
+    if tokens == "cls":
+        return h[:, 0]
+    if tokens == "flatten":
+        return h.flatten(1)
+    if mask is not None and mask.shape != h.shape[:2]:
+        mask = None
+    if tokens == "each":
+        return h.flatten(0, 1) if mask is None else h[mask]
+    if mask is None:
+        return h.mean(1)
+    weight = mask.to(h.dtype).unsqueeze(-1)
+    return (h * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def check_rows(found: int, rows: int, site: str) -> None:
+    """Raise ``BatchError`` if a site's value has another number of rows than the batch."""
+    if found != rows:
+        raise BatchError(
+            f"'{site}' has {found} rows where the other sites have {rows}: its batch size differs (tokens or windows "
+            "in the batch dimension). Leave it out with sites=."
+        )
