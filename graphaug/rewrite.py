@@ -34,6 +34,7 @@ from graphaug.sites import around, node_name
 from graphaug.values import UNKNOWN, value_of
 
 SEPARATES = "separates the input from the output"
+ADVISED = "advised"
 BYPASSED = "bypassed (allowed): "
 
 
@@ -55,6 +56,7 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
+    data: Any = None,
     dry_run: Literal[True],
 ) -> Plan: ...
 @overload
@@ -75,6 +77,7 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
+    data: Any = None,
     dry_run: Literal[False] = False,
 ) -> AugmentedModule: ...
 def rewrite(
@@ -94,6 +97,7 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
+    data: Any = None,
     dry_run: bool = False,
 ) -> AugmentedModule | Plan:
     """Put Deep Augmentation into a model, at one or several of its layers.
@@ -103,7 +107,8 @@ def rewrite(
 
     Args:
         model: a plain ``nn.Module``; rewrite before wrapping it in DDP or compiling it.
-        at: where: a selector, a list of them, or ``{selector: rate}``. See the selection language.
+        at: where: a selector, a list of them, or ``{selector: rate}``. See the selection language. ``"advised"``
+            takes the best site that `graphaug.analysis.advise` finds with ``data`` for this ``stop_grad``.
         rate: dropout probability on the augmented rows, in [0, 1].
         subset: share of the rows (the batch dimension at the cut) that is augmented, in [0, 1].
         stop_grad: stop the gradient of the augmented rows behind the dropout.
@@ -120,6 +125,7 @@ def rewrite(
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
             more), for forwards that look at their inputs. Only the final check and the probe behind a sparse
             backward compute with it.
+        data: what ``at="advised"`` looks at: a loader of batches, or all samples in a tensor or a dict.
         dry_run: return the plan and build nothing.
 
     Returns:
@@ -147,6 +153,9 @@ def rewrite(
     if not isinstance(allow_bypass, bool):
         raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
 
+    why = ""
+    if isinstance(at, str) and at == ADVISED and not hasattr(model, ADVISED):
+        at, why = _advised(model, data, stop_grad)
     outline = ModelOutline(model, example_inputs, count_flops=stop_grad and backward != "dense")
     requests = _requests(outline, at, options, side=side, exclude=exclude, expect=expect)
     if earlier is not None:
@@ -193,7 +202,7 @@ def rewrite(
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=(*_placement_notes(requests, placed), *_state_notes(captured)),
+        notes=(*([why] if why else []), *_placement_notes(requests, placed), *_state_notes(captured)),
     )
     added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
     device = next((p.device for p in model.parameters()), None)
@@ -210,6 +219,26 @@ def rewrite(
         for name in frozen.parameters:
             model.get_parameter(name).requires_grad_(False)
     return aug
+
+
+def _advised(model: nn.Module, data: Any, stop_grad: bool) -> tuple[str, str]:
+    """The best advised site for this ``stop_grad``, and why.
+
+    Raises:
+        InvalidOption: there are no data to look at.
+        SiteNotFound: no stretch of co-adapted layers stands out.
+    """
+    from graphaug.analysis.advise import advise  # builds on this module; the core works without it
+
+    if data is None:
+        raise InvalidOption(
+            f"at={ADVISED!r} needs data= to compare the layers on: a loader or a batch of samples."
+        )
+    advice = advise(model, data)
+    best = next((s for s in advice if s.stop_grad == stop_grad), None)
+    if best is None:
+        raise SiteNotFound(f"at={ADVISED!r}: {advice} Name a site yourself.")
+    return best.at, f"advised: {best.reason}"
 
 
 def _build(parts: Parts, backward: str) -> AugmentedModule:

@@ -172,6 +172,7 @@ def test_nothing_is_left_behind():
     before = {k: v.clone() for k, v in model.state_dict().items()}
     cka(model, data(), "**")
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+    assert model.training
     assert [m.training for m in model] == [True, False, True, True, True]
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())

@@ -21,7 +21,6 @@ from graphaug.analysis.taps import Tapped, check_rows, sample_features, tapped
 from graphaug.errors import BatchError, InvalidOption, did_you_mean
 from graphaug.rewrite import plain_model
 from graphaug.selector import At
-from graphaug.signature import evaluating
 
 CHOICES = {
     "estimator": ("unbiased", "biased"),
@@ -174,8 +173,7 @@ def _stack(read: Tapped, inputs: Any, tokens: str, reduce: Callable[[Tensor], Te
             check_rows(len(x), len(next(iter(found.values()))), read.names[i])
         found[i] = reduce(x if x.dtype in (torch.float32, torch.float64) else x.float())
 
-    with evaluating(read.module):
-        read(inputs, receive)
+    read(inputs, receive)
     return torch.stack([found[i] for i in range(len(read.names))])
 
 

@@ -20,7 +20,7 @@ from graphaug.outline import ModelOutline
 from graphaug.placing import place
 from graphaug.selector import At
 from graphaug.separation import before, parameters_of
-from graphaug.signature import evaluating, map_tensors
+from graphaug.signature import map_tensors
 from graphaug.sites import sites
 
 WEAK = 0.99  # mean cosine at the last site from which the network hardly sees the augmentation
@@ -223,7 +223,7 @@ def _measure(
     for augmentation in augmentations.values():
         augmentation.active = augmented
     model = read.module.original
-    with torch.random.fork_rng(), evaluating(read.module), torch.enable_grad(), _unfrozen(model):
+    with torch.random.fork_rng(), torch.enable_grad(), _unfrozen(model):
         torch.manual_seed(seed)
         output = read(map_tensors(torch.clone, inputs), receive)
         parameters = dict(model.named_parameters())

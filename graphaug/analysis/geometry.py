@@ -15,7 +15,6 @@ from graphaug.analysis.taps import Tapped, check_rows, sample_features, tapped
 from graphaug.errors import BatchError, DataError, InvalidOption
 from graphaug.rewrite import plain_model
 from graphaug.selector import At
-from graphaug.signature import evaluating
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
@@ -189,7 +188,7 @@ def _embeddings(read: Tapped, inputs: Any, tokens: str) -> list[Tensor]:
         pooled = h.flatten(2).mean(2) if h.dim() > 3 else sample_features(h, tokens, mask, read.names[i])
         found[i] = pooled.detach().to("cpu", torch.float32, copy=True)  # what follows may change it in place
 
-    with torch.no_grad(), evaluating(read.module):
+    with torch.no_grad():
         read(inputs, receive)
     return [found[i] for i in range(len(read.names))]
 

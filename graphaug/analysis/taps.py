@@ -57,11 +57,13 @@ class Tapped:
     taps: tuple[Tap, ...]
 
     def __call__(self, inputs: Any, receive: Receive) -> Any:
-        """Run on one batch of inputs; ``receive(i, h)`` gets the value at the i-th site as soon as it is there."""
+        """Run in eval mode on one batch; ``receive(i, h)`` gets the value at the i-th site as soon as it is there."""
         for i, tap in enumerate(self.taps):
             tap.receive = lambda h, i=i: receive(i, h)
         try:
-            return self.module(**inputs) if isinstance(inputs, Mapping) else self.module(*inputs)
+            # the user's own root is no module of ours, and has a mode too
+            with evaluating(self.module.original), evaluating(self.module):
+                return self.module(**inputs) if isinstance(inputs, Mapping) else self.module(*inputs)
         finally:
             for tap in self.taps:
                 tap.receive = None
