@@ -27,7 +27,9 @@ def activations(model, x, names=BLOCKS):
     """By forward hooks."""
     found = {}
     handles = [
-        model.get_submodule(n).register_forward_hook(lambda _, __, out, n=n: found.update({n: out.detach().clone()}))
+        model.get_submodule(n).register_forward_hook(
+            lambda _, __, out, n=n: found.update({n: out.detach().clone()})
+        )
         for n in names
     ]
     model(x)
@@ -274,7 +276,11 @@ def test_a_short_last_batch_is_left_out():
         ({"data": data(0)}, errors.DataError, "hold no batch"),
         ({"data": "digits"}, errors.DataError, "data is a str"),
         ({"data": 3}, errors.DataError, "data is a int"),
-        ({"data": [{"image": data()}]}, errors.DataError, "holds nothing that Sequential.forward takes: input"),
+        (
+            {"data": [{"image": data()}]},
+            errors.DataError,
+            "holds nothing that Sequential.forward takes: input",
+        ),
         ({"data": [np.zeros((8, 5))]}, errors.DataError, "a batch is a ndarray"),
         ({"estimator": "unbaised"}, errors.InvalidOption, "Did you mean 'unbiased'"),
         ({"kernel": "cosine"}, errors.InvalidOption, "Known: 'linear', 'rbf'"),

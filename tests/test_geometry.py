@@ -32,7 +32,13 @@ def unit(x):
 
 
 @settings(max_examples=30)
-@given(n=st.integers(2, 40), d=st.integers(1, 8), seed=st.integers(0, 1000), t=st.floats(0.1, 4), chunk=st.integers(1, 50))
+@given(
+    n=st.integers(2, 40),
+    d=st.integers(1, 8),
+    seed=st.integers(0, 1000),
+    t=st.floats(0.1, 4),
+    chunk=st.integers(1, 50),
+)
 def test_uniformity_is_the_log_mean_potential_whatever_the_chunks(n, d, seed, t, chunk):
     x = points(n, d, seed)
     expected = math.log(np.exp(-t * pdist(unit(x), "sqeuclidean")).mean())
@@ -67,7 +73,9 @@ def test_collapse_measures():
 
 def test_geometry_of_a_models_sites():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 5)).train()
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(4 * 36, 5)
+    ).train()
     first, second = torch.randn(2, 12, 1, 8, 8)
     labels = torch.arange(12) % 3
     pairs = [(first[:6], second[:6]), (first[6:], second[6:])]
@@ -108,7 +116,11 @@ def test_pairs_of_sentences():
         (lambda: tolerance(points(3, 2), torch.arange(3)), errors.DataError, "a class with two samples"),
         (lambda: tolerance(points(3, 2), torch.arange(4)), errors.BatchError, "3 labels"),
         (lambda: geometry(nn.Linear(2, 2), [], "**"), errors.DataError, "no pair"),
-        (lambda: geometry(nn.Linear(2, 2), [(torch.ones(4, 2), torch.ones(3, 2))], "**"), errors.BatchError, "pairs"),
+        (
+            lambda: geometry(nn.Linear(2, 2), [(torch.ones(4, 2), torch.ones(3, 2))], "**"),
+            errors.BatchError,
+            "pairs",
+        ),
         (lambda: geometry(nn.Linear(2, 2), [], "**", tokens="each"), errors.InvalidOption, "tokens='each'"),
     ],
 )

@@ -1,0 +1,170 @@
+"""The test of the advice: short pretrainings at every site from one start, and whether the advised ones are best."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import mean
+from typing import Any
+
+import numpy as np
+
+from graphaug.analysis.advise import Advice
+from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.data import ImageData
+from graphaug.contrastive.pretrain import pretrain
+from graphaug.errors import InvalidOption, did_you_mean
+
+METRICS = ("linear", "few_labels", "knn")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A setting that was tried: accuracies in [0, 1], one for each seed, and its score in the advice."""
+
+    at: str
+    stop_grad: bool
+    score: float
+    accuracies: tuple[float, ...]
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the seeds."""
+        return mean(self.accuracies)
+
+
+@dataclass(frozen=True)
+class Check:
+    """What came out.
+
+    Attributes:
+        metric: which accuracy.
+        epochs: of every trial.
+        plain: accuracies without Deep Augmentation, one for each seed.
+        trials: every site with and without stop-gradient, the best first.
+        correlation: Spearman's, between score and mean accuracy; None where all scores are equal.
+        low, high: its 95 % interval, by bootstrap over the settings.
+        p_value: of a correlation at least as large if the advice were drawn by lot (permutation test).
+    """
+
+    metric: str
+    epochs: int
+    plain: tuple[float, ...]
+    trials: tuple[Trial, ...]
+    correlation: float | None
+    low: float | None
+    high: float | None
+    p_value: float | None
+
+    def __str__(self) -> str:
+        width = max(len("(plain)"), *(len(t.at) for t in self.trials))
+        lines = [f"rank  {'site'.ljust(width)}  stop  {self.metric}  advised"]
+        rows = [(t.at, "yes" if t.stop_grad else "no", t.accuracy, t.score) for t in self.trials]
+        ranked = sorted([*rows, ("(plain)", "–", mean(self.plain), 0.0)], key=lambda r: -r[2])
+        for i, (at, stop, accuracy, score) in enumerate(ranked, 1):
+            advised = f"{score:.3f}" if score else ""
+            lines.append(
+                f"{i:>4}  {at.ljust(width)}  {stop:<4}  {accuracy:{max(len(self.metric), 6)}.1%}  {advised}"
+            )
+        if self.correlation is None:
+            lines.append("no rank correlation: the advice gives all settings one score.")
+        else:
+            lines.append(
+                f"Spearman's correlation of score and accuracy: {self.correlation:.2f} "
+                f"(95 % interval {self.low:.2f} to {self.high:.2f}, p = {self.p_value:.2f}; "
+                f"{len(self.trials)} settings, {len(self.plain)} seed(s), {self.epochs} epochs)"
+            )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON."""
+        return asdict(self)
+
+
+def check_advice(
+    advice: Advice,
+    config: PretrainConfig,
+    data: ImageData,
+    *,
+    epochs: int,
+    seeds: Sequence[int] = (0,),
+    metric: str = "linear",
+    on_trial: Callable[[int, int, str], None] | None = None,
+) -> Check:
+    """Pretrain at every site of the advice, with and without stop-gradient, and rank.
+
+    Every trial of a seed starts from the same weights, sees the same views in the same order, and differs in the site
+    and the stop-gradient alone.
+
+    Args:
+        advice: whose CKA matrix names the sites.
+        config: of the trials, but for ``at``, ``stop_grad``, ``epochs`` and ``seed``.
+        data: to train and to probe on.
+        epochs: of every trial.
+        seeds: each site is tried with every one.
+        metric: ``"linear"``, ``"few_labels"`` or ``"knn"``.
+        on_trial: called with how many trials are done, how many there are, and a line about the last.
+
+    Raises:
+        InvalidOption: no such metric, or no seed.
+    """
+    if metric not in METRICS:
+        raise InvalidOption(
+            f"metric={metric!r} is unknown.{did_you_mean(metric, METRICS)} Known: {', '.join(METRICS)}."
+        )
+    if not seeds:
+        raise InvalidOption("a check needs a seed or more.")
+    settings: list[tuple[str | None, bool]] = [
+        (None, False),
+        *((site, stop) for site in advice.similarity.rows for stop in (False, True)),
+    ]
+    found: dict[tuple[str | None, bool], list[float]] = {setting: [] for setting in settings}
+    done, total = 0, len(settings) * len(seeds)
+    for seed in seeds:
+        for at, stop in settings:
+            trial = replace(
+                config, at=() if at is None else (at,), stop_grad=stop, epochs=epochs, seed=seed, freeze=None
+            )
+            result = pretrain(trial, data=data).result[metric]
+            accuracy = float(result["mean"] if isinstance(result, dict) else result)
+            found[at, stop].append(accuracy)
+            done += 1
+            if on_trial is not None:
+                on_trial(
+                    done, total, f"{at or 'plain'}{' stop' if stop else ''}, seed {seed}: {accuracy:.1%}"
+                )
+    trials = [
+        Trial(at, stop, advice.score(at, stop), tuple(values))
+        for (at, stop), values in found.items()
+        if at is not None
+    ]
+    trials.sort(key=lambda t: -t.accuracy)
+    statistics = rank_correlation([t.score for t in trials], [t.accuracy for t in trials])
+    return Check(metric, epochs, tuple(found[None, False]), tuple(trials), *statistics)
+
+
+def rank_correlation(
+    scores: Sequence[float], accuracies: Sequence[float], draws: int = 2000
+) -> tuple[float | None, float | None, float | None, float | None]:
+    """Spearman's correlation, its 95 % bootstrap interval, and the one-sided p-value of a permutation test.
+
+    All None where scores or accuracies do not differ, and the correlation is not defined.
+    """
+    from scipy.stats import rankdata
+
+    x, y = np.asarray(scores, float), np.asarray(accuracies, float)
+    if len(np.unique(x)) < 2 or len(np.unique(y)) < 2:
+        return None, None, None, None
+
+    def correlation(a: Any, b: Any) -> Any:  # row by row: Pearson's of the ranks
+        a, b = (rankdata(v, axis=-1) - (len(x) + 1) / 2 for v in (a, b))
+        with np.errstate(invalid="ignore"):
+            return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+    generator = np.random.default_rng(0)
+    value = float(correlation(x, y))
+    shuffled = correlation(generator.permuted(np.tile(x, (draws, 1)), axis=1), y[None])
+    p = (1 + (shuffled >= value - 1e-12).sum()) / (draws + 1)
+    chosen = generator.integers(0, len(x), (draws, len(x)))
+    low, high = np.nanquantile(correlation(x[chosen], y[chosen]), [0.025, 0.975])
+    return value, float(low), float(high), float(p)

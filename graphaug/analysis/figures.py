@@ -1,0 +1,141 @@
+"""The figures of the report; colour scales are perceptually uniform and fit for the colour-blind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from graphaug.analysis.cka import CKA
+from graphaug.analysis.stretches import Stretch
+from graphaug.analysis.study import Moment
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+# Okabe & Ito's palette, which stays apart for the common forms of colour blindness.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def save(figure: Figure, stem: Path) -> dict[str, Path]:
+    """Write ``stem.svg`` and ``stem.png``; the same figure gives the same files."""
+    import matplotlib
+
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    written = {}
+    with matplotlib.rc_context({"svg.hashsalt": "graphaug"}):
+        for kind in ("svg", "png"):
+            path = stem.with_suffix(f".{kind}")
+            temporary = path.with_name(f".{path.name}")
+            figure.savefig(
+                temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
+            )
+            temporary.replace(path)
+            written[kind] = path
+    return written
+
+
+def heat_map(similarity: CKA, found: Sequence[Stretch] = (), cuts: Sequence[str] = ()) -> Figure:
+    """A CKA matrix with its stretches framed and the augmented sites marked."""
+    from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
+
+    rows, columns = similarity.rows, similarity.columns
+    side = max(3.5, 0.28 * max(len(rows), len(columns)) + 2)
+    figure = Figure(figsize=(side + 1, side), layout="constrained")
+    axes = figure.add_subplot(xlabel="site", ylabel="site")
+    image = axes.imshow(similarity.values.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
+    figure.colorbar(image, ax=axes, label=f"CKA ({similarity.estimator}, {similarity.kernel})", shrink=0.8)
+    axes.set_xticks(range(len(columns)), [_marked(c, cuts) for c in columns], rotation=90, fontsize=8)
+    axes.set_yticks(range(len(rows)), [_marked(r, cuts) for r in rows], fontsize=8)
+    for stretch in found:
+        corner = (stretch.start - 0.5, stretch.start - 0.5)
+        axes.add_patch(
+            Rectangle(corner, stretch.length, stretch.length, fill=False, edgecolor="white", linewidth=4)
+        )
+        axes.add_patch(
+            Rectangle(corner, stretch.length, stretch.length, fill=False, edgecolor="#D55E00", linewidth=2)
+        )
+    for cut in cuts:
+        if cut in rows and columns == rows:
+            place = rows.index(cut) + 0.5
+            axes.axhline(place, color="white", linestyle="--", linewidth=1.2)
+            axes.axvline(place, color="white", linestyle="--", linewidth=1.2)
+    return figure
+
+
+def plane(runs: Mapping[str, Sequence[Moment]]) -> Figure:
+    """Alignment against uniformity, with arrows from one moment of a run to the next."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 4.5), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="uniformity (log mean potential; lower spreads more)",
+        ylabel="alignment (mean squared distance)",
+    )
+    for i, (name, moments) in enumerate(runs.items()):
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        points = [(m.uniformity, m.alignment) for m in moments]
+        axes.plot(*zip(*points, strict=True), marker, markersize=4, color=colour, label=name)
+        for start, end in itertools.pairwise(points):
+            axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
+        for at in {0, len(moments) - 1}:
+            axes.annotate(
+                f"epoch {moments[at].epoch}",
+                points[at],
+                xytext=(4, 4),
+                textcoords="offset points",
+                fontsize=7,
+            )
+    axes.margins(0.15)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def curves(runs: Mapping[str, Sequence[float]], moments: Mapping[str, Sequence[Moment]]) -> Figure:
+    """Loss and nearest-neighbour accuracy over epochs."""
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    loss, accuracy = figure.subplots(1, 2)
+    loss.set(xlabel="epoch", ylabel="training loss (nats)")
+    accuracy.set(xlabel="epoch", ylabel="kNN accuracy (%)")
+    for i, name in enumerate(runs):
+        style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+        loss.plot(range(1, len(runs[name]) + 1), runs[name], label=name, **style)
+        accuracy.plot(
+            [m.epoch for m in moments[name]], [100 * m.knn for m in moments[name]], label=name, **style
+        )
+    for axes in (loss, accuracy):
+        axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+    loss.legend(fontsize=8)
+    return figure
+
+
+def spectrum(runs: Mapping[str, Tensor]) -> Figure:
+    """Singular values of the features, as shares of their sum."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.5, 3.6), layout="constrained")
+    axes = figure.add_subplot(
+        xlabel="dimension, by size", ylabel="share of the singular values", yscale="log"
+    )
+    for i, (name, values) in enumerate(runs.items()):
+        shown = values[values > 1e-8 * values[0]] if len(values) else torch.ones(1)
+        axes.plot(range(1, len(shown) + 1), shown.tolist(), color=PALETTE[i % len(PALETTE)], label=name)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def _marked(name: str, cuts: Sequence[str]) -> str:
+    return f"✂ {name}" if name in cuts else name

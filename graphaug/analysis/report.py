@@ -1,0 +1,130 @@
+"""The report: one HTML file that needs nothing beside it, and its figures as files of their own."""
+
+from __future__ import annotations
+
+import base64
+import os
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import graphaug
+from graphaug.analysis import figures
+from graphaug.analysis.runs import Run, read_run
+from graphaug.analysis.study import Study, study
+from graphaug.errors import RunDirectoryError
+
+REPORT = "report.html"
+
+
+def analyze(
+    runs: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    force: bool = False,
+    samples: int = 512,
+    on_run: Callable[[str], None] | None = None,
+) -> Path:
+    """Analyse runs and write ``report.html`` with ``figures/*.svg`` and ``figures/*.png``.
+
+    All runs are read before any is analysed, and nothing is written before all are.
+
+    Args:
+        runs: run directories of ``graphaug pretrain``.
+        out: directory for the report.
+        force: replace another report in ``out``.
+        samples: test images to look at, at most.
+        on_run: called with a run's name when its analysis begins.
+
+    Returns:
+        The path of the HTML file.
+
+    Raises:
+        RunDirectoryError: a run is none, has no weights, or ``out`` holds a report or cannot be written.
+        DataError: the data of a run are gone.
+    """
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise RunDirectoryError(f"{str(target)!r} is a file, not a directory for a report.")
+    if (target / REPORT).exists() and not force:
+        raise RunDirectoryError(
+            f"{str(target)!r} holds another report. Choose another directory, or pass --force (force=True)."
+        )
+    found = _named([read_run(path) for path in runs])
+    if not found:
+        raise RunDirectoryError("there is no run to analyse: name one or more run directories.")
+    studies = {}
+    for name, run in found.items():
+        if on_run is not None:
+            on_run(name)
+        studies[name] = study(run, samples=samples)
+    try:
+        page = render(studies, target / "figures")
+        temporary = target / f".{REPORT}"
+        temporary.write_text(page, encoding="utf-8")
+        temporary.replace(target / REPORT)
+    except OSError as error:
+        raise RunDirectoryError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from error
+    return target / REPORT
+
+
+def render(studies: dict[str, Study], directory: Path) -> str:
+    """Draw the figures into ``directory`` and return the page, with the figures inside."""
+    import yaml
+    from jinja2 import Environment, StrictUndefined
+    from markupsafe import Markup
+
+    def embedded(stem: str, figure: Any) -> str:
+        written = figures.save(figure, directory / stem)
+        return base64.b64encode(written["svg"].read_bytes()).decode()
+
+    moments = {name: s.moments for name, s in studies.items()}
+    losses = {name: [m["loss"] for m in s.run.metrics] for name, s in studies.items()}
+    shared = {
+        "curves": embedded("curves", figures.curves(losses, moments)),
+        "plane": embedded("plane", figures.plane(moments)),
+        "spectrum": embedded("spectrum", figures.spectrum({name: s.spectrum for name, s in studies.items()})),
+    }
+    own = [
+        {
+            "cka": embedded(
+                f"cka-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}",
+                figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts),
+            )
+        }
+        for name, s in studies.items()
+    ]
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+    def picture(data: str, caption: str) -> Markup:
+        return Markup(
+            '<figure><img src="data:image/svg+xml;base64,{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
+        ).format(data, caption)
+
+    template = environment.from_string(
+        files("graphaug.analysis").joinpath("report.html.j2").read_text("utf-8")
+    )
+    return template.render(
+        studies=list(studies.values()),
+        shared=shared,
+        own=own,
+        configurations=[
+            yaml.safe_dump(s.run.resolved, sort_keys=False, allow_unicode=True) for s in studies.values()
+        ],
+        version=graphaug.__version__,
+        picture=picture,
+        percent=lambda value: "–" if value is None else f"{100 * value:.1f} %",
+    )
+
+
+def _named(runs: Sequence[Run]) -> dict[str, Run]:
+    """Runs by name; directories of one name are told apart by a number."""
+    seen: Counter[str] = Counter()
+    named = {}
+    for run in runs:
+        seen[run.name] += 1
+        named[run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})"] = run
+    return named

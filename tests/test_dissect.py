@@ -1,0 +1,163 @@
+"""The dissection against a hand-written forward hook under the same draw."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import graphaug
+from graphaug import errors
+from graphaug.analysis import dissect
+from graphaug.deep_augment import DeepAugment
+
+SITES = ["0", "1", "2", "3", "4"]
+
+
+def network():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(8, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 12), nn.Linear(12, 6)
+    )
+    model(torch.randn(32, 8))  # running statistics of their own
+    return model.train()
+
+
+def batch(rows=10):
+    return torch.randn(rows, 8, generator=torch.Generator().manual_seed(3))
+
+
+def by_hand(model, x, at, augmentation, loss, seed):
+    """Values, their gradients and the parameters' gradients, with hooks; ``augmentation`` None runs it plain."""
+    values, handles = {}, []
+    drawn = {}
+
+    def keep(name):
+        def hook(_, __, out):
+            out.retain_grad()
+            values[name] = out
+
+        return hook
+
+    def augment(_, __, h):
+        rows = augmentation.draw_rows(len(h), h.device)
+        noise = augmentation.draw_noise(h)
+        drawn.update(rows=rows, noise=noise)
+        changed = h * noise
+        return torch.where(rows[:, None], changed.detach() if augmentation.stop_grad else changed, h)
+
+    if augmentation is not None:
+        handles.append(model.get_submodule(at).register_forward_hook(augment))
+    handles += [model.get_submodule(name).register_forward_hook(keep(name)) for name in SITES]
+    was = model.training
+    model.eval()
+    torch.manual_seed(seed)
+    loss(model(x)).backward()
+    model.train(was)
+    for handle in handles:
+        handle.remove()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters()}
+    model.zero_grad()
+    return (
+        {n: v.detach() for n, v in values.items()},
+        {n: v.grad for n, v in values.items()},
+        gradients,
+        drawn,
+    )
+
+
+@pytest.mark.parametrize("stop_grad", [False, True])
+def test_equals_hooks_under_the_same_draw(stop_grad):
+    model, x = network(), batch()
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    aug = graphaug.rewrite(model, at="2", rate=0.4, stop_grad=stop_grad)
+
+    def loss(out):
+        return out.square().sum()
+
+    found = dissect(aug, x, SITES, loss=loss, seed=7)
+    same = DeepAugment(0.4, 0.5, stop_grad)
+    values, gradients, parameters, drawn = by_hand(model, x, "2", same, loss, 7)
+    plain, plain_gradients, plain_parameters, _ = by_hand(model, x, "2", None, loss, 7)
+    rows = drawn["rows"]
+    assert (found.rows, found.batch) == (int(rows.sum()), 10) == (5, 10)
+    assert found.dropped == pytest.approx(float((drawn["noise"][rows] == 0).float().mean()))
+    for effect, name in zip(found.effects, SITES, strict=True):
+        cosine = F.cosine_similarity(values[name], plain[name])[rows]
+        assert effect.cosine == pytest.approx(float(cosine.mean()), abs=1e-5)
+        assert effect.gradient == pytest.approx(float(gradients[name][rows].norm()), abs=1e-5)
+        assert effect.plain_gradient == pytest.approx(float(plain_gradients[name][rows].norm()), abs=1e-5)
+        assert effect.after_cut is (name in "234")
+
+    def norm(gradients, names):
+        return float(torch.cat([gradients[n].flatten() for n in names]).norm())
+
+    below = ["0.weight", "0.bias", "1.weight", "1.bias"]
+    above = ["3.weight", "3.bias", "4.weight", "4.bias"]
+    assert found.gradient_below == pytest.approx(norm(parameters, below), rel=1e-5)
+    assert found.gradient_above == pytest.approx(norm(parameters, above), rel=1e-5)
+    assert found.plain_below == pytest.approx(norm(plain_parameters, below), rel=1e-5)
+    assert found.plain_above == pytest.approx(norm(plain_parameters, above), rel=1e-5)
+    if stop_grad:  # nothing of the augmented rows goes below the cut
+        assert found.effects[0].gradient == found.effects[1].gradient == 0
+    assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert model.training
+    assert all(m.training for m in aug.modules())
+
+
+def test_recognised_counts_rows_nearest_to_themselves():
+    model, x = network(), batch(40)
+    gentle = dissect(graphaug.rewrite(model, at="3", rate=0.0), x)
+    harsh = dissect(graphaug.rewrite(model, at="3", rate=1.0), x)
+    assert gentle.effects[-1].recognised == 1
+    assert gentle.effects[-1].cosine > harsh.effects[-1].cosine
+    assert harsh.effects[-1].recognised < 0.5
+    assert harsh.verdict == "destroying"
+    assert harsh.dropped == 1
+
+
+def test_verdicts():
+    model, x = network(), batch(20)
+    assert dissect(graphaug.rewrite(model, at="0", rate=0.0), x).verdict == "too weak"
+    text = str(dissect(graphaug.rewrite(model, at="2", rate=0.3, stop_grad=True), x))
+    assert "10 of 20 rows augmented" in text
+    assert "gradient norm of the parameters before the cut" in text
+
+
+def test_the_same_seed_gives_the_same_table_and_leaves_the_generator():
+    aug = graphaug.rewrite(network(), at="2")
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    first = dissect(aug, batch(), seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert dissect(aug, batch(), seed=1) == first
+    assert dissect(aug, batch(), seed=2) != first
+
+
+def test_frozen_parts_are_seen_and_stay_frozen():
+    model = network()
+    aug = graphaug.rewrite(model, at="2", freeze="before")
+    found = dissect(aug, batch())
+    assert found.plain_below > 0
+    assert not model[0].weight.requires_grad
+
+
+def test_several_sites():
+    aug = graphaug.rewrite(network(), at=["0", "3"], rate=0.5, stop_grad=True)
+    found = dissect(aug, batch(), SITES)
+    assert found.rows >= 5  # of either site
+    assert found.effects[0].after_cut
+
+
+@pytest.mark.parametrize(
+    ("make", "x", "error", "match"),
+    [
+        (network, batch(), errors.NotRewritten, "not a Sequential"),
+        (lambda: graphaug.rewrite(network(), at="2"), batch(3), errors.BatchError, "4 or more"),
+        (lambda: graphaug.rewrite(network(), at="2", subset=0.0), batch(), errors.BatchError, "no row"),
+        (lambda: graphaug.rewrite(network(), at="2"), 3, errors.DataError, "a batch is a int"),
+    ],
+)
+def test_bad_input(make, x, error, match):
+    with pytest.raises(error, match=match):
+        dissect(make(), x)
