@@ -207,6 +207,7 @@ def advise(
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Of every pretraining of --check.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Pretrainings of every setting in --check.")] = 1,
+    workers: Annotated[int, typer.Option(min=1, help="Processes that share --check's pretrainings.")] = 1,
     metric: Annotated[str, typer.Option(help="What --check ranks by: linear, few_labels or knn.")] = "linear",
     out: Annotated[Path | None, typer.Option(help="Write what came out as JSON.")] = None,
     force: Force = False,
@@ -234,8 +235,15 @@ def advise(
         def report(done: int, total: int, line: str) -> None:
             print(f"[{done}/{total}] {line}", file=sys.stderr)
 
-        checked = check_advice(
-            advice, found.config, data, epochs=epochs, seeds=range(seeds), metric=metric, on_trial=report
+        (checked,) = check_advice(
+            advice,
+            found.config,
+            data,
+            epochs=epochs,
+            seeds=range(seeds),
+            metrics=(metric,),
+            workers=workers,
+            on_trial=report,
         )
         print(checked)
         result["check"] = checked.to_dict()

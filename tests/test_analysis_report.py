@@ -225,14 +225,15 @@ def test_check_ranks_every_site(run, digits):
     model, images = read_run(run).model(), digits.test.images[:64].expand(-1, 3, -1, -1) / 16
     advice = advise(model, images, ["relu", "layer2.1", "layer3.0", "layer4.0"])
     lines = []
-    found = check_advice(
+    found, other = check_advice(
         advice,
         CONFIG,
         digits,
         epochs=1,
-        metric="knn",
+        metrics=("knn", "linear"),
         on_trial=lambda done, total, line: lines.append((done, total)),
     )
+    assert (found.metric, other.metric) == ("knn", "linear")
     settings = 2 * len(advice.similarity.rows)
     assert lines == [(i, settings + 1) for i in range(1, settings + 2)]
     assert len(found.trials) == settings
@@ -247,7 +248,7 @@ def test_check_ranks_every_site(run, digits):
     json.dumps(found.to_dict())
     assert "Spearman" in str(found) or "no rank correlation" in str(found)
     with pytest.raises(errors.InvalidOption, match="Did you mean 'linear'"):
-        check_advice(advice, CONFIG, digits, epochs=1, metric="linaer")
+        check_advice(advice, CONFIG, digits, epochs=1, metrics=["linaer"])
     with pytest.raises(errors.InvalidOption, match="a seed"):
         check_advice(advice, CONFIG, digits, epochs=1, seeds=[])
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import multiprocessing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
 import numpy as np
+import torch
 
 from graphaug.analysis.advise import Advice
 from graphaug.contrastive.config import PretrainConfig
@@ -88,9 +91,10 @@ def check_advice(
     *,
     epochs: int,
     seeds: Sequence[int] = (0,),
-    metric: str = "linear",
+    metrics: Sequence[str] = ("linear",),
+    workers: int = 1,
     on_trial: Callable[[int, int, str], None] | None = None,
-) -> Check:
+) -> list[Check]:
     """Pretrain at every site of the advice, with and without stop-gradient, and rank.
 
     Every trial of a seed starts from the same weights, sees the same views in the same order, and differs in the site
@@ -102,37 +106,56 @@ def check_advice(
         data: to train and to probe on.
         epochs: of every trial.
         seeds: each site is tried with every one.
-        metric: ``"linear"``, ``"few_labels"`` or ``"knn"``.
+        metrics: of ``"linear"``, ``"few_labels"`` and ``"knn"``; the trials are ranked by each.
+        workers: processes that share the trials, one thread each; with 1, this process makes them.
         on_trial: called with how many trials are done, how many there are, and a line about the last.
+
+    Returns:
+        A `Check` for every metric.
 
     Raises:
         InvalidOption: no such metric, or no seed.
     """
-    if metric not in METRICS:
-        raise InvalidOption(
-            f"metric={metric!r} is unknown.{did_you_mean(metric, METRICS)} Known: {', '.join(METRICS)}."
-        )
+    for metric in metrics:
+        if metric not in METRICS:
+            hint = did_you_mean(metric, METRICS)
+            raise InvalidOption(f"metric={metric!r} is unknown.{hint} Known: {', '.join(METRICS)}.")
     if not seeds:
         raise InvalidOption("a check needs a seed or more.")
-    settings: list[tuple[str | None, bool]] = [
-        (None, False),
-        *((site, stop) for site in advice.similarity.rows for stop in (False, True)),
+    sites = advice.similarity.rows
+    settings = [(None, False), *((site, stop) for site in sites for stop in (False, True))]
+    jobs = [(seed, at, stop) for seed in seeds for at, stop in settings]
+    configs = [
+        replace(config, at=() if at is None else (at,), stop_grad=stop, epochs=epochs, seed=seed, freeze=None)
+        for seed, at, stop in jobs
     ]
-    found: dict[tuple[str | None, bool], list[float]] = {setting: [] for setting in settings}
-    done, total = 0, len(settings) * len(seeds)
-    for seed in seeds:
-        for at, stop in settings:
-            trial = replace(
-                config, at=() if at is None else (at,), stop_grad=stop, epochs=epochs, seed=seed, freeze=None
+    results: dict[int, dict[str, Any]] = {}
+    for i, result in _results(configs, data, workers):
+        results[i] = result
+        if on_trial is not None:
+            seed, at, stop = jobs[i]
+            said = ", ".join(f"{m} {_accuracy(result, m):.1%}" for m in metrics)
+            on_trial(
+                len(results), len(jobs), f"{at or 'plain'}{' stop' if stop else ''}, seed {seed}: {said}"
             )
-            result = pretrain(trial, data=data).result[metric]
-            accuracy = float(result["mean"] if isinstance(result, dict) else result)
-            found[at, stop].append(accuracy)
-            done += 1
-            if on_trial is not None:
-                on_trial(
-                    done, total, f"{at or 'plain'}{' stop' if stop else ''}, seed {seed}: {accuracy:.1%}"
-                )
+    return [_ranked(advice, metric, epochs, jobs, results) for metric in metrics]
+
+
+def _accuracy(result: dict[str, Any], metric: str) -> float:
+    value = result[metric]
+    return float(value["mean"] if isinstance(value, dict) else value)
+
+
+def _ranked(
+    advice: Advice,
+    metric: str,
+    epochs: int,
+    jobs: Sequence[tuple[int, str | None, bool]],
+    results: dict[int, dict[str, Any]],
+) -> Check:
+    found: dict[tuple[str | None, bool], list[float]] = {}
+    for i, (_, at, stop) in enumerate(jobs):
+        found.setdefault((at, stop), []).append(_accuracy(results[i], metric))
     trials = [
         Trial(at, stop, advice.score(at, stop), tuple(values))
         for (at, stop), values in found.items()
@@ -141,6 +164,27 @@ def check_advice(
     trials.sort(key=lambda t: -t.accuracy)
     statistics = rank_correlation([t.score for t in trials], [t.accuracy for t in trials])
     return Check(metric, epochs, tuple(found[None, False]), tuple(trials), *statistics)
+
+
+def _results(
+    configs: Sequence[PretrainConfig], data: ImageData, workers: int
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The probes of every trial with its number, as they come."""
+    if workers == 1:
+        for i, config in enumerate(configs):
+            yield i, pretrain(config, data=data).result
+        return
+    # spawned, not forked: torch's threads do not survive a fork
+    with ProcessPoolExecutor(
+        workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
+    ) as pool:
+        futures = {pool.submit(_trial, config, data): i for i, config in enumerate(configs)}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+
+
+def _trial(config: PretrainConfig, data: ImageData) -> dict[str, Any]:
+    return pretrain(config, data=data).result
 
 
 def rank_correlation(

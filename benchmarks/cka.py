@@ -1,0 +1,217 @@
+"""CKA between all blocks: ours, torch_cka and plain NumPy, side by side in one run.
+
+    python -m benchmarks.cka [--samples 2048] [--batch 128] [--models resnet18 bert] [--rounds 3]
+
+Rounds are interleaved; medians with quartiles. Memory is measured in a process of its own for each count of samples
+(peak resident memory, less what the process held before the first batch), and the large case is 50 sites by 50 sites
+on 10,000 samples in one pass. Results go to ``benchmarks/results/cka.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import platform
+import resource
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphaug.analysis import cka
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class BertShape(nn.Module):
+    """A 12-block encoder of BERT's shape on token ids, one tensor in, as torch_cka wants it."""
+
+    def __init__(self, width: int = 256, blocks: int = 12, length: int = 32) -> None:
+        super().__init__()
+        from transformers import BertConfig, BertModel
+
+        config = BertConfig(
+            vocab_size=2000,
+            hidden_size=width,
+            num_hidden_layers=blocks,
+            num_attention_heads=4,
+            intermediate_size=4 * width,
+            max_position_embeddings=length,
+        )
+        self.bert = BertModel(config, add_pooling_layer=False)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        output: Tensor = self.bert(input_ids=input_ids).last_hidden_state
+        return output
+
+
+def resnet18() -> tuple[nn.Module, list[str], Callable[[int], Tensor]]:
+    """ResNet-18 at 32×32, its stem and its eight blocks."""
+    import torchvision
+
+    names = ["relu", *(f"layer{i}.{j}" for i in range(1, 5) for j in range(2))]
+    return torchvision.models.resnet18().eval(), names, lambda n: torch.randn(n, 3, 32, 32)
+
+
+def bert() -> tuple[nn.Module, list[str], Callable[[int], Tensor]]:
+    """A BERT shape, its embeddings and its twelve blocks."""
+    names = ["bert.embeddings", *(f"bert.encoder.layer.{i}" for i in range(12))]
+    return BertShape().eval(), names, lambda n: torch.randint(0, 2000, (n, 32))
+
+
+MODELS = {"resnet18": resnet18, "bert": bert}
+
+
+def ours(model: nn.Module, names: list[str], batches: list[Tensor]) -> np.ndarray:
+    """The library, with tokens flattened as the others do."""
+    return cka(model, batches, names, tokens="flatten").values.numpy()
+
+
+def by_torch_cka(model: nn.Module, names: list[str], batches: list[Tensor]) -> np.ndarray:
+    """torch_cka on the same layers; it compares two models, and wants a loader that yields tuples."""
+    from torch_cka import CKA
+
+    loader = torch.utils.data.DataLoader(
+        [(x,) for batch in batches for x in batch], batch_size=len(batches[0])
+    )
+    quiet = io.StringIO()
+    with contextlib.redirect_stdout(quiet), contextlib.redirect_stderr(quiet), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        method = CKA(model, model, model1_layers=names, model2_layers=names, device="cpu")
+        method.compare(loader)
+        found: np.ndarray = method.export()["CKA"].numpy()
+    return found
+
+
+def by_numpy(model: nn.Module, names: list[str], batches: list[Tensor]) -> np.ndarray:
+    """The textbook: hooks, then the unbiased HSIC of every pair of sites in every batch."""
+    sums = np.zeros((len(names), len(names)))
+    for batch in batches:
+        held: dict[str, Tensor] = {}
+
+        def keep(name: str, held: dict[str, Tensor]) -> Any:
+            return lambda _, __, out: held.update(
+                {name: (out[0] if isinstance(out, tuple) else out).flatten(1).clone()}
+            )
+
+        handles = [model.get_submodule(n).register_forward_hook(keep(n, held)) for n in names]
+        with torch.no_grad():
+            model(batch)
+        for handle in handles:
+            handle.remove()
+        grams = []
+        for name in names:
+            x = held[name].numpy()
+            k = x @ x.T
+            np.fill_diagonal(k, 0)
+            grams.append(k.astype(np.float64))
+        n = len(batch)
+        for i, k in enumerate(grams):
+            for j, m in enumerate(grams):
+                sums[i, j] += (
+                    (k * m.T).sum()
+                    + k.sum() * m.sum() / ((n - 1) * (n - 2))
+                    - 2 / (n - 2) * (k.sum(0) @ m.sum(1))
+                ) / (n * (n - 3))
+    scale = np.sqrt(np.diag(sums))
+    return sums / scale[:, None] / scale[None]
+
+
+METHODS = {"graphaug": ours, "torch_cka": by_torch_cka, "numpy": by_numpy}
+
+
+def compare(name: str, samples: int, batch: int, rounds: int) -> dict[str, Any]:
+    """Times of the three methods, interleaved, and how far they are apart."""
+    torch.manual_seed(0)
+    model, sites, make = MODELS[name]()
+    batches = list(make(samples).split(batch))
+    seconds: dict[str, list[float]] = {method: [] for method in METHODS}
+    values: dict[str, np.ndarray] = {}
+    for round_ in range(rounds):
+        for method, run in METHODS.items():
+            begin = time.perf_counter()
+            values[method] = run(model, sites, batches)
+            seconds[method].append(time.perf_counter() - begin)
+            print(f"{name} round {round_ + 1}: {method} {seconds[method][-1]:.1f} s", flush=True)
+    medians = {method: statistics.median(s) for method, s in seconds.items()}
+    return {
+        "model": name,
+        "sites": len(sites),
+        "samples": samples,
+        "batch": batch,
+        "seconds": {
+            method: {"median": medians[method], "quartiles": _quartiles(s), "all": s}
+            for method, s in seconds.items()
+        },
+        "times_faster_than": {m: medians[m] / medians["graphaug"] for m in METHODS if m != "graphaug"},
+        "largest_difference": {
+            m: float(np.nanmax(np.abs(values[m] - values["graphaug"]))) for m in METHODS if m != "graphaug"
+        },
+        "not_a_number": {m: int(np.isnan(v).sum()) for m, v in values.items()},
+    }
+
+
+def _quartiles(values: list[float]) -> list[float]:
+    return list(np.quantile(values, [0.25, 0.75])) if len(values) > 1 else values * 2
+
+
+def grow(samples: int, batch: int, sites: int) -> dict[str, float]:
+    """Seconds and peak memory of one pass, in a process that does nothing else."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.ReLU()) for _ in range(sites)))
+    stream = (torch.randn(min(batch, samples - i), 256) for i in range(0, samples, batch))
+    names = [str(i) for i in range(sites)]
+    cka(model, torch.randn(batch, 256), names)  # libraries loaded, allocator warm
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begin = time.perf_counter()
+    cka(model, stream, names)
+    seconds = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {
+        "samples": samples,
+        "sites": sites,
+        "seconds": seconds,
+        "memory_growth_mib": (after - before) / 1024,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time CKA against torch_cka and NumPy.")
+    parser.add_argument("--samples", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
+    options = parser.parse_args()
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    result: dict[str, Any] = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "models": [compare(name, options.samples, options.batch, options.rounds) for name in options.models],
+    }
+    context = multiprocessing.get_context("spawn")
+    result["memory"] = []
+    for samples in (1000, 10000, 40000):
+        with context.Pool(1) as pool:
+            result["memory"].append(pool.apply(grow, (samples, 250, 50)))
+    print(json.dumps({k: v for k, v in result.items() if k != "models"}, indent=1))
+    for m in result["models"]:
+        print(m["model"], m["times_faster_than"], m["largest_difference"], m["not_a_number"])
+    target = ROOT / "benchmarks/results/cka.json"
+    temporary = target.with_suffix(".tmp")
+    temporary.write_text(json.dumps(result, indent=1) + "\n")
+    temporary.replace(target)
+
+
+if __name__ == "__main__":
+    main()
