@@ -308,4 +308,4 @@ def test_sites_with_another_batch_size():
 def test_prints_as_a_table():
     text = str(cka(network(), data(), BLOCKS))
     assert text.startswith("CKA (unbiased, linear), 24 samples\n")
-    assert text.splitlines()[2].startswith("  0  0 1.00")
+    assert text.splitlines()[2].startswith("  0  0   1.00")

@@ -55,10 +55,10 @@ class CKA:
         width = max(map(len, self.rows))
         heads = [str(j) for j in range(len(self.columns))]
         lines = [f"CKA ({self.estimator}, {self.kernel}), {self.samples} samples"]
-        lines.append(" " * (width + 5) + " ".join(h.rjust(5) for h in heads))
+        lines.append(" " * (width + 7) + " ".join(h.rjust(5) for h in heads))
         for i, name in enumerate(self.rows):
             cells = " ".join(f"{v:5.2f}" for v in self.values[i].tolist())
-            lines.append(f"{i:>3}  {name.ljust(width)}{cells}")
+            lines.append(f"{i:>3}  {name.ljust(width)}  {cells}")
         if self.columns != self.rows:
             lines += [f"{j:>3}  {name}" for j, name in enumerate(self.columns)]
         return "\n".join(lines)
