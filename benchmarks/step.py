@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch._inductor.config
 from torch import Tensor, nn
 
 import graphaug
@@ -137,9 +138,13 @@ def with_subset(aug: Any, subset: float) -> Any:
 
 
 def variants(
-    subject: Subject, cuts: tuple[str, ...], subsets: list[float], modes: list[str], device: str
+    subject: Subject, cuts: tuple[str, ...], subsets: list[float], modes: list[str], device: str, whole: bool
 ) -> Any:
-    """The model, its inputs and all variants that are to take turns."""
+    """The model, its inputs and all variants that are to take turns.
+
+    Compiled, the hook and other subsets than one half are tried at the last cut only, unless ``whole``: compiling takes
+    most of the benchmark's time.
+    """
     torch.manual_seed(0)
     model, inputs = subject.build()
     model = model.to(device).train()
@@ -147,6 +152,7 @@ def variants(
     if device == "cuda" and "resnet" in subject.name + "convnext":
         model = model.to(memory_format=torch.channels_last)
     found = [Variant("plain", mode, None, None, model) for mode in modes]
+    half = 0.5 if 0.5 in subsets else subsets[0]
     for cut in cuts:
         options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
         hooked = add_hook(copy.deepcopy(model), cut, 0.5)
@@ -155,11 +161,12 @@ def variants(
         share = sparse.plan.sites[0].flops_before
         print(f"  {cut}: {sparse.plan.reason}", flush=True)
         for mode in modes:
-            found.append(Variant("hook", mode, cut, 0.5, hooked))
+            thin = mode == "compiled" and not whole and cut != cuts[-1]
+            if not thin:
+                found.append(Variant("hook", mode, cut, 0.5, hooked))
             found.append(Variant("dense", mode, cut, 0.5, dense))
-        for subset in subsets:
-            other = with_subset(sparse, subset)
-            found += [Variant("sparse", mode, cut, subset, other, share) for mode in modes]
+            for subset in [half] if thin else subsets:
+                found.append(Variant("sparse", mode, cut, subset, with_subset(sparse, subset), share))
     return model, inputs, found
 
 
@@ -214,10 +221,11 @@ def timed(variant: Variant, inputs: dict[str, Tensor], device: str) -> float:
 def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Run all variants of one model in turns."""
     cuts = subject.cuts if options.depths == 3 else subject.cuts[-options.depths :]
-    _, inputs, found = variants(subject, cuts, options.subsets, options.modes, options.device)
+    _, inputs, found = variants(subject, cuts, options.subsets, options.modes, options.device, options.whole)
     warnings.simplefilter("ignore")
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64
+    torch._inductor.config.force_disable_caches = True  # the time to compile is one of the results
     # else a model with a hook runs the program that was compiled for the same model without one
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     for variant in found:
@@ -382,6 +390,7 @@ def main() -> None:
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--subsets", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
+    parser.add_argument("--whole", action="store_true", help="compile every subset at every cut")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--eager-rounds", type=int, default=3, help="eager steps are timed less often")
     parser.add_argument("--batch", type=int, default=0, help="instead of each model's own")
