@@ -165,8 +165,10 @@ def variants(
             if not thin:
                 found.append(Variant("hook", mode, cut, 0.5, hooked))
             found.append(Variant("dense", mode, cut, 0.5, dense))
-            for subset in [half] if thin else subsets:
-                found.append(Variant("sparse", mode, cut, subset, with_subset(sparse, subset), share))
+            found += [
+                Variant("sparse", mode, cut, subset, with_subset(sparse, subset), share)
+                for subset in ([half] if thin else subsets)
+            ]
     return model, inputs, found
 
 
