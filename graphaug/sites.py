@@ -222,9 +222,10 @@ class _Before:
 
 def node_name(node: fx.Node, captured: Captured) -> str:
     """A node as a user would name it."""
-    if node.op == "output":
-        return "the output"
     target = _target(node)
+    packed = target is None and all(user.op == "output" for user in node.users)
+    if node.op == "output" or packed:  # what wraps the results for the caller has no name of its own
+        return "the output"
     if target is None:
         parents = [n for n in node.all_input_nodes if _target(n) is not None]
         return node_name(parents[0], captured) if parents else str(node.name)
@@ -235,7 +236,7 @@ def node_name(node: fx.Node, captured: Captured) -> str:
 def around(bypass: Bypass, captured: Captured) -> str:
     """A bypass in words."""
     join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
-    quoted = join if bypass.join.op == "output" else f"'{join}'"
+    quoted = join if join == "the output" else f"'{join}'"
     return f"{quoted} also receives '{value}'"
 
 
