@@ -36,7 +36,7 @@ from benchmarks.oracle import Masks, distance, gradients, hook, imposed, leaves
 from graphaug.outline import ModelOutline, ancestors
 
 ROOT = Path(__file__).resolve().parent.parent
-SECONDS = 300  # for one model; more is reported as a failure
+SECONDS = 900  # for one model; more is reported as a failure
 GRADIENT_TOLERANCE = 1e-4  # relative, float32; sums are taken in another order
 INDUCTOR = (
     *("torchvision:resnet18", "torchvision:convnext_tiny", "torchvision:vit_b_16", "torchvision:swin_t"),
@@ -132,11 +132,7 @@ def measure_site(
     except Exception as error:
         return {**row, "problem": f"crashed: {brief(error)}"}
     row["seconds_with_checks"] = round(time.perf_counter() - begin, 4)
-    begin = time.perf_counter()
-    outline = ModelOutline(model, inputs)
-    for training in (True, False):
-        outline.capture(ancestors(place), training=training)
-    row["seconds"] = round(time.perf_counter() - begin, 4)
+    row["seconds"] = capture_seconds(model, inputs, place)
     row["nodes"] = aug.plan.nodes
     row["assumptions"] = len(aug.plan.assumptions)
     row["separates"] = aug.plan.sites[0].note.startswith("separates")
@@ -162,6 +158,15 @@ def measure_site(
     if not row["gradient_gap"] <= GRADIENT_TOLERANCE:
         row["problem"] = f"gradients differ from the hook's by {row['gradient_gap']:.2g}"
     return row
+
+
+def capture_seconds(model: nn.Module, inputs: dict[str, Any], place: str) -> float:
+    """Processor time to capture a model in both modes; nothing is computed, so that it is one thread's."""
+    begin = time.process_time()
+    outline = ModelOutline(model, inputs)
+    for training in (True, False):
+        outline.capture(ancestors(place), training=training)
+    return round(time.process_time() - begin, 4)
 
 
 def compare_gradients(model: nn.Module, aug: Any, inputs: dict[str, Any], place: str) -> float:
@@ -398,7 +403,7 @@ def page(records: list[dict[str, Any]], totals: dict[str, Any], seconds: float) 
         lines += [
             "",
             f"Capture took {spread['median']:.2f} s in the median and {spread['slowest']:.2f} s for the slowest of "
-            f"{totals['sites']} sites (both modes, one thread; checks against the original left out).",
+            f"{totals['sites']} sites, of processor time (both modes, one thread; checks against the original left out).",
         ]
     tables = {
         "Failures": {r["name"]: r["reason"] for r in records if r["status"] == "failed"},
