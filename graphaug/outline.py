@@ -37,6 +37,7 @@ class ModelOutline:
         self.by_path = dict(model.named_modules())
         self._names = {id(m): path for path, m in self.by_path.items()}
         self._captured: dict[tuple[Any, ...], Captured] = {}
+        self._hidden: set[str] = set()
 
     @property
     def name(self) -> str:
@@ -112,8 +113,23 @@ class ModelOutline:
         """How often each of these modules is called in one forward in training mode."""
         if not paths:
             return {}
-        counts = self.capture({a for path in paths for a in ancestors(self.canonical(path))}).calls
-        return {path: 1 if path == "" else counts.get(self.canonical(path), 0) for path in paths}
+        names = {path: self.canonical(path) for path in paths}
+        counts = self.capture({a for name in names.values() for a in self.around(name)}).calls
+        hidden = {n for n in names.values() if n and not counts.get(n) and len(self._registrations(n)) > 1}
+        if hidden:  # called by another name, from inside a module that is still closed
+            self._hidden |= hidden
+            counts = self.capture({a for name in names.values() for a in self.around(name)}).calls
+        return {path: counts.get(name, 0) if name else 1 for path, name in names.items()}
+
+    def around(self, path: str) -> set[str]:
+        """The modules to open so that the calls of the module at ``path`` are seen."""
+        ways = self._registrations(path) if path in self._hidden else [path]
+        return {a for way in ways for a in ancestors(way)}
+
+    def _registrations(self, path: str) -> list[str]:
+        """Every path under which the module at ``path`` is registered."""
+        module = self.by_path[path]
+        return [p for p, m in self.model.named_modules(remove_duplicate=False) if m is module]
 
     def instances(self, cls: type) -> Sequence[str]:
         """Paths of the modules that are instances of ``cls``."""

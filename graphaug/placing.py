@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from torch import fx, nn
 
 from graphaug.capture import Captured
-from graphaug.outline import ModelOutline, ancestors
+from graphaug.outline import ModelOutline
 from graphaug.passes.insert import insert
 from graphaug.selector import Target
 from graphaug.sites import find_node
@@ -42,7 +42,7 @@ def place(
 ) -> tuple[Captured, fx.Graph, dict[Target, fx.Node]]:
     """Capture the model as far as the targets need, and insert the modules that act there."""
     opened = {
-        a for t in names for a in [*ancestors(t.path), *([t.path] if t.op is not None else [])]
+        a for t in names for a in [*outline.around(t.path), *([t.path] if t.op is not None else [])]
     } | inside
     marks = frozenset(call_of(t) for t in names if t.op is None and t.path in opened and t.path)
     functions = frozenset(t.path for t in names if outline.is_inside_function(t))

@@ -217,3 +217,30 @@ def test_a_module_that_cannot_be_opened_stays_closed_in_the_table() -> None:
         assert "branch.inner" not in names
         with pytest.raises(CaptureError, match=r"test_outline\.py line \d+"):
             ga.rewrite(Outer(), "branch.inner", example_inputs=x)
+
+
+def test_a_module_called_under_another_name_inside_a_closed_module():
+    """CoaT registers its position encodings at the root and calls them as parts of its blocks."""
+
+    class Part(nn.Module):
+        def __init__(self, shared):
+            super().__init__()
+            self.shared, self.fc = shared, nn.Linear(4, 4)
+
+        def forward(self, x):
+            return self.fc(self.shared(x))
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Linear(4, 4)
+            self.part = Part(self.table)
+
+        def forward(self, x):
+            return self.part(x)
+
+    model, x = Whole(), torch.randn(6, 4)
+    assert ModelOutline(model).calls(["table", "part.shared"]) == {"table": 1, "part.shared": 1}
+    aug = ga.rewrite(model, "table", stop_grad=True)
+    assert aug.plan.opened == ("part",)
+    ga.verify(aug, x)
