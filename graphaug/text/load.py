@@ -6,6 +6,8 @@ import json
 import os
 import re
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,9 +152,10 @@ def _transformers(name: str, folder: str, pooler: str) -> tuple[nn.Module, PreTr
 
     options = {"subfolder": folder, "trust_remote_code": False}
     try:
-        model, loaded = AutoModel.from_pretrained(
-            name, weights_only=True, output_loading_info=True, **options
-        )
+        with _unreported():
+            model, loaded = AutoModel.from_pretrained(
+                name, weights_only=True, output_loading_info=True, **options
+            )
     except Exception as error:  # transformers has no class of its own for this
         hub = "" if os.path.isdir(name) else " It is no directory here, so it was looked for on the hub."
         raise EncoderError(
@@ -180,6 +183,19 @@ def _transformers(name: str, folder: str, pooler: str) -> tuple[nn.Module, PreTr
             f"{name!r} has no tokenizer: save the one that the model was trained with beside it."
         )
     return model, tokenizer
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without transformers' report of weights that are missing: what matters of it is an error here."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
 
 
 def _probe(encoder: TextEncoder, name: str) -> None:
