@@ -215,7 +215,7 @@ def sts(
 
     model = load_encoder(encoder, pooler, max_length=max_length, batch_size=batch_size)
     result = evaluate(model.encode, tasks, split)
-    print(table({Path(encoder).name: result}))
+    print(table({Path(encoder).resolve().name: result}))
     if model.truncated:
         print(
             f"{model.truncated} sentence(s) of more than {model.max_length} tokens truncated.",

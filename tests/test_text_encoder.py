@@ -291,9 +291,14 @@ def test_what_is_no_encoder(tmp_path, saved, tokenizer):
     tokenizer.save_pretrained(pictures)
     with pytest.raises(EncoderError, match="no encoder of text: ViTModel cannot run on token ids"):
         load_encoder(pictures)
-    (saved / "modules.json").write_text("[")
-    with pytest.raises(EncoderError, match=re.escape("modules.json' is no JSON")):
-        load_encoder(saved)
+    for text, match in [
+        ("[", "modules.json' is no JSON"),
+        ('{"a": 1}', "is not what it"),
+        ("[1]", "is not what it"),
+    ]:
+        (saved / "modules.json").write_text(text)
+        with pytest.raises(EncoderError, match=re.escape(match)):
+            load_encoder(saved, "mean")
 
 
 def test_a_sentence_transformers_model_is_told_by_its_files(tmp_path, saved, model, tokenizer):

@@ -106,7 +106,9 @@ class TextEncoder:
         return vectors
 
     def _tokens(self, sentences: Sequence[str]) -> list[dict[str, list[int]]]:
-        batch = self.tokenizer(list(sentences), truncation=True, max_length=self.max_length)
+        batch = self.tokenizer(
+            list(sentences), truncation=True, max_length=self.max_length, return_attention_mask=True
+        )
         if self.truncated is not None:
             self.truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
         columns = dict(batch)

@@ -68,12 +68,16 @@ def load_encoder(
     elif not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
         raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
 
-    modules = _json(name, "modules.json")
+    modules = _json(name, "modules.json", list)
     if modules is not None and pooler is None:
         return SentenceTransformerEncoder(name, modules, max_length, batch_size, place)
     folder = str(modules[0].get("path", "")) if modules else ""
-    saved = _json(name, SETTINGS, folder) or {}
-    own = (_json(name, "sentence_bert_config.json", folder) or {}).get("max_seq_length") if modules else None
+    saved = _json(name, SETTINGS, dict, folder) or {}
+    own = (
+        (_json(name, "sentence_bert_config.json", dict, folder) or {}).get("max_seq_length")
+        if modules
+        else None
+    )
     chosen = pooler or check_pooler(saved.get("pooler", DEFAULT))
     model, tokenizer = _transformers(name, folder, chosen)
     encoder = TextEncoder(
@@ -211,8 +215,8 @@ def _probe(encoder: TextEncoder, name: str) -> None:
         ) from error
 
 
-def _json(name: str, file: str, folder: str = "") -> Any:
-    """Content of a JSON file of a model, in a directory or on the hub; None where there is none."""
+def _json(name: str, file: str, kind: type, folder: str = "") -> Any:
+    """Content of a JSON file of a model, in a directory or on the hub; None where there is none or nothing in it."""
     path = Path(name, folder, file)
     if not os.path.isdir(name):
         from huggingface_hub import hf_hub_download
@@ -229,9 +233,13 @@ def _json(name: str, file: str, folder: str = "") -> Any:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise EncoderError(f"{str(path)!r} is no JSON: {error}.") from error
+    items = content if isinstance(content, list) else []
+    if not isinstance(content, kind) or not all(isinstance(item, dict) for item in items):
+        raise EncoderError(f"{str(path)!r} is not what it should be: {str(content)[:60]}.")
+    return content or None
 
 
 def _neighbours(path: Path) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import graphaug
-from graphaug.errors import DataError
+from graphaug.errors import DataError, EncoderError
 from graphaug.text.encoder import Encoder
 from graphaug.text.sts import StsResult
 
@@ -67,8 +67,18 @@ def versions() -> dict[str, str]:
 
 
 def quiet() -> None:
-    """Keep transformers' progress bars and notes off the terminal, in a process of our own."""
-    from transformers.utils import logging
+    """Keep transformers' progress bars and notes off the terminal, in a process of our own.
 
+    Raises:
+        EncoderError: transformers or SciPy is not installed.
+
+    """
+    try:
+        import scipy  # noqa: F401
+        from transformers.utils import logging
+    except ImportError as missing:
+        raise EncoderError(
+            f"scoring an encoder needs {missing.name}: pip install 'graphaug[text]'"
+        ) from missing
     logging.disable_progress_bar()
     logging.set_verbosity_error()
