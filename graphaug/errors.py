@@ -74,6 +74,10 @@ class DataError(GraphaugError, ValueError):
     """Data are missing, unreadable, or not fit for the task."""
 
 
+class EncoderError(GraphaugError, ValueError):
+    """A text encoder cannot be loaded, does not fit its tokenizer, or gives no usable vectors."""
+
+
 class RunDirectoryError(GraphaugError, FileExistsError):
     """A run directory cannot be used: it holds another run, or cannot be written."""
 

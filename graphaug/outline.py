@@ -197,7 +197,8 @@ def paper_stages(model: nn.Module) -> Mapping[int, str]:
     """The paper's numbering of a model's sites (design section 1), as selector strings; empty if unknown.
 
     ResNets of torchvision and timm: -1 input, 0 stem, 1-4 ``layer1..layer4``, 5 pooled, 6 the head.
-    Models with one list of blocks: 0 what enters the first block, i behind block i.
+    Models with one list of blocks: 0 what enters the first block, i behind block i; ``graphaug.text``'s SimCSE also has
+    its head behind the last block.
     """
     kinds = {f"{cls.__module__}.{cls.__name__}" for cls in type(model).__mro__}
     layers = {i: f"layer{i}" for i in range(1, 5)}
@@ -206,7 +207,10 @@ def paper_stages(model: nn.Module) -> Mapping[int, str]:
     if "timm.models.resnet.ResNet" in kinds:
         return {0: "act1", **layers, 5: "global_pool", 6: "fc"}
     blocks = _blocks(model)
-    return {0: f"{blocks[0]}.input", **dict(enumerate(blocks, 1))} if blocks else {}
+    stages = {0: f"{blocks[0]}.input", **dict(enumerate(blocks, 1))} if blocks else {}
+    if stages and "graphaug.text.simcse.SimCSE" in kinds:
+        stages[len(blocks) + 1] = "head"
+    return stages
 
 
 def _blocks(model: nn.Module) -> list[str]:

@@ -1,0 +1,248 @@
+"""Encoders from files: a run, a transformers model, a sentence-transformers model, each told by what is there."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from graphaug.errors import EncoderError, InvalidOption, did_you_mean
+from graphaug.text.encoder import Encoder, TextEncoder, first_line
+from graphaug.text.pooling import check_pooler
+from graphaug.text.st_encoder import SentenceTransformerEncoder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+RUN = "encoder"
+"""The directory in a run's directory that holds its encoder, in transformers' format."""
+
+SETTINGS = "graphaug.json"
+"""Beside a saved encoder's files: the pooler that it was trained for."""
+
+DEFAULT = "cls_before_pooler"
+
+
+def load_encoder(
+    name: str | os.PathLike[str],
+    pooler: str | None = None,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 64,
+    device: str | torch.device | None = None,
+) -> Encoder:
+    """Load an encoder of sentences with its tokenizer.
+
+    Args:
+        name: a directory, or a model's name on the hub. A directory with ``modules.json`` is a sentence-transformers
+            model, one with ``config.json`` a transformers model, one with ``encoder/config.json`` a run.
+        pooler: one of ``graphaug.text.pooling.POOLERS``. By default a sentence-transformers model runs with its own
+            modules, a run with the pooler that it was trained with, and a transformers model with
+            ``cls_before_pooler``. With a pooler, of a sentence-transformers model the transformer alone is used.
+        max_length: tokens of a sentence, special ones included; by default the model's.
+        batch_size: sentences a forward.
+        device: by default a GPU if there is one.
+
+    Raises:
+        InvalidOption: no such pooler, or a size or length outside its domain.
+        EncoderError: nothing of that name, no encoder of text in it, weights that do not fit its configuration, a
+            pooling layer that is not among its weights, or a tokenizer that does not match.
+
+    """
+    if pooler is not None:
+        check_pooler(pooler)
+    if batch_size < 1:
+        raise InvalidOption(f"batch_size must be at least 1, not {batch_size}.")
+    place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    name = os.path.expanduser(os.fspath(name))
+    if os.path.exists(name):
+        name = str(_directory(Path(name)))
+    elif not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
+
+    modules = _json(name, "modules.json", list)
+    if modules is not None and pooler is None:
+        return SentenceTransformerEncoder(name, modules, max_length, batch_size, place)
+    folder = str(modules[0].get("path", "")) if modules else ""
+    saved = _json(name, SETTINGS, dict, folder) or {}
+    own = (
+        (_json(name, "sentence_bert_config.json", dict, folder) or {}).get("max_seq_length")
+        if modules
+        else None
+    )
+    chosen = pooler or check_pooler(saved.get("pooler", DEFAULT))
+    model, tokenizer = _transformers(name, folder, chosen)
+    encoder = TextEncoder(
+        model.to(place),
+        tokenizer,
+        chosen,
+        max_length=own if max_length is None else max_length,
+        batch_size=batch_size,
+    )
+    _probe(encoder, name)
+    return encoder
+
+
+def save_encoder(
+    path: str | os.PathLike[str],
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    pooler: str = DEFAULT,
+) -> None:
+    """Write an encoder with its tokenizer in transformers' format, all of it or nothing.
+
+    Args:
+        path: of a directory; one that is there is replaced. ``RUN/encoder`` makes ``RUN`` a run for ``load_encoder``.
+        model: a transformers model; of a rewritten one, ``graphaug.strip`` gives it.
+        tokenizer: for it.
+        pooler: that it is meant to be used with.
+
+    Raises:
+        EncoderError: not a transformers model, or ``path`` cannot be written.
+        InvalidOption: no such pooler.
+
+    """
+    check_pooler(pooler)
+    if not hasattr(model, "save_pretrained"):
+        raise EncoderError(
+            f"{type(model).__name__} is no transformers model: of a rewritten one, save graphaug.strip(model)."
+        )
+    path = Path(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as temporary:
+            new = Path(temporary) / "new"
+            model.save_pretrained(new)
+            tokenizer.save_pretrained(new)
+            settings = json.dumps({"pooler": pooler}, indent=2)
+            (new / SETTINGS).write_text(settings + "\n", encoding="utf-8")
+            if path.exists():
+                path.rename(Path(temporary) / "old")
+            new.rename(path)
+    except OSError as error:
+        raise EncoderError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+
+
+def _directory(path: Path) -> Path:
+    """The directory with the model's files for what was named."""
+    if not path.is_dir():
+        raise EncoderError(f"{str(path)!r} is a file: name the directory that holds the model's files.")
+    if (path / "modules.json").exists() or (path / "config.json").exists():
+        return path
+    if (path / RUN / "config.json").exists():
+        return path / RUN
+    if (path / "encoder.safetensors").exists():
+        raise EncoderError(f"{str(path)!r} holds a run on images: its encoder does not read text.")
+    below = sorted(p.parent for p in path.glob("*/config.json"))
+    hint = f" Did you mean {str(below[0])!r}?" if below else ""
+    raise EncoderError(
+        f"{str(path)!r} holds no encoder: neither modules.json (sentence-transformers), nor config.json "
+        f"(transformers), nor {RUN}/config.json (a run).{hint}"
+    )
+
+
+def _transformers(name: str, folder: str, pooler: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
+    """The plain encoder and its tokenizer; nothing in it is code of its own, and no weight is left at random."""
+    from transformers import AutoModel, AutoTokenizer
+
+    options = {"subfolder": folder, "trust_remote_code": False}
+    try:
+        with _unreported():
+            model, loaded = AutoModel.from_pretrained(
+                name, weights_only=True, output_loading_info=True, **options
+            )
+    except Exception as error:  # transformers has no class of its own for this
+        hub = "" if os.path.isdir(name) else " It is no directory here, so it was looked for on the hub."
+        raise EncoderError(
+            f"{name!r} is no model that transformers can load.{hub} {first_line(error)}"
+        ) from error
+    missing = sorted(loaded["missing_keys"])
+    pooling = [key for key in missing if key.startswith("pooler.")]
+    if pooling and pooler == "cls":
+        raise EncoderError(
+            f"{name!r} has no weights for its pooling layer, which would be random: use --pooler cls_before_pooler."
+        )
+    if len(missing) > len(pooling) or loaded["mismatched_keys"]:
+        odd = [key for key in missing if key not in pooling] or sorted(map(str, loaded["mismatched_keys"]))
+        raise EncoderError(
+            f"the weights of {name!r} do not fit its configuration: {len(odd)} are missing or of another shape, "
+            f"first {odd[0]!r}."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # as above
+        raise EncoderError(f"{name!r} has no tokenizer that can be loaded: {first_line(error)}") from error
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        # transformers 5 makes one without words where there are no files, and every word is [UNK] then.
+        raise EncoderError(
+            f"{name!r} has no tokenizer: save the one that the model was trained with beside it."
+        )
+    return model, tokenizer
+
+
+@contextmanager
+def _unreported() -> Iterator[None]:
+    """Without transformers' report of weights that are missing: what matters of it is an error here."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+
+
+def _probe(encoder: TextEncoder, name: str) -> None:
+    """Encode a sentence: an image model or a sequence-to-sequence model loads, and fails here."""
+    try:
+        encoder.encode(["a sentence"])
+    except EncoderError as error:
+        raise EncoderError(f"{name!r}: {error}") from error
+    except Exception as error:  # a model may raise anything when it is called with what it does not know
+        kind = type(encoder.model).__name__
+        raise EncoderError(
+            f"{name!r} is no encoder of text: {kind} cannot run on token ids. {first_line(error)}"
+        ) from error
+
+
+def _json(name: str, file: str, kind: type, folder: str = "") -> Any:
+    """Content of a JSON file of a model, in a directory or on the hub; None where there is none or nothing in it."""
+    path = Path(name, folder, file)
+    if not os.path.isdir(name):
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
+
+        try:
+            path = Path(hf_hub_download(name, f"{folder}/{file}".lstrip("/")))
+        except (
+            EntryNotFoundError,
+            OSError,
+            ValueError,
+        ):  # whether the model is there at all is told on loading it
+            return None
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise EncoderError(f"{str(path)!r} is no JSON: {error}.") from error
+    items = content if isinstance(content, list) else []
+    if not isinstance(content, kind) or not all(isinstance(item, dict) for item in items):
+        raise EncoderError(f"{str(path)!r} is not what it should be: {str(content)[:60]}.")
+    return content or None
+
+
+def _neighbours(path: Path) -> str:
+    parent = path.parent
+    names = {p.name: str(p) for p in parent.iterdir() if p.is_dir()} if parent.is_dir() else {}
+    return did_you_mean(path.name, names)
