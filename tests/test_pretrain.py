@@ -125,7 +125,9 @@ def test_the_options_reach_rewrite(images, monkeypatch):
     options = {"rate": 0.25, "subset": 0.5, "stop_grad": True, "sampling": "bernoulli"}
     options |= {"granularity": "channel", "pairing": "one-sided", "freeze": "before"}
     loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
-    assert seen == {**options, "at": 4, "head": torch.nn.Sequential}
+    example = seen.pop("example_inputs")
+    assert example.shape[1:] == (3, TINY.size, TINY.size)
+    assert seen == {**options, "at": 4, "head": torch.nn.Sequential, "backward": "auto"}
 
 
 def test_frozen_layers_do_not_move(images):
