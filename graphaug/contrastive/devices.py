@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -67,7 +68,8 @@ def make_fabric(devices: int, accelerator: str, precision: str, unused: bool = F
     strategy: Any = "auto"
     if devices * nodes > 1:
         # Spawned: a fresh process has no half-initialised CUDA, and the caller's script is not run again.
-        strategy = DDPStrategy(start_method="spawn", find_unused_parameters=unused)
+        start: Any = "popen" if under_torchrun() else "spawn"
+        strategy = DDPStrategy(start_method=start, find_unused_parameters=unused)
     options: dict[str, Any] = {"precision": precision, "num_nodes": nodes}
     return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, **options)
 
@@ -95,13 +97,11 @@ def launch(fabric: Fabric, job: Job, *args: Any, on_event: Callable[[Any], None]
     reader = threading.Thread(target=_forward, args=(queue, on_event or _ignore), daemon=True)
     reader.start()
     with tempfile.TemporaryDirectory() as folder:
-        failure = Path(folder) / "error.json"
+        failure, result = Path(folder) / "error.json", Path(folder) / "result.pt"
         try:
-            return _quietly(fabric.launch, _in_process, queue, str(failure), job, args)
-        except (
-            torch.multiprocessing.ProcessRaisedException,
-            torch.multiprocessing.ProcessExitedException,
-        ) as error:
+            _quietly(fabric.launch, _Work(job, args, queue, str(failure), str(result)))
+            return torch.load(result, weights_only=True)
+        except (ProcessRaisedException, ProcessExitedException) as error:
             if failure.exists():
                 raise _remembered(failure) from error
             raise LaunchError(f"a process of the run ended: {str(error).strip().splitlines()[-1]}") from error
@@ -113,21 +113,27 @@ def launch(fabric: Fabric, job: Job, *args: Any, on_event: Callable[[Any], None]
 _END = "<end>"
 
 
-def _in_process(fabric: Fabric, queue: Any, failure: str, job: Job, args: tuple[Any, ...]) -> Any:
-    torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
-    try:
-        return job(fabric, queue.put if fabric.is_global_zero else _ignore, *args)
-    except GraphaugError as error:
-        # The first failure is the cause; the others follow from the lost connection.
+class _Work:
+    """A job with its arguments, closed to Fabric, which would rebuild every container among them."""
+
+    def __init__(self, job: Job, args: tuple[Any, ...], queue: Any, failure: str, result: str) -> None:
+        self.job, self.args, self.queue, self.failure, self.result = job, args, queue, failure, result
+
+    def __call__(self, fabric: Fabric) -> None:
+        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
         try:
-            with open(failure, "x", encoding="utf-8") as file:
+            result = self.job(fabric, self.queue.put if fabric.is_global_zero else _ignore, *self.args)
+            if fabric.is_global_zero:
+                # By a file: Fabric reads what a process returns when all have ended, and a full pipe waits for that.
+                torch.save(result, self.result)
+        except GraphaugError as error:
+            # The first failure is the cause; the others follow from the lost connection.
+            with contextlib.suppress(FileExistsError), open(self.failure, "x", encoding="utf-8") as file:
                 json.dump({"kind": type(error).__name__, "message": str(error)}, file)
-        except FileExistsError:
-            pass
-        raise
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+            raise
+        finally:
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
 
 
 def _remembered(failure: Path) -> GraphaugError:

@@ -42,15 +42,13 @@ def train(
     data: ImageData,
     out: str | None,
     resume: bool,
-) -> tuple[bytes, list[dict[str, Any]]]:
-    """Train, and return the encoder's weights as safetensors bytes, which need no shared memory, and the metrics.
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Train, and return the encoder's weights and the metrics.
 
     Raises:
         GraphaugError: what `pretrain` raises while it trains.
 
     """
-    from safetensors.torch import save
-
     checkpoints = Checkpoints(Path(out) / "checkpoints", config.keep) if out is not None else None
     found = checkpoints.latest() if checkpoints is not None and resume else None
     with torch.random.fork_rng():
@@ -84,7 +82,7 @@ def train(
             hooks.begin(found)
             metrics = engine.fit(hooks.after_step, hooks.after_epoch)
             hooks.close()
-            return save(hooks.encoder()), metrics
+            return hooks.encoder(), metrics
 
 
 def _engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
@@ -141,6 +139,7 @@ class _Hooks:
             self.own.load_state_dict(found.state["classifier"])
         done = len(self.engine.position.metrics)
         if self.run is not None:
+            self.run.tidy()
             self.run.metrics = list(self.engine.position.metrics)
             self.board = Board(self.run.path / "tensorboard", done + 1)
             if self.config.snapshot_every and found is None:
@@ -183,8 +182,8 @@ class _Hooks:
 
     def _snapshot(self, epoch: int) -> None:
         assert self.run is not None
-        metadata = {"model": self.config.model, "epoch": str(epoch)}
-        self.run.snapshot(epoch, self.encoder(), metadata)
+        # One entry only: safetensors writes several in an order of their own in every process.
+        self.run.snapshot(epoch, self.encoder(), {"model": self.config.model})
 
 
 @contextmanager

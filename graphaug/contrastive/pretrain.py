@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.config import PretrainConfig, differences
@@ -87,7 +87,7 @@ def pretrain(
     job = (config, data, None if out is None else str(out), resume)
     state, metrics = launch(fabric, train, *job, on_event=on_epoch)
     model = _fresh(config.model)
-    model.load_state_dict(_tensors(state))
+    model.load_state_dict(state)
     if not first:
         return PretrainResult(model, metrics, {})
     model.to(torch.device("cuda" if fabric.device.type == "cuda" else "cpu"))
@@ -138,13 +138,6 @@ def _resumed(run: RunDirectory, config: PretrainConfig, data: ImageData) -> Pret
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     Checkpoints(run.checkpoints).clear()
     return PretrainResult(model, [json.loads(line) for line in lines], result)
-
-
-def _tensors(content: bytes) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    tensors: dict[str, Tensor] = load(content)
-    return tensors
 
 
 def _result(model: nn.Module, data: ImageData, config: PretrainConfig) -> dict[str, Any]:

@@ -89,14 +89,17 @@ class RunDirectory:
         try:
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
-            for part in self.path.glob(PART + "*"):
-                part.unlink(missing_ok=True)
             for name in FOLDERS:
                 if (self.path / name).is_dir():
                     shutil.rmtree(self.path / name)
         except OSError as error:
             raise cannot_write(self.path, error) from error
         self._text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def tidy(self) -> None:
+        """Remove what a kill left of half-written files."""
+        for part in (*self.path.glob(PART + "*"), *self.path.glob(f"snapshots/{PART}*")):
+            part.unlink(missing_ok=True)
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
