@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from graphaug.errors import ConfigError, GraphaugError
 
@@ -15,6 +14,8 @@ try:
     from rich.console import Console
 except ImportError as missing:  # the core alone is installed
     raise SystemExit(f"the command line needs {missing.name}: pip install 'graphaug[train]'") from missing
+
+from graphaug.contrastive.commands import Force, register
 
 if TYPE_CHECKING:
     import torch
@@ -36,10 +37,6 @@ At = Annotated[
 Rate = Annotated[float, typer.Option(help="Dropout probability on the augmented rows.")]
 Subset = Annotated[float, typer.Option(help="Share of the rows that is augmented.")]
 StopGrad = Annotated[bool, typer.Option("--stop-grad/--no-stop-grad", help="Detach the augmented rows.")]
-Sampling = Annotated[str, typer.Option(help="exact or bernoulli.")]
-Granularity = Annotated[str, typer.Option(help="element, channel or position.")]
-Pairing = Annotated[str, typer.Option(help="any or one-sided.")]
-Freeze = Annotated[str | None, typer.Option(help="before or after: which side of the cut is not trained.")]
 Model = Annotated[
     str, typer.Argument(help="A torchvision classification model, resnet18-cifar, or timm:NAME.")
 ]
@@ -47,7 +44,6 @@ Size = Annotated[
     int | None,
     typer.Option(min=1, help="Height and width of the example image; 32 for CIFAR nets, else 224."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
 
 
 def main() -> None:
@@ -75,65 +71,6 @@ def _root(
     ] = False,
 ) -> None:
     pass
-
-
-@app.command()
-def pretrain(
-    out: Annotated[Path, typer.Option(help="Directory for the run's files.")],
-    data: Annotated[str, typer.Option(help="digits, cifar10, cifar100 or folder:PATH.")] = "digits",
-    model: Annotated[str, typer.Option(help="A torchvision model, resnet18-cifar[:WIDTH], or timm:NAME.")] = (
-        "resnet18-cifar"
-    ),
-    at: At = None,
-    rate: Rate = 0.5,
-    subset: Subset = 0.5,
-    stop_grad: StopGrad = False,
-    sampling: Sampling = "exact",
-    granularity: Granularity = "element",
-    pairing: Pairing = "any",
-    freeze: Freeze = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training images.")] = 20,
-    batch_size: Annotated[int, typer.Option(help="Images a step; twice as many views.")] = 256,
-    lr: Annotated[float, typer.Option(help="Peak learning rate of SGD with warm-up and cosine.")] = 0.1,
-    temperature: Annotated[float, typer.Option(help="Temperature of the loss.")] = 0.5,
-    loss: Annotated[str, typer.Option(help="nt_xent (SimCLR) or info_nce (the paper's Eq. 1).")] = "nt_xent",
-    size: Annotated[
-        int | None, typer.Option(help="Height and width of the views; by default the data's.")
-    ] = None,
-    crop: Annotated[float, typer.Option(help="Smallest share of the image area that a view shows.")] = 0.2,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    compile: Annotated[
-        bool, typer.Option("--compile/--no-compile", help="torch.compile model and views.")
-    ] = False,
-    force: Force = False,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse unreadable images instead of skipping them.")
-    ] = False,
-) -> None:
-    """Pretrain with SimCLR, with Deep Augmentation at --at, and probe the encoder."""
-    settings = {name: value for name, value in locals().items() if name not in ("out", "force")}
-    # Before the imports: a mistyped option should not wait for them.
-    from graphaug.contrastive.config import PretrainConfig
-    from graphaug.contrastive.data import load
-    from graphaug.contrastive.pretrain import pretrain as run
-    from graphaug.contrastive.run_dir import RunDirectory
-
-    config = PretrainConfig.from_dict({**settings, "at": tuple(at or ())})
-    RunDirectory(out, force)  # refuse before the data are read
-    images = load(data, size=size, strict=strict)
-    for skipped in images.skipped[:10]:
-        print(f"skipped {skipped}", file=sys.stderr)
-    if images.skipped:
-        print(f"{len(images.skipped)} unreadable image(s) skipped.", file=sys.stderr)
-    with EpochProgress(config.epochs) as progress:
-        result = run(config, out, force=force, data=images, on_epoch=progress).result
-    few = result["few_labels"]
-    print(f"linear probe   {result['linear']:.1%}  ({result['train_images']} labels)")
-    print(
-        f"few labels     {few['mean']:.1%} ± {few['std']:.1%}  ({few['labels_per_class']} a class, 10 draws)"
-    )
-    print(f"kNN            {result['knn']:.1%}")
-    print(f"written to {out}")
 
 
 @app.command()
@@ -198,50 +135,14 @@ def demo(
     print(run_demo(out, epochs=epochs, seeds=seeds, workers=workers, force=force, report=report))
 
 
-class EpochProgress:
-    """A progress bar over epochs on a terminal; a line an epoch elsewhere. Call it with an epoch's metrics.
-
-    Args:
-        epochs: how many there will be.
-        title: in front of it.
-
-    """
-
-    def __init__(self, epochs: int, title: str = "pretraining") -> None:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self.epochs, self.title = epochs, title
-        self.console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
-        self.task = self.bar.add_task(title, total=epochs, numbers="")
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        """Show the bar, where there is a terminal."""
-        if self.console.is_terminal:
-            self.bar.start()
-        return self._advance
-
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is."""
-        self.bar.stop()
-
-    def _advance(self, metrics: dict[str, Any]) -> None:
-        numbers = (
-            f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.4f}  {metrics['views_per_second']:.0f} views/s"
-        )
-        if self.console.is_terminal:
-            self.bar.update(self.task, advance=1, numbers=numbers)
-        else:
-            print(f"{self.title}: epoch {metrics['epoch']}/{self.epochs}  {numbers}", file=sys.stderr)
-
-
 def _example(model: str, size: int | None) -> tuple[torch.Tensor, ...]:
     import torch
 
     size = size or (32 if "cifar" in model else 224)
     return (torch.zeros(2, 3, size, size),)
 
+
+register(app)
 
 if __name__ == "__main__":
     main()

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import time
 from dataclasses import replace
@@ -17,7 +18,7 @@ from graphaug.contrastive.checkpoint import Checkpoints, DamagedCheckpoint
 from graphaug.contrastive.pretrain import pretrain
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
-KILLS = int(os.environ.get("GRAPHAUG_KILLS", "3"))
+KILLS = int(os.environ.get("GRAPHAUG_KILLS", "2"))
 """How many random kills; `make resume-test` asks for twenty."""
 
 
@@ -90,7 +91,7 @@ def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(proces
 
 def test_a_chain_of_kills(processes, unbroken, tmp_path):
     out = tmp_path / "run"
-    for epoch in (2, 5):
+    for epoch in (3, 6):
         process = processes.Process(target=resumed.run, args=(str(out), epoch))
         process.start()
         process.join()
@@ -108,20 +109,24 @@ class Stop(Exception):
     pass
 
 
-@pytest.fixture
-def broken(tmp_path):
-    """A run that stopped by itself in its fifth epoch, with its last two checkpoints."""
-    stop_after(tmp_path / "run", 5)
-    return tmp_path / "run"
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that stopped by itself in its sixth epoch, with its last two checkpoints."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
 
-
-def stop_after(out, epoch, **options):
     def on_epoch(line):
-        if line["epoch"] == epoch:
+        if line["epoch"] == 6:
             raise Stop
 
     with pytest.raises(Stop):
-        pretrain(replace(resumed.CONFIG, **options), out, data=resumed.images(), on_epoch=on_epoch)
+        pretrain(resumed.CONFIG, out, data=resumed.images(), on_epoch=on_epoch)
+    return out
+
+
+@pytest.fixture
+def broken(stopped, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no checksum"])

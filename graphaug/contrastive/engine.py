@@ -197,6 +197,9 @@ class Engine:
         position = self.position
         if position.sums:
             self.check(self._means()["loss"])
+        # The loss is of before the last step, which may have been the bad one.
+        if not torch.stack([p.detach().isfinite().all() for p in self.objective.parameters()]).all():
+            self.check(math.nan)
         return {
             "step": position.step,
             "sums": {name: value.clone() for name, value in position.sums.items()},
