@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.contrastive.config import PretrainConfig
+from graphaug.errors import ConfigError
 
 if TYPE_CHECKING:
     from graphaug.contrastive.data import ImageData
@@ -74,7 +75,7 @@ def pretrain(
     from graphaug.contrastive.run_dir import RunDirectory
 
     if resume and force:
-        raise typer.BadParameter("--resume goes on with a run, --force replaces it: give one of them.")
+        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
     earlier = RunDirectory(out, force=True).settings() if resume else None
     if resume and earlier is None:
         print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
