@@ -77,7 +77,7 @@ def train(
                 # Each process draws its own dropout; with one there is nothing to tell apart.
                 torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
             hooks = _Hooks(
-                engine, model, path, own, run, checkpoints, Watch(model, data, config), config, emit
+                engine, model, path, own, run, checkpoints, Watch(model, data, config, path), config, emit
             )
             hooks.begin(found)
             metrics = engine.fit(hooks.after_step, hooks.after_epoch)

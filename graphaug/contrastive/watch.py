@@ -26,11 +26,12 @@ class Watch:
         model: the whole model, whose features are looked at.
         data: labelled images; the first `LOOKED_AT` of a fixed permutation.
         config: how often, and which spread of the embeddings counts as collapse.
+        path: where the projection head is in the model; features are what enters it.
 
     """
 
-    def __init__(self, model: nn.Module, data: ImageData, config: PretrainConfig) -> None:
-        self.model, self.config = model, config
+    def __init__(self, model: nn.Module, data: ImageData, config: PretrainConfig, path: str) -> None:
+        self.model, self.config, self.path = model, config, path
         device = next(model.parameters()).device
         self.view = EvalView(config.size or data.view_size, *data.statistics()).to(device)
         self.train, self.test = (_some(part) for part in (data.train, data.test))
@@ -64,7 +65,7 @@ class Watch:
         return knn_accuracy(*sets)
 
     def _features(self, images: Tensor) -> Tensor:
-        return features(self.model, images, self.view)
+        return features(self.model, images, self.view, path=self.path)
 
 
 class Board:
