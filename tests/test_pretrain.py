@@ -50,7 +50,8 @@ def timeless(metrics):
 
 def test_a_run_directory_holds_its_five_files(run):
     out, done = run
-    assert sorted(p.name for p in out.iterdir()) == sorted(FILES)
+    found = sorted(p.name for p in out.iterdir() if p.name != "tensorboard")  # there if that is installed
+    assert found == sorted(FILES)
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert lines == done.metrics
     assert [line["epoch"] for line in lines] == [1, 2]

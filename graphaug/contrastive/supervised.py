@@ -117,15 +117,12 @@ def _fit(
         size, n_views=1, scale=(0.2, 1.0), flip=flip, jitter_p=0, gray_p=0, mean=mean, std=std
     )
     width = feature_width(model)
-    head = nn.Linear(width, len(data.classes))
-    with torch.no_grad():  # nn.Linear's own distribution, from a generator of our own
-        for p in head.parameters():
-            p.copy_((2 * torch.rand(p.shape, generator=generator) - 1) / math.sqrt(width))
     accuracies: list[float] = []
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     mode = model.training
     with classifier_replaced(model, nn.Identity()), torch.random.fork_rng():
         torch.manual_seed(seed)
+        head = nn.Linear(width, len(data.classes))
         try:
             model.requires_grad_(not frozen)
             objective = Classification(model.to(device), head, views, frozen).to(device)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,14 @@ class Board:
     """
 
     def __init__(self, folder: Path, purge: int = 1) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.writer: Any = None
-        else:
-            self.writer = SummaryWriter(str(folder), purge_step=purge)
+        self.writer: Any = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of tensorboard's own imports
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
 
     def __call__(self, line: dict[str, Any]) -> None:
         """Write the metrics of an epoch."""
