@@ -66,13 +66,13 @@ def train(
             model.to(memory_format=torch.channels_last)
         with (
             classifier_replaced(model, head.to(fabric.device)),
-            _deep_augmented(model, config, data) as trained,
+            deep_augmented(model, config, data) as trained,
         ):
             run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
             if run is not None and (found is None or run.settings() is None):
                 run.start(resolved(config, data, trained))
             fabric.barrier()
-            engine = _engine(fabric, trained, config, data)
+            engine = build_engine(fabric, trained, config, data)
             if fabric.global_rank:
                 # Each process draws its own dropout; with one there is nothing to tell apart.
                 torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
@@ -85,7 +85,9 @@ def train(
             return hooks.encoder(), metrics
 
 
-def _engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
+def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
+    """The engine of a run, for a network with its head, rewritten or not."""
+
     def schedule(epoch: float) -> None:
         if config.rate_end is not None:
             trained.set_rate(augmentation_rate(config, epoch))  # type: ignore[operator]
@@ -187,7 +189,7 @@ class _Hooks:
 
 
 @contextmanager
-def _deep_augmented(model: nn.Module, config: PretrainConfig, data: ImageData) -> Iterator[nn.Module]:
+def deep_augmented(model: nn.Module, config: PretrainConfig, data: ImageData) -> Iterator[nn.Module]:
     """The model rewritten at its sites; what was frozen for it is trainable again afterwards."""
     sites: list[Any] = list(config.at)
     if config.everywhere:
