@@ -5,8 +5,8 @@
 
 One process and the same ResNet-18 for CIFAR, images, batch and precision for all; the contenders take turns,
 ``--steps`` steps each per round, and medians over the rounds are reported. lightly is its SimCLR tutorial's loop
-(transform, data loader, loss); the plain loop is in SupContrast's style (PIL transforms, data loader, eager). Ours is the
-library's engine. The shares are those of a step of ours, run eagerly and timed part by part.
+(transform, data loader, loss); the plain loop is in SupContrast's style (PIL transforms, data loader, eager). Ours is
+the library's engine. The shares are those of a step of ours, run eagerly and timed part by part.
 """
 
 from __future__ import annotations

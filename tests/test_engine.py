@@ -28,6 +28,7 @@ from graphaug.contrastive.optim import LARS, build_optimizer
 from graphaug.contrastive.presets import settle
 from graphaug.contrastive.pretrain import pretrain
 from graphaug.contrastive.schedule import augmentation_rate, learning_rate
+from graphaug.deep_augment import DeepAugment
 from graphaug.errors import (
     CheckpointError,
     ConfigError,
@@ -259,6 +260,26 @@ def test_one_sample_a_process_is_refused(images):
         pretrain(replace(TINY, accumulate=16), data=images)
     with pytest.raises(ConfigError, match="give a multiple of 3"):
         replace(TINY, accumulate=3)
+
+
+def test_a_changing_subset_is_not_compiled_sparse():
+    options = {"at": ("layer4",), "stop_grad": True, "subset_end": 0.9, "compile": True}
+    with pytest.raises(ConfigError, match="compiled anew for every subset"):
+        replace(TINY, **options)
+    replace(TINY, **options, backward="dense")
+
+
+def test_rate_and_subset_move_while_training(images, monkeypatch):
+    seen = []
+    draw = DeepAugment.draw_rows
+    monkeypatch.setattr(
+        DeepAugment,
+        "draw_rows",
+        lambda self, *args: (seen.append((float(self.rate), float(self.subset))), draw(self, *args))[1],
+    )
+    pretrain(replace(TINY, at=("layer4",), rate_end=0.0, subset_end=1.0), data=images)
+    # two epochs of three steps; what capture itself draws comes first
+    assert seen[-6:] == [pytest.approx((0.5 - k / 12, 0.5 + k / 12)) for k in range(6)]
 
 
 def test_snapshots_are_the_encoder_every_few_epochs(images, tmp_path):

@@ -137,6 +137,12 @@ class PretrainConfig:
             raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
         if self.everywhere and self.at:
             raise ConfigError("everywhere augments at every stage: leave out either it or the sites.")
+        changes = self.subset_end not in (None, self.subset)
+        if changes and self.compile and self.stop_grad and self.backward != "dense":
+            raise ConfigError(
+                "a sparse step is compiled anew for every subset, and subset_end changes it in every step: give "
+                "backward='dense', or do not compile."
+            )
         if (share := self.devices * self.accumulate) > 1 and self.batch_size % share:
             raise ConfigError(
                 f"batch_size={self.batch_size} cannot be shared by {self.devices} device(s) in {self.accumulate} "
