@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.data import ImageData, ImageSet
 from graphaug.contrastive.pretrain import pretrain
+from graphaug.errors import RunDirectoryError
 
 # Three steps an epoch and a checkpoint after every one, so that most kills fall into or between writes.
 CONFIG = PretrainConfig(
@@ -38,3 +41,20 @@ def run(out: str, kill_after: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     pretrain(CONFIG, out, data=images(), resume=True, on_epoch=on_epoch)
+
+
+def run_on_full_disk(out: str) -> None:
+    """Run until the disk is full behind the third epoch; the error goes to a file beside ``out``.
+
+    A limit on the size of files fails a write half way, as a full disk does.
+    """
+    torch.set_num_threads(1)
+
+    def fill(line: dict[str, Any]) -> None:
+        if line["epoch"] == 3:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (5_000, resource.RLIM_INFINITY))
+
+    try:
+        pretrain(CONFIG, out, data=images(), on_epoch=fill)
+    except RunDirectoryError as error:
+        Path(out).with_name("error.txt").write_text(str(error))

@@ -208,27 +208,16 @@ def test_the_checksum_is_that_of_sha256sum(tmp_path):
     assert (name, digest) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
-def full_disk(folder):
-    import resource
-
-    checkpoints = Checkpoints(Path(folder))
-    checkpoints.save(1, {"x": torch.zeros(10)})
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
-    try:
-        checkpoints.save(2, {"x": torch.zeros(100_000)})
-    except RunDirectoryError as error:
-        Path(folder, "error.txt").write_text(str(error))
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_intact(processes, tmp_path):
-    """A limit on the size of files fails a write half way, as a full disk does."""
-    process = processes.Process(target=full_disk, args=(str(tmp_path),))
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_intact(processes, unbroken, tmp_path):
+    process = processes.Process(target=resumed.run_on_full_disk, args=(str(tmp_path / "run"),))
     process.start()
     process.join()
     message = (tmp_path / "error.txt").read_text()
     assert re.search(
-        r"step-00000002\.pt' cannot be written: .* The last checkpoint is .*step-00000001\.pt", message
+        r"step-00000009\.pt' cannot be written: .* The last checkpoint is .*step-00000008\.pt", message
     )
-    found = Checkpoints(tmp_path).latest()
-    assert found.step == 1
-    assert not list(tmp_path.glob(".part-*"))
+    found = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert found.step == 8
+    assert not list(tmp_path.rglob(".part-*"))
+    finish(processes, tmp_path / "run")
+    assert files(tmp_path / "run") == files(unbroken[0])
