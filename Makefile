@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format coverage bench clean
+.PHONY: help install demo test lint format coverage bench resume-test clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
@@ -18,6 +18,7 @@ help:
 	@echo "make lint    ruff and mypy only"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
+	@echo "make resume-test  kill a run twenty times and resume it"
 	@echo "make bench   time and memory of a training step: benchmarks/results/"
 	@echo "make clean   remove .venv and everything that was generated"
 
@@ -44,6 +45,9 @@ format: $(STAMP)
 # One thread a worker: torch's threads of two processes on two cores would only wait for each other.
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+resume-test: $(STAMP)
+	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s tests/test_resume.py
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage

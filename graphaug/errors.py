@@ -90,6 +90,18 @@ class TrainingDiverged(GraphaugError, ArithmeticError):
     """The loss is no longer a finite number."""
 
 
+class TrainingCollapsed(GraphaugError, ArithmeticError):
+    """The embeddings of different images have become the same."""
+
+
+class CheckpointError(GraphaugError, RuntimeError):
+    """A checkpoint is damaged, or a run cannot be resumed from it."""
+
+
+class LaunchError(GraphaugError, RuntimeError):
+    """The processes of a run cannot be started or reach each other."""
+
+
 def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:
     """Return ``" Did you mean 'a', 'b'?"``, nearest first, or an empty string."""
     names = difflib.get_close_matches(wrong, list(known), n=limit, cutoff=0.5)

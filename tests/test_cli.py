@@ -46,7 +46,107 @@ def test_version(graphaug):
 def test_help_names_every_verb(graphaug):
     code, out, _ = graphaug("--help")
     assert code == 0
-    assert all(verb in out for verb in ("pretrain", "sites", "draw", "demo"))
+    verbs = ("pretrain", "presets", "probe", "transfer", "sites", "draw", "demo")
+    assert all(verb in out for verb in verbs)
+
+
+def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
+    import yaml
+
+    code, out, _ = graphaug("presets")
+    assert code == 0
+    first, second = out.split("# --preset simclr-cifar100\n")
+    path = tmp_path / "preset.yaml"
+    path.write_text(first)
+    from graphaug.contrastive.presets import settle
+
+    assert settle({}, file=path) == settle({}, name="simclr-cifar10")
+    assert yaml.safe_load(second)["data"] == "cifar100"
+
+
+def test_settings_come_from_preset_then_file_then_command_line(tmp_path):
+    from graphaug.contrastive.presets import settle
+    from graphaug.errors import ConfigError
+
+    path = tmp_path / "settings.yaml"
+    path.write_text("lr: 1e-1\nat: layer4\nepochs: 7\n")
+    config = settle({"epochs": 3}, name="simclr-cifar10", file=path)
+    assert (config.batch_size, config.lr, config.at, config.epochs) == (1024, 0.1, ("layer4",), 3)
+    path.write_text("epoch: 7\n")
+    with pytest.raises(ConfigError, match=r"no setting is called 'epoch'. Did you mean 'epochs'"):
+        settle({}, file=path)
+    path.write_text("epochs: many\n")
+    with pytest.raises(ConfigError, match="epochs must be a whole number, not 'many'"):
+        settle({}, file=path)
+    path.write_text("- 1\n")
+    with pytest.raises(ConfigError, match="holds a list"):
+        settle({}, file=path)
+
+
+def test_every_setting_is_an_option(graphaug):
+    from dataclasses import fields
+
+    from graphaug.contrastive.config import PretrainConfig
+
+    code, out, _ = graphaug("pretrain", "--help")
+    assert code == 0
+    for item in fields(PretrainConfig):
+        assert "--" + item.name.replace("_", "-")[:10] in out
+
+
+def test_probe_and_transfer_of_two_seeds(graphaug, tmp_path):
+    runs = [tmp_path / f"seed{seed}" for seed in (0, 1)]
+    for seed, run in enumerate(runs):
+        code, _, err = graphaug("pretrain", *TINY, "--seed", seed, "--out", run)
+        assert code == 0, err
+    code, out, err = graphaug("probe", *runs, "--linear", "--epochs", "2", "--json", tmp_path / "probe.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "probe.json").read_text())
+    for name in ("linear", "knn"):
+        first, second = (found[str(run)][name] for run in runs)
+        assert first == json.loads((runs[0] / "result.json").read_text())[name]
+        mean, std = np.mean([first, second]), np.std([first, second], ddof=1)
+        assert re.search(rf"^{name} +{100 * mean:.1f} ± {100 * std:.1f} %  \(n = 2\)$", out, re.MULTILINE)
+    assert all(re.search(rf"linear {share} of labels +\d", out) for share in ("1%", "5%", "10%"))
+    assert "linear protocol, best over epochs" in out
+    for run in runs:
+        assert found[str(run)]["linear protocol, best over epochs"] >= found[str(run)]["linear protocol"]
+    code, out, err = graphaug("transfer", runs[0], "--data", "digits", "--epochs", "1")
+    assert code == 0, err
+    assert re.search(r"^fine-tuned +\d", out, re.MULTILINE)
+
+
+def test_a_probe_needs_a_run_and_labels(graphaug, folder, tmp_path):
+    code, _, err = graphaug("probe", tmp_path)
+    assert code == 2
+    assert "CheckpointError" in err
+    assert "no config.yaml" in err
+    import shutil
+
+    shutil.rmtree(folder / "dog")
+    options = ["--model", "resnet18-cifar:8", "--size", "8", "--epochs", "1", "--batch-size", "8"]
+    code, out, err = graphaug("pretrain", "--data", f"folder:{folder}", *options, "--out", tmp_path / "run")
+    assert code == 0, err  # images without labels can be pretrained on
+    assert "nothing was probed" in out
+    code, _, err = graphaug("probe", tmp_path / "run")
+    assert code == 2
+    assert re.search("DataError: .* holds one class, cat: a probe needs labels", err)
+
+
+def test_resume_on_the_command_line(graphaug, tmp_path):
+    code, _, err = graphaug("pretrain", *TINY, "--out", tmp_path / "run", "--resume")
+    assert code == 0, err
+    assert "nothing to resume" in err
+    before = {p: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--resume")  # the settings are the run's
+    assert code == 0, err
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--resume", "--lr", "0.3")
+    assert code == 2
+    assert "lr: 0.1 → 0.3" in err
+    assert {p: p.read_bytes() for p in (tmp_path / "run").iterdir()} == before
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--resume", "--force")
+    assert code == 2
+    assert "give one of them" in err
 
 
 def test_pretrain_writes_a_run_and_prints_the_probe(graphaug, tmp_path):
@@ -112,6 +212,15 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--batch-size", "1"], "ConfigError: batch_size"),
         (["--epochs", "0"], "ConfigError: epochs"),
         (["--temperature", "0"], "ConfigError: temperature"),
+        (
+            ["--preset", "simclr-cifar"],
+            "ConfigError: no preset is called 'simclr-cifar'. Did you mean 'simclr-cifar10",
+        ),
+        (["--config", "/no/such.yaml"], "ConfigError: '/no/such.yaml' cannot be read"),
+        (["--optimizer", "lar"], "ConfigError: no optimizer is called 'lar'. Did you mean 'lars'"),
+        (["--accumulate", "512"], "ConfigError: batch_size=512 in 512 parts .* at least 2"),
+        (["--sync-batchnorm", "--accelerator", "cpu"], "ConfigError: sync_batchnorm needs GPUs"),
+        (["--init", "/no/such.safetensors"], "CheckpointError: there are no weights at"),
         (["--loss", "xent"], "ConfigError: no loss is called 'xent'. Did you mean 'nt_xent'"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -9,7 +9,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from graphaug.contrastive.evaluate import FewLabelResult, few_label_probe, knn_accuracy, linear_probe
+from graphaug.contrastive import evaluate
+from graphaug.contrastive.evaluate import (
+    FewLabelResult,
+    few_label_probe,
+    knn_accuracy,
+    label_share_probe,
+    linear_probe,
+)
 from graphaug.errors import BatchError, DataError, InvalidOption
 
 
@@ -66,6 +73,27 @@ def test_few_label_draws_depend_on_the_seed_alone():
     assert few_label_probe(x, y, test_x, test_y, labels_per_class=2) == first
     assert few_label_probe(x, y, test_x, test_y, labels_per_class=2, seed=1) != first
     assert len(set(first.accuracies)) > 1
+
+
+def test_a_share_of_the_labels_is_drawn_from_every_class(monkeypatch):
+    x = torch.randn(230, 3, generator=torch.Generator().manual_seed(0))
+    y = torch.cat([torch.zeros(200), torch.ones(20), torch.full((10,), 2.0)]).long()
+    seen = []
+
+    def spy(train_x, train_y, test_x, test_y, c):
+        assert all((x == row).all(1).any() for row in train_x)
+        seen.append((train_y.bincount().tolist(), train_x))
+        return 0.5
+
+    monkeypatch.setattr(evaluate, "linear_probe", spy)
+    for share, counts in [(0.01, [2, 1, 1]), (0.1, [20, 2, 1]), (1.0, [200, 20, 10])]:
+        seen.clear()
+        result = label_share_probe(x, y, x, y, share=share, draws=3)
+        assert [found for found, _ in seen] == [counts] * 3
+        assert result.mean == 0.5
+    assert not torch.equal(seen[0][1], seen[1][1])
+    with pytest.raises(InvalidOption, match=r"share is in \(0, 1\]"):
+        label_share_probe(x, y, x, y, share=1.5)
 
 
 def test_few_label_result_summaries():

@@ -1,12 +1,13 @@
-"""The losses against closed forms and a plain loop over the definition."""
+"""The losses against closed forms, a plain loop over the definition, and two other libraries."""
 
 import math
 
+import gathered
 import pytest
 import torch
 import torch.nn.functional as F
 
-from graphaug.contrastive.losses import SUPCONTRAST_BASE_TEMPERATURE, info_nce, nt_xent
+from graphaug.contrastive.losses import LOSSES, info_nce, nt_xent
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -76,7 +77,7 @@ def test_the_length_of_an_embedding_does_not_matter():
 @pytest.mark.parametrize("loss", [info_nce, nt_xent])
 def test_supcontrast_scaling_is_temperature_over_its_base(loss):
     z1, z2 = pair()
-    scaled = loss(z1, z2, 0.5, base_temperature=SUPCONTRAST_BASE_TEMPERATURE)
+    scaled = loss(z1, z2, 0.5, scale="supcontrast")
     assert scaled.item() == pytest.approx(loss(z1, z2, 0.5).item() * 0.5 / 0.07, rel=1e-12)
 
 
@@ -101,5 +102,47 @@ def test_bad_input(loss):
     for tau in (0.0, -1.0, math.nan, math.inf):
         with pytest.raises(InvalidOption, match="temperature must be a positive number"):
             loss(z1, z2, tau)
-    with pytest.raises(InvalidOption, match="base_temperature"):
-        loss(z1, z2, 0.5, base_temperature=0.0)
+    with pytest.raises(InvalidOption, match="Did you mean 'supcontrast'"):
+        loss(z1, z2, 0.5, scale="supcon")
+
+
+def test_nt_xent_is_lightlys():
+    from lightly.loss import NTXentLoss
+
+    z1, z2 = pair(9)
+    for tau in (0.1, 0.5):
+        # lightly normalises in the input's dtype; its closed form has no rounding of its own
+        assert nt_xent(z1, z2, tau).item() == pytest.approx(NTXentLoss(tau)(z1, z2).item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("tau", [0.1, 0.5])
+def test_nt_xent_and_its_gradient_are_pytorch_metric_learnings(tau):
+    from pytorch_metric_learning.losses import NTXentLoss
+
+    z1, z2 = (z.requires_grad_() for z in pair(7))
+    theirs = NTXentLoss(temperature=tau)(torch.cat([z1, z2]), torch.arange(7).repeat(2))
+    ours = nt_xent(z1, z2, tau)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-9)
+    for a, b in zip(torch.autograd.grad(ours, (z1, z2)), torch.autograd.grad(theirs, (z1, z2)), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10)
+
+
+def test_gathering_in_one_process_changes_nothing():
+    z1, z2 = pair()
+    for loss in LOSSES.values():
+        assert torch.equal(loss(z1, z2, gather=True), loss(z1, z2))
+
+
+def test_two_processes_with_gathered_negatives_are_one_with_the_whole_batch(tmp_path):
+    torch.multiprocessing.spawn(gathered.run, (str(tmp_path),), nprocs=2)
+    for loss, backward in gathered.CASES:
+        expected, gradients = gathered.whole(loss, backward)
+        first, second = (torch.load(tmp_path / f"{loss}_{backward}_{rank}.pt") for rank in (0, 1))
+        assert (first[0] + second[0]) / 2 == pytest.approx(expected, abs=1e-10), (loss, backward)
+        for _, found in (first, second):
+            assert found.keys() == gradients.keys()
+            for name, gradient in gradients.items():
+                assert (found[name] - gradient).abs().max() < 1e-10, (loss, backward, name)
+        # the comparison means something: the prefix is trained, and the two processes' losses differ
+        assert min(g.abs().max() for g in gradients.values()) > 1e-4
+        assert abs(first[0] - second[0]) > 1e-4

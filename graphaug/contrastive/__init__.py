@@ -1,5 +1,5 @@
-"""Contrastive training for vision: losses, views, data, a small loop and its probes.
+"""Contrastive training for vision: losses, views, data, the engine and the probes.
 
-Needs the extras ``[vision]`` and, for the loop, ``[train]``. Nothing is imported here, so that the losses and the
+Needs the extras ``[vision]`` and, for the engine, ``[train]``. Nothing is imported here, so that the losses and the
 views need torch alone.
 """

@@ -93,20 +93,64 @@ def few_label_probe(
         raise InvalidOption(
             f"labels_per_class and draws must be at least 1, not {labels_per_class!r} and {draws!r}."
         )
-    generator = torch.Generator().manual_seed(seed)
     members = [(train_y == label).nonzero()[:, 0] for label in torch.unique(train_y)]
     smallest = min((len(m) for m in members), default=0)
     if smallest < labels_per_class:
         raise DataError(
             f"{labels_per_class} labels a class were asked for, but a class has only {smallest} images."
         )
+    counts = [labels_per_class] * len(members)
+    sets = (train_x, train_y, test_x, test_y)
+    return FewLabelResult(labels_per_class, _drawn_probes(sets, members, counts, draws, seed, c))
+
+
+def label_share_probe(
+    train_x: Tensor,
+    train_y: Tensor,
+    test_x: Tensor,
+    test_y: Tensor,
+    *,
+    share: float,
+    draws: int = 5,
+    seed: int = 0,
+    c: float = 1.0,
+) -> FewLabelResult:
+    """The linear probe with a ``share`` of the labels of every class, rounded, at least one of each.
+
+    The draws depend on ``seed`` and the labels alone. In the result, ``labels_per_class`` is the mean over classes.
+
+    Raises:
+        InvalidOption: ``share`` is outside (0, 1], or ``draws`` is below 1.
+        DataError: what ``linear_probe`` raises.
+
+    """
+    if not 0 < share <= 1 or draws < 1:
+        raise InvalidOption(f"share is in (0, 1] and draws at least 1, not {share!r} and {draws!r}.")
+    members = [(train_y == label).nonzero()[:, 0] for label in torch.unique(train_y)]
+    counts = [max(1, round(share * len(m))) for m in members]
+    accuracies = _drawn_probes((train_x, train_y, test_x, test_y), members, counts, draws, seed, c)
+    return FewLabelResult(round(sum(counts) / len(counts)), accuracies)
+
+
+def _drawn_probes(
+    sets: tuple[Tensor, Tensor, Tensor, Tensor],
+    members: list[Tensor],
+    counts: list[int],
+    draws: int,
+    seed: int,
+    c: float,
+) -> tuple[float, ...]:
+    """Accuracies of linear probes that see so many of the members of each class."""
+    train_x, train_y, test_x, test_y = sets
+    generator = torch.Generator().manual_seed(seed)
     accuracies = []
     for _ in range(draws):
-        chosen = torch.cat(
-            [m[torch.randperm(len(m), generator=generator)[:labels_per_class]] for m in members]
-        )
+        drawn = [
+            m[torch.randperm(len(m), generator=generator)[:n]] for m, n in zip(members, counts, strict=True)
+        ]
+        chosen = torch.cat(drawn)
         accuracies.append(linear_probe(train_x[chosen], train_y[chosen], test_x, test_y, c=c))
-    return FewLabelResult(labels_per_class, tuple(accuracies))
+    return tuple(accuracies)
 
 
 def knn_accuracy(

@@ -1,17 +1,23 @@
-"""Contrastive losses on two batches of embeddings."""
+"""Contrastive losses on two batches of embeddings, with negatives from one process or from all of them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphaug.errors import BatchError, InvalidOption
+from graphaug.contrastive.gather import all_rows, process_count, process_rank
+from graphaug.errors import BatchError, InvalidOption, did_you_mean
 
 SUPCONTRAST_BASE_TEMPERATURE = 0.07
 """SupContrast multiplies its loss by ``temperature / 0.07``; learning rates published with it depend on that."""
+
+SCALES = ("mean", "supcontrast")
+"""What ``scale`` may be: the mean over the anchors, or SupContrast's multiple of it."""
 
 
 def info_nce(
@@ -20,7 +26,8 @@ def info_nce(
     temperature: float = 0.5,
     *,
     symmetric: bool = False,
-    base_temperature: float | None = None,
+    gather: bool = False,
+    scale: str = "mean",
 ) -> Tensor:
     """InfoNCE, Eq. 1 of the Deep Augmentation paper: anchors ``z1``, candidates the N second views.
 
@@ -31,27 +38,33 @@ def info_nce(
         z2: ``(N, D)`` embeddings of the second views, row i the positive of row i.
         temperature: τ > 0, in units of cosine similarity.
         symmetric: average with the same loss with the views exchanged.
-        base_temperature: if given, multiply by ``temperature / base_temperature`` (SupContrast: 0.07).
+        gather: with torch.distributed, take the second views of all processes as candidates, each process with N
+            pairs. Anchors stay this process's own, so that the mean of the losses over the processes, and DDP's mean
+            of the gradients, are those of one process with the whole batch.
+        scale: ``"mean"``, the equation; ``"supcontrast"``, that times ``temperature / 0.07``, as in SupContrast's
+            code: at τ = 0.5 gradients are 7.1 times as large, so a learning rate published with that code is too
+            small by this factor without it (for SGD; LARS and Adam do not depend on the scale).
 
     Returns:
-        A scalar in nats; ``log N`` when all similarities are equal.
+        A scalar in nats (times the scale); ``log`` of the number of candidates when all similarities are equal.
 
     Raises:
         BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
-        InvalidOption: a temperature is not a positive number.
+        InvalidOption: the temperature is not a positive number, or no such scale.
 
     """
-    _check(z1, z2, temperature, base_temperature)
-    logits = F.normalize(z1, dim=1) @ F.normalize(z2, dim=1).T / temperature
-    target = torch.arange(len(z1), device=z1.device)
-    loss = F.cross_entropy(logits, target)
+    factor = _check(z1, z2, temperature, gather, scale)
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    all1, all2 = _candidates(z1, z2, gather)
+    own = _own_rows(z1, gather)
+    loss = F.cross_entropy(z1 @ all2.T / temperature, own)
     if symmetric:
-        loss = (loss + F.cross_entropy(logits.T, target)) / 2
-    return loss * _scale(temperature, base_temperature)
+        loss = (loss + F.cross_entropy(z2 @ all1.T / temperature, own)) / 2
+    return loss * factor
 
 
 def nt_xent(
-    z1: Tensor, z2: Tensor, temperature: float = 0.5, *, base_temperature: float | None = None
+    z1: Tensor, z2: Tensor, temperature: float = 0.5, *, gather: bool = False, scale: str = "mean"
 ) -> Tensor:
     """NT-Xent, Eq. 1 of SimCLR: each of the 2N rows is an anchor, the 2N-1 other rows are its candidates.
 
@@ -59,40 +72,63 @@ def nt_xent(
         z1: ``(N, D)`` embeddings of the first views; normalised here.
         z2: ``(N, D)`` embeddings of the second views, row i the positive of row i.
         temperature: τ > 0, in units of cosine similarity.
-        base_temperature: if given, multiply by ``temperature / base_temperature`` (SupContrast: 0.07).
+        gather: candidates from all processes, as for ``info_nce``: 2N·processes - 1 of them.
+        scale: ``"mean"`` or ``"supcontrast"``, as for ``info_nce``.
 
     Returns:
-        A scalar in nats, the mean over the 2N anchors; ``log(2N-1)`` when all similarities are equal.
+        A scalar in nats (times the scale), the mean over the 2N anchors; ``log(2N-1)`` when all similarities are
+        equal.
 
     Raises:
         BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
-        InvalidOption: a temperature is not a positive number.
+        InvalidOption: the temperature is not a positive number, or no such scale.
 
     """
-    _check(z1, z2, temperature, base_temperature)
-    n = len(z1)
-    z = F.normalize(torch.cat([z1, z2]), dim=1)
-    itself = torch.eye(2 * n, dtype=torch.bool, device=z.device)
-    logits = (z @ z.T / temperature).masked_fill(itself, -math.inf)
-    target = torch.arange(2 * n, device=z.device).roll(n)
-    return F.cross_entropy(logits, target) * _scale(temperature, base_temperature)
+    factor = _check(z1, z2, temperature, gather, scale)
+    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
+    all1, all2 = _candidates(z1, z2, gather)
+    own = _own_rows(z1, gather)
+    own = torch.cat([own, own + len(all1)])
+    candidates = torch.cat([all1, all2])
+    logits = torch.cat([z1, z2]) @ candidates.T / temperature
+    itself = own[:, None] == torch.arange(len(candidates), device=own.device)
+    positive = (own + len(all1)) % len(candidates)
+    return F.cross_entropy(logits.masked_fill(itself, -math.inf), positive) * factor
 
 
-LOSSES = {"nt_xent": nt_xent, "info_nce": info_nce}
+LOSSES: dict[str, Callable[..., Tensor]] = {
+    "nt_xent": nt_xent,
+    "info_nce": info_nce,
+    "info_nce_symmetric": partial(info_nce, symmetric=True),
+}
 """The losses by the name they have on the command line."""
 
 
-def _scale(temperature: float, base_temperature: float | None) -> float:
-    return 1.0 if base_temperature is None else temperature / base_temperature
+def _candidates(z1: Tensor, z2: Tensor, gather: bool) -> tuple[Tensor, Tensor]:
+    if not gather or process_count() == 1:
+        return z1, z2
+    # One collective for both views: rank by rank, first views before second ones.
+    both = all_rows(torch.cat([z1, z2])).unflatten(0, (-1, 2, len(z1)))
+    return both[:, 0].flatten(0, 1), both[:, 1].flatten(0, 1)
 
 
-def _check(z1: Tensor, z2: Tensor, temperature: float, base_temperature: float | None) -> None:
+def _own_rows(z: Tensor, gather: bool) -> Tensor:
+    """Where the local rows lie among the candidates of their view."""
+    offset = process_rank() * len(z) if gather else 0
+    return torch.arange(offset, offset + len(z), device=z.device)
+
+
+def _check(z1: Tensor, z2: Tensor, temperature: float, gather: bool, scale: str) -> float:
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise BatchError(
             f"two batches of embeddings of one shape (N, D) are needed, not {tuple(z1.shape)} and {tuple(z2.shape)}."
         )
-    if len(z1) < 2:
+    if len(z1) < 2 and not (gather and process_count() > 1 and len(z1) == 1):
         raise BatchError(f"{len(z1)} pair has no negatives: a contrastive loss needs at least 2 pairs.")
-    for name, value in {"temperature": temperature, "base_temperature": base_temperature}.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InvalidOption(f"{name} must be a positive number, not {value!r}.")
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise InvalidOption(f"temperature must be a positive number, not {temperature!r}.")
+    if scale not in SCALES:
+        raise InvalidOption(
+            f"scale={scale!r} is unknown.{did_you_mean(scale, SCALES)} Known: {', '.join(map(repr, SCALES))}."
+        )
+    return temperature / SUPCONTRAST_BASE_TEMPERATURE if scale == "supcontrast" else 1.0

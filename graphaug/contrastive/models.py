@@ -127,9 +127,14 @@ def projection_head(classifier: nn.Module, dim: int = 128, hidden: int | None = 
 
 
 @contextmanager
-def classifier_replaced(model: nn.Module, replacement: nn.Module) -> Iterator[nn.Module]:
-    """Within the context ``model`` has ``replacement`` in the place of its classifier; afterwards its own again."""
-    path = classifier_path(model)
+def classifier_replaced(
+    model: nn.Module, replacement: nn.Module, path: str | None = None
+) -> Iterator[nn.Module]:
+    """Within the context ``model`` has ``replacement`` in the place of its classifier; afterwards its own again.
+
+    ``path`` names the place, where a head of several layers is in it already.
+    """
+    path = path or classifier_path(model)
     own = model.get_submodule(path)
     model.set_submodule(path, replacement)
     try:
@@ -139,7 +144,9 @@ def classifier_replaced(model: nn.Module, replacement: nn.Module) -> Iterator[nn
 
 
 @torch.no_grad()
-def features(model: nn.Module, images: Tensor, view: nn.Module, batch_size: int = 256) -> Tensor:
+def features(
+    model: nn.Module, images: Tensor, view: nn.Module, batch_size: int = 256, path: str | None = None
+) -> Tensor:
     """What enters the classifier, in eval mode: ``(N, features)`` float32 on the CPU.
 
     Args:
@@ -147,11 +154,12 @@ def features(model: nn.Module, images: Tensor, view: nn.Module, batch_size: int 
         images: ``(N, C, H, W)`` uint8 or floating in [0, 1]; gray ones are given three channels.
         view: makes the network's input of a batch of images, as ``EvalView`` does.
         batch_size: images at a time.
+        path: of the classifier, or of the head in its place; by default the model's last linear layer.
 
     """
     device = next(model.parameters()).device
     mode = model.training
-    with classifier_replaced(model, nn.Identity()):
+    with classifier_replaced(model, nn.Identity(), path):
         try:
             model.eval()
             parts = [

@@ -1,35 +1,30 @@
-"""SimCLR pretraining with Deep Augmentation, and the probe: small on purpose, to be read and replaced."""
+"""SimCLR pretraining with Deep Augmentation: the pieces of a run put together, and its files."""
 
 from __future__ import annotations
 
-import math
+import json
 import os
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-import graphaug
-from graphaug.contrastive.config import PretrainConfig, versions
+from graphaug.contrastive.checkpoint import Checkpoints
+from graphaug.contrastive.config import PretrainConfig, differences
 from graphaug.contrastive.data import ImageData, load
-from graphaug.contrastive.evaluate import few_label_probe, knn_accuracy, linear_probe
-from graphaug.contrastive.losses import LOSSES
-from graphaug.contrastive.models import (
-    build_model,
-    classifier_path,
-    classifier_replaced,
-    features,
-    projection_head,
-    to_rgb,
-)
+from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
+from graphaug.contrastive.job import sized, train
+from graphaug.contrastive.models import build_model
+from graphaug.contrastive.probe import probe
 from graphaug.contrastive.run_dir import RunDirectory
-from graphaug.contrastive.views import UNIFORMS, EvalView, SimCLRViews
-from graphaug.errors import ConfigError, DataError, TrainingDiverged
+from graphaug.contrastive.schedule import learning_rate
+from graphaug.contrastive.weights import load_weights
+from graphaug.errors import ConfigError, DataError
+
+__all__ = ["PretrainResult", "learning_rate", "pretrain", "probe"]
 
 
 @dataclass(frozen=True)
@@ -46,185 +41,109 @@ def pretrain(
     out: str | os.PathLike[str] | None = None,
     *,
     force: bool = False,
+    resume: bool = False,
     data: ImageData | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
 ) -> PretrainResult:
     """Pretrain an encoder and probe it.
 
     All checks come first: nothing is written, and no step is made, before the data are read, the model is rewritten
-    and the output directory is free. The caller's random state is left as it was.
+    and the output directory is free. The caller's random state is left as it was. What is reported is the last epoch.
 
     Args:
         config: the settings.
         out: directory for ``config.yaml``, ``metrics.jsonl``, ``encoder.safetensors``, ``result.json`` and
-            ``curves.png``; None writes nothing.
+            ``curves.png``, and for checkpoints until the run is finished; None writes nothing.
         force: replace another run in ``out``.
+        resume: go on with the run in ``out``, if there is one, from its last good checkpoint; on the CPU the result is
+            that of an unbroken run, bit for bit. Of a finished run the result is read.
         data: the data, already loaded; by default what ``config.data`` names.
         on_epoch: called with the metrics of each epoch.
+
+    Returns:
+        The result; under torchrun, in processes other than the first, without the probes.
 
     Raises:
         RunDirectoryError: ``out`` holds another run, or cannot be written.
         DataError: the data are missing, unreadable, or fewer than a batch.
-        ConfigError: no such model.
-        TrainingDiverged: the loss became NaN or infinite.
+        ConfigError: no such model, or the run in ``out`` has other settings; the message lists the differences.
+        CheckpointError: no checkpoint of the run is undamaged.
+        LaunchError: the processes of several devices cannot be started.
+        TrainingDiverged: the loss became NaN or infinite; the last checkpoint is of before.
+        TrainingCollapsed: the embeddings became one point.
         GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
 
     """
-    run = RunDirectory(out, force) if out is not None else None
+    first = is_first_process()
+    run = RunDirectory(out, force, resume) if out is not None and first else None
     data = data or load(config.data, size=config.size, strict=config.strict)
-    if config.batch_size > len(data.train):
-        raise DataError(
-            f"a batch of {config.batch_size} is larger than the {len(data.train)} training images of {data.name}."
-        )
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        model = build_model(config.model)
-        head = projection_head(model.get_submodule(classifier_path(model)), config.projection)
-        model.to(device)
-        with classifier_replaced(model, head.to(device)), _deep_augmented(model, config) as trained:
-            if run is not None:
-                run.start(_resolved(config, data, trained))
-            metrics = _train(trained, data, config, device, run, on_epoch)
-    result = probe(model, data, config.size)
+    _check_batch(config, data)
+    if resume and out is not None:
+        done = _resumed(RunDirectory(out, force=True), config, data)
+        if done is not None:
+            return done
+    unused = config.stop_grad and config.backward != "dense" and 1.0 in (config.subset, config.subset_end)
+    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused)
+    job = (config, data, None if out is None else str(out), resume)
+    state, metrics = launch(fabric, train, *job, on_event=on_epoch)
+    model = _fresh(config.model)
+    model.load_state_dict(state)
+    if not first:
+        return PretrainResult(model, metrics, {})
+    model.to(torch.device("cuda" if fabric.device.type == "cuda" else "cpu"))
+    result = _result(model, data, config)
     if run is not None:
         run.encoder(model.state_dict(), {"model": config.model})
         run.figure(lambda path: _plot(metrics, path))
         run.result(result)
+        Checkpoints(run.checkpoints).clear()
     return PretrainResult(model, metrics, result)
 
 
-def probe(
-    model: nn.Module, data: ImageData, size: int | None = None, labels_per_class: int = 5
-) -> dict[str, Any]:
-    """Probe a frozen encoder: all labels, few labels (10 draws of them), nearest neighbours. Accuracies in [0, 1]."""
-    view = EvalView(size or data.view_size, *data.statistics()).to(next(model.parameters()).device)
-    train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
-    sets = (train_x, data.train.labels, test_x, data.test.labels)
-    # A folder may have a class with fewer images than the few labels.
-    few = few_label_probe(
-        *sets, labels_per_class=min(labels_per_class, int(data.train.labels.bincount().min()))
-    )
-    return {
-        "linear": linear_probe(*sets),
-        "few_labels": {
-            "labels_per_class": few.labels_per_class,
-            "mean": few.mean,
-            "std": few.std,
-            "accuracies": list(few.accuracies),
-        },
-        "knn": knn_accuracy(*sets),
-        "train_images": len(data.train),
-        "test_images": len(data.test),
-        "classes": len(data.classes),
-        "features": train_x.shape[1],
-    }
+def _fresh(name: str) -> nn.Module:
+    """Build a model and leave torch's generators as they were."""
+    with torch.random.fork_rng():
+        return build_model(name)
 
 
-@contextmanager
-def _deep_augmented(model: nn.Module, config: PretrainConfig) -> Iterator[nn.Module]:
-    """The model rewritten at ``config.at``; what was frozen for it is trainable again afterwards."""
-    if not config.at:
-        yield model
-        return
-    at = config.at[0] if len(config.at) == 1 else list(config.at)
-    aug = graphaug.rewrite(model, at=at, **config.deep_augmentation())
-    try:
-        if not any(p.requires_grad for p in aug.parameters()):
-            raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
-        yield aug
-    finally:
-        graphaug.strip(aug)
+def _check_batch(config: PretrainConfig, data: ImageData) -> None:
+    if config.batch_size > len(data.train):
+        raise DataError(
+            f"a batch of {config.batch_size} is larger than the {len(data.train)} training images of {data.name}."
+        )
+    parts = world_size(config.devices) * config.accumulate
+    if config.batch_size % parts or config.batch_size // parts < 2:
+        raise ConfigError(
+            f"batch_size={config.batch_size} in {parts} parts ({world_size(config.devices)} process(es), "
+            f"accumulate={config.accumulate}): each needs the same number of images, and at least 2. "
+            f"Give a multiple of {parts}, at least {2 * parts}."
+        )
 
 
-def _train(
-    model: nn.Module,
-    data: ImageData,
-    config: PretrainConfig,
-    device: torch.device,
-    run: RunDirectory | None,
-    on_epoch: Callable[[dict[str, Any]], None] | None,
-) -> list[dict[str, Any]]:
-    mean, std = data.statistics()
-    views: Callable[..., Tensor] = SimCLRViews(
-        config.size or data.view_size,
-        scale=(config.crop, 1.0),
-        flip=0.5 if data.mirror else 0.0,
-        mean=mean,
-        std=std,
-    ).to(device)
-    optimizer = torch.optim.SGD(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=config.lr,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-    )
-    loss_of = LOSSES[config.loss]
-    embed: Callable[..., Tensor] = model
-    if config.compile:
-        embed, views = torch.compile(model, fullgraph=True), torch.compile(views, fullgraph=True)
-    # Own generators: the order and the views do not depend on what the model draws, so that runs with and without
-    # Deep Augmentation see the same.
-    order = torch.Generator().manual_seed(config.seed)
-    view_numbers = torch.Generator(device).manual_seed(config.seed)
-    images = data.train.images.to(device)
-    steps = len(images) // config.batch_size
-    metrics: list[dict[str, Any]] = []
-    model.train()
-    for epoch in range(config.epochs):
-        start, total = time.perf_counter(), torch.zeros((), device=device)
-        shuffled = torch.randperm(len(images), generator=order).to(device)
-        for step in range(steps):
-            rate = learning_rate(config, epoch + step / steps)
-            optimizer.param_groups[0]["lr"] = rate
-            batch = images[shuffled[step * config.batch_size : (step + 1) * config.batch_size]]
-            uniforms = torch.rand(2 * len(batch), UNIFORMS, generator=view_numbers, device=device)
-            z1, z2 = embed(to_rgb(views(batch, uniforms))).flatten(1).float().chunk(2)
-            loss = loss_of(z1, z2, config.temperature)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            total += loss.detach()
-        mean_loss = total.item() / steps
-        if not math.isfinite(mean_loss):
-            raise TrainingDiverged(
-                f"the loss is {mean_loss} in epoch {epoch + 1}; try a learning rate below {config.lr}."
-            )
-        seconds = time.perf_counter() - start
-        line = {"epoch": epoch + 1, "loss": mean_loss, "lr": rate, "seconds": round(seconds, 3)}
-        line["views_per_second"] = round(2 * steps * config.batch_size / seconds, 1)
-        metrics.append(line)
-        if run is not None:
-            run.epoch(line)
-        if on_epoch is not None:
-            on_epoch(line)
-    return metrics
+def _resumed(run: RunDirectory, config: PretrainConfig, data: ImageData) -> PretrainResult | None:
+    """Check that the run is of the same settings; if it is finished, read it."""
+    settings = run.settings()
+    if settings is None:
+        return None
+    if found := differences(settings, sized(config, data)):
+        raise ConfigError(
+            f"the run in {str(run.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
+            "Resume without changing them, or choose another directory."
+        )
+    result = run.finished()
+    if result is None:
+        return None
+    model = _fresh(config.model)
+    load_weights(model, run.path)
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    Checkpoints(run.checkpoints).clear()
+    return PretrainResult(model, [json.loads(line) for line in lines], result)
 
 
-def learning_rate(config: PretrainConfig, epoch: float) -> float:
-    """The rate at a fractional ``epoch``: linear warm-up to ``config.lr``, then half a cosine down to 0."""
-    warmup = min(config.warmup, config.epochs)
-    if epoch < warmup:
-        return config.lr * (0.01 + 0.99 * epoch / warmup)
-    progress = (epoch - warmup) / max(config.epochs - warmup, 1e-9)
-    return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-
-
-def _resolved(config: PretrainConfig, data: ImageData, model: nn.Module) -> dict[str, Any]:
-    """What ``config.yaml`` says: the settings, what they resolved to, and the versions."""
-    return {
-        **config.to_dict(),
-        "size": config.size or data.view_size,
-        "resolved": {
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": len(data.classes),
-            "skipped_images": len(data.skipped),
-            "steps_per_epoch": len(data.train) // config.batch_size,
-            "plan": str(getattr(model, "plan", "no Deep Augmentation")),
-        },
-        "versions": versions(),
-    }
+def _result(model: nn.Module, data: ImageData, config: PretrainConfig) -> dict[str, Any]:
+    if len(data.classes) < 2:  # images without labels: pretraining is fine, there is nothing to probe
+        return {"train_images": len(data.train), "test_images": len(data.test), "classes": len(data.classes)}
+    return probe(model, data, config.size)
 
 
 def _plot(metrics: list[dict[str, Any]], path: Path) -> None:

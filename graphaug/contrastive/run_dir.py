@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from graphaug.errors import RunDirectoryError
+from graphaug.contrastive.files import PART, cannot_write, make_folder, write_file
+from graphaug.errors import ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
+FOLDERS = ("checkpoints", "snapshots", "tensorboard")
+"""What a run may hold besides its files: checkpoints while it lasts, the others if asked for."""
 
 
 class RunDirectory:
@@ -22,37 +25,81 @@ class RunDirectory:
     Args:
         path: of the directory; it is made when the first file is written.
         force: take a directory that is in use; the files of the run in it are removed, other files are left alone.
+        resume: take a directory that holds a run, to go on with it.
 
     Raises:
-        RunDirectoryError: the path is a file, or a directory with anything in it while not ``force``.
+        RunDirectoryError: the path is a file, or a directory with anything in it while neither ``force`` nor, if that
+            is a run, ``resume``.
 
     """
 
-    def __init__(self, path: str | os.PathLike[str], force: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str], force: bool = False, resume: bool = False) -> None:
         self.path = Path(path)
         self.metrics: list[dict[str, Any]] = []
         if self.path.exists() and not self.path.is_dir():
             raise RunDirectoryError(f"{str(self.path)!r} is a file, not a directory for a run.")
-        if not force and self.path.is_dir() and any(self.path.iterdir()):
+        if not force and self.path.is_dir() and any(not p.name.startswith(PART) for p in self.path.iterdir()):
             run = any((self.path / name).exists() for name in FILES)
+            if run and resume:
+                return
+            replace = "replace it" if run else "use it"
+            also = ", or --resume (resume=True) to go on with it" if run else ""
             raise RunDirectoryError(
                 f"{str(self.path)!r} holds {'another run' if run else 'other files'}. "
-                f"Choose another directory, or pass --force (force=True) to {'replace it' if run else 'use it'}."
+                f"Choose another directory, or pass --force (force=True) to {replace}{also}."
             )
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.path / "checkpoints"
+
+    def settings(self) -> dict[str, Any] | None:
+        """What ``config.yaml`` says, or None if there is none.
+
+        Raises:
+            ConfigError: it is no mapping.
+
+        """
+        import yaml
+
+        try:
+            found = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except yaml.YAMLError as error:
+            raise ConfigError(f"{str(self.path / 'config.yaml')!r} is no YAML: {error}") from error
+        if not isinstance(found, dict):
+            raise ConfigError(f"{str(self.path / 'config.yaml')!r} does not hold settings.")
+        return found
+
+    def finished(self) -> dict[str, Any] | None:
+        """What ``result.json`` says, or None if the run has not come to its end."""
+        try:
+            found: dict[str, Any] = json.loads((self.path / "result.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        return found
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Make the directory, remove a former run's files, and write ``config.yaml``."""
         import yaml
 
+        make_folder(self.path)
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
             for name in FILES:
                 (self.path / name).unlink(missing_ok=True)
+            for name in FOLDERS:
+                if (self.path / name).is_dir():
+                    shutil.rmtree(self.path / name)
         except OSError as error:
-            raise RunDirectoryError(
-                f"{str(self.path)!r} cannot be written: {error.strerror or error}."
-            ) from error
+            raise cannot_write(self.path, error) from error
         self._text("config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+
+    def tidy(self) -> None:
+        """Remove what a kill left of half-written files."""
+        for part in (*self.path.glob(PART + "*"), *self.path.glob(f"snapshots/{PART}*")):
+            part.unlink(missing_ok=True)
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""
@@ -65,42 +112,25 @@ class RunDirectory:
 
     def encoder(self, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
         """Write ``encoder.safetensors``."""
-        from safetensors.torch import save_file
+        _save(self.path / "encoder.safetensors", state, metadata)
 
-        # Safetensors refuses tensors that share memory or are not contiguous.
-        tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
-        self._write("encoder.safetensors", lambda path: save_file(tensors, path, dict(metadata)))
+    def snapshot(self, epoch: int, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        """Write ``snapshots/epoch-0003.safetensors``, in the form of ``encoder.safetensors``."""
+        make_folder(self.path / "snapshots")
+        _save(self.path / "snapshots" / f"epoch-{epoch:04d}.safetensors", state, metadata)
 
     def figure(self, draw: Callable[[Path], None]) -> None:
         """Write ``curves.png`` with a function that saves a figure under the path it is given."""
-        self._write("curves.png", draw)
+        write_file(self.path / "curves.png", draw)
 
     def _text(self, name: str, text: str) -> None:
-        self._write(name, lambda path: path.write_text(text, encoding="utf-8"))
-
-    def _write(self, name: str, write: Callable[[Path], object]) -> None:
-        # The ending is kept, as matplotlib takes the format from it.
-        try:
-            handle, temporary = tempfile.mkstemp(dir=self.path, prefix=".", suffix="-" + name)
-            os.close(handle)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{str(self.path)!r} cannot be written: {error.strerror or error}."
-            ) from error
-        try:
-            write(Path(temporary))
-            os.chmod(temporary, 0o666 & ~_umask())
-            os.replace(temporary, self.path / name)
-        except OSError as error:
-            raise RunDirectoryError(
-                f"{str(self.path / name)!r} cannot be written: {error.strerror or error}."
-            ) from error
-        finally:
-            Path(temporary).unlink(missing_ok=True)
+        write_file(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
 
 
-def _umask() -> int:
-    """The process's umask, which can only be read by setting it: mkstemp's 0600 would lock colleagues out."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _save(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    from safetensors.torch import save
+
+    # Safetensors refuses tensors that share memory or are not contiguous.
+    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+    content = save(tensors, dict(metadata))
+    write_file(path, lambda temporary: temporary.write_bytes(content))

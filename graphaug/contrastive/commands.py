@@ -1,0 +1,185 @@
+"""The commands about training: pretrain, presets, probe, transfer. Options of a run are made from its settings."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from graphaug.contrastive.config import PretrainConfig
+from graphaug.errors import ConfigError
+
+if TYPE_CHECKING:
+    from graphaug.contrastive.data import ImageData
+
+Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
+Data = Annotated[
+    str | None, typer.Option(help="digits, cifar10, cifar100 or folder:PATH; by default the run's.")
+]
+Runs = Annotated[
+    list[Path], typer.Argument(help="Directories of finished runs, such as seeds of one setting.")
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the accuracies of each run to this file.")]
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands to an application."""
+    app.command()(with_settings(pretrain))
+    app.command()(presets)
+    app.command()(probe)
+    app.command()(transfer)
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command that takes ``settings`` an option for every setting of a run, None where it is not given."""
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    options = [_option(item) for item in fields(PretrainConfig)]
+    names = [option.name for option in options]
+
+    def run(**given: Any) -> None:
+        settings = {name: given.pop(name) for name in names}
+        command(**given, settings={k: v for k, v in settings.items() if v not in (None, [])})
+
+    kept = [parameter for parameter in own if parameter.name != "settings"]
+    run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def pretrain(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory for the run's files.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
+    ] = False,
+    force: Force = False,
+    settings: dict[str, Any],
+) -> None:
+    """Pretrain with SimCLR, with Deep Augmentation at --at, and probe the encoder."""
+    # Before the imports: a mistyped option should not wait for them.
+    from graphaug.contrastive.presets import settle
+    from graphaug.contrastive.run_dir import RunDirectory
+
+    if resume and force:
+        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
+    earlier = RunDirectory(out, force=True).settings() if resume else None
+    if resume and earlier is None:
+        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
+    wanted = settle(settings, preset, config, earlier)
+
+    from graphaug.contrastive.data import load
+    from graphaug.contrastive.devices import is_first_process
+    from graphaug.contrastive.pretrain import pretrain as run
+    from graphaug.contrastive.progress import EpochProgress
+
+    first = is_first_process()
+    if first:
+        RunDirectory(out, force, resume)  # refuse before the data are read
+    images = load(wanted.data, size=wanted.size, strict=wanted.strict)
+    if first:
+        _report_skipped(images)
+    with EpochProgress(wanted.epochs) as progress:
+        result = run(wanted, out, force=force, resume=resume, data=images, on_epoch=progress).result
+    if not first:
+        return
+    if "linear" in result:
+        few = result["few_labels"]
+        print(f"linear probe   {result['linear']:.1%}  ({result['train_images']} labels)")
+        print(
+            f"few labels     {few['mean']:.1%} ± {few['std']:.1%}  ({few['labels_per_class']} a class, 10 draws)"
+        )
+        print(f"kNN            {result['knn']:.1%}")
+    else:
+        print("the images have no labels: nothing was probed")
+    print(f"written to {out}")
+
+
+def presets() -> None:
+    """Print the presets, as YAML that --config reads."""
+    import yaml
+
+    from graphaug.contrastive.presets import PRESETS
+
+    for name, settings in PRESETS.items():
+        print(f"# --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
+
+
+def probe(
+    runs: Runs,
+    data: Data = None,
+    linear: Annotated[
+        bool, typer.Option("--linear", help="SupContrast's linear protocol too; it takes a while.")
+    ] = False,
+    epochs: Annotated[int, typer.Option(min=1, help="Of the linear protocol.")] = 100,
+    json_file: Json = None,
+) -> None:
+    """Probe the encoders of RUNS: linear with all and with few labels, nearest neighbours. The last epoch counts."""
+    from graphaug.contrastive.probe import probe_run
+
+    _each_run(runs, data, json_file, lambda run, images: probe_run(run, images, linear=linear, epochs=epochs))
+
+
+def transfer(
+    runs: Runs,
+    data: Annotated[str, typer.Option(help="The data to transfer to.")],
+    epochs: Annotated[int, typer.Option(min=1, help="Of the fine-tuning.")] = 30,
+    json_file: Json = None,
+) -> None:
+    """Transfer the encoders of RUNS to other data: linear on frozen features, and fine-tuned."""
+    from graphaug.contrastive.probe import transfer_run
+
+    _each_run(runs, data, json_file, lambda run, images: transfer_run(run, images, epochs=epochs))
+
+
+def _each_run(
+    runs: list[Path], data: str | None, file: Path | None, look: Callable[[Path, ImageData], dict[str, Any]]
+) -> None:
+    from graphaug.contrastive.data import load
+    from graphaug.contrastive.files import write_file
+    from graphaug.contrastive.probe import load_run, summary
+
+    settings = load_run(runs[0])[1]
+    images = load(data or settings["data"], size=settings.get("size"))
+    _report_skipped(images)
+    results = [look(run, images) for run in runs]
+    print(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
+    print(summary(results))
+    if file is not None:
+        text = json.dumps({str(run): found for run, found in zip(runs, results, strict=True)}, indent=2)
+        write_file(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+
+
+def _report_skipped(images: ImageData) -> None:
+    for skipped in images.skipped[:10]:
+        print(f"skipped {skipped}", file=sys.stderr)
+    if images.skipped:
+        print(f"{len(images.skipped)} unreadable image(s) skipped.", file=sys.stderr)
+
+
+def _option(item: Field[Any]) -> inspect.Parameter:
+    """The command-line option of a setting: --batch-size for ``batch_size``."""
+    kind, flag = str(item.type), "--" + item.name.replace("_", "-")
+    names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
+    shown = "" if item.default in (None, ()) else f" [default: {item.default}]"
+    option = typer.Option(*names, help=item.metadata["help"] + shown, show_default=False)
+    if kind.startswith("tuple"):
+        annotation: Any = list[float] | None if "float" in kind else list[str] | None
+    else:
+        annotation = _KINDS[kind.split(" ")[0]] | None
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )

@@ -1,0 +1,244 @@
+"""The training loop: over any objective that gives a loss for a batch, exactly resumable, on one device or several."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from graphaug.contrastive.gather import all_rows, process_count, process_rank
+from graphaug.errors import CheckpointError, TrainingDiverged
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Feed(Protocol):
+    """Where batches come from: an epoch of ``steps`` steps, the same for the same state.
+
+    ``batches`` gives the arguments of the objective's forward, once for each part that a step is computed in. The
+    state as of ``state_dict(new_epoch)`` begins the present epoch again, or with ``new_epoch`` the one after it;
+    either way what is drawn within an epoch goes on from where it was.
+    """
+
+    steps: int
+
+    def start_epoch(self) -> None:
+        """Draw the order of an epoch."""
+
+    def batches(self, step: int) -> Iterable[tuple[Tensor, ...]]:
+        """The parts of the batch of a step, numbered within the epoch."""
+
+    def state_dict(self, new_epoch: bool) -> dict[str, Any]:
+        """All generators."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+
+
+@dataclass
+class Position:
+    """``step``: optimizer steps made; ``sums`` of the measures of this epoch; ``metrics`` of the epochs before."""
+
+    step: int = 0
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+
+
+class Engine:
+    """Trains an objective.
+
+    Args:
+        fabric: Lightning Fabric, launched; it places the objective, runs it in its precision, and averages gradients
+            over processes.
+        objective: its forward takes a batch and returns measures by name, scalars; ``"loss"`` is trained on.
+        feed: gives the batches.
+        optimizer: of the objective's parameters.
+        learning_rate: of the fractional epoch, 0 at the first step.
+        epochs: passes over the feed.
+        accumulate: parts that a step is computed in; their gradients are averaged.
+        compile: compile the objective with its backward. In one process this is one graph, or an error; with several,
+            the communication of the loss is left out of it.
+        before_step: called with the fractional epoch before each step.
+
+    """
+
+    def __init__(
+        self,
+        fabric: Fabric,
+        objective: nn.Module,
+        feed: Feed,
+        optimizer: torch.optim.Optimizer,
+        learning_rate: Callable[[float], float],
+        *,
+        epochs: int,
+        accumulate: int = 1,
+        compile: bool = False,
+        before_step: Callable[[float], None] | None = None,
+    ) -> None:
+        self.fabric, self.objective, self.feed, self.optimizer = fabric, objective, feed, optimizer
+        self.learning_rate, self.epochs, self.accumulate = learning_rate, epochs, accumulate
+        self.before_step = before_step
+        forward: Any = torch.compile(objective, fullgraph=process_count() == 1) if compile else objective
+        # DDP around what is compiled, not the other way round: its hooks need no graph of their own.
+        self.forward = fabric.setup_module(forward, _reapply_compile=False)
+        self.position = Position()
+
+    def fit(
+        self,
+        after_step: Callable[[int], None] | None = None,
+        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+    ) -> list[dict[str, Any]]:
+        """Train from the present position to the end.
+
+        Args:
+            after_step: called with the number of steps made.
+            after_epoch: called with the metrics of an epoch, which it may add to: ``epoch`` from 1, the means of the
+                measures, ``lr`` of the last step, ``seconds`` and ``views_per_second``.
+
+        Returns:
+            The metrics of all epochs, those before a resume included.
+
+        Raises:
+            TrainingDiverged: a loss became NaN or infinite.
+
+        """
+        position, steps = self.position, self.feed.steps
+        self.objective.train()
+        while position.step < self.epochs * steps:
+            epoch, first = divmod(position.step, steps)
+            start, rows = time.perf_counter(), 0
+            self.feed.start_epoch()
+            for step in range(first, steps):
+                rows += self._step(epoch + step / steps, step)
+                position.step += 1
+                if step + 1 == steps:
+                    line = self._line(epoch + 1, start, rows)
+                    position.sums = {}
+                    if after_epoch is not None:
+                        after_epoch(line)
+                    position.metrics.append(line)
+                if after_step is not None:
+                    after_step(position.step)
+        return position.metrics
+
+    def _step(self, epoch: float, step: int) -> int:
+        """Make one optimizer step; returns the rows of a batch of all processes."""
+        rate = self.learning_rate(epoch)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self.before_step is not None:
+            self.before_step(epoch)
+        self.optimizer.zero_grad()
+        rows = 0
+        for part, batch in enumerate(self.feed.batches(step)):
+            with self._unsynced(part + 1 < self.accumulate):
+                measures = self.forward(*batch)
+                loss = measures["loss"]
+                self.fabric.backward(loss if self.accumulate == 1 else loss / self.accumulate)
+            self._add(measures)
+            rows += len(batch[0])
+        self.optimizer.step()
+        return rows * process_count()
+
+    def _unsynced(self, enabled: bool) -> AbstractContextManager[None]:
+        """Leaves averaging over processes to the last part of a batch."""
+        if not enabled or process_count() == 1:
+            return nullcontext()
+        return self.fabric.no_backward_sync(self.forward)
+
+    def _add(self, measures: Mapping[str, Tensor]) -> None:
+        sums = self.position.sums
+        for name, value in measures.items():
+            sums.setdefault(name, torch.zeros((), device=value.device)).add_(value.detach())
+
+    def _line(self, epoch: int, start: float, rows: int) -> dict[str, Any]:
+        means = self._means()
+        self.check(means["loss"])
+        seconds = time.perf_counter() - start
+        line: dict[str, Any] = {"epoch": epoch, **means, "lr": self.optimizer.param_groups[0]["lr"]}
+        line |= {"seconds": round(seconds, 3), "views_per_second": round(2 * rows / seconds, 1)}
+        return line
+
+    def _means(self) -> dict[str, float]:
+        """Means of the measures since the epoch began, over the processes too."""
+        names = list(self.position.sums)
+        count = ((self.position.step - 1) % self.feed.steps + 1) * self.accumulate
+        sums = torch.stack([self.position.sums[name] for name in names])
+        if process_count() > 1:
+            dist.all_reduce(sums)
+        return {
+            name: value / process_count() / count for name, value in zip(names, sums.tolist(), strict=True)
+        }
+
+    def check(self, loss: float) -> None:
+        """Raise ``TrainingDiverged`` unless a mean loss is finite."""
+        if not math.isfinite(loss):
+            last, steps = self.position.step - 1, self.feed.steps
+            highest = max(self.learning_rate(e) for e in (*range(last // steps + 1), last / steps))
+            raise TrainingDiverged(
+                f"the loss is {loss} in epoch {last // steps + 1}; try a learning rate below {highest:g}."
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the rest of the run depends on; to be called in all processes.
+
+        Raises:
+            TrainingDiverged: the loss is no longer finite: such a state is not worth keeping.
+
+        """
+        position = self.position
+        if position.sums:
+            self.check(self._means()["loss"])
+        # The loss is of before the last step, which may have been the bad one.
+        if not torch.stack([p.detach().isfinite().all() for p in self.objective.parameters()]).all():
+            self.check(math.nan)
+        return {
+            "step": position.step,
+            "sums": {name: value.clone() for name, value in position.sums.items()},
+            "metrics": position.metrics,
+            "objective": self.objective.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "feed": self.feed.state_dict(position.step % self.feed.steps == 0),
+            "generators": _generators(self.fabric.device),
+            "processes": process_count(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises:
+            CheckpointError: it was made by another number of processes.
+
+        """
+        if state["processes"] != process_count():
+            raise CheckpointError(
+                f"this checkpoint was made by {state['processes']} process(es), and there are {process_count()}: "
+                "resume with as many devices."
+            )
+        device = self.fabric.device
+        self.objective.load_state_dict(state["objective"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.feed.load_state_dict(state["feed"])
+        sums = {name: value.to(device) for name, value in state["sums"].items()}
+        self.position = Position(state["step"], sums, list(state["metrics"]))
+        generators = state["generators"]
+        torch.set_rng_state(generators["cpu"][process_rank()])
+        if device.type == "cuda" and "cuda" in generators:
+            torch.cuda.set_rng_state(generators["cuda"][process_rank()], device)
+
+
+def _generators(device: torch.device) -> dict[str, Tensor]:
+    """States of torch's own generators, a row for each process."""
+    states = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    # NCCL moves tensors of its device only.
+    return {name: all_rows(state[None].to(device)).cpu() for name, state in states.items()}

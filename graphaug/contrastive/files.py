@@ -1,0 +1,66 @@
+"""Files that a reader never sees half of: written beside their place, then renamed."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from graphaug.errors import RunDirectoryError
+
+PART = ".part-"
+"""How the name of a file begins while it is written; a kill may leave one behind."""
+
+
+def write_file(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file beside ``path``, flush it to the disk and rename it to ``path``.
+
+    Raises:
+        RunDirectoryError: it cannot be written; what was at ``path`` is still there.
+
+    """
+    try:
+        # The ending is kept, as matplotlib takes the format from it.
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PART, suffix="-" + path.name)
+        os.close(handle)
+    except OSError as error:
+        raise cannot_write(path.parent, error) from error
+    try:
+        write(Path(temporary))
+        os.chmod(temporary, 0o666 & ~_umask())
+        _flush(temporary)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def make_folder(path: Path) -> None:
+    """Make a directory and those above it; raises ``RunDirectoryError`` if that is not possible."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> RunDirectoryError:
+    """The error for a file or directory that cannot be written."""
+    return RunDirectoryError(f"{str(path)!r} cannot be written: {error.strerror or error}.")
+
+
+def _flush(path: str) -> None:
+    # Renamed before its bytes are on the disk, a file can be empty after a power failure.
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    """The process's umask, which can only be read by setting it: mkstemp's 0600 would lock colleagues out."""
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,244 @@
+"""What each process of a run does: model, objective and engine put together, and what happens between steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+import graphaug
+from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
+from graphaug.contrastive.config import PretrainConfig, versions
+from graphaug.contrastive.data import ImageData
+from graphaug.contrastive.engine import Engine
+from graphaug.contrastive.gather import process_count
+from graphaug.contrastive.models import (
+    build_model,
+    classifier_path,
+    classifier_replaced,
+    projection_head,
+)
+from graphaug.contrastive.objective import ImageFeed, ImageObjective, image_views
+from graphaug.contrastive.optim import build_optimizer
+from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.contrastive.schedule import augmentation_rate, augmentation_subset, learning_rate
+from graphaug.contrastive.watch import Board, Watch
+from graphaug.contrastive.weights import load_weights
+from graphaug.errors import ConfigError
+from graphaug.outline import paper_stages
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+def train(
+    fabric: Fabric,
+    emit: Callable[[Any], None],
+    config: PretrainConfig,
+    data: ImageData,
+    out: str | None,
+    resume: bool,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+    """Train, and return the encoder's weights and the metrics.
+
+    Raises:
+        GraphaugError: what `pretrain` raises while it trains.
+
+    """
+    checkpoints = Checkpoints(Path(out) / "checkpoints", config.keep) if out is not None else None
+    found = checkpoints.latest() if checkpoints is not None and resume else None
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build_model(config.model)
+        if config.init is not None and found is None:
+            load_weights(model, config.init)
+        path = classifier_path(model)
+        own = model.get_submodule(path)
+        head = projection_head(own, config.projection)
+        if config.sync_batchnorm:
+            model = _with_sync_batchnorm(model, fabric.device)
+        model.to(fabric.device)
+        if config.channels_last:
+            model.to(memory_format=torch.channels_last)
+        with (
+            classifier_replaced(model, head.to(fabric.device)),
+            deep_augmented(model, config, data) as trained,
+        ):
+            run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
+            if run is not None and (found is None or run.settings() is None):
+                run.start(resolved(config, data, trained))
+            fabric.barrier()
+            engine = build_engine(fabric, trained, config, data)
+            if fabric.global_rank:
+                # Each process draws its own dropout; with one there is nothing to tell apart.
+                torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
+            hooks = _Hooks(
+                engine, model, path, own, run, checkpoints, Watch(model, data, config, path), config, emit
+            )
+            hooks.begin(found)
+            metrics = engine.fit(hooks.after_step, hooks.after_epoch)
+            hooks.close()
+            return hooks.encoder(), metrics
+
+
+def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
+    """The engine of a run, for a network with its head, rewritten or not."""
+
+    def schedule(epoch: float) -> None:
+        if config.rate_end is not None:
+            trained.set_rate(augmentation_rate(config, epoch))  # type: ignore[operator]
+        if config.subset_end is not None:
+            trained.set_subset(augmentation_subset(config, epoch))  # type: ignore[operator]
+
+    objective = ImageObjective(trained, image_views(data, config), config).to(fabric.device)
+    scheduled = hasattr(trained, "set_rate") and (config.rate_end, config.subset_end) != (None, None)
+    optimizer = build_optimizer(
+        config.optimizer, trained, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    return Engine(
+        fabric,
+        objective,
+        ImageFeed(data, config, fabric.device),
+        optimizer,
+        lambda epoch: learning_rate(config, epoch),
+        epochs=config.epochs,
+        accumulate=config.accumulate,
+        compile=config.compile,
+        before_step=schedule if scheduled else None,
+    )
+
+
+class _Hooks:
+    """What a run does between steps: checkpoints, metrics, snapshots. One writes; all take part in the collectives."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: nn.Module,
+        path: str,
+        own: nn.Module,
+        run: RunDirectory | None,
+        checkpoints: Checkpoints | None,
+        watch: Watch,
+        config: PretrainConfig,
+        emit: Callable[[Any], None],
+    ) -> None:
+        self.engine, self.model, self.path, self.own = engine, model, path, own
+        self.run, self.checkpoints, self.watch, self.config, self.emit = run, checkpoints, watch, config, emit
+        steps = engine.feed.steps
+        self.last = config.epochs * steps
+        self.period = max(1, round(config.checkpoint_every * steps))
+        self.board: Board | None = None
+
+    def begin(self, found: Checkpoint | None) -> None:
+        """Go to the checkpoint, if there is one."""
+        if found is not None:
+            self.engine.load_state_dict(found.state)
+            self.own.load_state_dict(found.state["classifier"])
+        done = len(self.engine.position.metrics)
+        if self.run is not None:
+            self.run.tidy()
+            self.run.metrics = list(self.engine.position.metrics)
+            self.board = Board(self.run.path / "tensorboard", done + 1)
+            if self.config.snapshot_every and found is None:
+                self._snapshot(0)
+        self.engine.fabric.barrier()
+
+    def after_step(self, step: int) -> None:
+        """Keep a checkpoint when one is due, and at the very end, for a kill during the probes."""
+        if self.checkpoints is None or not self.config.checkpoint_every:
+            return
+        if step % self.period == 0 or step == self.last:
+            state = {**self.engine.state_dict(), "classifier": self.own.state_dict()}
+            if self.run is not None:
+                self.checkpoints.save(step, state)
+
+    def after_epoch(self, line: dict[str, Any]) -> None:
+        """Look at the epoch, and write it down."""
+        first = self.engine.fabric.is_global_zero
+        self.watch(line, look=first)
+        if self.run is not None:
+            self.run.epoch(line)
+            if self.config.snapshot_every and line["epoch"] % self.config.snapshot_every == 0:
+                self._snapshot(line["epoch"])
+        if self.board is not None:
+            self.board(line)
+        if first:
+            self.emit(line)
+        self.engine.fabric.barrier()
+
+    def close(self) -> None:
+        """End what is open."""
+        if self.board is not None:
+            self.board.close()
+
+    def encoder(self) -> dict[str, Tensor]:
+        """The model's weights with its own classifier instead of the head."""
+        state = {n: t for n, t in self.model.state_dict().items() if not n.startswith(self.path + ".")}
+        state |= {f"{self.path}.{name}": tensor for name, tensor in self.own.state_dict().items()}
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in state.items()}
+
+    def _snapshot(self, epoch: int) -> None:
+        assert self.run is not None
+        # One entry only: safetensors writes several in an order of their own in every process.
+        self.run.snapshot(epoch, self.encoder(), {"model": self.config.model})
+
+
+@contextmanager
+def deep_augmented(model: nn.Module, config: PretrainConfig, data: ImageData) -> Iterator[nn.Module]:
+    """The model rewritten at its sites; what was frozen for it is trainable again afterwards."""
+    sites: list[Any] = list(config.at)
+    if config.everywhere:
+        sites = [number for number in paper_stages(model) if number >= 0]
+        if not sites:
+            raise ConfigError(f"{config.model} has no numbered stages: name the sites with at=.")
+    if not sites:
+        yield model
+        return
+    at = sites[0] if len(sites) == 1 else sites
+    size = config.size or data.view_size
+    parameter = next(model.parameters())
+    example = torch.zeros(4, 3, size, size, device=parameter.device)
+    example += torch.arange(4, device=parameter.device).view(-1, 1, 1, 1) / 4
+    aug = graphaug.rewrite(
+        model, at=at, backward=config.backward, example_inputs=example, **config.deep_augmentation()
+    )
+    try:
+        if not any(p.requires_grad for p in aug.parameters()):
+            raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
+        yield aug
+    finally:
+        graphaug.strip(aug)
+
+
+def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
+    if device.type != "cuda":
+        raise ConfigError("sync_batchnorm needs GPUs: torch has no SyncBatchNorm for the CPU.")
+    converted: nn.Module = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    return converted
+
+
+def sized(config: PretrainConfig, data: ImageData) -> dict[str, Any]:
+    """The settings with the size of the views that the data decided."""
+    return {**config.to_dict(), "size": config.size or data.view_size}
+
+
+def resolved(config: PretrainConfig, data: ImageData, model: nn.Module) -> dict[str, Any]:
+    """What ``config.yaml`` says: the settings, what they resolved to, and the versions."""
+    return {
+        **sized(config, data),
+        "resolved": {
+            "train_images": len(data.train),
+            "test_images": len(data.test),
+            "classes": len(data.classes),
+            "skipped_images": len(data.skipped),
+            "steps_per_epoch": len(data.train) // config.batch_size,
+            "processes": process_count(),
+            "plan": str(getattr(model, "plan", "no Deep Augmentation")),
+        },
+        "versions": versions(),
+    }

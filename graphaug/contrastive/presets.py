@@ -1,0 +1,105 @@
+"""Named settings of published runs, and settings from files: preset, then file, then command line."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from graphaug.contrastive.config import PretrainConfig
+from graphaug.errors import ConfigError, did_you_mean
+
+_SIMCLR: dict[str, Any] = {
+    "model": "resnet18-cifar",
+    "epochs": 1500,
+    "batch_size": 1024,
+    "optimizer": "sgd",
+    "lr": 0.5,
+    "momentum": 0.9,
+    "weight_decay": 1e-4,
+    "schedule": "supcontrast",
+    "warmup": 10.0,
+    "warmup_from": 0.01,
+    "lr_floor": 1e-3,
+    "loss": "nt_xent",
+    "loss_scale": "supcontrast",
+    "temperature": 0.5,
+    "projection": 128,
+    "crop": 0.2,
+    "jitter": [0.4, 0.4, 0.4, 0.1],
+    "jitter_p": 0.8,
+    "gray_p": 0.2,
+    "checkpoint_every": 10.0,
+    "watch_every": 25,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "simclr-cifar10": {"data": "cifar10", **_SIMCLR},
+    "simclr-cifar100": {"data": "cifar100", **_SIMCLR},
+}
+"""The paper's CIFAR runs: SupContrast's SimCLR, whose head for a ResNet-18 is 512-512-128."""
+
+
+def preset(name: str) -> dict[str, Any]:
+    """The settings of a preset that differ from, or are meant to be seen beside, the defaults.
+
+    Raises:
+        ConfigError: there is none of that name.
+
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            f"no preset is called {name!r}.{did_you_mean(name, PRESETS)} There are {', '.join(PRESETS)}."
+        )
+    return dict(PRESETS[name])
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file; the ``config.yaml`` of a run is one.
+
+    Raises:
+        ConfigError: there is no such file, it is no YAML mapping, or it has a key that is no setting.
+
+    """
+    import yaml
+
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise ConfigError(
+            f"{str(path)!r} cannot be read: {error.strerror}.{did_you_mean(path.name, names)}"
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise ConfigError(
+            f"{str(path)!r} holds a {type(found).__name__}; lines 'setting: value' are expected."
+        )
+    settings = {name: value for name, value in found.items() if name not in ("resolved", "versions")}
+    known = [item.name for item in fields(PretrainConfig)]
+    for name in settings:
+        if name not in known:
+            raise ConfigError(f"{path}: no setting is called {name!r}.{did_you_mean(str(name), known)}")
+    return settings
+
+
+def settle(
+    given: Mapping[str, Any],
+    name: str | None = None,
+    file: Path | None = None,
+    run: Mapping[str, Any] | None = None,
+) -> PretrainConfig:
+    """Join settings, later ones first: ``given``, the ``file``, the preset ``name``, those of a ``run`` to resume.
+
+    Raises:
+        ConfigError: what `preset`, `read_settings` and the configuration raise.
+
+    """
+    settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
+    settings |= preset(name) if name is not None else {}
+    settings |= read_settings(file) if file is not None else {}
+    return PretrainConfig.from_dict({**settings, **given})

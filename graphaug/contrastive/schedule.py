@@ -1,0 +1,55 @@
+"""The learning rate, and the rate and subset of Deep Augmentation, as functions of the fractional epoch."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from graphaug.contrastive.config import PretrainConfig
+
+SHAPES = ("cosine", "supcontrast")
+"""The learning-rate schedules by name."""
+
+
+def learning_rate(config: PretrainConfig, epoch: float) -> float:
+    """The learning rate at a fractional ``epoch``, 0 at the first step.
+
+    Both shapes rise linearly from ``warmup_from`` (by default a hundredth of ``lr``) for ``warmup`` epochs and end at
+    ``lr · lr_floor``.
+
+    - ``cosine``: reaches ``lr``, then half a cosine over the remaining epochs.
+    - ``supcontrast``: as SupContrast's ``util.py``: the cosine spans all epochs and stands still within one (epoch e,
+      counted from 1, has ``cos(π e / epochs)``); the warm-up ends at the value that the cosine has there.
+    """
+    warmup = min(config.warmup, config.epochs)
+    start = config.lr / 100 if config.warmup_from is None else config.warmup_from
+    if config.schedule == "cosine":
+        top = config.lr
+        progress = (epoch - warmup) / max(config.epochs - warmup, 1e-9)
+    else:
+        top = _cosine(config, warmup / config.epochs)
+        # Half a step's rounding must not put a step into the epoch before.
+        progress = (math.floor(epoch + 1e-9) + 1) / config.epochs
+    if epoch < warmup:
+        return start + (top - start) * epoch / warmup
+    return _cosine(config, progress)
+
+
+def augmentation_rate(config: PretrainConfig, epoch: float) -> float:
+    """The dropout rate at a fractional ``epoch``: from ``rate`` linearly to ``rate_end``, if there is one."""
+    return _linear(config.rate, config.rate_end, epoch / config.epochs)
+
+
+def augmentation_subset(config: PretrainConfig, epoch: float) -> float:
+    """The augmented share of the rows at a fractional ``epoch``: from ``subset`` linearly to ``subset_end``."""
+    return _linear(config.subset, config.subset_end, epoch / config.epochs)
+
+
+def _cosine(config: PretrainConfig, progress: float) -> float:
+    low = config.lr * config.lr_floor
+    return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def _linear(start: float, end: float | None, progress: float) -> float:
+    return start if end is None else start + (end - start) * min(progress, 1.0)

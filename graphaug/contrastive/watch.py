@@ -1,0 +1,109 @@
+"""What is looked at while a run trains: nearest neighbours, collapse, TensorBoard."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.data import ImageData, ImageSet
+from graphaug.contrastive.evaluate import knn_accuracy
+from graphaug.contrastive.models import features
+from graphaug.contrastive.views import EvalView
+from graphaug.errors import TrainingCollapsed
+
+LOOKED_AT = 10_000
+"""Nearest neighbours while training are searched for among this many images; at the end, among all."""
+
+
+class Watch:
+    """Adds to the metrics of an epoch, and ends a run that learns nothing any more.
+
+    Args:
+        model: the whole model, whose features are looked at.
+        data: labelled images; the first `LOOKED_AT` of a fixed permutation.
+        config: how often, and which spread of the embeddings counts as collapse.
+        path: where the projection head is in the model; features are what enters it.
+
+    """
+
+    def __init__(self, model: nn.Module, data: ImageData, config: PretrainConfig, path: str) -> None:
+        self.model, self.config, self.path = model, config, path
+        device = next(model.parameters()).device
+        self.view = EvalView(config.size or data.view_size, *data.statistics()).to(device)
+        self.train, self.test = (_some(part) for part in (data.train, data.test))
+
+    def __call__(self, line: dict[str, Any], look: bool = True) -> None:
+        """Look at an epoch's metrics, and with ``look`` for neighbours where they are due.
+
+        Raises:
+            TrainingCollapsed: behind the warm-up, the embeddings of different images are nearly the same.
+
+        """
+        epoch, every = line["epoch"], self.config.watch_every
+        if look and every and (epoch % every == 0 or epoch == self.config.epochs):
+            line["knn"] = self.knn()
+        if epoch > self.config.warmup and line["spread"] < self.config.collapse:
+            raise TrainingCollapsed(
+                f"the embeddings have collapsed in epoch {epoch}: their spread is {line['spread']:.2g}, and 1 is "
+                f"isotropic (collapse={self.config.collapse:g} is the limit, 0 for none). Try a lower learning rate, a "
+                "longer warm-up, or a lower rate or subset of Deep Augmentation."
+            )
+
+    def knn(self) -> float:
+        """Accuracy of the nearest-neighbour vote on the features, in eval mode."""
+        modes = {module: module.training for module in self.model.modules()}
+        try:
+            sets = [t for part in (self.train, self.test) for t in (self._features(part.images), part.labels)]
+        finally:
+            # Frozen statistics stay frozen: train() on the plain model would wake them.
+            for module, mode in modes.items():
+                module.training = mode
+        return knn_accuracy(*sets)
+
+    def _features(self, images: Tensor) -> Tensor:
+        return features(self.model, images, self.view, path=self.path)
+
+
+class Board:
+    """TensorBoard's event files in ``folder``, where tensorboard is installed; otherwise nothing.
+
+    Args:
+        folder: for the files.
+        purge: the first epoch that will be written: later ones of an interrupted run are dropped.
+
+    """
+
+    def __init__(self, folder: Path, purge: int = 1) -> None:
+        self.writer: Any = None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of tensorboard's own imports
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                return
+        self.writer = SummaryWriter(str(folder), purge_step=purge)
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        """Write the metrics of an epoch."""
+        if self.writer is not None:
+            for name, value in line.items():
+                if name != "epoch":
+                    self.writer.add_scalar(name, value, line["epoch"])
+            self.writer.flush()
+
+    def close(self) -> None:
+        """End the file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+def _some(part: ImageSet) -> ImageSet:
+    if len(part) <= LOOKED_AT:
+        return part
+    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
+    return ImageSet(part.images[chosen], part.labels[chosen])

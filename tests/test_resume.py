@@ -1,0 +1,223 @@
+"""Exact resume: killed at any moment and resumed, a run ends as an unbroken one does, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import resumed
+import torch
+
+from graphaug.contrastive.checkpoint import Checkpoints, DamagedCheckpoint
+from graphaug.contrastive.pretrain import pretrain
+from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
+
+KILLS = int(os.environ.get("GRAPHAUG_KILLS", "2"))
+"""How many random kills; `make resume-test` asks for twenty."""
+
+
+@pytest.fixture(scope="module")
+def processes():
+    # A server that has imported everything forks processes that start at once; each is killed for itself.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["resumed", "sklearn.linear_model", "lightning_fabric", "matplotlib.figure"]
+    )
+    return context
+
+
+@pytest.fixture(scope="module")
+def unbroken(processes, tmp_path_factory):
+    """The directory of a run that nobody disturbed, and how long it took."""
+    out = tmp_path_factory.mktemp("unbroken") / "run"
+    for name in ("warm", "run"):  # the first process of the server takes longer than the others
+        start = time.monotonic()
+        process = processes.Process(target=resumed.run, args=(str(out.with_name(name)),))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    return out, time.monotonic() - start
+
+
+def kill_at(processes, out, seconds):
+    """Run in ``out`` and kill after so many seconds; whether the kill came before the end."""
+    process = processes.Process(target=resumed.run, args=(str(out),))
+    process.start()
+    process.join(seconds)
+    if process.is_alive():
+        os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    assert process.exitcode in (0, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def finish(processes, out):
+    process = processes.Process(target=resumed.run, args=(str(out),))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def files(out: Path):
+    """What a run has left, as bytes; of the metrics all but the times."""
+    found = {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+    lines = [json.loads(line) for line in found.pop("metrics.jsonl").splitlines()]
+    for line in lines:
+        del line["seconds"], line["views_per_second"]
+    return found, lines
+
+
+def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(processes, unbroken, tmp_path):
+    out, duration = unbroken
+    generator = torch.Generator().manual_seed(int(os.environ.get("GRAPHAUG_KILL_SEED", "0")))
+    killed, steps = 0, []
+    while killed < KILLS:
+        broken = tmp_path / f"run{killed}"
+        if not kill_at(processes, broken, duration * float(torch.rand((), generator=generator))):
+            continue  # it was done before: another time
+        kept = Checkpoints(broken / "checkpoints").complete()
+        steps.append(kept[-1].name if kept else "none")
+        finish(processes, broken)
+        assert files(broken) == files(out)
+        killed += 1
+    print(f"{killed} kills; last checkpoints: {', '.join(steps)}")
+
+
+def test_a_chain_of_kills(processes, unbroken, tmp_path):
+    out = tmp_path / "run"
+    for epoch in (3, 6):
+        process = processes.Process(target=resumed.run, args=(str(out), epoch))
+        process.start()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL
+    assert (out / "checkpoints").is_dir()
+    finish(processes, out)
+    assert files(out) == files(unbroken[0])
+    assert not (out / "checkpoints").exists()
+    assert sorted(p.name for p in (out / "snapshots").iterdir()) == [
+        f"epoch-000{n}.safetensors" for n in (0, 3, 6)
+    ]
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    """A run that stopped by itself in its sixth epoch, with its last two checkpoints."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+
+    def on_epoch(line):
+        if line["epoch"] == 6:
+            raise Stop
+
+    with pytest.raises(Stop):
+        pretrain(resumed.CONFIG, out, data=resumed.images(), on_epoch=on_epoch)
+    return out
+
+
+@pytest.fixture
+def broken(stopped, tmp_path):
+    """A copy of it."""
+    return Path(shutil.copytree(stopped, tmp_path / "run"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no checksum"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_used(broken, unbroken, damage):
+    earlier, last = Checkpoints(broken / "checkpoints").complete()
+    content = bytearray(last.read_bytes())
+    if damage == "truncated":
+        last.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped bit":
+        content[len(content) // 2] ^= 1
+        last.write_bytes(content)
+    else:
+        last.with_name(last.name + ".sha256").unlink()
+    if damage == "no checksum":  # a kill between the two files: nothing is wrong
+        pretrain(resumed.CONFIG, broken, data=resumed.images(), resume=True)
+    else:
+        named = rf"{re.escape(str(last))}' is damaged: .* Going on from {earlier.name}\."
+        with pytest.warns(DamagedCheckpoint, match=named):
+            pretrain(resumed.CONFIG, broken, data=resumed.images(), resume=True)
+    assert files(broken) == files(unbroken[0])
+
+
+def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(broken):
+    for path in Checkpoints(broken / "checkpoints").complete():
+        path.write_bytes(b"nothing")
+    before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
+    with pytest.raises(CheckpointError, match="no checkpoint is left to resume from"):
+        pretrain(resumed.CONFIG, broken, data=resumed.images(), resume=True)
+    assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
+
+
+def test_other_settings_are_refused_with_the_differences(broken):
+    before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
+    other = replace(resumed.CONFIG, lr=0.3, at=("layer2",), keep=3)
+    with pytest.raises(ConfigError) as caught:
+        pretrain(other, broken, data=resumed.images(), resume=True)
+    assert "    at: ['layer3'] → ['layer2']\n    lr: 0.1 → 0.3\n" in str(caught.value)
+    assert "keep" not in str(caught.value)  # it changes nothing that is computed
+    assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
+
+
+def test_without_resume_a_run_is_not_touched(broken):
+    before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
+    with pytest.raises(RunDirectoryError, match="or --resume"):
+        pretrain(resumed.CONFIG, broken, data=resumed.images())
+    assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
+
+
+def test_a_finished_run_is_read_and_not_run_again(unbroken):
+    out, _ = unbroken
+    before = files(out)
+
+    def never(line):
+        raise AssertionError(line)
+
+    done = pretrain(resumed.CONFIG, out, data=resumed.images(), resume=True, on_epoch=never)
+    assert files(out) == before
+    assert done.result == json.loads((out / "result.json").read_text())
+    assert len(done.metrics) == resumed.CONFIG.epochs
+
+
+def test_only_the_last_checkpoints_are_kept(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=3)
+    for step in range(1, 6):
+        checkpoints.save(step, {"step": step, "x": torch.full((3,), step)})
+    assert sorted(p.name for p in checkpoints.folder.iterdir()) == sorted(
+        f"step-0000000{step}.pt{end}" for step in (3, 4, 5) for end in ("", ".sha256")
+    )
+    found = checkpoints.latest()
+    assert (found.step, found.state["step"]) == (5, 5)
+    assert torch.equal(found.state["x"], torch.full((3,), 5))
+
+
+def test_the_checksum_is_that_of_sha256sum(tmp_path):
+    import hashlib
+
+    path = Checkpoints(tmp_path).save(1, {"x": 1})
+    digest, name = path.with_name(path.name + ".sha256").read_text().split()
+    assert (name, digest) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_intact(processes, unbroken, tmp_path):
+    process = processes.Process(target=resumed.run_on_full_disk, args=(str(tmp_path / "run"),))
+    process.start()
+    process.join()
+    message = (tmp_path / "error.txt").read_text()
+    assert re.search(
+        r"step-00000009\.pt' cannot be written: .* The last checkpoint is .*step-00000008\.pt", message
+    )
+    found = Checkpoints(tmp_path / "run" / "checkpoints").latest()
+    assert found.step == 8
+    assert not list(tmp_path.rglob(".part-*"))
+    finish(processes, tmp_path / "run")
+    assert files(tmp_path / "run") == files(unbroken[0])
