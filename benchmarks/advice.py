@@ -95,13 +95,14 @@ def examine(name: str, config: PretrainConfig, seeds: int, workers: int, directo
 def main() -> None:
     parser = argparse.ArgumentParser(description="Test the advice on two data sets.")
     parser.add_argument("--cifar", type=Path, default=ROOT.parent / "shared/data/cifar10.tar.xz")
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=2, help="of every setting on digits")
+    parser.add_argument("--cifar-seeds", type=int, default=1, help="of every setting on CIFAR-10")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores",
         "versions": versions(),
-        "seeds": options.seeds,
+        "seeds": {"digits": options.seeds, "cifar10": options.cifar_seeds},
     }
     with tempfile.TemporaryDirectory() as temporary:
         directory = Path(temporary)
@@ -109,7 +110,7 @@ def main() -> None:
         if options.cifar.exists():
             part_of_cifar(options.cifar, directory / "images")
             config = replace(CIFAR, data=f"folder:{directory / 'images'}")
-            result["cifar10"] = examine("cifar10", config, options.seeds, options.workers, directory)
+            result["cifar10"] = examine("cifar10", config, options.cifar_seeds, options.workers, directory)
         else:
             print(f"no {options.cifar.name}: the part on CIFAR-10 is left out")
     target = ROOT / "benchmarks/results/advice.json"
