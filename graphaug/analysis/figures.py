@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor
 from graphaug.analysis.cka import CKA
 from graphaug.analysis.stretches import Stretch
 from graphaug.analysis.study import Moment
+from graphaug.contrastive.files import write_file
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,17 +28,12 @@ def save(figure: Figure, stem: Path) -> dict[str, Path]:
     """Write ``stem.svg`` and ``stem.png``; the same figure gives the same files."""
     import matplotlib
 
-    stem.parent.mkdir(parents=True, exist_ok=True)
     written = {}
     with matplotlib.rc_context({"svg.hashsalt": "graphaug"}):
         for kind in ("svg", "png"):
-            path = stem.with_suffix(f".{kind}")
-            temporary = path.with_name(f".{path.name}")
-            figure.savefig(
-                temporary, format=kind, dpi=150, metadata={"Date": None} if kind == "svg" else None
-            )
-            temporary.replace(path)
-            written[kind] = path
+            metadata = {"Date": None} if kind == "svg" else None
+            path = written[kind] = stem.with_suffix(f".{kind}")
+            write_file(path, functools.partial(figure.savefig, format=kind, dpi=150, metadata=metadata))
     return written
 
 

@@ -15,6 +15,7 @@ import graphaug
 from graphaug.analysis import figures
 from graphaug.analysis.runs import Run, read_run
 from graphaug.analysis.study import Study, study
+from graphaug.contrastive.files import make_folder, write_file
 from graphaug.errors import RunDirectoryError
 
 REPORT = "report.html"
@@ -61,13 +62,9 @@ def analyze(
         if on_run is not None:
             on_run(name)
         studies[name] = study(run, samples=samples)
-    try:
-        page = render(studies, target / "figures")
-        temporary = target / f".{REPORT}"
-        temporary.write_text(page, encoding="utf-8")
-        temporary.replace(target / REPORT)
-    except OSError as error:
-        raise RunDirectoryError(f"{str(target)!r} cannot be written: {error.strerror or error}.") from error
+    make_folder(target / "figures")
+    page = render(studies, target / "figures")
+    write_file(target / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
     return target / REPORT
 
 

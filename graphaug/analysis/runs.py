@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.files import make_folder, write_file
 from graphaug.contrastive.models import build_model
 from graphaug.errors import ConfigError, RunDirectoryError
 
@@ -130,10 +131,5 @@ def write_json(file: Path, value: Any) -> None:
     Raises:
         RunDirectoryError: the file cannot be written.
     """
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-        temporary.replace(file)
-    except OSError as error:
-        raise RunDirectoryError(f"{str(file)!r} cannot be written: {error.strerror or error}.") from error
+    make_folder(file.parent)
+    write_file(file, lambda path: path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))
