@@ -333,7 +333,7 @@ class CaptureTracer(fx.Tracer):
         inputs = (node.args, node.kwargs)
         if any(value_of(n) is UNKNOWN for n in node.all_input_nodes):
             return UNKNOWN
-        args, kwargs = fx.map_arg(inputs, value_of)
+        args, kwargs = _plain(fx.map_arg(inputs, value_of))
         counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
         with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False), undrawn():
             try:
@@ -554,6 +554,15 @@ def _flop_counter() -> Any:
     from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
 
     return FlopCounterMode(display=False)
+
+
+def _plain(value: Any) -> Any:
+    """Lists and dicts as code gets them: a node holds immutable ones, and a module may fill the list it is given."""
+    if isinstance(value, fx.immutable_collections.immutable_list):
+        return [_plain(v) for v in value]
+    if isinstance(value, fx.immutable_collections.immutable_dict):
+        return {k: _plain(v) for k, v in value.items()}
+    return tuple(map(_plain, value)) if type(value) is tuple else value
 
 
 def _differentiable(example: Any) -> Any:

@@ -421,3 +421,27 @@ def test_an_unknown_failure_in_opened_code_names_its_line() -> None:
 def test_errors_of_capture_are_graphaugs() -> None:
     assert issubclass(CaptureError, GraphaugError)
     assert Target("layer1", None, 0) != Target("layer1", None, 1)
+
+
+def test_a_module_that_fills_the_list_it_is_given():
+    """HRNet's stages put their branches' outputs into the list of their inputs."""
+
+    class Stage(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, xs):
+            xs[0], xs[1] = self.first(xs[0]), self.second(xs[1])
+            return xs[0] + xs[1]
+
+    class Whole(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stage, self.head = Stage(), nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(self.stage([x, 2 * x]))
+
+    model, x = Whole(), torch.randn(6, 4)
+    graphaug.verify(graphaug.rewrite(model, at="stage", stop_grad=True, example_inputs=x), x)
