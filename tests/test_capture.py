@@ -444,4 +444,4 @@ def test_a_module_that_fills_the_list_it_is_given():
             return self.head(self.stage([x, 2 * x]))
 
     model, x = Whole(), torch.randn(6, 4)
-    graphaug.verify(graphaug.rewrite(model, at="stage", stop_grad=True, example_inputs=x), x)
+    ga.verify(ga.rewrite(model, at="stage", stop_grad=True, example_inputs=x), x)
