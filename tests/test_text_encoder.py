@@ -20,7 +20,8 @@ from transformers import (
 )
 
 from graphaug.errors import EncoderError, InvalidOption
-from graphaug.text.encoder import TextEncoder, evaluating
+from graphaug.signature import evaluating
+from graphaug.text.encoder import TextEncoder
 from graphaug.text.load import load_encoder, save_encoder
 from graphaug.text.models import from_config
 from graphaug.text.tokenizer import train_wordpiece

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from graphaug.errors import EncoderError, InvalidOption
+from graphaug.signature import evaluating
 from graphaug.text.pooling import POOLERS, check_pooler
 
 if TYPE_CHECKING:
@@ -161,18 +161,6 @@ def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
             limits.append(module.num_embeddings - module.padding_idx - 1)
     limit = min(limits)
     return limit if limit < 1_000_000 else FALLBACK  # transformers' "no limit" has thirty digits
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode within the block; afterwards every module is in the mode that it was in, not all in one."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def first_line(error: Exception) -> str:
