@@ -78,8 +78,7 @@ def _make_torchvision(name: str, kind: str) -> tuple[nn.Module, Inputs]:
     if name == "inception_v3":  # the head that only training has needs all of it
         shapes = [(3, 299, 299)]
     if name.startswith("mvit"):
-        options.update(spatial_size=(64, 64), temporal_size=8)
-        shapes = [(3, 8, 64, 64)]
+        shapes = [(3, 16, 224, 224)]
     if name in ("inception_v3", "googlenet"):
         options["init_weights"] = False
     return _first_that_runs(lambda: tv.get_model(name, **options), [torch.randn(2, *s) for s in shapes])
