@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format coverage bench resume-test clean
+.PHONY: help install demo test lint format coverage bench resume-test long-test clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
@@ -19,6 +19,7 @@ help:
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
 	@echo "make resume-test  kill a run twenty times and resume it"
+	@echo "make long-test  the tests that make test leaves out"
 	@echo "make bench   time and memory of a training step: benchmarks/results/"
 	@echo "make clean   remove .venv and everything that was generated"
 
@@ -47,7 +48,10 @@ test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 resume-test: $(STAMP)
-	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s tests/test_resume.py
+	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s -m '' tests/test_resume.py
+
+long-test: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m long
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage

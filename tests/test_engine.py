@@ -216,6 +216,7 @@ def losses(out):
     return [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_two_processes_of_torchrun_train_as_one_with_the_whole_batch(torchrun, images, tmp_path):
     pretrain(engine_processes.CONFIG, tmp_path / "one", data=images)
     assert losses(torchrun) == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
@@ -227,6 +228,7 @@ def test_two_processes_of_torchrun_train_as_one_with_the_whole_batch(torchrun, i
     assert config["resolved"]["processes"] == 2
 
 
+@pytest.mark.long
 def test_devices_2_is_torchrun_with_two(torchrun, images, tmp_path, monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
@@ -239,6 +241,7 @@ def test_devices_2_is_torchrun_with_two(torchrun, images, tmp_path, monkeypatch)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+@pytest.mark.long
 def test_an_error_in_a_process_is_our_own(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(SiteNotFound, match="process 1 has no site"):

@@ -252,6 +252,7 @@ def test_a_directory_that_cannot_be_made(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_runs_agree_with_eager_ones(images, monkeypatch):
     # Tracing is what can go wrong here; inductor's own compilation would take a minute.
     compile_ = torch.compile

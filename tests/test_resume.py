@@ -89,6 +89,7 @@ def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(proces
     print(f"{killed} kills; last checkpoints: {', '.join(steps)}")
 
 
+@pytest.mark.long
 def test_a_chain_of_kills(processes, unbroken, tmp_path):
     out = tmp_path / "run"
     for epoch in (3, 6):
@@ -208,6 +209,7 @@ def test_the_checksum_is_that_of_sha256sum(tmp_path):
     assert (name, digest) == (path.name, hashlib.sha256(path.read_bytes()).hexdigest())
 
 
+@pytest.mark.long
 def test_a_full_disk_ends_the_run_and_leaves_the_last_checkpoint_intact(processes, unbroken, tmp_path):
     process = processes.Process(target=resumed.run_on_full_disk, args=(str(tmp_path / "run"),))
     process.start()

@@ -471,7 +471,7 @@ def test_the_dense_block_is_dense_and_ends() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_without_a_break_or_a_recompile(backend: str) -> None:
     torch._dynamo.reset()
     aug, x = text(rate=1.0)
