@@ -182,16 +182,24 @@ def _unpacked_into(frame: FrameType) -> int | None:
     return None
 
 
-def describe(node: Any) -> str:
-    """Spell a node as the expression it stands for: ``x.shape[2]``."""
+def describe(node: Any, deep: int = 3) -> str:
+    """Spell a node as the expression it stands for: ``x.shape[2]``.
+
+    Operations on tensors are followed ``deep`` levels, then named: in a residual network an expression would double in
+    length with every block.
+    """
     if isinstance(node, slice):
-        bounds = [describe(b) if b is not None else "" for b in (node.start, node.stop, node.step)]
+        bounds = [describe(b, deep) if b is not None else "" for b in (node.start, node.stop, node.step)]
         return ":".join(bounds[:2] if node.step is None else bounds)
     if not isinstance(node, fx.Node):
         return repr(node)
     if node.op in ("placeholder", "get_attr"):
         return str(node.target)
-    args = [describe(a) for a in node.args]
+    if isinstance(value_of(node), torch.Tensor) and node.op != "call_module":
+        if deep == 0:
+            return str(node.name)
+        deep -= 1
+    args = [describe(a, deep) for a in node.args]
     if node.op == "call_function":
         if node.target is getattr:
             return f"{args[0]}.{node.args[1]}"

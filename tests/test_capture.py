@@ -445,3 +445,22 @@ def test_a_module_that_fills_the_list_it_is_given():
 
     model, x = Whole(), torch.randn(6, 4)
     ga.verify(ga.rewrite(model, at="stage", stop_grad=True, example_inputs=x), x)
+
+
+def test_an_assumption_behind_many_residual_additions_stays_short():
+    """Spelled out in full, it would have 2^60 terms."""
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x):
+            for _ in range(60):
+                x = x + x.tanh()
+            if x.shape[1] == 4:
+                x = self.fc(x)
+            return self.head(x)
+
+    plan = ga.rewrite(Deep(), at="fc", example_inputs=torch.randn(4, 4), dry_run=True)
+    assert all(len(text) < 200 for text in plan.assumptions)
