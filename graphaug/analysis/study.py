@@ -83,9 +83,8 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
         first, second = to_rgb(views(images, draws)).chunk(2)
     model = run.model()
     sites = encoder_sites(model, plain)
-    loaded = [(epoch, run.model(file)) for epoch, file in run.snapshots.items()]
     end = len(run.metrics)
-    timed = [*((e, m) for e, m in loaded if e != end), (end, model)]
+    earlier = {epoch: file for epoch, file in run.snapshots.items() if epoch != end}
     train = data.train.images[:2000], data.train.labels[:2000]
     knn_view = EvalView(size, mean, std)
 
@@ -103,7 +102,7 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
         advice=advise(model, plain, sites),
         sites=geometry(model, zip(first.split(128), second.split(128), strict=True), sites, labels=labels),
         spectrum=values / values.sum().clamp(min=1e-30),
-        moments=[moment(e, m) for e, m in timed],
+        moments=[*(moment(epoch, run.model(file)) for epoch, file in earlier.items()), moment(end, model)],
         dissection=_dissected(run, model, plain, sites),
         samples=len(images),
     )

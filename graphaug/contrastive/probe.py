@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from graphaug.contrastive.data import ImageData
 from graphaug.contrastive.evaluate import few_label_probe, knn_accuracy, label_share_probe, linear_probe
@@ -66,6 +66,15 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), settings
 
 
+def _frozen(path: Path, data: ImageData) -> tuple[nn.Module, int, tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """A run's encoder, the size of its views, and features and labels of the training and the test images."""
+    model, settings = load_run(path)
+    size = settings.get("size") or data.view_size
+    view = EvalView(size, *data.statistics())
+    train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
+    return model, size, (train_x, data.train.labels, test_x, data.test.labels)
+
+
 def probe_run(path: Path, data: ImageData, *, linear: bool = False, epochs: int = 100) -> dict[str, Any]:
     """Probe the encoder of a run.
 
@@ -86,11 +95,7 @@ def probe_run(path: Path, data: ImageData, *, linear: bool = False, epochs: int 
 
     """
     labelled(data)
-    model, settings = load_run(path)
-    size = settings.get("size") or data.view_size
-    view = EvalView(size, *data.statistics())
-    train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
-    sets = (train_x, data.train.labels, test_x, data.test.labels)
+    model, size, sets = _frozen(path, data)
     found: dict[str, Any] = {"linear": linear_probe(*sets), "knn": knn_accuracy(*sets)}
     for share in SHARES:
         found[f"linear {share:.0%} of labels"] = label_share_probe(*sets, share=share).mean
@@ -110,11 +115,8 @@ def transfer_run(path: Path, data: ImageData, *, epochs: int = 30) -> dict[str, 
 
     """
     labelled(data)
-    model, settings = load_run(path)
-    size = settings.get("size") or data.view_size
-    view = EvalView(size, *data.statistics())
-    train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
-    found = {"linear": linear_probe(train_x, data.train.labels, test_x, data.test.labels)}
+    model, size, sets = _frozen(path, data)
+    found = {"linear": linear_probe(*sets)}
     tuned = fine_tune(model, data, size=size, epochs=epochs)
     return {**found, "fine-tuned": tuned.accuracy, "fine-tuned, best over epochs": tuned.best}
 
