@@ -100,8 +100,8 @@ def draw(
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
-    from graphaug.contrastive.config import site
     from graphaug.contrastive.models import build_model
+    from graphaug.contrastive.settings import site
     from graphaug.draw import check_format, draw_graph
 
     check_format(out)

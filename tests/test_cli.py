@@ -58,29 +58,31 @@ def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
     first, second = out.split("# --preset simclr-cifar100\n")
     path = tmp_path / "preset.yaml"
     path.write_text(first)
+    from graphaug.contrastive.config import PretrainConfig
     from graphaug.contrastive.presets import settle
 
-    assert settle({}, file=path) == settle({}, name="simclr-cifar10")
+    assert settle(PretrainConfig, {}, file=path) == settle({}, name="simclr-cifar10")
     assert yaml.safe_load(second)["data"] == "cifar100"
 
 
 def test_settings_come_from_preset_then_file_then_command_line(tmp_path):
+    from graphaug.contrastive.config import PretrainConfig
     from graphaug.contrastive.presets import settle
     from graphaug.errors import ConfigError
 
     path = tmp_path / "settings.yaml"
     path.write_text("lr: 1e-1\nat: layer4\nepochs: 7\n")
-    config = settle({"epochs": 3}, name="simclr-cifar10", file=path)
+    config = settle(PretrainConfig, {"epochs": 3}, name="simclr-cifar10", file=path)
     assert (config.batch_size, config.lr, config.at, config.epochs) == (1024, 0.1, ("layer4",), 3)
     path.write_text("epoch: 7\n")
     with pytest.raises(ConfigError, match=r"no setting is called 'epoch'. Did you mean 'epochs'"):
-        settle({}, file=path)
+        settle(PretrainConfig, {}, file=path)
     path.write_text("epochs: many\n")
     with pytest.raises(ConfigError, match="epochs must be a whole number, not 'many'"):
-        settle({}, file=path)
+        settle(PretrainConfig, {}, file=path)
     path.write_text("- 1\n")
     with pytest.raises(ConfigError, match="holds a list"):
-        settle({}, file=path)
+        settle(PretrainConfig, {}, file=path)
 
 
 def test_every_setting_is_an_option(graphaug):

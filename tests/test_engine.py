@@ -47,7 +47,7 @@ def images():
 
 
 def test_the_presets_learning_rate_is_supcontrasts():
-    config = settle({}, name="simclr-cifar10")
+    config = settle(PretrainConfig, {}, name="simclr-cifar10")
     steps = 50000 // 1024
 
     def supcontrast(epoch, batch):
@@ -69,7 +69,7 @@ def test_the_presets_learning_rate_is_supcontrasts():
 def test_the_presets_are_the_papers_settings():
     from graphaug.contrastive.models import projection_head
 
-    config = settle({}, name="simclr-cifar100")
+    config = settle(PretrainConfig, {}, name="simclr-cifar100")
     assert (config.batch_size, config.epochs, config.temperature, config.warmup) == (1024, 1500, 0.5, 10)
     assert (config.momentum, config.weight_decay, config.optimizer) == (0.9, 1e-4, "sgd")
     assert (config.crop, config.jitter, config.jitter_p, config.gray_p) == (

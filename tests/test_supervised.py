@@ -61,8 +61,8 @@ def test_the_protocols_learning_rate_is_supcontrasts(images, monkeypatch):
             group = optimizer.param_groups[0]
             seen["options"] = (epochs, group["momentum"], group["weight_decay"], len(group["params"]))
 
-        def fit(self, after_epoch):
-            after_epoch({})
+        def fit(self, after_line):
+            after_line({})
 
     monkeypatch.setattr(supervised, "Engine", Spy)
     linear_protocol(encoder(), images)

@@ -6,13 +6,14 @@ import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import Field, fields
+from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,16 +33,16 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    app.command()(with_settings(pretrain))
+    app.command()(with_settings(pretrain, PretrainConfig))
     app.command()(presets)
     app.command()(probe)
     app.command()(transfer)
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command that takes ``settings`` an option for every setting of a run, None where it is not given."""
+def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callable[..., None]:
+    """Give a command that takes ``settings`` an option for every setting of a kind of run, none of them required."""
     own = inspect.signature(command, eval_str=True).parameters.values()
-    options = [_option(item) for item in fields(PretrainConfig)]
+    options = [_option(item) for item in kind.items()]
     names = [option.name for option in options]
 
     def run(**given: Any) -> None:
@@ -74,12 +75,8 @@ def pretrain(
     from graphaug.contrastive.presets import settle
     from graphaug.contrastive.run_dir import RunDirectory
 
-    if resume and force:
-        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
-    earlier = RunDirectory(out, force=True).settings() if resume else None
-    if resume and earlier is None:
-        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
-    wanted = settle(settings, preset, config, earlier)
+    earlier = earlier_settings(out, resume, force)
+    wanted = settle(PretrainConfig, settings, preset, config, earlier)
 
     from graphaug.contrastive.data import load
     from graphaug.contrastive.devices import is_first_process
@@ -108,14 +105,28 @@ def pretrain(
     print(f"written to {out}")
 
 
+def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | None:
+    """The settings of the run to resume, if there is one."""
+    from graphaug.contrastive.run_dir import RunDirectory
+
+    if resume and force:
+        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
+    earlier = RunDirectory(out, force=True).settings() if resume else None
+    if resume and earlier is None:
+        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
+    return earlier
+
+
 def presets() -> None:
     """Print the presets, as YAML that --config reads."""
     import yaml
 
     from graphaug.contrastive.presets import PRESETS
+    from graphaug.text.presets import PRESETS as TEXT_PRESETS
 
-    for name, settings in PRESETS.items():
-        print(f"# --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
+    for command, found in {"pretrain": PRESETS, "simcse": TEXT_PRESETS}.items():
+        for name, settings in found.items():
+            print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(dict(settings), sort_keys=False)}")
 
 
 def probe(

@@ -45,9 +45,10 @@ class Feed(Protocol):
 
 @dataclass
 class Position:
-    """``step``: optimizer steps made; ``sums`` of the measures of this epoch; ``metrics`` of the epochs before."""
+    """``step``: optimizer steps made; ``sums`` of the measures since step ``lined``, the last line of ``metrics``."""
 
     step: int = 0
+    lined: int = 0
     sums: dict[str, Tensor] = field(default_factory=dict)
     metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -66,6 +67,9 @@ class Engine:
         accumulate: parts that a step is computed in; their gradients are averaged.
         compile: compile the objective with its backward. In one process this is one graph, or an error; with several,
             the communication of the loss is left out of it.
+        dynamic: as for ``torch.compile``; False compiles once for every shape that the feed gives.
+        clip: largest norm of the gradients of all parameters together; longer ones are shortened to it.
+        line_every: steps between lines of the metrics; by default an epoch.
         before_step: called with the fractional epoch before each step.
 
     """
@@ -81,12 +85,17 @@ class Engine:
         epochs: int,
         accumulate: int = 1,
         compile: bool = False,
+        dynamic: bool | None = None,
+        clip: float | None = None,
+        line_every: int | None = None,
         before_step: Callable[[float], None] | None = None,
     ) -> None:
         self.fabric, self.objective, self.feed, self.optimizer = fabric, objective, feed, optimizer
         self.learning_rate, self.epochs, self.accumulate = learning_rate, epochs, accumulate
-        self.before_step = before_step
-        forward: Any = torch.compile(objective, fullgraph=process_count() == 1) if compile else objective
+        self.before_step, self.clip, self.line_every = before_step, clip, line_every or feed.steps
+        forward: Any = objective
+        if compile:
+            forward = torch.compile(objective, fullgraph=process_count() == 1, dynamic=dynamic)
         # DDP around what is compiled, not the other way round: its hooks need no graph of their own.
         self.forward = fabric.setup_module(forward, _reapply_compile=False)
         self.position = Position()
@@ -94,37 +103,40 @@ class Engine:
     def fit(
         self,
         after_step: Callable[[int], None] | None = None,
-        after_epoch: Callable[[dict[str, Any]], None] | None = None,
+        after_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> list[dict[str, Any]]:
         """Train from the present position to the end.
 
         Args:
             after_step: called with the number of steps made.
-            after_epoch: called with the metrics of an epoch, which it may add to: ``epoch`` from 1, the means of the
-                measures, ``lr`` of the last step, ``seconds`` and ``views_per_second``.
+            after_line: called with a line of the metrics, which it may add to: ``epoch``, how many there were, the
+                means of the measures since the line before, ``lr`` of the last step, ``seconds`` and
+                ``views_per_second``.
 
         Returns:
-            The metrics of all epochs, those before a resume included.
+            The metrics, those before a resume included.
 
         Raises:
             TrainingDiverged: a loss became NaN or infinite.
 
         """
         position, steps = self.position, self.feed.steps
+        last = self.epochs * steps
         self.objective.train()
-        while position.step < self.epochs * steps:
+        start, rows = time.perf_counter(), 0
+        while position.step < last:
             epoch, first = divmod(position.step, steps)
-            start, rows = time.perf_counter(), 0
             self.feed.start_epoch()
             for step in range(first, steps):
                 rows += self._step(epoch + step / steps, step)
                 position.step += 1
-                if step + 1 == steps:
-                    line = self._line(epoch + 1, start, rows)
-                    position.sums = {}
-                    if after_epoch is not None:
-                        after_epoch(line)
+                if position.step % self.line_every == 0 or position.step == last:
+                    line = self._line(start, rows)
+                    position.sums, position.lined = {}, position.step
+                    if after_line is not None:
+                        after_line(line)
                     position.metrics.append(line)
+                    start, rows = time.perf_counter(), 0
                 if after_step is not None:
                     after_step(position.step)
         return position.metrics
@@ -145,6 +157,10 @@ class Engine:
                 self.fabric.backward(loss if self.accumulate == 1 else loss / self.accumulate)
             self._add(measures)
             rows += len(batch[0])
+        if self.clip is not None:
+            self.fabric.clip_gradients(
+                self.forward, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
+            )
         self.optimizer.step()
         return rows * process_count()
 
@@ -159,18 +175,20 @@ class Engine:
         for name, value in measures.items():
             sums.setdefault(name, torch.zeros((), device=value.device)).add_(value.detach())
 
-    def _line(self, epoch: int, start: float, rows: int) -> dict[str, Any]:
+    def _line(self, start: float, rows: int) -> dict[str, Any]:
         means = self._means()
         self.check(means["loss"])
         seconds = time.perf_counter() - start
+        whole, rest = divmod(self.position.step, self.feed.steps)
+        epoch = whole + rest / self.feed.steps if rest else whole
         line: dict[str, Any] = {"epoch": epoch, **means, "lr": self.optimizer.param_groups[0]["lr"]}
         line |= {"seconds": round(seconds, 3), "views_per_second": round(2 * rows / seconds, 1)}
         return line
 
     def _means(self) -> dict[str, float]:
-        """Means of the measures since the epoch began, over the processes too."""
+        """Means of the measures since the last line, over the processes too."""
         names = list(self.position.sums)
-        count = ((self.position.step - 1) % self.feed.steps + 1) * self.accumulate
+        count = (self.position.step - self.position.lined) * self.accumulate
         sums = torch.stack([self.position.sums[name] for name in names])
         if process_count() > 1:
             dist.all_reduce(sums)
@@ -202,6 +220,7 @@ class Engine:
             self.check(math.nan)
         return {
             "step": position.step,
+            "lined": position.lined,
             "sums": {name: value.clone() for name, value in position.sums.items()},
             "metrics": position.metrics,
             "objective": self.objective.state_dict(),
@@ -228,7 +247,7 @@ class Engine:
         self.optimizer.load_state_dict(state["optimizer"])
         self.feed.load_state_dict(state["feed"])
         sums = {name: value.to(device) for name, value in state["sums"].items()}
-        self.position = Position(state["step"], sums, list(state["metrics"]))
+        self.position = Position(state["step"], state["lined"], sums, list(state["metrics"]))
         generators = state["generators"]
         torch.set_rng_state(generators["cpu"][process_rank()])
         if device.type == "cuda" and "cuda" in generators:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-import graphaug
+from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
 from graphaug.contrastive.config import PretrainConfig, versions
 from graphaug.contrastive.data import ImageData
@@ -29,7 +28,6 @@ from graphaug.contrastive.schedule import augmentation_rate, augmentation_subset
 from graphaug.contrastive.watch import Board, Watch
 from graphaug.contrastive.weights import load_weights
 from graphaug.errors import ConfigError
-from graphaug.outline import paper_stages
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -64,9 +62,10 @@ def train(
         model.to(fabric.device)
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
+        size = config.size or data.view_size
         with (
             classifier_replaced(model, head.to(fabric.device)),
-            deep_augmented(model, config, data) as trained,
+            deep_augmented(model, config, lambda: example_images(model, size), config.model) as trained,
         ):
             run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
             if run is not None and (found is None or run.settings() is None):
@@ -80,7 +79,7 @@ def train(
                 engine, model, path, own, run, checkpoints, Watch(model, data, config, path), config, emit
             )
             hooks.begin(found)
-            metrics = engine.fit(hooks.after_step, hooks.after_epoch)
+            metrics = engine.fit(hooks.after_step, hooks.after_line)
             hooks.close()
             return hooks.encoder(), metrics
 
@@ -157,7 +156,7 @@ class _Hooks:
             if self.run is not None:
                 self.checkpoints.save(step, state)
 
-    def after_epoch(self, line: dict[str, Any]) -> None:
+    def after_line(self, line: dict[str, Any]) -> None:
         """Look at the epoch, and write it down."""
         first = self.engine.fabric.is_global_zero
         self.watch(line, look=first)
@@ -188,31 +187,11 @@ class _Hooks:
         self.run.snapshot(epoch, self.encoder(), {"model": self.config.model})
 
 
-@contextmanager
-def deep_augmented(model: nn.Module, config: PretrainConfig, data: ImageData) -> Iterator[nn.Module]:
-    """The model rewritten at its sites; what was frozen for it is trainable again afterwards."""
-    sites: list[Any] = list(config.at)
-    if config.everywhere:
-        sites = [number for number in paper_stages(model) if number >= 0]
-        if not sites:
-            raise ConfigError(f"{config.model} has no numbered stages: name the sites with at=.")
-    if not sites:
-        yield model
-        return
-    at = sites[0] if len(sites) == 1 else sites
-    size = config.size or data.view_size
-    parameter = next(model.parameters())
-    example = torch.zeros(4, 3, size, size, device=parameter.device)
-    example += torch.arange(4, device=parameter.device).view(-1, 1, 1, 1) / 4
-    aug = graphaug.rewrite(
-        model, at=at, backward=config.backward, example_inputs=example, **config.deep_augmentation()
-    )
-    try:
-        if not any(p.requires_grad for p in aug.parameters()):
-            raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
-        yield aug
-    finally:
-        graphaug.strip(aug)
+def example_images(model: nn.Module, size: int) -> Tensor:
+    """Four different images of one colour each."""
+    device = next(model.parameters()).device
+    example = torch.zeros(4, 3, size, size, device=device)
+    return example + torch.arange(4, device=device).view(-1, 1, 1, 1) / 4
 
 
 def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError, did_you_mean
+
+S = TypeVar("S", bound=Settings)
+
+Presets = Mapping[str, Mapping[str, Any]]
+"""Name → settings."""
 
 _SIMCLR: dict[str, Any] = {
     "model": "resnet18-cifar",
@@ -41,21 +45,21 @@ PRESETS: dict[str, dict[str, Any]] = {
 """The paper's CIFAR runs: SupContrast's SimCLR, whose head for a ResNet-18 is 512-512-128."""
 
 
-def preset(name: str) -> dict[str, Any]:
+def preset(name: str, presets: Presets = PRESETS) -> dict[str, Any]:
     """The settings of a preset that differ from, or are meant to be seen beside, the defaults.
 
     Raises:
         ConfigError: there is none of that name.
 
     """
-    if name not in PRESETS:
+    if name not in presets:
         raise ConfigError(
-            f"no preset is called {name!r}.{did_you_mean(name, PRESETS)} There are {', '.join(PRESETS)}."
+            f"no preset is called {name!r}.{did_you_mean(name, presets)} There are {', '.join(presets)}."
         )
-    return dict(PRESETS[name])
+    return dict(presets[name])
 
 
-def read_settings(path: Path) -> dict[str, Any]:
+def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     """The settings in a YAML file; the ``config.yaml`` of a run is one.
 
     Raises:
@@ -80,7 +84,7 @@ def read_settings(path: Path) -> dict[str, Any]:
             f"{str(path)!r} holds a {type(found).__name__}; lines 'setting: value' are expected."
         )
     settings = {name: value for name, value in found.items() if name not in ("resolved", "versions")}
-    known = [item.name for item in fields(PretrainConfig)]
+    known = kind.names()
     for name in settings:
         if name not in known:
             raise ConfigError(f"{path}: no setting is called {name!r}.{did_you_mean(str(name), known)}")
@@ -88,11 +92,13 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def settle(
+    kind: type[S],
     given: Mapping[str, Any],
     name: str | None = None,
     file: Path | None = None,
     run: Mapping[str, Any] | None = None,
-) -> PretrainConfig:
+    presets: Presets = PRESETS,
+) -> S:
     """Join settings, later ones first: ``given``, the ``file``, the preset ``name``, those of a ``run`` to resume.
 
     Raises:
@@ -100,6 +106,6 @@ def settle(
 
     """
     settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
-    settings |= preset(name) if name is not None else {}
-    settings |= read_settings(file) if file is not None else {}
-    return PretrainConfig.from_dict({**settings, **given})
+    settings |= preset(name, presets) if name is not None else {}
+    settings |= read_settings(file, kind) if file is not None else {}
+    return kind.from_dict({**settings, **given})

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graphaug.contrastive.checkpoint import Checkpoints
-from graphaug.contrastive.config import PretrainConfig, differences
+from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
 from graphaug.contrastive.job import sized, train
@@ -125,7 +125,7 @@ def _resumed(run: RunDirectory, config: PretrainConfig, data: ImageData) -> Pret
     settings = run.settings()
     if settings is None:
         return None
-    if found := differences(settings, sized(config, data)):
+    if found := config.differences(settings, sized(config, data)):
         raise ConfigError(
             f"the run in {str(run.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
             "Resume without changing them, or choose another directory."

@@ -8,23 +8,24 @@ from typing import Any
 
 
 class EpochProgress:
-    """A progress bar over epochs on a terminal; a line an epoch elsewhere. Call it with an epoch's metrics.
+    """A progress bar on a terminal; elsewhere a line of text for each line of the metrics, which it is called with.
 
     Args:
-        epochs: how many there will be.
+        total: how many epochs, or steps, there will be.
         title: in front of it.
+        unit: what the metrics count: ``epoch`` or ``step``.
 
     """
 
-    def __init__(self, epochs: int, title: str = "pretraining") -> None:
+    def __init__(self, total: int, title: str = "pretraining", unit: str = "epoch") -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.epochs, self.title = epochs, title
+        self.total, self.title, self.unit = total, title, unit
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
-        self.task = self.bar.add_task(title, total=epochs, numbers="")
+        self.task = self.bar.add_task(title, total=total, numbers="")
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
         """Show the bar, where there is a terminal."""
@@ -38,11 +39,14 @@ class EpochProgress:
 
     def _advance(self, metrics: dict[str, Any]) -> None:
         numbers = (
-            f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.4f}  {metrics['views_per_second']:.0f} views/s"
+            f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.4g}  {metrics['views_per_second']:.0f} views/s"
         )
         if "knn" in metrics:
             numbers += f"  kNN {metrics['knn']:.1%}"
+        if "stsb_dev" in metrics:
+            numbers += f"  STS-B dev {100 * metrics['stsb_dev']:.2f}"
+        done = metrics[self.unit]
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=metrics["epoch"], numbers=numbers)
+            self.bar.update(self.task, completed=done, numbers=numbers)
         else:
-            print(f"{self.title}: epoch {metrics['epoch']}/{self.epochs}  {numbers}", file=sys.stderr)
+            print(f"{self.title}: {self.unit} {done}/{self.total}  {numbers}", file=sys.stderr)

@@ -15,8 +15,8 @@ from graphaug.contrastive.files import PART, cannot_write, make_folder, write_fi
 from graphaug.errors import ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
-FOLDERS = ("checkpoints", "snapshots", "tensorboard")
-"""What a run may hold besides its files: checkpoints while it lasts, the others if asked for."""
+FOLDERS = ("checkpoints", "snapshots", "tensorboard", "encoder", "best")
+"""What a run may hold besides its files: checkpoints while it lasts, an encoder of text, and what was asked for."""
 
 
 class RunDirectory:

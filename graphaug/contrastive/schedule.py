@@ -7,24 +7,26 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from graphaug.contrastive.config import PretrainConfig
+    from graphaug.contrastive.settings import Settings
 
-SHAPES = ("cosine", "supcontrast")
+SHAPES = ("cosine", "linear", "supcontrast")
 """The learning-rate schedules by name."""
 
 
-def learning_rate(config: PretrainConfig, epoch: float) -> float:
+def learning_rate(config: Settings, epoch: float) -> float:
     """The learning rate at a fractional ``epoch``, 0 at the first step.
 
-    Both shapes rise linearly from ``warmup_from`` (by default a hundredth of ``lr``) for ``warmup`` epochs and end at
+    All shapes rise linearly from ``warmup_from`` (by default a hundredth of ``lr``) for ``warmup`` epochs and end at
     ``lr · lr_floor``.
 
     - ``cosine``: reaches ``lr``, then half a cosine over the remaining epochs.
+    - ``linear``: reaches ``lr``, then a straight line; transformers' default.
     - ``supcontrast``: as SupContrast's ``util.py``: the cosine spans all epochs and stands still within one (epoch e,
       counted from 1, has ``cos(π e / epochs)``); the warm-up ends at the value that the cosine has there.
     """
     warmup = min(config.warmup, config.epochs)
     start = config.lr / 100 if config.warmup_from is None else config.warmup_from
-    if config.schedule == "cosine":
+    if config.schedule != "supcontrast":
         top = config.lr
         progress = (epoch - warmup) / max(config.epochs - warmup, 1e-9)
     else:
@@ -33,6 +35,9 @@ def learning_rate(config: PretrainConfig, epoch: float) -> float:
         progress = (math.floor(epoch + 1e-9) + 1) / config.epochs
     if epoch < warmup:
         return start + (top - start) * epoch / warmup
+    if config.schedule == "linear":
+        low = config.lr * config.lr_floor
+        return low + (config.lr - low) * (1 - min(progress, 1.0))
     return _cosine(config, progress)
 
 
@@ -46,7 +51,7 @@ def augmentation_subset(config: PretrainConfig, epoch: float) -> float:
     return _linear(config.subset, config.subset_end, epoch / config.epochs)
 
 
-def _cosine(config: PretrainConfig, progress: float) -> float:
+def _cosine(config: Settings, progress: float) -> float:
     low = config.lr * config.lr_floor
     return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

@@ -132,7 +132,7 @@ def _fit(
             feed = LabelledFeed(data.train, batch_size, generator, device)
             engine = Engine(fabric, objective, feed, optimizer, rate, epochs=epochs)
             view = EvalView(size, *statistics).to(device)
-            engine.fit(after_epoch=lambda line: accuracies.append(objective.accuracy(data.test, view)))
+            engine.fit(after_line=lambda line: accuracies.append(objective.accuracy(data.test, view)))
         finally:
             for name, p in model.named_parameters():
                 p.requires_grad_(wanted[name])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,8 @@ class Watch:
         epoch, every = line["epoch"], self.config.watch_every
         if look and every and (epoch % every == 0 or epoch == self.config.epochs):
             line["knn"] = self.knn()
-        if epoch > self.config.warmup and line["spread"] < self.config.collapse:
-            raise TrainingCollapsed(
-                f"the embeddings have collapsed in epoch {epoch}: their spread is {line['spread']:.2g}, and 1 is "
-                f"isotropic (collapse={self.config.collapse:g} is the limit, 0 for none). Try a lower learning rate, a "
-                "longer warm-up, or a lower rate or subset of Deep Augmentation."
-            )
+        if epoch > self.config.warmup:
+            check_spread(line, self.config.collapse)
 
     def knn(self) -> float:
         """Accuracy of the nearest-neighbour vote on the features, in eval mode."""
@@ -67,6 +64,16 @@ class Watch:
 
     def _features(self, images: Tensor) -> Tensor:
         return features(self.model, images, self.view, path=self.path)
+
+
+def check_spread(line: Mapping[str, Any], limit: float) -> None:
+    """Raise ``TrainingCollapsed`` if the spread of the embeddings in a line of metrics is below the limit."""
+    if line["spread"] < limit:
+        raise TrainingCollapsed(
+            f"the embeddings have collapsed in epoch {line['epoch']:g}: their spread is {line['spread']:.2g}, and 1 is "
+            f"isotropic (collapse={limit:g} is the limit, 0 for none). Try a lower learning rate, a longer warm-up, or "
+            "a lower rate or subset of Deep Augmentation."
+        )
 
 
 class Board:

@@ -1,17 +1,73 @@
-"""The commands about text: sts."""
+"""The commands about text: simcse, sts."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from graphaug.contrastive.commands import Force, earlier_settings, with_settings
+from graphaug.text.config import SimCSEConfig
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
+    app.command()(with_settings(simcse, SimCSEConfig))
     app.command()(sts)
+
+
+def simcse(
+    *,
+    out: Annotated[Path, typer.Option(help="Directory for the run's files.")],
+    preset: Annotated[
+        str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")
+    ] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
+    ] = False,
+    force: Force = False,
+    settings: dict[str, Any],
+) -> None:
+    """Train an encoder of sentences with unsupervised SimCSE, with Deep Augmentation at --at."""
+    # Before the imports: a mistyped option should not wait for them.
+    from graphaug.contrastive.presets import settle
+    from graphaug.contrastive.run_dir import RunDirectory
+    from graphaug.text.presets import PRESETS
+
+    earlier = earlier_settings(out, resume, force)
+    wanted = settle(SimCSEConfig, settings, preset, config, earlier, PRESETS)
+
+    from graphaug.contrastive.devices import is_first_process
+    from graphaug.contrastive.progress import EpochProgress
+    from graphaug.text.corpus import read_corpus
+    from graphaug.text.report import quiet
+
+    first = is_first_process()
+    if first:
+        RunDirectory(out, force, resume)  # refuse before the text is read
+    quiet()
+    from graphaug.text.train import simcse as run
+
+    corpus = read_corpus(wanted.text) if wanted.text is not None else None
+    if first and corpus is not None and corpus.empty:
+        print(f"{corpus.empty} empty line(s) left out.", file=sys.stderr)
+    steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
+    with EpochProgress(steps, "simcse", unit="step") as progress:
+        result = run(wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress).result
+    if not first:
+        return
+    for name, scores in {"last step": result, "best on dev": result.get("best_on_dev", {})}.items():
+        if "stsb_dev" in scores:
+            print(
+                f"{name:<12} STS-B dev {100 * scores['stsb_dev']:.2f}  alignment {scores['alignment']:.3f}  "
+                f"uniformity {scores['uniformity']:.3f}  (step {scores['step']})"
+            )
+    print(f"written to {out}")
 
 
 def sts(

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from graphaug.errors import EncoderError, InvalidOption, did_you_mean
-from graphaug.text.encoder import Encoder, TextEncoder, first_line
+from graphaug.text.encoder import Encoder, TextEncoder, check_vocabulary, first_line
+from graphaug.text.mlm import MaskedHead
 from graphaug.text.pooling import check_pooler
 from graphaug.text.st_encoder import SentenceTransformerEncoder
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 RUN = "encoder"
 """The directory in a run's directory that holds its encoder, in transformers' format."""
@@ -62,12 +62,7 @@ def load_encoder(
     if batch_size < 1:
         raise InvalidOption(f"batch_size must be at least 1, not {batch_size}.")
     place = str(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    name = os.path.expanduser(os.fspath(name))
-    if os.path.exists(name):
-        name = str(_directory(Path(name)))
-    elif not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
-        raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
-
+    name = _resolved(name)
     modules = _json(name, "modules.json", list)
     if modules is not None and pooler is None:
         return SentenceTransformerEncoder(name, modules, max_length, batch_size, place)
@@ -89,6 +84,37 @@ def load_encoder(
     )
     _probe(encoder, name)
     return encoder
+
+
+def load_trainable(
+    name: str | os.PathLike[str], *, mlm: bool = False, dropout: bool = True
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, MaskedHead | None]:
+    """Load an encoder to train it, with its tokenizer.
+
+    A pooling layer of the encoder's own has no gradient in the objectives here: it is frozen, and kept.
+
+    Args:
+        name: as for ``load_encoder``; of a sentence-transformers model, its transformer is taken.
+        mlm: also load the head for masked language; one that was never saved begins with random weights.
+        dropout: without it, every dropout probability of the model's configuration is set to 0.
+
+    Raises:
+        EncoderError: as ``load_encoder``; or with ``mlm``, a kind of model that has no such head.
+
+    """
+    from transformers import AutoModel, AutoModelForMaskedLM
+
+    name = _resolved(name)
+    modules = _json(name, "modules.json", list)
+    folder = str(modules[0].get("path", "")) if modules else ""
+    auto = AutoModelForMaskedLM if mlm else AutoModel
+    model, tokenizer = _transformers(name, folder, DEFAULT, auto, dropout)
+    check_vocabulary(model, tokenizer)
+    encoder, head = (model.base_model, MaskedHead(model)) if mlm else (model, None)
+    for parameter, value in encoder.named_parameters():
+        if parameter.startswith("pooler."):
+            value.requires_grad_(False)
+    return encoder, tokenizer, head
 
 
 def save_encoder(
@@ -150,15 +176,37 @@ def _directory(path: Path) -> Path:
     )
 
 
-def _transformers(name: str, folder: str, pooler: str) -> tuple[nn.Module, PreTrainedTokenizerBase]:
-    """The plain encoder and its tokenizer; nothing in it is code of its own, and no weight is left at random."""
-    from transformers import AutoModel, AutoTokenizer
+def without_dropout(config: PretrainedConfig) -> None:
+    """Set every dropout probability of a configuration to 0."""
+    for key, value in config.to_dict().items():
+        if "dropout" in key and isinstance(value, float):
+            setattr(config, key, 0.0)
 
-    options = {"subfolder": folder, "trust_remote_code": False}
+
+def _resolved(name: str | os.PathLike[str]) -> str:
+    """The directory with the model's files, or its name on the hub."""
+    name = os.path.expanduser(os.fspath(name))
+    if os.path.exists(name):
+        return str(_directory(Path(name)))
+    if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
+        raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
+    return name
+
+
+def _transformers(
+    name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True
+) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The plain encoder and its tokenizer; nothing in it is code of its own, and no weight is left at random."""
+    from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+    options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
     try:
         with _unreported():
-            model, loaded = AutoModel.from_pretrained(
-                name, weights_only=True, output_loading_info=True, **options
+            config = AutoConfig.from_pretrained(name, **options)
+            if not dropout:
+                without_dropout(config)
+            model, loaded = (auto or AutoModel).from_pretrained(
+                name, config=config, weights_only=True, output_loading_info=True, **options
             )
     except Exception as error:  # transformers has no class of its own for this
         hub = "" if os.path.isdir(name) else " It is no directory here, so it was looked for on the hub."
@@ -166,6 +214,8 @@ def _transformers(name: str, folder: str, pooler: str) -> tuple[nn.Module, PreTr
             f"{name!r} is no model that transformers can load.{hub} {first_line(error)}"
         ) from error
     missing = sorted(loaded["missing_keys"])
+    if auto is not None:  # a head that is missing is to be trained
+        missing = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
     pooling = [key for key in missing if key.startswith("pooler.")]
     if pooling and pooler == "cls":
         raise EncoderError(

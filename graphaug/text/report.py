@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import graphaug
+from graphaug.contrastive.settings import package_versions
 from graphaug.errors import DataError, EncoderError
 from graphaug.text.encoder import Encoder
 from graphaug.text.sts import StsResult
@@ -57,13 +55,7 @@ def write_report(path: Path, name: str, encoder: Encoder, result: StsResult) -> 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that a score depends on."""
-    found = {"python": platform.python_version(), "graphaug": graphaug.__version__}
-    for package in ("torch", "transformers", "tokenizers", "sentence-transformers", "scipy", "numpy"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+    return package_versions("torch", "transformers", "tokenizers", "sentence-transformers", "scipy", "numpy")
 
 
 def quiet() -> None:

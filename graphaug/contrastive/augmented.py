@@ -1,0 +1,51 @@
+"""A model with the Deep Augmentation that a configuration asks for, for as long as it trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+import graphaug
+from graphaug.contrastive.settings import Settings
+from graphaug.errors import ConfigError
+from graphaug.outline import paper_stages
+
+
+@contextmanager
+def deep_augmented(
+    model: nn.Module, config: Settings, example: Callable[[], Any], name: str
+) -> Iterator[nn.Module]:
+    """The model rewritten at its sites, or itself without any; what was frozen is trainable again afterwards.
+
+    Args:
+        model: with its head.
+        config: the sites, and what happens there.
+        example: makes ``example_inputs``, on the model's device.
+        name: of the model, for errors.
+
+    Raises:
+        ConfigError: no numbered stages while ``everywhere``, or nothing left to train.
+        GraphaugError: what ``graphaug.rewrite`` raises about the sites.
+
+    """
+    sites: list[Any] = list(config.at)
+    if config.everywhere:
+        sites = [number for number in paper_stages(model) if number >= 0]
+        if not sites:
+            raise ConfigError(f"{name} has no numbered stages: name the sites with at=.")
+    if not sites:
+        yield model
+        return
+    at = sites[0] if len(sites) == 1 else sites
+    aug = graphaug.rewrite(
+        model, at=at, backward=config.backward, example_inputs=example(), **config.deep_augmentation()
+    )
+    try:
+        if not any(p.requires_grad for p in aug.parameters()):
+            raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
+        yield aug
+    finally:
+        graphaug.strip(aug)

@@ -1,0 +1,311 @@
+"""What each process of a training on text does: encoder, objective and engine, and what happens between steps."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.analysis.geometry import pair_geometry
+from graphaug.contrastive.augmented import deep_augmented
+from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
+from graphaug.contrastive.engine import Engine
+from graphaug.contrastive.gather import process_count
+from graphaug.contrastive.optim import build_optimizer
+from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.contrastive.schedule import learning_rate
+from graphaug.contrastive.watch import Board, check_spread
+from graphaug.errors import InvalidOption
+from graphaug.outline import paper_stages
+from graphaug.text.batches import pad, widths
+from graphaug.text.config import SimCSEConfig, versions
+from graphaug.text.encoder import TextEncoder, longest
+from graphaug.text.load import RUN, load_trainable, save_encoder, without_dropout
+from graphaug.text.masking import Masking
+from graphaug.text.mlm import MaskedHead, masked_head
+from graphaug.text.models import from_config
+from graphaug.text.objective import Reader, TextFeed, TextObjective
+from graphaug.text.simcse import SimCSE
+from graphaug.text.sts import sts_dev
+from graphaug.text.sts_data import StsTask
+from graphaug.text.tokenizer import train_wordpiece
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+BEST = "best"
+"""The directory in a run's directory with the encoder that STS-B's development set preferred."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is trained, and its tokenizer; the head is that of masked language."""
+
+    encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    head: MaskedHead | None
+
+    def save(self, path: Path) -> None:
+        """Write it as an encoder that ``load_encoder`` reads, with its head if it has one."""
+        with self.head.whole(self.encoder) if self.head is not None else nullcontext(self.encoder) as whole:
+            save_encoder(path, whole, self.tokenizer)
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights, on the CPU."""
+        state = {f"encoder.{name}": tensor for name, tensor in self.encoder.state_dict().items()}
+        if self.head is not None:
+            state |= {f"head.{name}": tensor for name, tensor in self.head.state_dict().items()}
+        return {name: tensor.detach().cpu().clone() for name, tensor in state.items()}
+
+    def load(self, state: dict[str, Tensor]) -> None:
+        """Take weights that `state` gave."""
+        parts: dict[str, nn.Module | None] = {"encoder": self.encoder, "head": self.head}
+        for prefix, part in parts.items():
+            if part is not None:
+                start = prefix + "."
+                part.load_state_dict(
+                    {n.removeprefix(start): t for n, t in state.items() if n.startswith(start)}
+                )
+
+
+def build(config: SimCSEConfig, lines: Sequence[str]) -> Model:
+    """The encoder with its tokenizer that a configuration names; ``from_config`` trains the tokenizer on the lines.
+
+    Raises:
+        EncoderError: what ``load_trainable`` raises.
+        ConfigError: no such size.
+
+    """
+    if config.from_config is not None:
+        tokenizer = train_wordpiece(lines, config.vocab_size)
+        encoder = from_config(config.from_config, tokenizer)
+        if not config.dropout:
+            # The layers have read their probabilities by now.
+            without_dropout(encoder.config)
+            encoder = type(encoder)(encoder.config, add_pooling_layer=False)
+        return Model(encoder, tokenizer, masked_head(encoder) if config.mlm else None)
+    assert config.encoder is not None
+    return Model(*load_trainable(config.encoder, mlm=config.mlm, dropout=config.dropout))
+
+
+def train(
+    fabric: Fabric,
+    emit: Callable[[Any], None],
+    config: SimCSEConfig,
+    lines: Sequence[str],
+    dev: StsTask | None,
+    out: str | None,
+    resume: bool,
+) -> tuple[dict[str, Tensor], list[dict[str, Any]], dict[str, Any]]:
+    """Train; return the weights, the metrics and the result.
+
+    Raises:
+        GraphaugError: what ``simcse`` raises while it trains.
+
+    """
+    checkpoints = Checkpoints(Path(out) / "checkpoints", config.keep) if out is not None else None
+    found = checkpoints.latest() if checkpoints is not None and resume else None
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        model = build(config, lines)
+        rows, truncated = tokenized(model, lines, config.max_length)
+        masking = Masking(model.tokenizer, config.mlm_rate) if config.mlm else None
+        wrapped = SimCSE(model.encoder).to(fabric.device)
+        if model.head is not None:
+            model.head.to(fabric.device)
+        feed = TextFeed(
+            rows,
+            config,
+            widths(config.max_length),
+            model.tokenizer.pad_token_id,
+            fabric.device,
+            masking,
+        )
+        with augmented(wrapped, model, config, feed) as objective:
+            run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
+            if run is not None and (found is None or run.settings() is None):
+                counts = {"sentences": len(rows), "truncated": truncated, "steps_per_epoch": feed.steps}
+                run.start(resolved(config, model, objective.network, counts))
+            fabric.barrier()
+            engine = build_engine(fabric, objective, feed, config)
+            if fabric.global_rank:
+                # Each process draws its own dropout; with one there is nothing to tell apart.
+                torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
+            hooks = _Hooks(engine, model, run, checkpoints, dev, config, emit)
+            hooks.begin(found)
+            metrics = engine.fit(hooks.after_step, hooks.after_line)
+            result = hooks.finish()
+            return model.state(), metrics, result
+
+
+def tokenized(model: Model, lines: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
+    """Ids of the tokens of every sentence, and how many sentences were truncated.
+
+    Raises:
+        InvalidOption: the model or its tokenizer cannot take so many tokens.
+
+    """
+    limit = longest(model.encoder, model.tokenizer)
+    if max_length > limit:
+        raise InvalidOption(f"max_length must be from 3 to {limit} for this encoder, not {max_length}.")
+    rows: list[list[int]] = []
+    truncated = 0
+    for start in range(0, len(lines), 10_000):
+        batch = model.tokenizer(list(lines[start : start + 10_000]), truncation=True, max_length=max_length)
+        rows += batch["input_ids"]
+        truncated += sum(bool(encoding.overflowing) for encoding in batch.encodings or ())
+    return rows, truncated
+
+
+@contextmanager
+def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFeed) -> Iterator[TextObjective]:
+    """The objective over the rewritten encoder, or the plain one without sites."""
+
+    def example() -> dict[str, Tensor]:
+        ids, mask = pad([feed.rows[i] for i in range(4)], feed.sizes, feed.pad_id)
+        return {"input_ids": ids.to(feed.device), "attention_mask": mask.to(feed.device)}
+
+    reader = Reader(model.encoder)
+    reading = replace(config, at=_below_the_head(reader, config), everywhere=False)
+    if not (config.mlm and config.mlm_augment):
+        reading = replace(reading, at=())
+    name = config.encoder or str(config.from_config)
+    with (
+        deep_augmented(wrapped, config, example, name) as network,
+        deep_augmented(reader, reading, example, name) as read,
+    ):
+        yield TextObjective(network, config, *((read, model.head) if config.mlm else ())).to(feed.device)
+
+
+def _below_the_head(reader: Reader, config: SimCSEConfig) -> tuple[str | int, ...]:
+    """The sites that masked language passes, too."""
+    numbers = tuple(paper_stages(reader))
+    if config.everywhere:
+        return numbers
+    return tuple(
+        at for at in config.at if (at in numbers if isinstance(at, int) else not re.match(r"head\b", at))
+    )
+
+
+def build_engine(fabric: Fabric, objective: TextObjective, feed: TextFeed, config: SimCSEConfig) -> Engine:
+    """The engine of a run."""
+    optimizer = build_optimizer(
+        config.optimizer, objective, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+    return Engine(
+        fabric,
+        objective,
+        feed,
+        optimizer,
+        lambda epoch: learning_rate(config, epoch),
+        epochs=config.epochs,
+        compile=config.compile,
+        dynamic=False,
+        clip=config.clip,
+        line_every=config.report_every,
+    )
+
+
+class _Hooks:
+    """What a run does between steps. One process looks and writes; all take part in the collectives."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        model: Model,
+        run: RunDirectory | None,
+        checkpoints: Checkpoints | None,
+        dev: StsTask | None,
+        config: SimCSEConfig,
+        emit: Callable[[Any], None],
+    ) -> None:
+        self.engine, self.model, self.run, self.checkpoints = engine, model, run, checkpoints
+        self.dev, self.config, self.emit = dev, config, emit
+        self.reader = TextEncoder(model.encoder, model.tokenizer)
+        self.last = config.epochs * engine.feed.steps
+        self.best: dict[str, Any] = {}
+        self.board: Board | None = None
+
+    def begin(self, found: Checkpoint | None) -> None:
+        """Go to the checkpoint, if there is one."""
+        if found is not None:
+            self.engine.load_state_dict(found.state)
+            self.best = dict(found.state["best"])
+        if self.run is not None:
+            self.run.tidy()
+            self.run.metrics = list(self.engine.position.metrics)
+            self.board = Board(self.run.path / "tensorboard", len(self.run.metrics) + 1)
+        self.engine.fabric.barrier()
+
+    def after_step(self, step: int) -> None:
+        """Keep a checkpoint when one is due, and at the very end."""
+        every = self.config.checkpoint_every
+        if self.checkpoints is None or not every or (step % every and step != self.last):
+            return
+        state = {**self.engine.state_dict(), "best": self.best}
+        if self.run is not None:
+            self.checkpoints.save(step, state)
+
+    def after_line(self, line: dict[str, Any]) -> None:
+        """Look at the encoder, and write the line down."""
+        line["step"] = self.engine.position.step
+        if self.engine.fabric.is_global_zero:
+            if self.dev is not None:
+                line |= self.look(self.dev)
+                if line["stsb_dev"] > self.best.get("stsb_dev", -2.0):
+                    self.best = {name: line[name] for name in ("step", *LOOKED_AT)}
+                    if self.run is not None:
+                        self.model.save(self.run.path / BEST)
+            if self.run is not None:
+                self.run.epoch(line)
+            if self.board is not None:
+                self.board(line)
+            self.emit(line)
+        if "spread" in line and line["epoch"] > self.config.warmup:
+            check_spread(line, self.config.collapse)
+        self.engine.fabric.barrier()
+
+    def look(self, dev: StsTask) -> dict[str, float]:
+        """Spearman, alignment and uniformity on the development pairs."""
+        geometry = pair_geometry(self.reader.encode, dev.first, dev.second, dev.gold)
+        scores = (sts_dev(self.reader.encode, dev), *map(float, geometry))
+        return dict(zip(LOOKED_AT, scores, strict=True))
+
+    def finish(self) -> dict[str, Any]:
+        """Write what is left of the run; returns its result: of the last step, and beside it of the best one."""
+        if self.board is not None:
+            self.board.close()
+        line = self.engine.position.metrics[-1]
+        result: dict[str, Any] = {name: line[name] for name in ("step", "loss", *LOOKED_AT) if name in line}
+        if self.best:
+            result["best_on_dev"] = self.best
+        if self.run is not None:
+            self.model.save(self.run.path / RUN)
+        return result
+
+
+LOOKED_AT = ("stsb_dev", "alignment", "uniformity")
+"""What a line of the metrics says about STS-B's development set."""
+
+
+def resolved(
+    config: SimCSEConfig, model: Model, network: nn.Module, counts: dict[str, int]
+) -> dict[str, Any]:
+    """What ``config.yaml`` says: the settings, what they resolved to, and the versions."""
+    return {
+        **config.to_dict(),
+        "resolved": {
+            **counts,
+            "tokens": len(model.tokenizer),
+            "processes": process_count(),
+            "plan": str(getattr(network, "plan", "no Deep Augmentation")),
+        },
+        "versions": versions(),
+    }

@@ -1,0 +1,205 @@
+"""SimCSE as the engine sees it: a module that makes a loss of a batch of sentences, and the feed of batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from graphaug.contrastive.gather import process_count, process_rank
+from graphaug.contrastive.losses import info_nce
+from graphaug.contrastive.objective import embedding_spread
+from graphaug.text.batches import pad
+from graphaug.text.config import SimCSEConfig
+from graphaug.text.masking import Masking
+from graphaug.text.mlm import MaskedHead, chosen_positions, labelled, masked_loss
+from graphaug.text.simcse import twice
+
+
+class TextObjective(nn.Module):
+    """The two passes of each sentence, and the losses on them.
+
+    Args:
+        network: ids and mask → vectors: `SimCSE`, with or without Deep Augmentation.
+        config: the objectives, their weights, and how many sentences are computed at once.
+        reader: ids and mask → hidden states, for masked language; its augmentation draws for itself.
+        head: hidden states → scores of tokens, for masked language.
+
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        config: SimCSEConfig,
+        reader: nn.Module | None = None,
+        head: MaskedHead | None = None,
+    ) -> None:
+        super().__init__()
+        self.network, self.reader, self.head = network, reader, head
+        self.contrastive, self.cache = config.contrastive, config.cache
+        self.temperature, self.gather = config.temperature, config.gather
+        self.weight = config.mlm_weight if config.contrastive else 1.0
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        masked_ids: Tensor | None = None,
+        positions: Tensor | None = None,
+        labels: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The measures of a batch.
+
+        Args:
+            input_ids: ``(N, tokens)``.
+            attention_mask: ``(N, tokens)``.
+            masked_ids: ``(2N, tokens)``, both passes, masked each for itself.
+            positions: among ``2N · tokens``, that the masked-language loss is taken at.
+            labels: what stood at them.
+
+        Returns:
+            ``loss`` in nats; with masked language ``mlm``, its part before it is weighted; with SimCSE ``spread``, see
+            `embedding_spread`.
+
+        """
+        measures: dict[str, Tensor] = {}
+        losses = []
+        if self.contrastive:
+            z1, z2 = self._vectors(input_ids, attention_mask)
+            # Eight bits of mantissa are too few for a sum of exponentials.
+            with torch.autocast(z1.device.type, enabled=False):
+                z1, z2 = z1.float(), z2.float()
+                losses.append(info_nce(z1, z2, self.temperature, gather=self.gather))
+                measures["spread"] = embedding_spread(torch.cat([z1, z2]).detach())
+        if masked_ids is not None:
+            assert positions is not None
+            assert labels is not None
+            measures["mlm"] = self._told(masked_ids, attention_mask, positions, labels)
+            losses.append(self.weight * measures["mlm"])
+        return {"loss": sum(losses[1:], losses[0]), **measures}
+
+    def _vectors(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors of both passes, ``(N, width)`` each."""
+        if self.cache is None:
+            return self._pair(input_ids, attention_mask)
+        # Gradient caching (Gao et al. 2021, arXiv:2101.06983): the parts are computed without keeping anything, the
+        # loss is taken on all vectors, and the backward computes each part again, with its draws.
+        parts = zip(input_ids.split(self.cache), attention_mask.split(self.cache), strict=True)
+        pairs = [checkpoint(self._pair, *part, use_reentrant=False) for part in parts]
+        first, second = zip(*pairs, strict=True)
+        return torch.cat(first), torch.cat(second)
+
+    def _pair(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        z: Tensor = self.network(**twice({"input_ids": input_ids, "attention_mask": attention_mask}))
+        z1, z2 = z.chunk(2)
+        return z1, z2
+
+    def _told(self, masked_ids: Tensor, attention_mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        """Mean cross entropy of the tokens to be told, in nats."""
+        mask = torch.cat([attention_mask, attention_mask])
+        if self.cache is None:
+            total = self._told_part(masked_ids, mask, positions, labels)
+        else:
+            size = 2 * self.cache
+            width = masked_ids.shape[1]
+            parts = []
+            for start in range(0, len(mask), size):
+                inside = (positions >= start * width) & (positions < (start + size) * width)
+                part = (masked_ids[start : start + size], mask[start : start + size])
+                at = (positions[inside] - start * width, labels[inside])
+                parts.append(checkpoint(self._told_part, *part, *at, use_reentrant=False))
+            total = torch.stack(parts).sum()
+        return total / labelled(labels)
+
+    def _told_part(self, masked_ids: Tensor, mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
+        assert self.reader is not None
+        assert self.head is not None
+        hidden: Tensor = self.reader(input_ids=masked_ids, attention_mask=mask)
+        scores = self.head(hidden.flatten(0, 1)[positions][None])[0]
+        return masked_loss(scores, labels)
+
+
+class Reader(nn.Module):
+    """An encoder's hidden states; its sites have the names and numbers that they have in `SimCSE`, the head's apart.
+
+    Args:
+        encoder: a transformers encoder; it is not copied.
+
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """``(rows, tokens)`` ids and their mask to ``(rows, tokens, width)``."""
+        outputs: Any = self.encoder(input_ids=input_ids, attention_mask=attention_mask)
+        hidden: Tensor = outputs.last_hidden_state
+        return hidden
+
+
+class TextFeed:
+    """Batches of sentences in few shapes, in an order of their own generator, and masked by another one.
+
+    What is drawn does not depend on what the model draws, nor on how many processes there are: each takes its share of
+    every batch.
+
+    Args:
+        rows: ids of the tokens of each sentence.
+        config: batch size, seed.
+        sizes: lengths that batches are padded to.
+        pad_id: what they are padded with.
+        device: where batches go.
+        masking: draws masked tokens, for masked language.
+
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Sequence[int]],
+        config: SimCSEConfig,
+        sizes: Sequence[int],
+        pad_id: int,
+        device: torch.device,
+        masking: Masking | None = None,
+    ) -> None:
+        self.rows, self.sizes, self.pad_id, self.device, self.masking = rows, sizes, pad_id, device, masking
+        self.batch_size = config.batch_size
+        self.steps = len(rows) // self.batch_size
+        self.order = torch.Generator().manual_seed(config.seed)
+        self.masks = torch.Generator().manual_seed(config.seed)
+        self.shuffled: list[int] = []
+        self._before_epoch = self.order.get_state()
+
+    def start_epoch(self) -> None:
+        """Draw the order of an epoch."""
+        self._before_epoch = self.order.get_state()
+        self.shuffled = torch.randperm(len(self.rows), generator=self.order).tolist()
+
+    def batches(self, step: int) -> Iterator[tuple[Tensor, ...]]:
+        """This process's share of a batch: the arguments of `TextObjective`."""
+        chosen = self.shuffled[step * self.batch_size : (step + 1) * self.batch_size]
+        ids, mask = pad([self.rows[i] for i in chosen], self.sizes, self.pad_id)
+        share = len(chosen) // process_count()
+        own = slice(process_rank() * share, (process_rank() + 1) * share)
+        batch = [ids[own], mask[own]]
+        if self.masking is not None:
+            masked, labels = self.masking(torch.cat([ids, ids]), self.masks)
+            masked, labels = (torch.cat([t[own] for t in both.chunk(2)]) for both in (masked, labels))
+            batch += [masked, *chosen_positions(labels)]
+        yield tuple(t.to(self.device, non_blocking=True) for t in batch)
+
+    def state_dict(self, new_epoch: bool) -> dict[str, Any]:
+        """Both generators; the one of the order as it was before this epoch, or with ``new_epoch`` as it is."""
+        return {
+            "order": self.order.get_state() if new_epoch else self._before_epoch,
+            "masks": self.masks.get_state(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go back to a state."""
+        self.order.set_state(state["order"])
+        self.masks.set_state(state["masks"])

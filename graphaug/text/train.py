@@ -1,0 +1,171 @@
+"""Unsupervised SimCSE with Deep Augmentation: the pieces of a run put together, and its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from graphaug.contrastive.checkpoint import Checkpoints
+from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
+from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.errors import ConfigError, DataError, did_you_mean
+from graphaug.text.config import SimCSEConfig
+from graphaug.text.corpus import Corpus, read_corpus
+from graphaug.text.job import Model, build, train
+from graphaug.text.load import RUN, load_trainable
+from graphaug.text.models import SIZES
+from graphaug.text.sts_data import load_tasks
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+__all__ = ["SimCSEResult", "simcse"]
+
+
+@dataclass(frozen=True)
+class SimCSEResult:
+    """``encoder`` as it was after the last step, and its ``tokenizer``; ``metrics``: a dict a line.
+
+    ``result``: the last line's scores, and beside them those of the step that STS-B's development set preferred.
+    """
+
+    encoder: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    metrics: list[dict[str, Any]]
+    result: dict[str, Any]
+
+
+def simcse(
+    config: SimCSEConfig,
+    out: str | os.PathLike[str] | None = None,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    corpus: Corpus | None = None,
+    on_line: Callable[[dict[str, Any]], None] | None = None,
+) -> SimCSEResult:
+    """Train an encoder of sentences.
+
+    All checks come first: nothing is written before the text is read, the encoder is loaded and rewritten, and the
+    output directory is free. The caller's random state is left as it was.
+
+    Args:
+        config: the settings.
+        out: directory for ``config.yaml``, ``metrics.jsonl``, ``encoder/``, with STS data ``best/``, ``result.json``
+            and ``curves.png``, and for checkpoints until the run is finished; None writes nothing. ``graphaug sts``
+            and ``load_encoder`` read it.
+        force: replace another run in ``out``.
+        resume: go on with the run in ``out``, if there is one, from its last good checkpoint; on the CPU the result is
+            that of an unbroken run, bit for bit. Of a finished run the result is read.
+        corpus: the text, already read; by default ``config.text``.
+        on_line: called with each line of the metrics.
+
+    Raises:
+        RunDirectoryError: ``out`` holds another run, or cannot be written.
+        DataError: the text or the STS data are missing, unreadable, or fewer than a batch.
+        ConfigError: neither an encoder nor a size, no text, or the run in ``out`` has other settings.
+        EncoderError: the encoder cannot be loaded, or has no mask token while ``mlm``.
+        InvalidOption: more tokens than the encoder can take.
+        CheckpointError: no checkpoint of the run is undamaged.
+        LaunchError: the processes of several devices cannot be started.
+        TrainingDiverged: the loss became NaN or infinite; the last checkpoint is of before.
+        TrainingCollapsed: the embeddings became one point.
+        GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
+
+    """
+    first = is_first_process()
+    run = RunDirectory(out, force, resume) if out is not None and first else None
+    if config.encoder is None and config.from_config is None:
+        raise ConfigError(
+            "no encoder: name one with encoder= (--encoder), or from_config= (--from-config) for random weights, one "
+            f"of {', '.join(SIZES)}."
+        )
+    if config.from_config is not None and config.from_config not in SIZES:
+        raise ConfigError(
+            f"no size is called {config.from_config!r}.{did_you_mean(config.from_config, SIZES)} "
+            f"There are {', '.join(SIZES)}."
+        )
+    if corpus is None:
+        if config.text is None:
+            raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
+        corpus = read_corpus(config.text)
+    _check_batch(config, len(corpus))
+    dev = None if config.sts is None else load_tasks(config.sts, "dev", ["STS-B"])[0]
+    if resume and out is not None:
+        done = _resumed(RunDirectory(out, force=True), config)
+        if done is not None:
+            return done
+    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
+    job = (config, corpus.lines, dev, None if out is None else str(out), resume)
+    state, metrics, result = launch(fabric, train, *job, on_event=on_line)
+    model = _fresh(config, corpus)
+    model.load(state)
+    if run is not None:
+        run.figure(lambda path: _plot(metrics, path))
+        run.result(result)
+        Checkpoints(run.checkpoints).clear()
+    return SimCSEResult(model.encoder, model.tokenizer, metrics, result)
+
+
+def _fresh(config: SimCSEConfig, corpus: Corpus) -> Model:
+    """Build a model and leave torch's generators as they were."""
+    with torch.random.fork_rng():
+        return build(config, corpus.lines)
+
+
+def _check_batch(config: SimCSEConfig, sentences: int) -> None:
+    if config.batch_size > sentences:
+        raise DataError(
+            f"a batch of {config.batch_size} is larger than the {sentences} sentences of {config.text or 'the text'}."
+        )
+    processes = world_size(config.devices)
+    if config.batch_size % processes or config.batch_size // processes < 2:
+        raise ConfigError(
+            f"batch_size={config.batch_size} for {processes} process(es): each needs the same number of sentences, and "
+            f"at least 2. Give a multiple of {processes}, at least {2 * processes}."
+        )
+
+
+def _unused(config: SimCSEConfig) -> bool:
+    """Whether a step may leave parameters without a gradient."""
+    stopped = config.stop_grad and config.backward != "dense" and config.subset == 1.0
+    return stopped or not config.contrastive
+
+
+def _resumed(run: RunDirectory, config: SimCSEConfig) -> SimCSEResult | None:
+    """Check that the run is of the same settings; if it is finished, read it."""
+    settings = run.settings()
+    if settings is None:
+        return None
+    if found := config.differences(settings, config.to_dict()):
+        raise ConfigError(
+            f"the run in {str(run.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
+            "Resume without changing them, or choose another directory."
+        )
+    result = run.finished()
+    if result is None:
+        return None
+    encoder, tokenizer, _ = load_trainable(run.path / RUN)
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    Checkpoints(run.checkpoints).clear()
+    return SimCSEResult(encoder, tokenizer, [json.loads(line) for line in lines], result)
+
+
+def _plot(metrics: list[dict[str, Any]], path: Path) -> None:
+    from matplotlib.figure import Figure
+
+    steps = [line["step"] for line in metrics]
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)")
+    axes.plot(steps, [line["loss"] for line in metrics], marker="." if len(metrics) < 50 else "")
+    if "stsb_dev" in metrics[-1]:
+        scores = axes.twinx()
+        scores.plot(steps, [100 * line["stsb_dev"] for line in metrics], color="0.6", linestyle="--")
+        scores.set_ylabel("Spearman on STS-B dev, ×100 (dashed)")
+    figure.savefig(path, dpi=120)
