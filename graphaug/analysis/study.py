@@ -16,7 +16,8 @@ from graphaug.analysis.runs import Run
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.evaluate import knn_accuracy
 from graphaug.contrastive.models import classifier_path, features, to_rgb
-from graphaug.contrastive.views import UNIFORMS, EvalView, SimCLRViews
+from graphaug.contrastive.objective import image_views
+from graphaug.contrastive.views import UNIFORMS, EvalView
 from graphaug.errors import BatchError, DataError
 
 SEED = 0  # of the views that alignment is measured on: the same for every run
@@ -77,7 +78,7 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
     size = config.size or data.view_size
     mean, std = data.statistics()
     plain = to_rgb(EvalView(size, mean, std)(images))
-    views = SimCLRViews(size, scale=(config.crop, 1.0), flip=0.5 if data.mirror else 0.0, mean=mean, std=std)
+    views = image_views(data, config)
     draws = torch.rand(2 * len(images), UNIFORMS, generator=torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         first, second = to_rgb(views(images, draws)).chunk(2)

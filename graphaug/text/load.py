@@ -74,7 +74,7 @@ def load_encoder(
         else None
     )
     chosen = pooler or check_pooler(saved.get("pooler", DEFAULT))
-    model, tokenizer = _transformers(name, folder, chosen)
+    model, tokenizer, _ = _transformers(name, folder, chosen)
     encoder = TextEncoder(
         model.to(place),
         tokenizer,
@@ -91,7 +91,7 @@ def load_trainable(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, MaskedHead | None]:
     """Load an encoder to train it, with its tokenizer.
 
-    A pooling layer of the encoder's own has no gradient in the objectives here: it is frozen, and kept.
+    A pooling layer of the encoder's own has no gradient in the objectives here: it is frozen, and kept if it was saved.
 
     Args:
         name: as for ``load_encoder``; of a sentence-transformers model, its transformer is taken.
@@ -108,9 +108,11 @@ def load_trainable(
     modules = _json(name, "modules.json", list)
     folder = str(modules[0].get("path", "")) if modules else ""
     auto = AutoModelForMaskedLM if mlm else AutoModel
-    model, tokenizer = _transformers(name, folder, DEFAULT, auto, dropout)
+    model, tokenizer, unpooled = _transformers(name, folder, DEFAULT, auto, dropout)
     check_vocabulary(model, tokenizer)
     encoder, head = (model.base_model, MaskedHead(model)) if mlm else (model, None)
+    if unpooled:
+        encoder.pooler = None  # random weights would be saved with it, as if they meant something
     for parameter, value in encoder.named_parameters():
         if parameter.startswith("pooler."):
             value.requires_grad_(False)
@@ -195,8 +197,8 @@ def _resolved(name: str | os.PathLike[str]) -> str:
 
 def _transformers(
     name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True
-) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The plain encoder and its tokenizer; nothing in it is code of its own, and no weight is left at random."""
+) -> tuple[Any, PreTrainedTokenizerBase, bool]:
+    """The encoder, its tokenizer, and whether it lacks the weights of its pooling layer; none of its own code is run."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
@@ -236,7 +238,7 @@ def _transformers(
         raise EncoderError(
             f"{name!r} has no tokenizer: save the one that the model was trained with beside it."
         )
-    return model, tokenizer
+    return model, tokenizer, bool(pooling)
 
 
 @contextmanager

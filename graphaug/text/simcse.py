@@ -52,6 +52,9 @@ class Head(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
+        # As transformers does with new layers, and so SimCSE's code: published learning rates go with it.
+        nn.init.normal_(self.dense.weight, std=0.02)
+        nn.init.zeros_(self.dense.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """``(rows, width)`` to ``(rows, width)``."""

@@ -1,0 +1,134 @@
+"""``graphaug simcse`` as its users call it: train and score with two commands, and one message for an error."""
+
+import json
+import re
+import sys
+
+import pytest
+import text_runs
+import yaml
+
+from graphaug import cli
+from graphaug.text.config import SimCSEConfig
+
+TINY = [
+    "--from-config",
+    "bert-tiny",
+    "--vocab-size",
+    "70",
+    "--batch-size",
+    "8",
+    "--max-length",
+    "16",
+    "--lr",
+    "1e-3",
+]
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    def run(*args):
+        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, args)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "sentences.txt"
+    path.write_text("\n\n".join(text_runs.corpus(40).lines) + "\n")
+    return path
+
+
+def test_train_and_score_with_two_commands(call, text, tmp_path):
+    data, out = text_runs.sts_files(tmp_path / "sts"), tmp_path / "run"
+    options = ["--text", text, "--out", out, "--sts", data, "--report-every", "2", "--at", "1", "--mlm"]
+    code, printed, err = call("simcse", *TINY, *options)
+    assert code == 0, err
+    assert "39 empty line(s) left out." in err
+    assert re.search(
+        r"^simcse: step 4/5  loss [\d.]+  lr [\d.e-]+  \d+ views/s  STS-B dev -?[\d.]+$", err, re.MULTILINE
+    )
+    result = json.loads((out / "result.json").read_text())
+    for name, scores in (("last step", result), ("best on dev", result["best_on_dev"])):
+        shown = f"{100 * scores['stsb_dev']:.2f}"
+        assert re.search(
+            rf"^{name} +STS-B dev {shown}  alignment .* \(step {scores['step']}\)$", printed, re.MULTILINE
+        )
+    code, printed, err = call("sts", out, "--data", data, "--split", "dev")
+    assert code == 0, err
+    assert f"{100 * result['stsb_dev']:.2f}" in printed.splitlines()[1]
+    settings = yaml.safe_load((out / "config.yaml").read_text())
+    assert (settings["at"], settings["mlm"], settings["resolved"]["sentences"]) == ([1], True, 40)
+    assert settings["versions"]["transformers"]
+
+    code, _, err = call("simcse", *TINY, *options)
+    assert code == 2
+    assert "holds another run" in err
+    code, _, err = call("simcse", "--out", out, "--resume", "--rate", "0.1")
+    assert code == 2
+    assert "rate: 0.5 → 0.1" in err
+    code, _, err = call("simcse", "--out", out, "--resume")  # finished: its settings are the run's
+    assert code == 0, err
+
+
+def test_every_setting_is_an_option_and_presets_are_printed(call):
+    code, out, _ = call("simcse", "--help")
+    assert code == 0
+    for name in SimCSEConfig.names():
+        assert "--" + name.replace("_", "-")[:10] in out
+    code, out, _ = call("presets")
+    assert code == 0
+    found = dict(re.findall(r"# graphaug (?:simcse) --preset (\S+)\n(.*?)\n\n", out + "\n", re.DOTALL))
+    assert yaml.safe_load(found["deepaug-bert-base-stop"])["at"] == [8]
+
+
+def test_a_file_in_another_encoding_is_named_with_line_and_byte(call, tmp_path):
+    path = tmp_path / "latin.txt"
+    path.write_bytes(b"one sentence\nK\xe4se\n")
+    code, _, err = call("simcse", *TINY, "--text", path, "--out", tmp_path / "run")
+    assert code == 2
+    assert "latin.txt' is not UTF-8: byte 0xe4 in line 2" in " ".join(err.split())
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "4"], "SiteNotFound: .*4 is out of range: SimCSE has the stages 0 to 3"),
+        (
+            ["--preset", "simcse-bert"],
+            "ConfigError: no preset is called 'simcse-bert'. Did you mean 'simcse-bert-base'",
+        ),
+        (
+            ["--from-config", "bert-tin"],
+            "ConfigError: no size is called 'bert-tin'. Did you mean 'bert-tiny'",
+        ),
+        (["--encoder", "x"], "ConfigError: .*give one of them"),
+        (["--text", "no/such.txt"], "DataError: text file 'no/such.txt' does not exist"),
+        (["--sts", "no/such"], "DataError: STS data 'no/such' does not exist"),
+        (["--batch-size", "41"], "DataError: a batch of 41 is larger than the 40 sentences"),
+        (["--resume", "--force"], "ConfigError: --resume goes on with a run"),
+        (["--temperature", "0"], "ConfigError: temperature must be a positive number"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_bad_input_is_one_message(call, text, tmp_path, options, message):
+    code, out, err = call("simcse", *TINY, "--text", text, "--out", tmp_path / "run", *options)
+    assert (code, out) == (2, "")
+    assert re.search(message, " ".join(err.split())), err
+    assert "Traceback" not in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_without_text_or_encoder_it_says_what_to_give(call, tmp_path, text):
+    code, _, err = call("simcse", *TINY, "--out", tmp_path / "run")
+    assert code == 2
+    assert "(--text)" in err
+    code, _, err = call("simcse", "--text", text, "--out", tmp_path / "run")
+    assert code == 2
+    assert "(--from-config)" in err
