@@ -198,7 +198,7 @@ def _resolved(name: str | os.PathLike[str]) -> str:
 def _transformers(
     name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True
 ) -> tuple[Any, PreTrainedTokenizerBase, bool]:
-    """The encoder, its tokenizer, and whether it lacks the weights of its pooling layer; none of its own code is run."""
+    """The encoder, its tokenizer, and whether it lacks weights of its pooling layer; none of its own code is run."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
     options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
