@@ -228,6 +228,7 @@ def main() -> None:
                     with options.journal.open("a") as file:
                         file.write(json.dumps(record) + "\n")
     minutes = (time.perf_counter() - begin) / 60
+    whole = not known  # of a run that was broken off, the time is not known
     rows = summary(records)
     print(table(rows))
     print(f"{minutes:.1f} minutes, {mlm_seconds / 60:.1f} of them masked language")
@@ -240,7 +241,7 @@ def main() -> None:
         "machine": machine("cpu"),
         "versions": versions(),
         "settings": {**settings, "stopped": STOPPED, "flowing": FLOWING},
-        "minutes": round(minutes, 1),
+        "minutes": round(minutes, 1) if whole else None,
         "masked_language": [line["mlm"] for line in done.metrics],
         "rows": rows,
         "runs": sorted(records, key=lambda r: (r["name"], r["seed"])),

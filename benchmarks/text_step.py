@@ -4,9 +4,10 @@
                                    [--text ../shared/data/sentences.txt.xz] [--device cpu|cuda] [--precision 32-true]
 
 One process, the same encoder (random weights), sentences, batch, optimizer and clipping for all; the contenders take
-turns, ``--steps`` steps each per round, tokenizing and padding included, and medians over the rounds are reported with
-quartiles. sentence-transformers trains with MultipleNegativesRankingLoss on pairs of equal sentences, which is SimCSE's
-loss; ours is the engine behind ``graphaug simcse``, compiled. Ours also has SimCSE's head.
+turns, ``--steps`` steps each per round, padding included, and medians over the rounds are reported with quartiles.
+sentence-transformers tokenizes in every step, ours once before the first. It trains with its
+MultipleNegativesRankingLoss on pairs of equal sentences, which is SimCSE's loss; ours is the engine behind
+``graphaug simcse``, compiled, and has SimCSE's head.
 """
 
 from __future__ import annotations
@@ -29,10 +30,9 @@ import torch
 from benchmarks.coverage import ROOT, write
 from benchmarks.step import machine, quartiles
 from graphaug.contrastive.devices import make_fabric
-from graphaug.text.batches import widths
 from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus import read_corpus
-from graphaug.text.job import Model, augmented, build, build_engine, tokenized
+from graphaug.text.job import Model, augmented, build, build_engine, pad_id, sizes, tokenized
 from graphaug.text.load import save_encoder
 from graphaug.text.objective import TextFeed
 from graphaug.text.simcse import SimCSE
@@ -47,7 +47,7 @@ def ours(config: SimCSEConfig, lines: list[str], stack: ExitStack) -> tuple[Step
     fabric = make_fabric(1, config.accelerator, config.precision)
     model = build(config, lines)
     rows, _ = tokenized(model, lines, config.max_length)
-    feed = TextFeed(rows, config, widths(config.max_length), model.tokenizer.pad_token_id, fabric.device)
+    feed = TextFeed(rows, config, sizes(config), pad_id(model), fabric.device)
     wrapped = SimCSE(model.encoder).to(fabric.device)
     objective = stack.enter_context(augmented(wrapped, model, config, feed))
     engine = build_engine(fabric, objective, feed, config)
@@ -186,7 +186,7 @@ def main() -> None:
         "plan": plans["ours, sparse"],
         "rows": rows,
     }
-    name = "gpu" if options.device == "cuda" else f"cpu{os.cpu_count()}"
+    name = f"gpu-{options.precision}" if options.device == "cuda" else f"cpu{os.cpu_count()}"
     write(ROOT / f"benchmarks/results/text-step-{name}.json", json.dumps(result, indent=1) + "\n")
 
 

@@ -87,6 +87,14 @@ def test_every_setting_is_an_option_and_presets_are_printed(call):
     assert yaml.safe_load(found["deepaug-bert-base-stop"])["at"] == [8]
 
 
+def test_a_preset_with_random_weights_instead_of_its_encoder(call, text, tmp_path):
+    code, _, err = call(
+        "simcse", "--preset", "simcse-bert-base", *TINY, "--text", text, "--out", tmp_path / "run"
+    )
+    assert code == 0, err
+    assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["encoder"] is None
+
+
 def test_a_file_in_another_encoding_is_named_with_line_and_byte(call, tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes(b"one sentence\nK\xe4se\n")

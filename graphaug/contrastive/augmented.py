@@ -16,7 +16,7 @@ from graphaug.outline import paper_stages
 
 @contextmanager
 def deep_augmented(
-    model: nn.Module, config: Settings, example: Callable[[], Any], name: str
+    model: nn.Module, config: Settings, example: Callable[[], Any], name: str, whole: bool = True
 ) -> Iterator[nn.Module]:
     """The model rewritten at its sites, or itself without any; what was frozen is trainable again afterwards.
 
@@ -25,6 +25,7 @@ def deep_augmented(
         config: the sites, and what happens there.
         example: makes ``example_inputs``, on the model's device.
         name: of the model, for errors.
+        whole: nothing else is trained beside it.
 
     Raises:
         ConfigError: no numbered stages while ``everywhere``, or nothing left to train.
@@ -44,7 +45,7 @@ def deep_augmented(
         model, at=at, backward=config.backward, example_inputs=example(), **config.deep_augmentation()
     )
     try:
-        if not any(p.requires_grad for p in aug.parameters()):
+        if whole and not any(p.requires_grad for p in aug.parameters()):
             raise ConfigError(f"freeze={config.freeze!r} at {at!r} leaves nothing to train.")
         yield aug
     finally:

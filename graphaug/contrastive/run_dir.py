@@ -99,7 +99,10 @@ class RunDirectory:
     def tidy(self) -> None:
         """Remove what a kill left of half-written files."""
         for part in (*self.path.glob(PART + "*"), *self.path.glob(f"snapshots/{PART}*")):
-            part.unlink(missing_ok=True)
+            if part.is_dir():
+                shutil.rmtree(part)
+            else:
+                part.unlink(missing_ok=True)
 
     def epoch(self, metrics: Mapping[str, Any]) -> None:
         """Add a line to ``metrics.jsonl``."""

@@ -81,7 +81,7 @@ class Board:
 
     Args:
         folder: for the files.
-        purge: the first epoch that will be written: later ones of an interrupted run are dropped.
+        purge: the first epoch, or step, that will be written: later ones of an interrupted run are dropped.
 
     """
 
@@ -96,11 +96,12 @@ class Board:
         self.writer = SummaryWriter(str(folder), purge_step=purge)
 
     def __call__(self, line: dict[str, Any]) -> None:
-        """Write the metrics of an epoch."""
+        """Write a line of the metrics, at its step if it has one, else at its epoch."""
         if self.writer is not None:
+            at = line.get("step", line["epoch"])
             for name, value in line.items():
-                if name != "epoch":
-                    self.writer.add_scalar(name, value, line["epoch"])
+                if name not in ("epoch", "step"):
+                    self.writer.add_scalar(name, value, at)
             self.writer.flush()
 
     def close(self) -> None:

@@ -40,6 +40,9 @@ def simcse(
     from graphaug.text.presets import PRESETS
 
     earlier = earlier_settings(out, resume, force)
+    for one, other in (("from_config", "encoder"), ("encoder", "from_config")):
+        if one in settings:  # given by hand, it replaces the other one of a preset
+            settings.setdefault(other, None)
     wanted = settle(SimCSEConfig, settings, preset, config, earlier, PRESETS)
 
     from graphaug.contrastive.devices import is_first_process

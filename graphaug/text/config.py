@@ -75,11 +75,24 @@ class SimCSEConfig(Settings):
                 raise ConfigError(
                     "the parts of a cached gradient are not compiled: leave out --cache or --compile."
                 )
+            self._check_parts(self.cache)
         if not (self.contrastive or self.mlm):
             raise ConfigError("without the contrastive objective nothing is trained on: add --mlm.")
         if self.encoder is not None and self.from_config is not None:
             raise ConfigError(
                 f"encoder={self.encoder!r} and from_config={self.from_config!r}: give one of them."
+            )
+
+    def _check_parts(self, cache: int) -> None:
+        """Refuse parts that Deep Augmentation would draw another share of their rows in than of the batch."""
+        if not (self.at or self.everywhere) or self.sampling != "exact":
+            return
+        parts = {cache, self.batch_size // self.devices % cache} - {0}
+        if any(abs(2 * n * self.subset - round(2 * n * self.subset)) > 1e-9 for n in parts):
+            raise ConfigError(
+                f"cache={cache}: {self.subset:g} of the rows of a part is no whole number, so that another share would "
+                "be augmented than asked for. Give a cache that divides the batch, with a whole share, or "
+                "sampling='bernoulli'."
             )
 
 

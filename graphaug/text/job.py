@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -21,7 +22,7 @@ from graphaug.contrastive.optim import build_optimizer
 from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.contrastive.schedule import learning_rate
 from graphaug.contrastive.watch import Board, check_spread
-from graphaug.errors import InvalidOption
+from graphaug.errors import EncoderError, InvalidOption
 from graphaug.outline import paper_stages
 from graphaug.text.batches import pad, widths
 from graphaug.text.config import SimCSEConfig, versions
@@ -115,19 +116,13 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build(config, lines)
+        reader = TextEncoder(model.encoder, model.tokenizer)
         rows, truncated = tokenized(model, lines, config.max_length)
         masking = Masking(model.tokenizer, config.mlm_rate) if config.mlm else None
         wrapped = SimCSE(model.encoder).to(fabric.device)
         if model.head is not None:
             model.head.to(fabric.device)
-        feed = TextFeed(
-            rows,
-            config,
-            widths(config.max_length),
-            model.tokenizer.pad_token_id,
-            fabric.device,
-            masking,
-        )
+        feed = TextFeed(rows, config, sizes(config), pad_id(model), fabric.device, masking)
         with augmented(wrapped, model, config, feed) as objective:
             run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
             if run is not None and (found is None or run.settings() is None):
@@ -138,11 +133,23 @@ def train(
             if fabric.global_rank:
                 # Each process draws its own dropout; with one there is nothing to tell apart.
                 torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
-            hooks = _Hooks(engine, model, run, checkpoints, dev, config, emit)
+            hooks = _Hooks(engine, model, reader, run, checkpoints, dev, config, emit)
             hooks.begin(found)
             metrics = engine.fit(hooks.after_step, hooks.after_line)
             result = hooks.finish()
             return model.state(), metrics, result
+
+
+def sizes(config: SimCSEConfig) -> tuple[int, ...]:
+    """The lengths that batches are padded to: four at most, so that a compiled step is compiled a handful of times."""
+    return widths(config.max_length, 8 * math.ceil(config.max_length / 32))
+
+
+def pad_id(model: Model) -> int:
+    """What batches are padded with: as `TextEncoder` does."""
+    tokenizer = model.tokenizer
+    found = tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id
+    return int(found)
 
 
 def tokenized(model: Model, lines: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:
@@ -169,7 +176,7 @@ def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFee
     """The objective over the rewritten encoder, or the plain one without sites."""
 
     def example() -> dict[str, Tensor]:
-        ids, mask = pad([feed.rows[i] for i in range(4)], feed.sizes, feed.pad_id)
+        ids, mask = pad(feed.rows[:4], feed.sizes, feed.pad_id)
         return {"input_ids": ids.to(feed.device), "attention_mask": mask.to(feed.device)}
 
     reader = Reader(model.encoder)
@@ -179,7 +186,7 @@ def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFee
     name = config.encoder or str(config.from_config)
     with (
         deep_augmented(wrapped, config, example, name) as network,
-        deep_augmented(reader, reading, example, name) as read,
+        deep_augmented(reader, reading, example, name, whole=False) as read,
     ):
         yield TextObjective(network, config, *((read, model.head) if config.mlm else ())).to(feed.device)
 
@@ -220,15 +227,15 @@ class _Hooks:
         self,
         engine: Engine,
         model: Model,
+        reader: TextEncoder,
         run: RunDirectory | None,
         checkpoints: Checkpoints | None,
         dev: StsTask | None,
         config: SimCSEConfig,
         emit: Callable[[Any], None],
     ) -> None:
-        self.engine, self.model, self.run, self.checkpoints = engine, model, run, checkpoints
-        self.dev, self.config, self.emit = dev, config, emit
-        self.reader = TextEncoder(model.encoder, model.tokenizer)
+        self.engine, self.model, self.reader, self.run = engine, model, reader, run
+        self.checkpoints, self.dev, self.config, self.emit = checkpoints, dev, config, emit
         self.last = config.epochs * engine.feed.steps
         self.best: dict[str, Any] = {}
         self.board: Board | None = None
@@ -241,7 +248,7 @@ class _Hooks:
         if self.run is not None:
             self.run.tidy()
             self.run.metrics = list(self.engine.position.metrics)
-            self.board = Board(self.run.path / "tensorboard", len(self.run.metrics) + 1)
+            self.board = Board(self.run.path / "tensorboard", self.engine.position.step + 1)
         self.engine.fabric.barrier()
 
     def after_step(self, step: int) -> None:
@@ -256,26 +263,29 @@ class _Hooks:
     def after_line(self, line: dict[str, Any]) -> None:
         """Look at the encoder, and write the line down."""
         line["step"] = self.engine.position.step
+        if "spread" in line and line["epoch"] > self.config.warmup:
+            check_spread(line, self.config.collapse)
         if self.engine.fabric.is_global_zero:
             if self.dev is not None:
                 line |= self.look(self.dev)
-                if line["stsb_dev"] > self.best.get("stsb_dev", -2.0):
-                    self.best = {name: line[name] for name in ("step", *LOOKED_AT)}
-                    if self.run is not None:
-                        self.model.save(self.run.path / BEST)
+            if line.get("stsb_dev", -2.0) > self.best.get("stsb_dev", -2.0):
+                self.best = {name: line[name] for name in ("step", *LOOKED_AT)}
+                if self.run is not None:
+                    self.model.save(self.run.path / BEST)
             if self.run is not None:
                 self.run.epoch(line)
             if self.board is not None:
                 self.board(line)
             self.emit(line)
-        if "spread" in line and line["epoch"] > self.config.warmup:
-            check_spread(line, self.config.collapse)
         self.engine.fabric.barrier()
 
     def look(self, dev: StsTask) -> dict[str, float]:
-        """Spearman, alignment and uniformity on the development pairs."""
-        geometry = pair_geometry(self.reader.encode, dev.first, dev.second, dev.gold)
-        scores = (sts_dev(self.reader.encode, dev), *map(float, geometry))
+        """Spearman, alignment and uniformity on the development pairs; nothing where all vectors are equal."""
+        try:
+            geometry = pair_geometry(self.reader.encode, dev.first, dev.second, dev.gold)
+            scores = (sts_dev(self.reader.encode, dev), *map(float, geometry))
+        except EncoderError:  # whether a collapse ends the run is decided by its spread
+            return {}
         return dict(zip(LOOKED_AT, scores, strict=True))
 
     def finish(self) -> dict[str, Any]:

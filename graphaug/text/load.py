@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from graphaug.contrastive.files import PART
 from graphaug.errors import EncoderError, InvalidOption, did_you_mean
 from graphaug.text.encoder import Encoder, TextEncoder, check_vocabulary, first_line
 from graphaug.text.mlm import MaskedHead
@@ -102,13 +103,14 @@ def load_trainable(
         EncoderError: as ``load_encoder``; or with ``mlm``, a kind of model that has no such head.
 
     """
-    from transformers import AutoModel, AutoModelForMaskedLM
+    from transformers import AutoModelForMaskedLM
 
     name = _resolved(name)
     modules = _json(name, "modules.json", list)
     folder = str(modules[0].get("path", "")) if modules else ""
-    auto = AutoModelForMaskedLM if mlm else AutoModel
-    model, tokenizer, unpooled = _transformers(name, folder, DEFAULT, auto, dropout)
+    auto = AutoModelForMaskedLM if mlm else None
+    # Weights saved in half precision are trained in single: the optimizer's steps would be lost in their rounding.
+    model, tokenizer, unpooled = _transformers(name, folder, DEFAULT, auto, dropout, dtype=torch.float32)
     check_vocabulary(model, tokenizer)
     encoder, head = (model.base_model, MaskedHead(model)) if mlm else (model, None)
     if unpooled:
@@ -147,7 +149,7 @@ def save_encoder(
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as temporary:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=PART) as temporary:
             new = Path(temporary) / "new"
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
@@ -196,7 +198,7 @@ def _resolved(name: str | os.PathLike[str]) -> str:
 
 
 def _transformers(
-    name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True
+    name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True, **more: Any
 ) -> tuple[Any, PreTrainedTokenizerBase, bool]:
     """The encoder, its tokenizer, and whether it lacks weights of its pooling layer; none of its own code is run."""
     from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -208,7 +210,7 @@ def _transformers(
             if not dropout:
                 without_dropout(config)
             model, loaded = (auto or AutoModel).from_pretrained(
-                name, config=config, weights_only=True, output_loading_info=True, **options
+                name, config=config, weights_only=True, output_loading_info=True, **options, **more
             )
     except Exception as error:  # transformers has no class of its own for this
         hub = "" if os.path.isdir(name) else " It is no directory here, so it was looked for on the hub."
@@ -217,7 +219,8 @@ def _transformers(
         ) from error
     missing = sorted(loaded["missing_keys"])
     if auto is not None:  # a head that is missing is to be trained
-        missing = [key for key in missing if key.startswith(model.base_model_prefix + ".")]
+        start = model.base_model_prefix + "."
+        missing = [key.removeprefix(start) for key in missing if key.startswith(start)]
     pooling = [key for key in missing if key.startswith("pooler.")]
     if pooling and pooler == "cls":
         raise EncoderError(

@@ -26,12 +26,27 @@ class MaskedHead(nn.Module):
     Args:
         model: such as ``BertForMaskedLM``; its encoder is ``model.base_model``, to be taken before.
 
+    Raises:
+        EncoderError: it looks at more of its encoder than the hidden states.
+
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
         setattr(model, model.base_model_prefix, _Given())
+        parameter = next(model.parameters())
+        try:
+            with torch.no_grad():
+                self(
+                    torch.zeros(
+                        1, 1, model.config.hidden_size, dtype=parameter.dtype, device=parameter.device
+                    )
+                )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise EncoderError(
+                f"the head of {type(model).__name__} cannot be taken off its encoder ({error}): leave it out."
+            ) from error
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``(rows, tokens, width)`` to ``(rows, tokens, vocabulary)``."""
@@ -113,5 +128,5 @@ def masked_loss(scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def labelled(labels: Tensor) -> Tensor:
-    """How many positions have a label, at least 1."""
-    return (labels != IGNORED).sum().clamp(min=1)
+    """How many positions have a label, at least 1, in the type of a loss."""
+    return (labels != IGNORED).sum().clamp(min=1).float()

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -103,16 +104,30 @@ class TextObjective(nn.Module):
         if self.cache is None:
             total = self._told_part(masked_ids, mask, positions, labels)
         else:
-            size = 2 * self.cache
-            width = masked_ids.shape[1]
-            parts = []
-            for start in range(0, len(mask), size):
-                inside = (positions >= start * width) & (positions < (start + size) * width)
-                part = (masked_ids[start : start + size], mask[start : start + size])
-                at = (positions[inside] - start * width, labels[inside])
-                parts.append(checkpoint(self._told_part, *part, *at, use_reentrant=False))
-            total = torch.stack(parts).sum()
-        return total / labelled(labels)
+            parts = self._told_parts(masked_ids, mask, positions, labels, self.cache)
+            total = torch.stack(
+                [checkpoint(self._told_part, *part, use_reentrant=False) for part in parts]
+            ).sum()
+        count = labelled(labels)
+        if process_count() > 1:  # the mean over all processes, which have different numbers of them
+            dist.all_reduce(count)
+            count = count / process_count()
+        return total / count
+
+    @staticmethod
+    def _told_parts(
+        masked_ids: Tensor, mask: Tensor, positions: Tensor, labels: Tensor, size: int
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """The arguments of `_told_part` for both passes of ``size`` sentences at a time."""
+        count, width = len(mask) // 2, mask.shape[1]
+        row, column = positions // width, positions % width
+        half, sentence = row // count, row % count
+        for start in range(0, count, size):
+            end = min(start + size, count)
+            inside = (sentence >= start) & (sentence < end)
+            moved = (half * (end - start) + sentence - start) * width + column
+            rows = [torch.cat([part[start:end] for part in both.chunk(2)]) for both in (masked_ids, mask)]
+            yield rows[0], rows[1], moved[inside], labels[inside]
 
     def _told_part(self, masked_ids: Tensor, mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         assert self.reader is not None

@@ -91,6 +91,7 @@ def simcse(
             f"no size is called {config.from_config!r}.{did_you_mean(config.from_config, SIZES)} "
             f"There are {', '.join(SIZES)}."
         )
+    _check_source(config, out)
     if corpus is None:
         if config.text is None:
             raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
@@ -119,6 +120,16 @@ def _fresh(config: SimCSEConfig, corpus: Corpus) -> Model:
         return build(config, corpus.lines)
 
 
+def _check_source(config: SimCSEConfig, out: str | os.PathLike[str] | None) -> None:
+    if out is None or config.encoder is None or not os.path.exists(config.encoder):
+        return
+    if Path(config.encoder).resolve().is_relative_to(Path(out).resolve()):
+        raise ConfigError(
+            f"the encoder {config.encoder!r} lies in the output directory {str(out)!r}, where the new one goes: "
+            "choose another output directory."
+        )
+
+
 def _check_batch(config: SimCSEConfig, sentences: int) -> None:
     if config.batch_size > sentences:
         raise DataError(
@@ -134,7 +145,8 @@ def _check_batch(config: SimCSEConfig, sentences: int) -> None:
 
 def _unused(config: SimCSEConfig) -> bool:
     """Whether a step may leave parameters without a gradient."""
-    stopped = config.stop_grad and config.backward != "dense" and config.subset == 1.0
+    rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
+    stopped = config.stop_grad and config.backward != "dense" and round(config.subset * rows) == rows
     return stopped or not config.contrastive
 
 
@@ -164,8 +176,10 @@ def _plot(metrics: list[dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)")
     axes.plot(steps, [line["loss"] for line in metrics], marker="." if len(metrics) < 50 else "")
-    if "stsb_dev" in metrics[-1]:
+    scored = [line for line in metrics if "stsb_dev" in line]
+    if scored:
         scores = axes.twinx()
-        scores.plot(steps, [100 * line["stsb_dev"] for line in metrics], color="0.6", linestyle="--")
+        points = ([line["step"] for line in scored], [100 * line["stsb_dev"] for line in scored])
+        scores.plot(*points, color="0.6", linestyle="--")
         scores.set_ylabel("Spearman on STS-B dev, ×100 (dashed)")
     figure.savefig(path, dpi=120)
