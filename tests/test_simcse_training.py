@@ -115,7 +115,7 @@ def test_a_run_is_the_loop_one_would_write_by_hand():
             for group in optimizer.param_groups:
                 group["lr"] = 1e-3 * (1 - (5 * epoch + step) / 10)
             optimizer.step()
-            losses.append(float(loss))
+            losses.append(float(loss.detach()))
     found = simcse(PLAIN, corpus=text_runs.corpus())
     # A key's bias moves no attention: its gradient is rounding, which Adam divides by its own size.
     close(*map(without_key_bias, (found.encoder.state_dict(), encoder.state_dict())), rtol=1e-4, atol=1e-5)
@@ -289,8 +289,8 @@ def test_the_augmentation_acts_in_masked_language_if_asked_for(acts, tmp_path):
         made.train()
         hidden = made.reader(input_ids=ids, attention_mask=mask)
         z = made.network(input_ids=ids, attention_mask=mask)
-    plain = model.encoder(ids, mask).last_hidden_state
-    assert float(z.abs().max()) == 0  # the site behind the head, which masked language does not pass
+    plain = model.encoder(ids, mask).last_hidden_state.detach()
+    assert not z.any()  # the site behind the head, which masked language does not pass
     if acts:
         torch.testing.assert_close(hidden[0, 0], hidden[1, 0])
         assert float((plain[0, 0] - plain[1, 0]).abs().max()) > 1e-3
@@ -509,7 +509,6 @@ BAD = [
     ({"contrastive": False}, ConfigError, "add --mlm"),
     ({"cache": 2, "compile": True}, ConfigError, "leave out --cache or --compile"),
     ({"cache": 0}, ConfigError, "cache must be a whole number of at least 1"),
-    ({"cache": 3}, ConfigError, "Give a cache that divides the batch"),
     ({"cache": 1, "subset": 0.25}, ConfigError, "0.25 of the rows of a part is no whole number"),
     ({"rate": 1.5}, ConfigError, r"rate must be in \[0, 1\]"),
     ({"lr": 1e6, "clip": None, "at": (), "collapse": 0.0}, TrainingDiverged, "try a learning rate below"),
