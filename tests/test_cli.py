@@ -55,13 +55,13 @@ def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
 
     code, out, _ = graphaug("presets")
     assert code == 0
-    first, second = out.split("# --preset simclr-cifar100\n")
+    first, second, *_ = re.split(r"# graphaug \w+ --preset [\w-]+\n", out)[1:]
     path = tmp_path / "preset.yaml"
     path.write_text(first)
     from graphaug.contrastive.config import PretrainConfig
     from graphaug.contrastive.presets import settle
 
-    assert settle(PretrainConfig, {}, file=path) == settle({}, name="simclr-cifar10")
+    assert settle(PretrainConfig, {}, file=path) == settle(PretrainConfig, {}, name="simclr-cifar10")
     assert yaml.safe_load(second)["data"] == "cifar100"
 
 
