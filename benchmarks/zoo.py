@@ -211,7 +211,7 @@ _SIZES = {
 }
 _LAYERS = (
     *("num_hidden_layers", "num_layers", "n_layers", "n_layer", "encoder_layers", "decoder_layers"),
-    *("num_encoder_layers", "num_decoder_layers"),
+    *("num_encoder_layers", "num_decoder_layers", "num_self_attends_per_block"),
 )
 
 
