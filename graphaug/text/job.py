@@ -281,9 +281,13 @@ class _Hooks:
 
     def look(self, dev: StsTask) -> dict[str, float]:
         """Spearman, alignment and uniformity on the development pairs; nothing where all vectors are equal."""
+        sentences = list(dict.fromkeys((*dev.first, *dev.second)))
+        number = {text: i for i, text in enumerate(sentences)}
         try:
-            geometry = pair_geometry(self.reader.encode, dev.first, dev.second, dev.gold)
-            scores = (sts_dev(self.reader.encode, dev), *map(float, geometry))
+            vectors = self.reader.encode(sentences)  # once for both
+            encode = lambda texts: vectors[[number[text] for text in texts]]  # noqa: E731
+            geometry = pair_geometry(encode, dev.first, dev.second, dev.gold)
+            scores = (sts_dev(encode, dev), *map(float, geometry))
         except EncoderError:  # whether a collapse ends the run is decided by its spread
             return {}
         return dict(zip(LOOKED_AT, scores, strict=True))
