@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import graphaug
 from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.contrastive.optim import OPTIMIZERS
+from graphaug.contrastive.rows import RESIDENT
 from graphaug.contrastive.schedule import SHAPES
 from graphaug.errors import ConfigError, did_you_mean
 
@@ -20,7 +21,7 @@ T = TypeVar("T")
 PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
 
-FREE = ("strict", "checkpoint_every", "keep", "snapshot_every", "watch_every", "collapse")
+FREE = ("strict", "checkpoint_every", "keep", "snapshot_every", "watch_every", "collapse", "resident")
 """Settings that do not change what is computed: a run may be resumed with others."""
 
 
@@ -92,6 +93,10 @@ class PretrainConfig:
     channels_last: bool = _setting(False, "Keep images channels last, which GPUs' convolutions prefer.")
     sync_batchnorm: bool = _setting(False, "Batch statistics over all devices; GPUs only.")
     compile: bool = _setting(False, "Compile the whole step: views, network, loss and backward.")
+    cuda_graphs: bool = _setting(False, "Replay the compiled step as CUDA graphs; one GPU only.")
+    resident: str = _setting(
+        "auto", "Keep the images on the device: auto (if they fit), always, or never, when they are streamed."
+    )
     strict: bool = _setting(False, "Refuse unreadable images instead of skipping them.")
     checkpoint_every: float = _setting(1.0, "Epochs between checkpoints, whole or a fraction; 0 makes none.")
     keep: int = _setting(2, "How many checkpoints are kept while the run lasts.")
@@ -148,7 +153,12 @@ class PretrainConfig:
                 f"batch_size={self.batch_size} cannot be shared by {self.devices} device(s) in {self.accumulate} "
                 f"part(s): give a multiple of {share}."
             )
+        # Gradients that are accumulated would be in memory that the next replay writes to.
+        one_gpu = self.devices * self.accumulate == 1 and self.accelerator != "cpu"
+        if self.cuda_graphs and not (self.compile and one_gpu):
+            raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
         known = {"loss": LOSSES, "loss_scale": SCALES, "optimizer": OPTIMIZERS, "schedule": SHAPES}
+        known |= {"resident": RESIDENT}
         for name, names in {**known, "precision": PRECISIONS, "accelerator": ACCELERATORS}.items():
             value = getattr(self, name)
             if value not in names:

@@ -66,6 +66,7 @@ class Engine:
         accumulate: parts that a step is computed in; their gradients are averaged.
         compile: compile the objective with its backward. In one process this is one graph, or an error; with several,
             the communication of the loss is left out of it.
+        cuda_graphs: replay what is compiled as CUDA graphs; in one process, with ``accumulate`` of 1.
         before_step: called with the fractional epoch before each step.
 
     """
@@ -81,12 +82,16 @@ class Engine:
         epochs: int,
         accumulate: int = 1,
         compile: bool = False,
+        cuda_graphs: bool = False,
         before_step: Callable[[float], None] | None = None,
     ) -> None:
         self.fabric, self.objective, self.feed, self.optimizer = fabric, objective, feed, optimizer
         self.learning_rate, self.epochs, self.accumulate = learning_rate, epochs, accumulate
-        self.before_step = before_step
-        forward: Any = torch.compile(objective, fullgraph=process_count() == 1) if compile else objective
+        self.before_step, self.cuda_graphs = before_step, cuda_graphs
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if cuda_graphs else {}
+        forward: Any = objective
+        if compile:
+            forward = torch.compile(objective, fullgraph=process_count() == 1, **options)
         # DDP around what is compiled, not the other way round: its hooks need no graph of their own.
         self.forward = fabric.setup_module(forward, _reapply_compile=False)
         self.position = Position()
@@ -137,6 +142,9 @@ class Engine:
         if self.before_step is not None:
             self.before_step(epoch)
         self.optimizer.zero_grad()
+        if self.cuda_graphs:
+            # What the last step left in the graphs' memory, gradients and measures, is used up.
+            torch.compiler.cudagraph_mark_step_begin()
         rows = 0
         for part, batch in enumerate(self.feed.batches(step)):
             with self._unsynced(part + 1 < self.accumulate):
