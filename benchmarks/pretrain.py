@@ -11,7 +11,8 @@ style (PIL transforms, data loader, one eager forward). Their pictures are decod
 ``--workers`` processes, by default one for each core, which are stopped at the end of a turn. Ours is the library's
 engine, with its own memory format and fused optimizer on a GPU. The ViT-Ti is compared with itself. On a GPU the batch
 is 256, on a CPU 32, and 8 for the ViT: a larger one only takes longer. The shares are those of a step of ours, run
-eagerly and timed part by part; the optimizer is left out of them. Results go to ``benchmarks/results/pretrain-NAME.json``.
+eagerly and timed part by part; the optimizer is left out of them. Results go to
+``benchmarks/results/pretrain-NAME.json``.
 """
 
 from __future__ import annotations
