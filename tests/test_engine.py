@@ -272,6 +272,43 @@ def test_a_changing_subset_is_not_compiled_sparse():
     replace(TINY, **options, backward="dense")
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"compile": True, "devices": 2}, {"compile": True, "accumulate": 2}, {"accelerator": "cpu"}],
+)
+def test_cuda_graphs_need_a_compiled_step_on_one_gpu(options):
+    with pytest.raises(ConfigError, match="cuda_graphs needs compile, one GPU, and a batch in one part"):
+        PretrainConfig(cuda_graphs=True, **options)
+
+
+def test_cuda_graphs_without_a_gpu_are_refused_before_anything_is_written(images, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config = replace(TINY, cuda_graphs=True, compile=True)
+    with pytest.raises(ConfigError, match=r"cuda_graphs needs one GPU, not 1 process\(es\) on cpu"):
+        pretrain(config, tmp_path / "run", data=images)
+    assert not (tmp_path / "run").exists()
+
+
+def test_cuda_graphs_are_torchs_reduce_overhead_and_every_step_begins_anew(monkeypatch):
+    calls = []
+
+    def compile_(objective, **options):
+        calls.append(options)
+        return objective
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: calls.append("step"))
+    for cuda_graphs in (True, False):
+        objective = Quadratic()
+        optimizer = torch.optim.SGD(objective.parameters(), 0.1)
+        options = {"epochs": 2, "compile": True, "cuda_graphs": cuda_graphs}
+        Engine(
+            make_fabric(1, "cpu", "32-true"), objective, Rows(1), optimizer, lambda e: 0.1, **options
+        ).fit()
+    graphs = {"fullgraph": True, "mode": "reduce-overhead"}
+    assert calls == [graphs, *4 * ["step"], {"fullgraph": True}]
+
+
 def test_rate_and_subset_move_while_training(images, monkeypatch):
     seen = []
     draw = DeepAugment.draw_rows

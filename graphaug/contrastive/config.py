@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from graphaug.contrastive.losses import LOSSES, SCALES
+from graphaug.contrastive.rows import RESIDENT
 from graphaug.contrastive.settings import Settings, package_versions, setting
 from graphaug.errors import ConfigError
 
@@ -42,6 +43,10 @@ class PretrainConfig(Settings):
     solarize_p: float = setting(0.0, "Probability of solarization.")
     channels_last: bool = setting(False, "Keep images channels last, which GPUs' convolutions prefer.")
     sync_batchnorm: bool = setting(False, "Batch statistics over all devices; GPUs only.")
+    cuda_graphs: bool = setting(False, "Replay the compiled step as CUDA graphs; one GPU only.")
+    resident: str = setting(
+        "auto", "Keep the images on the device: auto (if they fit), always, or never, when they are streamed."
+    )
     strict: bool = setting(False, "Refuse unreadable images instead of skipping them.")
     checkpoint_every: float = setting(1.0, "Epochs between checkpoints, whole or a fraction; 0 makes none.")
     snapshot_every: int = setting(
@@ -56,6 +61,7 @@ class PretrainConfig(Settings):
         "snapshot_every",
         "watch_every",
         "collapse",
+        "resident",
     )
 
     def check(self) -> None:
@@ -78,7 +84,11 @@ class PretrainConfig(Settings):
                 f"batch_size={self.batch_size} cannot be shared by {self.devices} device(s) in {self.accumulate} "
                 f"part(s): give a multiple of {share}."
             )
-        self.one_of(loss=LOSSES, loss_scale=SCALES)
+        # Gradients that are accumulated would be in memory that the next replay writes to.
+        one_gpu = self.devices * self.accumulate == 1 and self.accelerator != "cpu"
+        if self.cuda_graphs and not (self.compile and one_gpu):
+            raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
+        self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
 
 
 def versions() -> dict[str, str]:

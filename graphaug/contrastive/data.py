@@ -1,20 +1,23 @@
 """Labelled images for pretraining and probing: scikit-learn's digits, CIFAR-10/100, folders of images.
 
-A data set is held in memory as uint8, and is the same in every run: where one has no test split, a stratified one is
-drawn with a fixed seed of its own.
+A data set is uint8, in memory or mapped from a file, and is the same in every run: where one has no test split, a
+stratified one is drawn with a fixed seed of its own.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from graphaug.contrastive.folder import read_folder, split_roots
+from graphaug.contrastive.folder import Folder, read_folder, split_roots
+from graphaug.contrastive.image_cache import data_root, map_images
 from graphaug.errors import DataError, InvalidOption, did_you_mean
 
 NAMES = ("digits", "cifar10", "cifar100")
@@ -26,13 +29,29 @@ SPLIT_SEED = 0
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images ``(N, C, H, W)`` uint8, and labels ``(N,)`` int64, in memory."""
+    """Images ``(N, C, H, W)`` uint8, and labels ``(N,)`` int64."""
 
     images: Tensor
     labels: Tensor
 
     def __len__(self) -> int:
         return len(self.images)
+
+
+@dataclass(frozen=True)
+class MappedSet(ImageSet):
+    """Images that are the rows of a file, from ``first`` on; only to be read."""
+
+    file: Path
+    first: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that is started for a run maps the file itself: the images would not fit into a pipe.
+        return _mapped, (self.file, self.first, self.labels)
+
+
+def _mapped(file: Path, first: int, labels: Tensor) -> MappedSet:
+    return MappedSet(map_images(file)[first : first + len(labels)], labels, file, first)
 
 
 @dataclass(frozen=True)
@@ -53,13 +72,18 @@ class ImageData:
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training images per channel, in units of [0, 1]."""
+        mean, std = self._statistics
+        return list(mean), list(std)
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
         # In chunks: the float64 copy of a whole data set may not fit.
-        sums = torch.zeros(2, self.train.images.shape[1], dtype=torch.float64)
-        for chunk in torch.split(self.train.images, 1024):
+        images = self.train.images
+        sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+        for chunk in torch.split(images, max(1, min(1024, 2**24 // images[0].numel()))):
             x = chunk.double() / 255
             sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
-        count = self.train.images.numel() / self.train.images.shape[1]
-        mean, square = sums / count
+        mean, square = sums / (images.numel() / images.shape[1])
         std = (square - mean.square()).clamp(min=1e-12).sqrt()
         return mean.tolist(), std.clamp(min=1e-3).tolist()
 
@@ -88,7 +112,7 @@ def load(
     if spec == "digits":
         return _digits(size or 16)
     if spec in ("cifar10", "cifar100"):
-        return _cifar(spec, Path(root) if root is not None else _default_root(), size or 32)
+        return _cifar(spec, Path(root) if root is not None else data_root(), size or 32)
     if Path(spec).is_dir():
         raise DataError(f"{spec!r} is a folder: write 'folder:{spec}'.")
     raise DataError(
@@ -160,19 +184,21 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
 
 def _folder(path: Path, size: int, strict: bool) -> ImageData:
     train_root, test_root = split_roots(path)
-    images, labels, classes, skipped = read_folder(train_root, size, strict)
+    found = read_folder(train_root, size, strict, stratified_split if test_root is None else None)
+    name, train = f"folder:{path}", _rows(found, 0, found.train)
     if test_root is None:
-        train, test = _split(images, labels)
-        return ImageData(f"folder:{path}", train, test, classes, size, skipped=skipped)
-    test_images, test_labels, test_classes, test_skipped = read_folder(test_root, size, strict)
-    if test_classes != classes:
-        odd = sorted(set(classes) ^ set(test_classes))
+        test = _rows(found, found.train, len(found.labels))
+        return ImageData(name, train, test, found.classes, size, skipped=found.skipped)
+    other = read_folder(test_root, size, strict)
+    if other.classes != found.classes:
+        odd = sorted(set(found.classes) ^ set(other.classes))
         raise DataError(
             f"{train_root} and {test_root} hold different classes: {', '.join(odd)} is in one only."
         )
-    train, test = ImageSet(images, labels), ImageSet(test_images, test_labels)
-    return ImageData(f"folder:{path}", train, test, classes, size, skipped=skipped + test_skipped)
+    test = _rows(other, 0, len(other.labels))
+    return ImageData(name, train, test, found.classes, size, skipped=found.skipped + other.skipped)
 
 
-def _default_root() -> Path:
-    return Path(os.environ.get("GRAPHAUG_DATA") or Path.home() / ".cache" / "graphaug")
+def _rows(folder: Folder, first: int, end: int) -> ImageSet:
+    images, labels = folder.images[first:end], folder.labels[first:end]
+    return ImageSet(images, labels) if folder.file is None else MappedSet(images, labels, folder.file, first)

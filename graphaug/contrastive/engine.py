@@ -67,6 +67,7 @@ class Engine:
         accumulate: parts that a step is computed in; their gradients are averaged.
         compile: compile the objective with its backward. In one process this is one graph, or an error; with several,
             the communication of the loss is left out of it.
+        cuda_graphs: replay what is compiled as CUDA graphs; in one process, with ``accumulate`` of 1.
         dynamic: as for ``torch.compile``; False compiles once for every shape that the feed gives.
         clip: largest norm of the gradients of all parameters together; longer ones are shortened to it.
         line_every: steps between lines of the metrics; by default an epoch.
@@ -85,6 +86,7 @@ class Engine:
         epochs: int,
         accumulate: int = 1,
         compile: bool = False,
+        cuda_graphs: bool = False,
         dynamic: bool | None = None,
         clip: float | None = None,
         line_every: int | None = None,
@@ -93,9 +95,11 @@ class Engine:
         self.fabric, self.objective, self.feed, self.optimizer = fabric, objective, feed, optimizer
         self.learning_rate, self.epochs, self.accumulate = learning_rate, epochs, accumulate
         self.before_step, self.clip, self.line_every = before_step, clip, line_every or feed.steps
+        self.cuda_graphs = cuda_graphs
+        options: dict[str, Any] = {"mode": "reduce-overhead"} if cuda_graphs else {}
         forward: Any = objective
         if compile:
-            forward = torch.compile(objective, fullgraph=process_count() == 1, dynamic=dynamic)
+            forward = torch.compile(objective, fullgraph=process_count() == 1, dynamic=dynamic, **options)
         # DDP around what is compiled, not the other way round: its hooks need no graph of their own.
         self.forward = fabric.setup_module(forward, _reapply_compile=False)
         self.position = Position()
@@ -149,6 +153,9 @@ class Engine:
         if self.before_step is not None:
             self.before_step(epoch)
         self.optimizer.zero_grad()
+        if self.cuda_graphs:
+            # What the last step left in the graphs' memory, gradients and measures, is used up.
+            torch.compiler.cudagraph_mark_step_begin()
         rows = 0
         for part, batch in enumerate(self.feed.batches(step)):
             with self._unsynced(part + 1 < self.accumulate):

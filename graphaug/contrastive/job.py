@@ -107,6 +107,7 @@ def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, dat
         epochs=config.epochs,
         accumulate=config.accumulate,
         compile=config.compile,
+        cuda_graphs=config.cuda_graphs,
         before_step=schedule if scheduled else None,
     )
 

@@ -14,6 +14,7 @@ from graphaug.contrastive.data import ImageData
 from graphaug.contrastive.gather import process_count, process_rank
 from graphaug.contrastive.losses import LOSSES
 from graphaug.contrastive.models import to_rgb
+from graphaug.contrastive.rows import image_rows
 from graphaug.contrastive.views import UNIFORMS, SimCLRViews
 
 
@@ -70,45 +71,50 @@ def embedding_spread(z: Tensor) -> Tensor:
 
 
 class ImageFeed:
-    """Batches of a data set that lies on the device, with the draws of their views.
+    """Batches of a data set on the device, with the draws of their views.
 
     Generators are its own: order and views do not depend on what the model draws, nor on how many processes there are,
     so that runs with and without Deep Augmentation see the same. Each process takes its share of every batch.
 
     Args:
         data: its training images are used.
-        config: batch size, parts of a batch, seed.
-        device: where images and draws lie.
+        config: batch size, parts of a batch, seed, and whether the images are kept on the device.
+        device: where batches and draws lie.
 
     """
 
     def __init__(self, data: ImageData, config: PretrainConfig, device: torch.device) -> None:
-        self.images = data.train.images.to(device)
+        self.images = image_rows(data.train.images, device, config.resident)
+        self.count, self.device = len(data.train), device
         self.batch_size, self.parts = config.batch_size, config.accumulate
-        self.steps = len(self.images) // self.batch_size
+        self.steps = self.count // self.batch_size
         self.order = torch.Generator().manual_seed(config.seed)
         self.view_numbers = torch.Generator(device).manual_seed(config.seed)
-        self.shuffled = torch.empty(0, dtype=torch.int64, device=device)
+        self.shuffled = torch.empty(0, dtype=torch.int64)
         self._before_epoch = self.order.get_state()
 
     def start_epoch(self) -> None:
         """Draw the order of an epoch."""
         self._before_epoch = self.order.get_state()
-        order = torch.randperm(len(self.images), generator=self.order)
-        self.shuffled = order.to(self.images.device)
+        self.shuffled = torch.randperm(self.count, generator=self.order).to(self.images.index_device)
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
         """This process's share of each part of a batch: images, and the uniform numbers of both views."""
-        device = self.images.device
-        chosen = self.shuffled[step * self.batch_size : (step + 1) * self.batch_size]
-        uniforms = torch.rand(2, len(chosen), UNIFORMS, generator=self.view_numbers, device=device)
-        share = len(chosen) // (self.parts * process_count())
+        shape = (2, self.batch_size, UNIFORMS)
+        uniforms = torch.rand(shape, generator=self.view_numbers, device=self.device)
         for part in range(self.parts):
-            start = (part * process_count() + process_rank()) * share
-            yield (
-                self.images[chosen[start : start + share]],
-                uniforms[:, start : start + share].flatten(0, 1),
-            )
+            following = (step, part + 1) if part + 1 < self.parts else (step + 1, 0)
+            ahead = self._rows(*following) if following[0] < self.steps else None
+            yield self.images(self._rows(step, part), ahead), uniforms[:, self._share(part)].flatten(0, 1)
+
+    def _rows(self, step: int, part: int) -> Tensor:
+        return self.shuffled[step * self.batch_size : (step + 1) * self.batch_size][self._share(part)]
+
+    def _share(self, part: int) -> slice:
+        """Where this process's images are in a batch."""
+        share = self.batch_size // (self.parts * process_count())
+        start = (part * process_count() + process_rank()) * share
+        return slice(start, start + share)
 
     def state_dict(self, new_epoch: bool) -> dict[str, Any]:
         """Both generators; the one of the order as it was before this epoch, or with ``new_epoch`` as it is."""

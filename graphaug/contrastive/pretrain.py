@@ -84,6 +84,10 @@ def pretrain(
             return done
     unused = config.stop_grad and config.backward != "dense" and 1.0 in (config.subset, config.subset_end)
     fabric = make_fabric(config.devices, config.accelerator, config.precision, unused)
+    if config.cuda_graphs and (fabric.device.type != "cuda" or fabric.world_size > 1):
+        raise ConfigError(
+            f"cuda_graphs needs one GPU, not {fabric.world_size} process(es) on {fabric.device}."
+        )
     job = (config, data, None if out is None else str(out), resume)
     state, metrics = launch(fabric, train, *job, on_event=on_epoch)
     model = _fresh(config.model)

@@ -15,6 +15,7 @@ from graphaug.contrastive.data import ImageData, ImageSet
 from graphaug.contrastive.devices import make_fabric
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.models import classifier_replaced, feature_width, to_rgb
+from graphaug.contrastive.rows import image_rows
 from graphaug.contrastive.views import UNIFORMS, EvalView, SimCLRViews
 from graphaug.errors import DataError
 
@@ -179,20 +180,24 @@ class LabelledFeed:
     def __init__(
         self, part: ImageSet, batch_size: int, generator: torch.Generator, device: torch.device
     ) -> None:
-        self.images, self.labels = part.images.to(device), part.labels.to(device)
-        self.batch_size, self.generator = batch_size, generator
+        self.images, self.labels = image_rows(part.images, device), part.labels.to(device)
+        self.batch_size, self.generator, self.device = batch_size, generator, device
         self.steps = math.ceil(len(part) / batch_size)
         self.shuffled = torch.empty(0, dtype=torch.int64)
 
     def start_epoch(self) -> None:
         """Draw the order of an epoch."""
-        self.shuffled = torch.randperm(len(self.images), generator=self.generator).to(self.images.device)
+        order = torch.randperm(len(self.labels), generator=self.generator)
+        self.shuffled = order.to(self.images.index_device)
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images, the draws of their views, labels."""
-        chosen = self.shuffled[step * self.batch_size : (step + 1) * self.batch_size]
-        uniforms = torch.rand(len(chosen), UNIFORMS, generator=self.generator).to(self.images.device)
-        yield self.images[chosen], uniforms, self.labels[chosen]
+        chosen, ahead = (
+            self.shuffled[n * self.batch_size : (n + 1) * self.batch_size] for n in (step, step + 1)
+        )
+        uniforms = torch.rand(len(chosen), UNIFORMS, generator=self.generator).to(self.device)
+        images = self.images(chosen, ahead if len(ahead) else None)
+        yield images, uniforms, self.labels[chosen.to(self.device)]
 
     def state_dict(self, new_epoch: bool) -> dict[str, Any]:
         """The generator."""

@@ -36,7 +36,7 @@ class Watch:
         self.model, self.config, self.path = model, config, path
         device = next(model.parameters()).device
         self.view = EvalView(config.size or data.view_size, *data.statistics()).to(device)
-        self.train, self.test = (_some(part) for part in (data.train, data.test))
+        self.data = data
 
     def __call__(self, line: dict[str, Any], look: bool = True) -> None:
         """Look at an epoch's metrics, and with ``look`` for neighbours where they are due.
@@ -55,7 +55,8 @@ class Watch:
         """Accuracy of the nearest-neighbour vote on the features, in eval mode."""
         modes = {module: module.training for module in self.model.modules()}
         try:
-            sets = [t for part in (self.train, self.test) for t in (self._features(part.images), part.labels)]
+            parts = [_some(part) for part in (self.data.train, self.data.test)]
+            sets = [t for part in parts for t in (self._features(part.images), part.labels)]
         finally:
             # Frozen statistics stay frozen: train() on the plain model would wake them.
             for module, mode in modes.items():
