@@ -307,6 +307,15 @@ def example_inputs(config: Any, head: str) -> Iterator[Inputs]:
             pixels = torch.randn(2, channels, side, side, generator=generator)
             yield {"pixel_values": pixels}
             yield {"inputs": pixels}
+        # Pixels as tokens (ImageGPT), and patches with their places (SigLIP 2).
+        yield {"input_ids": torch.randint(0, 500, (2, 64), generator=generator)}
+        patches = torch.randn(2, 256, channels * getattr(nested, "patch_size", 16) ** 2, generator=generator)
+        places = torch.tensor([[16, 16], [8, 32]])
+        yield {
+            "pixel_values": patches,
+            "pixel_attention_mask": torch.ones(2, 256, dtype=torch.long),
+            "spatial_shapes": places,
+        }
     else:
         frames = getattr(config, "max_source_positions", 1500) * 2
         mels = getattr(config, "num_mel_bins", 80)
