@@ -66,6 +66,10 @@ def test_train_and_score_with_two_commands(call, text, tmp_path):
     assert (settings["at"], settings["mlm"], settings["resolved"]["sentences"]) == ([1], True, 40)
     assert settings["versions"]["transformers"]
 
+    for command in (["probe", out], ["analyze", out, "--out", tmp_path / "report"]):
+        code, _, err = call(*command)
+        assert code == 2
+        assert "It is a run on text: 'graphaug sts' scores it." in " ".join(err.split())
     code, _, err = call("simcse", *TINY, *options)
     assert code == 2
     assert "holds another run" in err

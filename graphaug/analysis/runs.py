@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.files import make_folder, write_file
 from graphaug.contrastive.models import build_model
+from graphaug.contrastive.run_dir import on_text
 from graphaug.errors import ConfigError, RunDirectoryError
 
 NOT_SETTINGS = ("resolved", "versions")
@@ -76,6 +77,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     import yaml
 
     directory = Path(path)
+    resolved: Any = None
     if not directory.is_dir():
         raise RunDirectoryError(f"{str(directory)!r} is no run directory: there is no such directory.")
     try:
@@ -89,7 +91,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError, ConfigError) as error:
         said = str(error).strip().splitlines()[0]
         raise RunDirectoryError(
-            f"{str(directory / 'config.yaml')!r} is no configuration of a run: {said}"
+            f"{str(directory / 'config.yaml')!r} is no configuration of a run: {said}{on_text(resolved)}"
         ) from error
     found = {
         int(m[1]): file

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphaug.contrastive.data import ImageData
 from graphaug.contrastive.evaluate import few_label_probe, knn_accuracy, label_share_probe, linear_probe
 from graphaug.contrastive.models import build_model, features
-from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.contrastive.run_dir import RunDirectory, on_text
 from graphaug.contrastive.supervised import fine_tune, linear_protocol
 from graphaug.contrastive.views import EvalView
 from graphaug.contrastive.weights import load_weights
@@ -59,7 +59,7 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     settings = RunDirectory(path, force=True).settings() if path.is_dir() else None
     if settings is None or "model" not in settings:
         raise CheckpointError(
-            f"{str(path)!r} is no run directory: there is no config.yaml that names a model."
+            f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{on_text(settings)}"
         )
     model = build_model(settings["model"])
     load_weights(model, path)

@@ -19,6 +19,12 @@ FOLDERS = ("checkpoints", "snapshots", "tensorboard", "encoder", "best")
 """What a run may hold besides its files: checkpoints while it lasts, an encoder of text, and what was asked for."""
 
 
+def on_text(settings: Any) -> str:
+    """The end of a message about settings that are of no run on images: a hint, if they are of one on text."""
+    text = isinstance(settings, dict) and "from_config" in settings
+    return " It is a run on text: 'graphaug sts' scores it." if text else ""
+
+
 class RunDirectory:
     """Writes the files of one run; each goes to a temporary file first and is then renamed.
 
