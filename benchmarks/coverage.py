@@ -395,14 +395,18 @@ def versions() -> dict[str, str]:
 
 
 def page(
-    records: list[dict[str, Any]], totals: dict[str, Any], chains: list[dict[str, float]], seconds: float
+    records: list[dict[str, Any]],
+    totals: dict[str, Any],
+    chains: list[dict[str, float]],
+    seconds: float,
+    whose: str = "",
 ) -> str:
     """The text of ``docs/coverage.md``."""
     lines = [
         "# Coverage",
         "",
         "Which architectures `graphaug.rewrite` handles, measured by `make coverage` "
-        f"({', '.join(f'{k} {v}' for k, v in versions().items())}; {seconds / 60:.0f} minutes).",
+        f"({', '.join(f'{k} {v}' for k, v in versions().items())}; {seconds / 60:.0f} minutes{whose}).",
         "Every model is built from its configuration with random weights and rewritten at its first, middle and last",
         "block. A model counts as ok if at all of them it is captured, its eval output is bit-equal to the original at",
         "another batch size, output and gradients equal a hand-written forward hook under the same masks, and the",
@@ -484,6 +488,7 @@ def main() -> None:
     begin = time.perf_counter()
     records = run(cases, options.workers, not options.no_compile, options.journal)
     seconds = time.perf_counter() - begin if options.journal is None else sum(r["seconds"] for r in records)
+    whose = "" if options.journal is None else " of its workers together, in several sittings"
     totals = summary(records)
     print(json.dumps(totals, indent=2))
     whole = not options.match and options.only is None
@@ -499,7 +504,7 @@ def main() -> None:
     }
     target = options.out
     write((target or ROOT / "benchmarks/results") / "coverage.json", json.dumps(result, indent=1) + "\n")
-    write((target or ROOT / "docs") / "coverage.md", page(records, totals, chains, seconds))
+    write((target or ROOT / "docs") / "coverage.md", page(records, totals, chains, seconds, whose))
 
 
 if __name__ == "__main__":

@@ -256,7 +256,7 @@ def shrink(config: Any, level: int) -> None:
                 put(name, value)
     if level <= 2 and hasattr(config, "depth_coefficient"):  # EfficientNet's default is B7, for 600 pixels
         config.depth_coefficient = config.width_coefficient = 1.0
-        config.image_size = 224
+        config.image_size, config.hidden_dim = 224, 1280
     if hasattr(config, "axial_pos_shape"):
         config.axial_pos_shape = (4, 4)  # 16 tokens
         config.axial_pos_embds_dim = (16, config.hidden_size - 16)
