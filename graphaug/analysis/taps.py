@@ -93,7 +93,7 @@ def tapped(
     wanted = dict.fromkeys(resolve(at, outline, every_call=True))
     acting = dict(augmentations or {})
     names = fresh_names(outline.model, [*wanted, *(t for t in acting if t not in wanted)], "tap")
-    _, _, placed = place(outline, names, training=False)
+    captured, graph, placed = place(outline, names, training=False)
     rows = rows_of(example_inputs) if _is_pattern(at) else None
     chosen = [t for t in placed if t in wanted and _holds_activations(placed[t], rows)]
     missing = [t for t in wanted if t not in chosen]
@@ -101,8 +101,10 @@ def tapped(
         raise SiteNotFound(f"'{missing[0]}' holds no batch of activations in eval mode: choose another site.")
     if not chosen:
         raise SiteNotFound(f"{at!r} selects no site with activations.")
-    names = {t: name for t, name in names.items() if t in chosen or t in acting}
-    captured, graph, placed = place(outline, names, training=False)
+    kept = {t: name for t, name in names.items() if t in chosen or t in acting}
+    if kept != names:
+        names = kept
+        captured, graph, placed = place(outline, names, training=False)
     order = {node: i for i, node in enumerate(graph.nodes)}
     chosen.sort(key=lambda t: order[placed[t]])
     taps = {t: Tap() for t in chosen}
