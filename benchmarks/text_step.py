@@ -32,7 +32,8 @@ from benchmarks.step import machine, quartiles
 from graphaug.contrastive.devices import make_fabric
 from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus import read_corpus
-from graphaug.text.job import Model, augmented, build, build_engine, pad_id, sizes, tokenized
+from graphaug.text.encoder import padding_id
+from graphaug.text.job import Model, augmented, build, build_engine, sizes, tokenized
 from graphaug.text.load import save_encoder
 from graphaug.text.objective import TextFeed
 from graphaug.text.simcse import SimCSE
@@ -47,7 +48,7 @@ def ours(config: SimCSEConfig, lines: list[str], stack: ExitStack) -> tuple[Step
     fabric = make_fabric(1, config.accelerator, config.precision)
     model = build(config, lines)
     rows, _ = tokenized(model, lines, config.max_length)
-    feed = TextFeed(rows, config, sizes(config), pad_id(model), fabric.device)
+    feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device)
     wrapped = SimCSE(model.encoder).to(fabric.device)
     objective = stack.enter_context(augmented(wrapped, model, config, feed))
     engine = build_engine(fabric, objective, feed, config)

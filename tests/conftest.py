@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import os
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -8,6 +9,22 @@ from hypothesis import HealthCheck, settings
 # No test asserts a time: on a busy machine drawing and running an example may take long.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
+
+
+@pytest.fixture
+def graphaug(capsys, monkeypatch):
+    """The command line, in this process: ``graphaug("sites", ...)`` gives exit code, output and messages."""
+
+    def call(*arguments):
+        from graphaug import cli
+
+        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return caught.value.code or 0, printed.out, printed.err
+
+    return call
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from html.parser import HTMLParser
 
 import numpy as np
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
-from graphaug import cli, errors
+from graphaug import errors
 from graphaug.analysis import advise
 from graphaug.analysis.check import check_advice, rank_correlation
 from graphaug.analysis.report import analyze
@@ -268,26 +267,12 @@ def test_rank_correlation():
 # --- the command line ------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """The command line, in this process: ``call("advise", ...)`` gives exit code, output and messages."""
-
-    def run_it(*arguments):
-        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run_it
-
-
-def test_commands(run, call, tmp_path):
-    code, printed, said = call("advise", run, "--samples", 32, "--out", tmp_path / "advice.json")
+def test_commands(run, graphaug, tmp_path):
+    code, printed, said = graphaug("advise", run, "--samples", 32, "--out", tmp_path / "advice.json")
     assert code == 0, said
     assert "CKA (unbiased, linear), 32 samples" in printed
     assert json.loads((tmp_path / "advice.json").read_text())["run"] == str(run)
-    code, printed, said = call("analyze", run, "--out", tmp_path / "report", "--samples", 32)
+    code, printed, said = graphaug("analyze", run, "--out", tmp_path / "report", "--samples", 32)
     assert code == 0, said
     assert printed.strip() == str(tmp_path / "report" / "report.html")
 
@@ -301,7 +286,7 @@ def test_commands(run, call, tmp_path):
         (["advise", "RUN", "--out", "RUN/config.yaml"], "exists. Choose another file"),
     ],
 )
-def test_bad_arguments(run, call, arguments, match):
-    code, _, said = call(*(a.replace("RUN", str(run)) for a in arguments))
+def test_bad_arguments(run, graphaug, arguments, match):
+    code, _, said = graphaug(*(a.replace("RUN", str(run)) for a in arguments))
     assert code == 2
     assert match in said

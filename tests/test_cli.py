@@ -9,22 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from graphaug import cli
-
 TINY = ["--model", "resnet18-cifar:8", "--size", "8", "--epochs", "1", "--batch-size", "512"]
-
-
-@pytest.fixture
-def graphaug(capsys, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        code = caught.value.code
-        return (0 if code is None else code), printed.out, printed.err
-
-    return call
 
 
 @pytest.fixture

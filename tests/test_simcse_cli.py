@@ -2,13 +2,11 @@
 
 import json
 import re
-import sys
 
 import pytest
 import text_runs
 import yaml
 
-from graphaug import cli
 from graphaug.text.config import SimCSEConfig
 
 TINY = [
@@ -26,28 +24,16 @@ TINY = [
 
 
 @pytest.fixture
-def call(capsys, monkeypatch):
-    def run(*args):
-        monkeypatch.setattr(sys, "argv", ["graphaug", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return run
-
-
-@pytest.fixture
 def text(tmp_path):
     path = tmp_path / "sentences.txt"
     path.write_text("\n\n".join(text_runs.corpus(40).lines) + "\n")
     return path
 
 
-def test_train_and_score_with_two_commands(call, text, tmp_path):
+def test_train_and_score_with_two_commands(graphaug, text, tmp_path):
     data, out = text_runs.sts_files(tmp_path / "sts"), tmp_path / "run"
     options = ["--text", text, "--out", out, "--sts", data, "--report-every", "2", "--at", "1", "--mlm"]
-    code, printed, err = call("simcse", *TINY, *options)
+    code, printed, err = graphaug("simcse", *TINY, *options)
     assert code == 0, err
     assert "39 empty line(s) left out." in err
     assert re.search(
@@ -59,7 +45,7 @@ def test_train_and_score_with_two_commands(call, text, tmp_path):
         assert re.search(
             rf"^{name} +STS-B dev {shown}  alignment .* \(step {scores['step']}\)$", printed, re.MULTILINE
         )
-    code, printed, err = call("sts", out, "--data", data, "--split", "dev")
+    code, printed, err = graphaug("sts", out, "--data", data, "--split", "dev")
     assert code == 0, err
     assert f"{100 * result['stsb_dev']:.2f}" in printed.splitlines()[1]
     settings = yaml.safe_load((out / "config.yaml").read_text())
@@ -67,42 +53,42 @@ def test_train_and_score_with_two_commands(call, text, tmp_path):
     assert settings["versions"]["transformers"]
 
     for command in (["probe", out], ["analyze", out, "--out", tmp_path / "report"]):
-        code, _, err = call(*command)
+        code, _, err = graphaug(*command)
         assert code == 2
         assert "It is a run on text: 'graphaug sts' scores it." in " ".join(err.split())
-    code, _, err = call("simcse", *TINY, *options)
+    code, _, err = graphaug("simcse", *TINY, *options)
     assert code == 2
     assert "holds another run" in err
-    code, _, err = call("simcse", "--out", out, "--resume", "--rate", "0.1")
+    code, _, err = graphaug("simcse", "--out", out, "--resume", "--rate", "0.1")
     assert code == 2
     assert "rate: 0.5 → 0.1" in err
-    code, _, err = call("simcse", "--out", out, "--resume")  # finished: its settings are the run's
+    code, _, err = graphaug("simcse", "--out", out, "--resume")  # finished: its settings are the run's
     assert code == 0, err
 
 
-def test_every_setting_is_an_option_and_presets_are_printed(call):
-    code, out, _ = call("simcse", "--help")
+def test_every_setting_is_an_option_and_presets_are_printed(graphaug):
+    code, out, _ = graphaug("simcse", "--help")
     assert code == 0
     for name in SimCSEConfig.names():
         assert "--" + name.replace("_", "-")[:10] in out
-    code, out, _ = call("presets")
+    code, out, _ = graphaug("presets")
     assert code == 0
     found = dict(re.findall(r"# graphaug (?:simcse) --preset (\S+)\n(.*?)\n\n", out + "\n", re.DOTALL))
     assert yaml.safe_load(found["deepaug-bert-base-stop"])["at"] == [8]
 
 
-def test_a_preset_with_random_weights_instead_of_its_encoder(call, text, tmp_path):
-    code, _, err = call(
+def test_a_preset_with_random_weights_instead_of_its_encoder(graphaug, text, tmp_path):
+    code, _, err = graphaug(
         "simcse", "--preset", "simcse-bert-base", *TINY, "--text", text, "--out", tmp_path / "run"
     )
     assert code == 0, err
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["encoder"] is None
 
 
-def test_a_file_in_another_encoding_is_named_with_line_and_byte(call, tmp_path):
+def test_a_file_in_another_encoding_is_named_with_line_and_byte(graphaug, tmp_path):
     path = tmp_path / "latin.txt"
     path.write_bytes(b"one sentence\nK\xe4se\n")
-    code, _, err = call("simcse", *TINY, "--text", path, "--out", tmp_path / "run")
+    code, _, err = graphaug("simcse", *TINY, "--text", path, "--out", tmp_path / "run")
     assert code == 2
     assert "latin.txt' is not UTF-8: byte 0xe4 in line 2" in " ".join(err.split())
     assert not (tmp_path / "run").exists()
@@ -129,18 +115,18 @@ def test_a_file_in_another_encoding_is_named_with_line_and_byte(call, tmp_path):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_bad_input_is_one_message(call, text, tmp_path, options, message):
-    code, out, err = call("simcse", *TINY, "--text", text, "--out", tmp_path / "run", *options)
+def test_bad_input_is_one_message(graphaug, text, tmp_path, options, message):
+    code, out, err = graphaug("simcse", *TINY, "--text", text, "--out", tmp_path / "run", *options)
     assert (code, out) == (2, "")
     assert re.search(message, " ".join(err.split())), err
     assert "Traceback" not in err
     assert not (tmp_path / "run").exists()
 
 
-def test_without_text_or_encoder_it_says_what_to_give(call, tmp_path, text):
-    code, _, err = call("simcse", *TINY, "--out", tmp_path / "run")
+def test_without_text_or_encoder_it_says_what_to_give(graphaug, tmp_path, text):
+    code, _, err = graphaug("simcse", *TINY, "--out", tmp_path / "run")
     assert code == 2
     assert "(--text)" in err
-    code, _, err = call("simcse", "--text", text, "--out", tmp_path / "run")
+    code, _, err = graphaug("simcse", "--text", text, "--out", tmp_path / "run")
     assert code == 2
     assert "(--from-config)" in err

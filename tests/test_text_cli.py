@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ import torch
 from scipy.stats import spearmanr
 from transformers import BertModel
 
-from graphaug import cli
 from graphaug.text.load import save_encoder
 from graphaug.text.models import from_config
 from graphaug.text.tokenizer import train_wordpiece
@@ -19,15 +17,8 @@ WORDS = ["a", "cat", "dog", "man", "ran", "sat", "on", "the", "mat", "home"]
 
 
 @pytest.fixture
-def sts(capsys, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["graphaug", "sts", *map(str, args)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        printed = capsys.readouterr()
-        return caught.value.code or 0, printed.out, printed.err
-
-    return call
+def sts(graphaug):
+    return lambda *args: graphaug("sts", *args)
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,12 @@ from graphaug.errors import ConfigError
 if TYPE_CHECKING:
     from graphaug.contrastive.data import ImageData
 
+Out = Annotated[Path, typer.Option(help="Directory for the run's files.")]
+Preset = Annotated[str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")]
+File = Annotated[Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
 Data = Annotated[
     str | None, typer.Option(help="digits, cifar10, cifar100 or folder:PATH; by default the run's.")
@@ -57,16 +63,10 @@ def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callabl
 
 def pretrain(
     *,
-    out: Annotated[Path, typer.Option(help="Directory for the run's files.")],
-    preset: Annotated[
-        str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
-    ] = False,
+    out: Out,
+    preset: Preset = None,
+    config: File = None,
+    resume: Resume = False,
     force: Force = False,
     settings: dict[str, Any],
 ) -> None:
@@ -126,7 +126,7 @@ def presets() -> None:
 
     for command, found in {"pretrain": PRESETS, "simcse": TEXT_PRESETS}.items():
         for name, settings in found.items():
-            print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(dict(settings), sort_keys=False)}")
+            print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
 
 def probe(

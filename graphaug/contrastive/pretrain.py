@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -79,9 +78,11 @@ def pretrain(
     data = data or load(config.data, size=config.size, strict=config.strict)
     _check_batch(config, data)
     if resume and out is not None:
-        done = _resumed(RunDirectory(out, force=True), config, data)
+        done = RunDirectory(out, force=True).resumed(PretrainConfig, sized(config, data))
         if done is not None:
-            return done
+            model = _fresh(config.model)
+            load_weights(model, out)
+            return PretrainResult(model, done[1], done[0])
     unused = config.stop_grad and config.backward != "dense" and 1.0 in (config.subset, config.subset_end)
     fabric = make_fabric(config.devices, config.accelerator, config.precision, unused)
     if config.cuda_graphs and (fabric.device.type != "cuda" or fabric.world_size > 1):
@@ -122,26 +123,6 @@ def _check_batch(config: PretrainConfig, data: ImageData) -> None:
             f"accumulate={config.accumulate}): each needs the same number of images, and at least 2. "
             f"Give a multiple of {parts}, at least {2 * parts}."
         )
-
-
-def _resumed(run: RunDirectory, config: PretrainConfig, data: ImageData) -> PretrainResult | None:
-    """Check that the run is of the same settings; if it is finished, read it."""
-    settings = run.settings()
-    if settings is None:
-        return None
-    if found := config.differences(settings, sized(config, data)):
-        raise ConfigError(
-            f"the run in {str(run.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
-            "Resume without changing them, or choose another directory."
-        )
-    result = run.finished()
-    if result is None:
-        return None
-    model = _fresh(config.model)
-    load_weights(model, run.path)
-    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    Checkpoints(run.checkpoints).clear()
-    return PretrainResult(model, [json.loads(line) for line in lines], result)
 
 
 def _result(model: nn.Module, data: ImageData, config: PretrainConfig) -> dict[str, Any]:

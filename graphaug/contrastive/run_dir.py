@@ -11,7 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
+from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.files import PART, cannot_write, make_folder, write_file
+from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
@@ -86,6 +88,32 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         return found
+
+    def resumed(
+        self, kind: type[Settings], wanted: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """Check that the run here, if there is one, has the wanted settings; the result and metrics of a finished one.
+
+        Its checkpoints, which a kill may have left, are removed then.
+
+        Raises:
+            ConfigError: it has other settings; the message lists the differences.
+
+        """
+        settings = self.settings()
+        if settings is None:
+            return None
+        if found := kind.differences(settings, wanted):
+            raise ConfigError(
+                f"the run in {str(self.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
+                "Resume without changing them, or choose another directory."
+            )
+        result = self.finished()
+        if result is None:
+            return None
+        lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        Checkpoints(self.checkpoints).clear()
+        return result, [json.loads(line) for line in lines]
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Make the directory, remove a former run's files, and write ``config.yaml``."""

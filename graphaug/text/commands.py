@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphaug.contrastive.commands import Force, earlier_settings, with_settings
+from graphaug.contrastive.commands import File, Force, Out, Preset, Resume, earlier_settings, with_settings
 from graphaug.text.config import SimCSEConfig
 
 
@@ -20,16 +20,10 @@ def register(app: typer.Typer) -> None:
 
 def simcse(
     *,
-    out: Annotated[Path, typer.Option(help="Directory for the run's files.")],
-    preset: Annotated[
-        str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
-    ] = False,
+    out: Out,
+    preset: Preset = None,
+    config: File = None,
+    resume: Resume = False,
     force: Force = False,
     settings: dict[str, Any],
 ) -> None:

@@ -117,12 +117,7 @@ class TextEncoder:
     def _forward(self, rows: list[dict[str, list[int]]]) -> Tensor:
         """Pad one batch, on the right: the first position has to be the first token."""
         width = max(1, max(len(row["input_ids"]) for row in rows))
-        pad = (
-            self.tokenizer.pad_token_id
-            if self.tokenizer.pad_token is not None
-            else self.tokenizer.eos_token_id
-        )
-        fill = {"input_ids": pad, "token_type_ids": self.tokenizer.pad_token_type_id}
+        fill = {"input_ids": padding_id(self.tokenizer), "token_type_ids": self.tokenizer.pad_token_type_id}
         device = next(self.model.parameters()).device
         batch = {
             name: torch.tensor(
@@ -147,6 +142,11 @@ def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> No
             f"embedding has {embedding.num_embeddings} rows. Load the tokenizer that the model was trained with, or "
             f"call model.resize_token_embeddings({number + 1}) and train it."
         )
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The token to pad with: the padding token, or the end token of a tokenizer without one."""
+    return int(tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id)
 
 
 def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:

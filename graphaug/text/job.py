@@ -26,7 +26,7 @@ from graphaug.errors import EncoderError, InvalidOption
 from graphaug.outline import paper_stages
 from graphaug.text.batches import pad, widths
 from graphaug.text.config import SimCSEConfig, versions
-from graphaug.text.encoder import TextEncoder, longest
+from graphaug.text.encoder import TextEncoder, longest, padding_id
 from graphaug.text.load import RUN, load_trainable, save_encoder, without_dropout
 from graphaug.text.masking import Masking
 from graphaug.text.mlm import MaskedHead, masked_head
@@ -122,7 +122,7 @@ def train(
         wrapped = SimCSE(model.encoder).to(fabric.device)
         if model.head is not None:
             model.head.to(fabric.device)
-        feed = TextFeed(rows, config, sizes(config), pad_id(model), fabric.device, masking)
+        feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device, masking)
         with augmented(wrapped, model, config, feed) as objective:
             run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
             if run is not None and (found is None or run.settings() is None):
@@ -143,13 +143,6 @@ def train(
 def sizes(config: SimCSEConfig) -> tuple[int, ...]:
     """The lengths that batches are padded to: four at most, so that a compiled step is compiled a handful of times."""
     return widths(config.max_length, 8 * math.ceil(config.max_length / 32))
-
-
-def pad_id(model: Model) -> int:
-    """What batches are padded with: as `TextEncoder` does."""
-    tokenizer = model.tokenizer
-    found = tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id
-    return int(found)
 
 
 def tokenized(model: Model, lines: Sequence[str], max_length: int) -> tuple[list[list[int]], int]:

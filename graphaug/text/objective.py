@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from graphaug.contrastive.gather import process_count, process_rank
 from graphaug.contrastive.losses import info_nce
 from graphaug.contrastive.objective import embedding_spread
-from graphaug.text.batches import pad
+from graphaug.text.batches import epoch, pad
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.masking import Masking
 from graphaug.text.mlm import MaskedHead, chosen_positions, labelled, masked_loss
@@ -186,17 +186,17 @@ class TextFeed:
         self.steps = len(rows) // self.batch_size
         self.order = torch.Generator().manual_seed(config.seed)
         self.masks = torch.Generator().manual_seed(config.seed)
-        self.shuffled: list[int] = []
+        self.chosen: list[list[int]] = []
         self._before_epoch = self.order.get_state()
 
     def start_epoch(self) -> None:
         """Draw the order of an epoch."""
         self._before_epoch = self.order.get_state()
-        self.shuffled = torch.randperm(len(self.rows), generator=self.order).tolist()
+        self.chosen = list(epoch(len(self.rows), self.batch_size, self.order))
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, ...]]:
         """This process's share of a batch: the arguments of `TextObjective`."""
-        chosen = self.shuffled[step * self.batch_size : (step + 1) * self.batch_size]
+        chosen = self.chosen[step]
         ids, mask = pad([self.rows[i] for i in chosen], self.sizes, self.pad_id)
         share = len(chosen) // process_count()
         own = slice(process_rank() * share, (process_rank() + 1) * share)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -99,9 +98,10 @@ def simcse(
     _check_batch(config, len(corpus))
     dev = None if config.sts is None else load_tasks(config.sts, "dev", ["STS-B"])[0]
     if resume and out is not None:
-        done = _resumed(RunDirectory(out, force=True), config)
+        done = RunDirectory(out, force=True).resumed(SimCSEConfig, config.to_dict())
         if done is not None:
-            return done
+            encoder, tokenizer, _ = load_trainable(Path(out) / RUN)
+            return SimCSEResult(encoder, tokenizer, done[1], done[0])
     fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
     job = (config, corpus.lines, dev, None if out is None else str(out), resume)
     state, metrics, result = launch(fabric, train, *job, on_event=on_line)
@@ -148,25 +148,6 @@ def _unused(config: SimCSEConfig) -> bool:
     rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
     stopped = config.stop_grad and config.backward != "dense" and round(config.subset * rows) == rows
     return stopped or not config.contrastive
-
-
-def _resumed(run: RunDirectory, config: SimCSEConfig) -> SimCSEResult | None:
-    """Check that the run is of the same settings; if it is finished, read it."""
-    settings = run.settings()
-    if settings is None:
-        return None
-    if found := config.differences(settings, config.to_dict()):
-        raise ConfigError(
-            f"the run in {str(run.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
-            "Resume without changing them, or choose another directory."
-        )
-    result = run.finished()
-    if result is None:
-        return None
-    encoder, tokenizer, _ = load_trainable(run.path / RUN)
-    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    Checkpoints(run.checkpoints).clear()
-    return SimCSEResult(encoder, tokenizer, [json.loads(line) for line in lines], result)
 
 
 def _plot(metrics: list[dict[str, Any]], path: Path) -> None:
