@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.agreement import disagreement
 from graphaug.capture import Captured
-from graphaug.coupling import probe, statistics_modules
-from graphaug.errors import CaptureError, SparseBackwardError
+from graphaug.coupling import first_coupled, probe, restored, statistics_modules
+from graphaug.equivalence import same
+from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
+from graphaug.model_state import seed, undrawn
 from graphaug.outline import ModelOutline, ancestors
 from graphaug.passes.sparse_backward import Batch, Split, split
 from graphaug.passes.two_streams import BATCH_NORMS, pair, two_stream_batch_norm
 from graphaug.plan import Request
-from graphaug.separation import before, parameters_of
+from graphaug.separation import before, parameters_of, reads_metadata
 from graphaug.signature import Signature
 from graphaug.values import value_of
 
@@ -111,7 +114,8 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         path, module = (
             norms[0] if backward == "auto" else next(n for n in norms if not _is_open_norm(graph, *n))
         )
-        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics")
+        hooks = ", and has hooks, which two streams would not call" if _is_hooked(module) else ""
+        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
     share = flop_share(graph, cut)
     saving = request.subset * share
     if backward == "auto" and saving < SMALLEST_SAVING:
@@ -138,7 +142,12 @@ def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) ->
 
 def _is_open_norm(graph: fx.Graph, path: str, module: nn.Module) -> bool:
     called = any(n.op == "call_module" and n.target == path for n in graph.nodes)
-    return called and type(module) in BATCH_NORMS
+    return called and type(module) in BATCH_NORMS and not _is_hooked(module)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class's forward."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
@@ -187,6 +196,8 @@ def _two_sizes(surgery: Surgery) -> Batch:
             other, other_graph = surgery.recapture(ModelOutline(outline.model, bigger))
     except CaptureError as error:
         raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
+    except GraphaugError as error:  # the site is not reached then
+        raise SparseBackwardError(f"the forward takes another way for {more} rows than for {rows}") from error
     same_code = graph.python_code("self").src == other_graph.python_code("self").src
     if not same_code or [str(a) for a in captured.assumptions] != [str(a) for a in other.assumptions]:
         raise SparseBackwardError("the forward reads the batch size into Python")
@@ -218,17 +229,54 @@ def probe_split(aug: Any, found: Split, signature: Signature) -> str:
     values = signature.bind(tuple(args), kwargs)
     flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
     aug.train()
-    if found.both is not None:  # the statistics are what the streams share; all else must not couple
-        for node in found.both.nodes:
-            if node.target is two_stream_batch_norm:
-                aug.get_submodule(str(node.args[0].target)).eval()
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            shared = aug._forward_shared(**values) if found.shared is not None else ()
-        inputs = [*(values[name] for name in found.inputs), *shared]
-        return probe(lambda taken: aug._forward_prefix(*taken)[0], inputs, list(found.rows), aug.original)
+        if found.shared is not None and (against := _against_shared(aug, found, values)):
+            return against
+        if found.both is not None:  # the statistics are what the streams share; all else must not couple
+            for node in found.both.nodes:
+                if node.target is two_stream_batch_norm:
+                    aug.get_submodule(str(node.args[0].target)).eval()
+        with restored(aug.original), undrawn():
+            with torch.no_grad():
+                shared = aug._forward_shared(**values) if found.shared is not None else ()
+            inputs = [*(values[name] for name in found.inputs), *shared]
+            rows = list(found.rows)
+            against = probe(lambda taken: aug._forward_prefix(*taken)[0], inputs, rows, aug.original)
+            if against.startswith("row "):
+                with contextlib.suppress(Exception):  # it only makes a reason more precise
+                    against += first_coupled(aug, found.prefix, inputs, rows)
+            return against or disagreement(aug, found, values)
     except Exception as error:
-        return f"the probe failed on the example ({type(error).__name__}: {str(error).splitlines()[0][:120]})"
+        said = next(iter(str(error).splitlines()), "")
+        return f"the probe failed on the example ({type(error).__name__}{said and ': '}{said[:120]})"
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+def _against_shared(aug: Any, found: Split, values: dict[str, Any]) -> str:
+    """Why what the suffix needs without gradient cannot be computed beside the prefix, or an empty string."""
+    assert found.shared is not None
+
+    def run(number: int = 0) -> Any:
+        with torch.no_grad():
+            seed(number)
+            return aug._forward_shared(**values)
+
+    with undrawn(), restored(aug.original, run) as changed:
+        drawn = not same(run(0), run(1))
+        if state := changed():
+            return f"{state} changes in what the suffix needs without gradient, and would change twice"
+    twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
+        n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
+    }
+    # dropout on the way is no harm where only shapes and types of what it gives are read
+    if drawn and twice:
+        return "what the suffix needs without gradient is drawn at random, and would be drawn twice"
+    return ""
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a node makes a tensor, in whichever graph it is."""
+    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor)
+    return made and not reads_metadata(node)

@@ -3,13 +3,13 @@
 Four questions, cheapest first: does a module of the prefix keep batch statistics; does the cut
 separate; do the rows of everything that enters and leaves keep their places at two batch sizes; and,
 on a small real batch, does any row's value or gradient depend on another row, on its own place or on
-the number of rows.
+the number of rows. A fifth, whether a split step is the whole one, is agreement.py's.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -19,7 +19,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphaug.model_state import SMALL, ModelState, unchanged, undrawn
+from graphaug.model_state import seed as draw_from
 from graphaug.separation import before
+from graphaug.values import describe
 
 PROBE_ROWS = 4
 
@@ -60,10 +63,18 @@ def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module)
     Returns:
         The reason why the prefix is not row-wise, or an empty string.
     """
-    count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
+    count = next((v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None), None)
+    if count is None:
+        return "no input of the prefix counts its rows"
     whole = _resized(inputs, rows, max(count, PROBE_ROWS), count)
     inputs = _resized(inputs, rows, PROBE_ROWS, count)
-    with _restored(model) as changed, torch.random.fork_rng(devices=[]):
+    if not any(d is not None and _is_movable(v) for v, d in zip(inputs, rows, strict=True)):
+        return "no row of the example can be told from another: give it real tokens, not zeros and ones"
+    with restored(model, lambda: _first_run(run, inputs)) as changed, undrawn():
+        if not _stays_finite(run, inputs, rows):
+            return (
+                "values near the example's are not finite in the prefix, so that its rows cannot be compared"
+            )
         for j in range(PROBE_ROWS):  # each with draws of its own: a shuffle may leave a row in place once
             found = _moves(run, inputs, rows, j, seed=j)
             if found is not None:
@@ -94,46 +105,109 @@ def _chosen(inputs: list[Any], rows: list[int | None], index: Tensor) -> list[An
 def _moves(run: Any, inputs: list[Any], rows: list[int | None], j: int, seed: int) -> int | None:
     """The first row other than ``j`` whose value changes with row ``j`` of the input."""
     generator = torch.Generator().manual_seed(seed)
-    base = [_distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    base = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
     moved = [_other_row(v, d, j, generator) for v, d in zip(base, rows, strict=True)]
     with torch.no_grad():
-        torch.manual_seed(seed)
+        draw_from(seed)
         before_move = run(base)
-        torch.manual_seed(seed)
+        draw_from(seed)
         after_move = run(moved)
+    before_move, after_move = before_move.nan_to_num(), after_move.nan_to_num()
     for i in range(PROBE_ROWS):
-        if i != j and not torch.equal(before_move[i].nan_to_num(), after_move[i].nan_to_num()):
+        if i != j and not torch.equal(before_move[i], after_move[i]):
             # another row may move in its last bits only, where a kernel works on blocks of rows
             gap = (before_move[i] - after_move[i]).abs().max()
-            if gap > 1e-5 * before_move[i].abs().max().clamp(min=1e-6):
+            if not gap <= 1e-5 * before_move[i].abs().max().clamp(min=1e-6):
                 return i
     return None
 
 
-def _distinct(value: Any, dimension: int | None, generator: torch.Generator) -> Any:
-    """Floating-point rows made different from each other; tokens and masks stay what they are."""
-    if not isinstance(value, Tensor) or dimension is None or not value.is_floating_point():
+def first_coupled(owner: nn.Module, prefix: fx.Graph, inputs: list[Any], rows: list[int | None]) -> str:
+    """Where rows first meet, for a message: the first value of the prefix in which another row moves.
+
+    Args:
+        owner: whose modules the graph calls.
+        prefix: the graph from the inputs to the value at the cut.
+        inputs, rows: as for `probe`.
+    """
+    count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
+    inputs = _resized(inputs, rows, PROBE_ROWS, count)
+    generator = torch.Generator().manual_seed(0)
+    base = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    moved = [_other_row(v, d, 0, generator) for v, d in zip(base, rows, strict=True)]
+    values: list[dict[fx.Node, Any]] = []
+    for taken in (base, moved):
+        interpreter = fx.Interpreter(owner, garbage_collect_values=False, graph=prefix)
+        with torch.no_grad():
+            draw_from(0)
+            interpreter.run(*taken)
+        values.append(interpreter.env)
+    for node in prefix.nodes:
+        a, b = (v.get(node) for v in values)
+        if node.op == "placeholder" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+            continue
+        if a.dim() == 0 or len(a) != PROBE_ROWS:
+            continue
+        if not torch.equal(a[1:].nan_to_num(), b[1:].nan_to_num()):
+            return f" (first in {describe(node)})"
+    return ""
+
+
+def _first_run(run: Any, inputs: list[Any]) -> None:
+    """Let modules make what they make once and keep: a table of positions is no state of a batch."""
+    with torch.no_grad():
+        run(inputs)
+
+
+def _stays_finite(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
+    """Whether noise does not take a prefix out of its domain: where nothing is a number, nothing differs."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        near = run([distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)])
+        return bool(near.isfinite().all()) or not bool(run(inputs).isfinite().all())
+
+
+def _is_movable(value: Any) -> bool:
+    """Whether a row can be replaced: of numbers and tokens, not of masks, where a row might become empty."""
+    if not isinstance(value, Tensor) or value.dtype is torch.bool or not value.numel():
+        return False
+    if not value.is_floating_point():
+        return int(value.max()) > 1
+    # an additive mask holds the lowest number there is
+    return bool(value.isfinite().all()) and float(value.abs().max()) < 0.1 * torch.finfo(value.dtype).max
+
+
+def distinct(value: Any, dimension: int | None, generator: torch.Generator) -> Any:
+    """Rows made different from each other: floating-point ones, and tokens that all rows share."""
+    if not isinstance(value, Tensor) or dimension is None or not _is_movable(value):
         return value
-    return value + torch.randn(value.shape, generator=generator).to(value) * value.std().nan_to_num(
-        1.0
-    ).clamp(min=0.1)
+    if value.is_floating_point():
+        return value + _noise(value, value.shape, generator) * value.std().nan_to_num(1.0).clamp(min=0.1)
+    first = value.narrow(dimension, 0, 1)
+    return _tokens(value, value.shape, generator) if torch.equal(value, first.expand_as(value)) else value
+
+
+def _noise(value: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Normal noise; without negative numbers where the example has none, as it may be under a root or a logarithm."""
+    drawn = torch.randn(shape, generator=generator).to(value)
+    return drawn.abs() if bool(value.min() >= 0) else drawn
+
+
+def _tokens(value: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    low = int(value.min()) if int(value.min()) < int(value.max()) else 1  # 0 may be a length of nothing
+    return torch.randint(low, int(value.max()) + 1, shape, generator=generator).to(value)
 
 
 def _other_row(value: Any, dimension: int | None, j: int, generator: torch.Generator) -> Any:
-    """The same batch with row ``j`` replaced: noise, or tokens in another order."""
-    if not isinstance(value, Tensor) or dimension is None:
+    """The same batch with row ``j`` replaced, by noise or by other tokens."""
+    if not isinstance(value, Tensor) or dimension is None or not _is_movable(value):
         return value
     changed = value.clone()
     row = changed.select(dimension, j)
     if value.is_floating_point():
-        row.copy_(torch.randn(row.shape, generator=generator).to(value) * 3)
-    elif value.dtype is torch.bool or int(value.min()) == int(value.max()) or int(value.max()) <= 1:
-        return value  # a mask: moving it may make a row empty
+        row.copy_(_noise(value, row.shape, generator) * 3)
     else:
-        flat = row.reshape(-1)
-        low, high = int(value.min()), int(value.max())
-        drawn = torch.randint(low, high + 1, flat.shape, generator=generator).to(value)
-        row.copy_(drawn.reshape(row.shape))
+        row.copy_(_tokens(value, row.shape, generator))
     return changed
 
 
@@ -144,7 +218,7 @@ def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:
         if isinstance(value, Tensor) and dimension is not None and value.is_floating_point():
             leaves[position] = value.detach().clone().requires_grad_(True), dimension
     if not leaves:
-        return None  # tokens: the first test is the whole test
+        return None  # tokens have no gradient; what their embeddings pass on, agreement.py compares
     with torch.enable_grad():
         # clones, since a forward may change its input in place
         h = run([leaves[i][0].clone() if i in leaves else v for i, v in enumerate(inputs)])
@@ -166,9 +240,9 @@ def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:
 def _is_placed(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
     """Whether a part of the rows, in another order, becomes something else than among all rows."""
     generator = torch.Generator().manual_seed(0)
-    inputs = [_distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    inputs = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
     count = next(v.shape[d] for v, d in zip(inputs, rows, strict=True) if d is not None)
-    with torch.no_grad(), _OneDraw():  # type: ignore[no-untyped-call]
+    with torch.no_grad(), OneDraw():  # type: ignore[no-untyped-call]
         wanted = run(_chosen(inputs, rows, torch.arange(count))).nan_to_num()
         # kernels differ from size to size, in the last bits
         bound = torch.finfo(wanted.dtype).eps ** 0.5 * wanted.abs().max().clamp(min=1e-6)
@@ -180,21 +254,24 @@ def _is_placed(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
     return False
 
 
-class _OneDraw(TorchDispatchMode):
+class OneDraw(TorchDispatchMode):
     """Every random number is the same one, so that a row draws the same wherever it stands."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if not isinstance(func, OpOverload) or torch.Tag.nondeterministic_seeded not in func.tags:
+        if not isinstance(func, OpOverload):
+            return func(*args, **kwargs)
+        position = [a.name for a in func._schema.arguments].index("dropout_p") if _drops(func) else None
+        if position is not None and position < len(args):  # a fused attention, or its backward
+            args = (*args[:position], 0.0, *args[position + 1 :])
+        elif position is not None:
+            kwargs = {**kwargs, "dropout_p": 0.0}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
         if name == "native_dropout":
             return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        position = [a.name for a in func._schema.arguments].index("dropout_p") if _drops(func) else None
-        if position is not None and position < len(args):  # a fused attention
-            args = (*args[:position], 0.0, *args[position + 1 :])
-        elif position is not None:
-            kwargs = {**kwargs, "dropout_p": 0.0}
+        draw_from(0)
         drawn = func(*args, **kwargs)
         if name == "randperm":
             return drawn.copy_(torch.arange(len(drawn)))
@@ -208,33 +285,56 @@ def _drops(func: OpOverload) -> bool:
 
 
 @contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[Any]:
-    """Put buffers and tensor attributes back; the value tells which module changed any of its own."""
-    saved = [
-        (path, m, dict(vars(m)), {k: (v, None if v is None else v.clone()) for k, v in m._buffers.items()})
-        for path, m in model.named_modules()
-    ]
+def restored(model: nn.Module, first: Callable[[], None] = lambda: None) -> Iterator[Callable[[], str]]:
+    """Put back what is run here changes of a model's state.
 
-    def changed() -> str:
-        for path, m, attributes, buffers in saved:
-            for name, (tensor, copy) in buffers.items():
-                now = m._buffers.get(name)
-                if now is not tensor or (copy is not None and not torch.equal(now, copy)):
-                    return f"{type(m).__name__} '{path}' ({name})"
-            for name, value in vars(m).items():
-                if isinstance(value, Tensor) and attributes.get(name) is not value:
-                    return f"{type(m).__name__} '{path}' ({name})"
-        return ""
+    Args:
+        model: whose modules are looked at.
+        first: runs before changes count.
 
-    try:
-        yield changed
-    finally:
-        for _, m, attributes, buffers in saved:
-            for name, (tensor, copy) in buffers.items():
-                m._buffers[name] = tensor
-                if tensor is not None and copy is not None:
-                    tensor.copy_(copy)
-            registries = {r: vars(m)[r] for r in ("_parameters", "_buffers", "_modules")}
-            vars(m).clear()
-            vars(m).update(attributes)
-            vars(m).update(registries)
+    Yields:
+        A function that tells which module changed state with a tensor in it, or gives an empty string.
+    """
+    named = [*model.named_buffers(), *model.named_parameters()]
+    tensors = [(name, t, t.detach().clone() if t.numel() <= SMALL else t) for name, t in named]
+    with unchanged(model):
+        first()
+        state = ModelState(model)
+        since = [
+            (name, t, t._version, saved if _equal(t, saved) else t.detach().clone())
+            for name, t, saved in tensors
+        ]
+
+        def changed() -> str:
+            for name in state.changes():
+                path, _, attribute = name.rpartition(".")
+                if _holds_tensor(getattr(model.get_submodule(path), attribute, None)):
+                    return _stated(model, name)
+            for name, t, version, held in since:
+                if t._version != version or not _equal(t, held):
+                    return _stated(model, name)
+            return ""
+
+        try:
+            yield changed
+        finally:
+            for _, t, saved in tensors:
+                if not _equal(t, saved):
+                    t.data.copy_(saved)
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a is b:
+        return True
+    a, b = a.detach(), b.detach()
+    return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is what it was
+
+
+def _stated(model: nn.Module, name: str) -> str:
+    path, _, attribute = name.rpartition(".")
+    return f"{type(model.get_submodule(path)).__name__} '{path}' ({attribute})"
+
+
+def _holds_tensor(value: Any) -> bool:
+    leaves = value if isinstance(value, set) else torch.utils._pytree.tree_leaves(value)
+    return any(isinstance(leaf, Tensor) for leaf in leaves)

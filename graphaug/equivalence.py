@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.model_state import unchanged
+from graphaug.model_state import seed, unchanged, undrawn
 from graphaug.signature import Signature, evaluating, map_tensors
 
 
@@ -79,8 +79,8 @@ def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> An
 
 def _call(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
     copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(0)
+    with undrawn(), torch.no_grad():
+        seed(0)
         return model(*copies[0], **copies[1])
 
 

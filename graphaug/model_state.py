@@ -12,11 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from graphaug.values import UNKNOWN
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+SMALL = 1 << 20
+"""Parameters of at most so many numbers are put back: prototypes that a forward writes, not whole weights."""
 
 
 class ModelState:
@@ -30,7 +35,8 @@ class ModelState:
             for name, value in attributes.items()
             if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
         ]
-        self._buffers = [(b, b._version, b.detach().clone()) for b in model.buffers()]
+        small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
+        self._tensors = [(t, t._version, t.detach().clone()) for t in (*model.buffers(), *small)]
 
     def changes(self) -> Iterator[str]:
         """Paths of the attributes that were set or filled since; training flags do not count."""
@@ -56,9 +62,9 @@ class ModelState:
             value.clear()
             value.extend(before) if isinstance(value, list) else value.update(before)
         with torch.no_grad():
-            for buffer, version, before in self._buffers:
-                if buffer._version != version:
-                    buffer.copy_(before)
+            for tensor, version, before in self._tensors:
+                if tensor._version != version:
+                    tensor.copy_(before)
 
 
 def _entries(container: Any) -> list[Any]:
@@ -90,9 +96,10 @@ def python_draws() -> tuple[Any, Any]:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Let nothing that runs here draw from Python's, numpy's or torch's generator, nor seed them."""
+    """Let nothing that runs here draw from Python's, numpy's or torch's generators, nor seed them."""
     python, numpy, ours = random.getstate(), sys.modules.get("numpy"), torch.get_rng_state()
     state = None if numpy is None else numpy.random.get_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
@@ -100,3 +107,12 @@ def undrawn() -> Iterator[None]:
         if numpy is not None and state is not None:
             numpy.random.set_state(state)
         torch.set_rng_state(ours)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+def seed(number: int) -> None:
+    """Seed torch's generators, to be undone by `undrawn`: ``torch.manual_seed`` also seeds a GPU that is used later."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)

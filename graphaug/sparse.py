@@ -23,6 +23,8 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         The output of the model, as the unsplit graph gives it.
     """
     augmentation: DeepAugment = getattr(owner, plan.augmentation)
+    if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
+        return owner._forward_training(**values)
     shared: tuple[Any, ...] = ()
     if plan.shared is not None:
         with torch.no_grad():
@@ -41,7 +43,8 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         _forget_casts()
         augmentation.check_value(h)
         augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
-        h = h * augmentation.draw_noise(h)
+        # detached: a forward may switch gradients on for itself
+        h = h.detach() * augmentation.draw_noise(h)
     else:
         mask = augmentation.draw_rows(rows, values[name].device)
         # stopped rows first, each part in the order of the batch
@@ -57,8 +60,9 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         else:
             with torch.set_grad_enabled(torch.is_grad_enabled()):  # comes back even if the graph raises
                 (h_kept, *crossing), (h_gone, *others) = owner._forward_both(*kept, *gone)
+        _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
-        h_gone = h_gone * augmentation.draw_noise(h_gone)
+        h_gone = h_gone.detach() * augmentation.draw_noise(h_gone)
         h = torch.cat([h_gone, h_kept]).index_select(0, torch.argsort(order))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)

@@ -193,9 +193,10 @@ def describe(node: Any, deep: int = 3) -> str:
         return ":".join(bounds[:2] if node.step is None else bounds)
     if not isinstance(node, fx.Node):
         return repr(node)
-    if node.op in ("placeholder", "get_attr"):
+    if node.op in ("placeholder", "get_attr", "call_module"):
         return str(node.target)
-    if isinstance(value_of(node), torch.Tensor) and node.op != "call_module":
+    value = value_of(node)
+    if isinstance(value, torch.Tensor) or (value is UNKNOWN and node.target not in _LOOKUPS):
         if deep == 0:
             return str(node.name)
         deep -= 1
@@ -213,6 +214,8 @@ def describe(node: Any, deep: int = 3) -> str:
         return f"{args[0]}.{node.target}({', '.join(args[1:])})"
     return str(node.target)
 
+
+_LOOKUPS = (getattr, operator.getitem)
 
 _INFIX = {
     operator.eq: "==",

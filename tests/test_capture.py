@@ -464,3 +464,30 @@ def test_an_assumption_behind_many_residual_additions_stays_short():
 
     plan = ga.rewrite(Deep(), at="fc", example_inputs=torch.randn(4, 4), dry_run=True)
     assert all(len(text) < 200 for text in plan.assumptions)
+
+
+def test_pairs_through_many_residual_blocks_are_described_at_once():
+    """Every block's pair is unpacked, which the graph relies on; followed through all blocks it would be 2^40 steps."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 4)
+
+        def forward(self, x, y):
+            return x + self.fc(y), None
+
+    class Deep(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.blocks, self.head = nn.ModuleList([Block() for _ in range(40)]), nn.Linear(4, 2)
+
+        def forward(self, x):
+            for block in self.blocks:
+                x, _ = block(x, x)
+            return self.head(x)
+
+    for examples in (torch.randn(4, 4), None):
+        plan = ga.rewrite(Deep(), at="blocks.39", example_inputs=examples, dry_run=True)
+        assert len(plan.assumptions) == (40 if examples is not None else 0)
+        assert all(len(text) < 200 for text in plan.assumptions)

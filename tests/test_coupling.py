@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+from torch.utils.checkpoint import checkpoint
 
 import graphaug as ga
 from graphaug.errors import SparseBackwardError
@@ -130,6 +134,7 @@ def test_code_that_sees_the_batch_is_found(name: str, build: Callable[[Call], tu
     assert reason
 
 
+@pytest.mark.long
 def test_how_many_the_probe_catches(capsys: pytest.CaptureFixture[str]) -> None:
     reasons = {name: decide(*closed(f), batch())[1] for name, f in {**MIXING, **PLACED}.items()}
     caught = [name for name, reason in reasons.items() if "row" in reason]
@@ -235,9 +240,9 @@ def test_a_module_with_state_of_the_batch_is_named(layer: nn.Module, said: str) 
     kind, reason = decide(model, at, batch())
     assert kind == "dense"
     assert said in reason
-    for name, (tensor, copy) in state.items():
+    for name, (tensor, saved) in state.items():
         assert model.state_dict(keep_vars=True)[name] is tensor
-        assert torch.equal(tensor, copy)
+        assert torch.equal(tensor, saved)
 
 
 NORMS: list[tuple[nn.Module, str]] = [
@@ -274,6 +279,348 @@ def test_a_batch_norm_couples_whatever_mode_it_is_captured_in() -> None:
 def test_a_batch_norm_behind_the_cut_does_no_harm() -> None:
     model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.ReLU(), nn.BatchNorm1d(WIDTH), nn.Linear(WIDTH, 3))
     assert _auto(model, "1", batch())[0] == "sparse"
+
+
+# --- what no look at the prefix's values tells --------------------------------------------------------
+
+
+class OnTokens(nn.Module):
+    """An embedding, then a function of (rows, tokens, features), then the cut at ``last``."""
+
+    def __init__(self, function: Call) -> None:
+        super().__init__()
+        self.embed, self.middle = nn.Embedding(30, WIDTH), Closed(function)
+        self.last, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.head(self.last(self.middle(self.embed(ids))).mean(1))
+
+
+class Gated(nn.Module):
+    """Attention across the batch behind gates that are zero until they have been trained."""
+
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.gates = nn.ParameterList([nn.Parameter(torch.zeros(())) for _ in range(gates)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = across_the_batch(x)
+        for gate in self.gates:
+            y = gate * y
+        return x + y
+
+
+def straight_through(x: Tensor) -> Tensor:
+    mean = x.mean(0)
+    return x + (mean - mean.detach())
+
+
+def _ids(low: int, high: int) -> Tensor:
+    return torch.randint(low, high, (ROWS, 5), generator=torch.Generator().manual_seed(0))
+
+
+HIDDEN: dict[str, tuple[nn.Module, str, Any, str]] = {
+    "gradient only": (*closed(straight_through), batch(), "gradient"),
+    "gradient only, tokens": (OnTokens(straight_through), "last", _ids(0, 30), "gradient of 'embed.weight'"),
+    "one gate": (*closed(Gated(1)), batch(), "gradient of '1.gates.0'"),
+    "two gates": (*closed(Gated(2)), batch(), "gradient of '1.gates.0'"),
+    "tokens all zero": (OnTokens(MIXING["centred"]), "last", _ids(0, 1), "told from another"),
+    "tokens all five": (OnTokens(MIXING["centred"]), "last", _ids(5, 6), "(first in middle)"),
+    "tokens": (OnTokens(MIXING["roll"]), "last", _ids(0, 30), "(first in middle)"),
+    "logarithm": (
+        *closed(lambda x: x.abs().log() - x.abs().log().mean(0).detach()), batch(), "row 1 of the prefix",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HIDDEN)
+def test_rows_that_meet_out_of_sight_are_found(name: str) -> None:
+    model, at, x, said = HIDDEN[name]
+    before = copy.deepcopy(model.state_dict())
+    kind, reason = decide(model, at, x)
+    assert (kind, said in reason) == ("dense", True), reason
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+def test_what_hides_nothing_is_still_sparse() -> None:
+    assert decide(OnTokens(torch.tanh), "last", _ids(0, 30))[0] == "sparse"
+    assert decide(*closed(lambda x: torch.log(x.abs() + 0.1)), batch())[0] == "sparse"
+    assert decide(nn.Sequential(nn.Linear(WIDTH, 4), nn.Linear(4, 3)), "0", batch().abs())[0] == "sparse"
+
+
+class Collects(nn.Module):
+    """Keeps an auxiliary loss of every batch in a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.losses: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.losses.append(x.var(0).sum())
+        return x
+
+
+class Prototype(nn.Module):
+    """Moves a parameter without gradient by the mean of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = nn.Parameter(torch.zeros(WIDTH), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.centre.mul_(0.9).add_(0.1 * x.mean(0))
+        return x
+
+
+class Rescales(nn.Module):
+    """Normalises its own weight in every forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.fc.weight.copy_(self.fc.weight / self.fc.weight.norm(dim=1, keepdim=True))
+        return self.fc(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "said"),
+    [
+        (Collects(), "Collects '1' (losses)"),
+        (Prototype(), "Prototype '1' (centre)"),
+        (Rescales(), "Linear '1.fc' (weight)"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
+)
+def test_state_in_lists_and_parameters_is_found_and_put_back(layer: nn.Module, said: str) -> None:
+    model, at = closed(layer)
+    before = copy.deepcopy(model.state_dict())
+    kind, reason = decide(model, at, batch())
+    assert kind == "dense"
+    assert f"{said} keeps state" in reason
+    assert getattr(layer, "losses", []) == []
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+class Caches(nn.Module):
+    """Makes a table in its first forward and keeps it: no state of a batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.table is None:
+            self.table = torch.arange(x.shape[1], dtype=x.dtype)
+        return x + self.table
+
+
+def test_a_table_that_is_made_once_is_no_state_of_a_batch() -> None:
+    layer = Caches()
+    assert decide(*closed(layer), batch())[0] == "sparse"
+    assert layer.table is None
+
+
+# --- what opened code does beside its values ------------------------------------------------------------
+
+
+class Whole(nn.Module):
+    """A forward to open: cut at ``second``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop = nn.Linear(WIDTH, WIDTH), nn.Dropout(0.3)
+        self.second, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+
+class Rectified(Whole):
+    """In place, as a statement."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        F.relu(h, inplace=True)
+        return self.last(self.second(h))
+
+
+class MaskChanged(Whole):
+    """A mask that is written into between its uses."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weight = mask[:, None].float()
+        h = self.first(x) * weight
+        weight *= 2
+        return self.last(self.second(h)) * weight
+
+
+class MaskDrawn(Whole):
+    """A mask of what the model's own dropout left, used on both sides of the cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.drop(x * self.first.weight.sum())
+        kept = (h > 0).float()
+        return self.last(self.second(self.first(h * kept))) * kept.mean(1, keepdim=True)
+
+
+class Scaled(Whole):
+    """A value behind the cut, changed by an attribute of what holds it."""
+
+    def forward(self, x: Tensor) -> Any:
+        out = types.SimpleNamespace(logits=self.last(self.second(self.first(x))))
+        out.logits = out.logits / 7
+        return out.logits
+
+
+EFFECTS: dict[str, tuple[nn.Module, Any, str]] = {
+    "in place, as a statement": (Rectified(), batch(), "split step"),
+    "a mask that changes": (MaskChanged(), {"x": batch(), "mask": torch.arange(ROWS) % 3}, ""),
+    "a mask that is drawn": (MaskDrawn(), batch(), "drawn at random"),
+}
+
+
+@pytest.mark.parametrize("name", EFFECTS)
+def test_effects_that_a_split_would_lose_or_double_are_found(name: str) -> None:
+    model, x, said = EFFECTS[name]
+    kind, reason = decide(model, "second", x)
+    assert (kind, said in reason) == ("dense", True), reason
+
+
+def test_an_attribute_that_is_set_behind_the_cut_is_kept() -> None:
+    aug = ga.rewrite(Scaled(), "second", stop_grad=True, example_inputs=batch())
+    ga.verify(aug, batch())
+
+
+def test_a_site_that_another_batch_size_does_not_reach_stays_dense() -> None:
+    class BySize(Whole):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.last(h if x.shape[0] > 8 else self.second(h))
+
+    kind, reason = decide(BySize(), "second", batch(6))
+    assert (kind, "another way for 9 rows" in reason) == ("dense", True)
+
+
+def test_a_module_that_asserts_without_a_word_stays_dense() -> None:
+    def many(x: Tensor) -> Tensor:
+        assert x.shape[0] >= 3
+        return x
+
+    kind, reason = decide(*closed(many), batch())
+    assert (kind, "AssertionError" in reason) == ("dense", True)
+
+
+# --- what may look like coupling and is none ------------------------------------------------------------
+
+
+class Biased(nn.Module):
+    """Attention with an additive mask, which holds the lowest number there is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(WIDTH, 1, batch_first=True, dropout=0.1)
+        self.last, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
+        h = x + self.attention(x, x, x, attn_mask=bias, need_weights=False)[0]
+        return self.head(self.last(h).mean(1))
+
+
+class Sampled(nn.Module):
+    """Tokens kept at random, drawn once for all rows and used on both sides of the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.rand(x.shape[0], x.shape[1]).argsort(1)[:, :3]
+        h = x.gather(1, kept[:, :, None].expand(-1, -1, WIDTH))
+        return self.head(self.last(h).mean(1)) + kept.float().mean(1, keepdim=True)
+
+
+class Lengths(nn.Module):
+    """A mean over as many tokens as each row has, which must not be none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
+        mask = (torch.arange(x.shape[1]) < lengths[:, None])[:, :, None].float()
+        return self.head((self.last(x * mask) * mask).sum(1) / mask.sum(1))
+
+
+class Large(Whole):
+    """Takes another way for large batches, which is an assumption of the capture."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x))
+        return self.last(2 * h if x.shape[0] >= 16 else h)
+
+
+class Reentrant(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.fc, x, use_reentrant=True)
+
+
+def _on_sparse_embedding() -> nn.Module:
+    model = OnTokens(torch.tanh)
+    model.embed = nn.Embedding(30, WIDTH, sparse=True)
+    return model
+
+
+def _on_checkpoint() -> nn.Module:
+    model = OnTokens(torch.tanh)
+    model.middle = Reentrant()
+    return model
+
+
+def _bert(attention: str, dtype: torch.dtype) -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32,
+        attn_implementation=attention,
+    )  # fmt: skip
+    return BertModel(config, add_pooling_layer=False).to(dtype)
+
+
+TEXT = {
+    "input_ids": _ids(2, 30),
+    "attention_mask": (torch.arange(5) < 3).long() | torch.arange(ROWS)[:, None] % 2,
+}
+WIDE = torch.randn(ROWS, 5, WIDTH, generator=torch.Generator().manual_seed(0))
+LOWEST = torch.zeros(ROWS, 5, 5).index_fill(2, torch.tensor([3, 4]), torch.finfo(torch.float32).min)
+HARMLESS: dict[str, tuple[Callable[[], nn.Module], str, Any]] = {
+    "spectral norm behind the cut": (
+        lambda: nn.Sequential(nn.Linear(WIDTH, 6), nn.Linear(6, 6), spectral_norm(nn.Linear(6, 3))), "1", batch(),
+    ),
+    "an additive mask": (Biased, "last", (WIDE, LOWEST)),
+    "tokens kept at random": (Sampled, "last", WIDE),
+    "lengths": (Lengths, "last", (WIDE, torch.full((ROWS,), 5))),
+    "another way for large batches": (Large, "second", batch(32)),
+    "sparse gradients": (_on_sparse_embedding, "last", _ids(0, 30)),
+    "a reentrant checkpoint": (_on_checkpoint, "last", _ids(0, 30)),
+    "BERT, eager": (lambda: _bert("eager", torch.float32), "encoder.layer.0", TEXT),
+    "BERT, bfloat16": (lambda: _bert("sdpa", torch.bfloat16), "encoder.layer.0", TEXT),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_is_no_coupling_is_not_taken_for_it(name: str) -> None:
+    build, at, x = HARMLESS[name]
+    torch.manual_seed(0)
+    kind, reason = decide(build(), at, x, subset=0.75)
+    assert kind == "sparse", reason
 
 
 # --- rows that see no other: no false alarm ---------------------------------------------------------

@@ -651,3 +651,69 @@ def test_bad_input() -> None:
     bypassed: dict[str, Any] = {"allow_bypass": True, "stop_grad": True, "example_inputs": X}
     with pytest.raises(SparseBackwardError, match="'add' also receives 'first'"):
         ga.rewrite(Skips(), "second", backward="sparse", **bypassed)
+
+
+# --- what a user's code or hand may do ----------------------------------------------------------------
+
+
+class SwitchesOn(nn.Module):
+    """Computes with gradients wherever it is called, as force fields do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.enable_grad():
+            return self.fc(x)
+
+
+def small(middle: nn.Module | None = None) -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 4), middle or nn.Tanh(), nn.Linear(4, 4), nn.Linear(4, 2))
+
+
+@pytest.mark.parametrize("subset", [0.5, 1.0])
+def test_stopped_rows_stop_where_a_module_switches_gradients_on(subset: float) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    model = small(SwitchesOn())
+    options = {"rate": 0.0, "subset": subset, "stop_grad": True, "example_inputs": x}
+    aug = ga.rewrite(model, "1", backward="sparse", **options)
+    (node,) = aug.augmentations.values()
+    rows = torch.arange(8) < round(8 * subset)
+    node.__dict__["draw_rows"] = lambda count, device: rows
+    grads = torch.autograd.grad(aug(x).sum(), list(model[1].parameters()), allow_unused=True)
+    if subset == 1.0:
+        assert grads == (None, None)
+        return
+    upstream = model[3].weight.sum(0) @ model[2].weight  # of every row that is not stopped
+    torch.testing.assert_close(grads[1], upstream * int((~rows).sum()))
+
+
+@pytest.mark.parametrize("how", ["eval", "stop_grad"])
+def test_an_augmentation_that_is_switched_off_by_hand_is_off(how: str) -> None:
+    x = torch.randn(8, 4, generator=torch.Generator().manual_seed(0))
+    aug = ga.rewrite(small(), "1", rate=0.0, stop_grad=True, example_inputs=x)
+    assert aug.plan.backward == "sparse"
+    model = aug.original
+    (node,) = aug.augmentations.values()
+    if how == "eval":
+        node.eval()
+    else:
+        node.stop_grad = False
+    expected = torch.autograd.grad(model(x).sum(), list(model.parameters()))
+    found = torch.autograd.grad(aug(x).sum(), list(model.parameters()))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_norms_with_hooks_are_not_run_in_two_streams() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 4), nn.Linear(4, 2))
+    handle = model[1].register_forward_hook(lambda *_: None)
+    x = torch.randn(8, 4)
+    with pytest.raises(SparseBackwardError, match=r"BatchNorm1d '1' .* has hooks"):
+        ga.rewrite(model, "2", stop_grad=True, backward="sparse", example_inputs=x)
+    handle.remove()
+    assert (
+        ga.rewrite(model, "2", stop_grad=True, backward="sparse", example_inputs=x).plan.backward == "sparse"
+    )
