@@ -98,8 +98,13 @@ def test_probe_and_transfer_of_two_seeds(graphaug, tmp_path):
     assert "linear protocol, best over epochs" in out
     for run in runs:
         assert found[str(run)]["linear protocol, best over epochs"] >= found[str(run)]["linear protocol"]
-    code, out, err = graphaug("transfer", runs[0], "--data", "digits", "--epochs", "1")
+    options = ["--data", "digits", "--epochs", "1", "--json", tmp_path / "transfer.json"]
+    code, out, err = graphaug("transfer", runs[0], *options)
     assert code == 0, err
+    # To the data that it was pretrained on: the linear probe is the probe's.
+    linear = found[str(runs[0])]["linear"]
+    assert json.loads((tmp_path / "transfer.json").read_text())[str(runs[0])]["linear"] == linear
+    assert re.search(rf"^linear +{100 * linear:.1f} %$", out, re.MULTILINE)
     assert re.search(r"^fine-tuned +\d", out, re.MULTILINE)
 
 
@@ -219,6 +224,93 @@ def test_bad_input_is_one_message_and_nothing_is_written(graphaug, tmp_path, opt
     assert "Traceback" not in err
     assert out == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_none_is_the_way_back_from_a_preset_or_a_file(graphaug, tmp_path, monkeypatch):
+    import yaml
+
+    from graphaug.contrastive import presets
+
+    seen = {}
+
+    def settle(kind, given, *rest):
+        seen.update(given)
+        raise SystemExit(0)
+
+    real = presets.settle
+    monkeypatch.setattr(presets, "settle", settle)
+    names = ["at", "freeze", "init", "size", "rate_end", "subset_end", "warmup_from"]
+    options = [word for name in names for word in ("--" + name.replace("_", "-"), "none")]
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert seen == {name: [] if name == "at" else None for name in names}
+    values = ["layer4", "before", "x.pt", 64, 0.5, 0.5, 0.01]
+    path = tmp_path / "file.yaml"
+    path.write_text(yaml.safe_dump(dict(zip(names, values, strict=True))))
+    from graphaug.contrastive.config import PretrainConfig
+
+    assert real(PretrainConfig, {}, file=path) != PretrainConfig()
+    assert real(PretrainConfig, seen, file=path) == PretrainConfig()
+    seen.clear()
+    options = ["--size", "16", "--rate-end", "0.25", "--model", "none"]
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", *options)
+    assert code == 0, err
+    assert seen == {"size": 16, "rate_end": 0.25, "model": "none"}  # a model cannot be none
+    code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--size", "small")
+    assert code == 2
+    assert "small" in err
+
+
+def run_directory(path, **settings):
+    """A finished run, as far as the probes look at it."""
+    import torch
+    import yaml
+    from safetensors.torch import save_file
+
+    from graphaug.contrastive.config import PretrainConfig
+    from graphaug.contrastive.models import build_model
+
+    config = PretrainConfig(model="resnet18-cifar:4", **{"size": 8, **settings})
+    path.mkdir()
+    (path / "config.yaml").write_text(yaml.safe_dump(config.to_dict()))
+    with torch.random.fork_rng():
+        save_file(build_model(config.model).state_dict(), path / "encoder.safetensors")
+    return path
+
+
+def test_runs_on_other_images_have_no_mean(graphaug, folder, tmp_path, monkeypatch):
+    from graphaug.contrastive import probe
+
+    monkeypatch.setattr(probe, "probe_run", lambda run, images, **_: {"linear": 0.5})
+    first = run_directory(tmp_path / "first")
+    sized = run_directory(tmp_path / "sized", size=16)
+    other = run_directory(tmp_path / "other", data=f"folder:{folder}")
+    code, out, err = graphaug("probe", first, other)
+    assert (code, out) == (2, "")
+    assert re.search(
+        r"ConfigError: .*other' has data='folder:.*', .*first' has 'digits': .* or give --data", err
+    )
+    code, _, err = graphaug("probe", first, other, "--data", "digits")
+    assert code == 0, err
+    for options in ([], ["--data", "digits"]):
+        code, _, err = graphaug("probe", first, sized, *options)
+        assert code == 2
+        assert re.search("ConfigError: .*sized' has size=16, .*first' has 8", err)
+
+
+def test_runs_that_differ_in_more_than_their_seed_are_named(graphaug, tmp_path, monkeypatch):
+    from graphaug.contrastive import probe
+
+    monkeypatch.setattr(probe, "probe_run", lambda run, images, **_: {"linear": 0.5})
+    first, second = (run_directory(tmp_path / f"seed{seed}", seed=seed) for seed in (0, 1))
+    code, out, err = graphaug("probe", first, second)
+    assert (code, err) == (0, "")
+    assert "n = 2" in out
+    third = run_directory(tmp_path / "third", seed=2, lr=0.3, at=("layer4",), keep=5)
+    code, out, err = graphaug("probe", first, second, third)
+    assert code == 0
+    assert f"{third} differs from {first} in more than its seed: at: [] → ['layer4']; lr: 0.1 → 0.3." in err
+    assert "n = 3" in out
 
 
 def test_unknown_options_exit_with_2(graphaug):

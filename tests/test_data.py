@@ -1,10 +1,13 @@
 """Data sets: digits against scikit-learn, folders written here, CIFAR's failure without a network."""
 
+import hashlib
+import pickle
 import socket
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -176,6 +179,69 @@ def test_bad_names(folder):
         load(str(folder))
     with pytest.raises(InvalidOption, match="at least 1 pixel"):
         load("digits", size=0)
+
+
+def fake_cifar(dataset, root, monkeypatch):
+    """Torchvision's pickled batches, of three images each, and what is in them: ``{train: (images, labels)}``."""
+    folder = root / dataset.base_folder
+    folder.mkdir(parents=True)
+    generator = np.random.default_rng(0)
+    key = "labels" if dataset.meta["key"] == "label_names" else "fine_labels"
+    found = {}
+
+    def write(name, content):
+        (folder / name).write_bytes(pickle.dumps(content))
+        return [name, hashlib.md5((folder / name).read_bytes()).hexdigest()]
+
+    for train, attribute in ((True, "train_list"), (False, "test_list")):
+        names, images, labels = [name for name, _ in getattr(dataset, attribute)], [], []
+        written = []
+        for name in names:
+            pixels = generator.integers(0, 256, (3, 3072), dtype=np.uint8)
+            classes = generator.integers(0, 3, 3).tolist()
+            written.append(write(name, {"data": pixels, key: classes}))
+            images.append(pixels)
+            labels += classes
+        monkeypatch.setattr(dataset, attribute, written)
+        found[train] = np.concatenate(images), labels
+    meta = write(dataset.meta["filename"], {dataset.meta["key"]: ["cat", "dog", "ship"]})
+    monkeypatch.setattr(dataset, "meta", {**dataset.meta, "md5": meta[1]})
+    return found
+
+
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])
+def test_cifar_is_what_torchvisions_batches_hold(name, tmp_path, monkeypatch):
+    written = fake_cifar(getattr(torchvision.datasets, name.upper()), tmp_path, monkeypatch)
+    data = load(name, root=tmp_path)
+    assert (data.classes, data.view_size, data.mirror) == (("cat", "dog", "ship"), 32, True)
+    for part, (pixels, labels) in ((data.train, written[True]), (data.test, written[False])):
+        assert part.images.dtype == torch.uint8
+        assert part.images.is_contiguous()
+        assert part.labels.tolist() == labels
+        # A row of a batch is all of red, then green, then blue, each row by row (the data set's own page).
+        assert part.images.shape == (len(pixels), 3, 32, 32)
+        assert part.images[1, 2, 5, 7] == pixels[1, 2 * 1024 + 5 * 32 + 7]
+        assert part.images.flatten(1).numpy().tolist() == pixels.tolist()
+    assert [p.name for p in tmp_path.iterdir()] == [
+        getattr(torchvision.datasets, name.upper()).base_folder
+    ]  # what is there needs no lock
+
+
+def test_processes_take_turns_in_downloading_cifar(tmp_path, monkeypatch):
+    fcntl = pytest.importorskip("fcntl")
+    dataset = torchvision.datasets.CIFAR10
+    locked = []
+
+    def download(self):
+        if not self._check_integrity():
+            with open(tmp_path / "cifar10.lock", "wb") as file, pytest.raises(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fake_cifar(dataset, tmp_path, monkeypatch)
+            locked.append(True)
+
+    monkeypatch.setattr(dataset, "download", download)
+    assert len(load("cifar10", root=tmp_path).train) == 15
+    assert locked == [True]
 
 
 @pytest.mark.parametrize("name", ["cifar10", "cifar100"])

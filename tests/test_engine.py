@@ -1,5 +1,7 @@
 """The engine: schedules, optimizers, processes, precision, what is watched, and what a run keeps."""
 
+import importlib
+import io
 import json
 import math
 import os
@@ -70,6 +72,15 @@ def test_the_presets_are_the_papers_settings():
     from graphaug.contrastive.models import projection_head
 
     config = settle(PretrainConfig, {}, name="simclr-cifar100")
+    assert (config.data, config.model) == ("cifar100", "resnet18-cifar")
+    assert (config.loss, config.loss_scale) == ("nt_xent", "supcontrast")
+    assert (config.lr, config.warmup_from, config.lr_floor, config.schedule) == (
+        0.5,
+        0.01,
+        1e-3,
+        "supcontrast",
+    )
+    assert (config.at, config.everywhere) == ((), False)
     assert (config.batch_size, config.epochs, config.temperature, config.warmup) == (1024, 1500, 0.5, 10)
     assert (config.momentum, config.weight_decay, config.optimizer) == (0.9, 1e-4, "sgd")
     assert (config.crop, config.jitter, config.jitter_p, config.gray_p) == (
@@ -131,6 +142,37 @@ def test_lars_neither_decays_nor_adapts_norms_and_biases():
     for name, p in model.named_parameters():
         weight = name in ("0.weight", "3.weight")
         assert rules[id(p)] == ((0.1, True) if weight else (0.0, False)), name
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw"])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_fused_steps_are_torchs_own_and_go_on_from_a_state(name, memory_format):
+    def run(fused: bool) -> nn.Module:
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2)
+        )
+        model.to(torch.float64, memory_format=memory_format)
+        optimizer = build_optimizer(name, model, lr=0.1, momentum=0.9, weight_decay=0.1)
+        assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups:
+            group["fused"] = fused
+        x = torch.randn(6, 3, 5, 5, dtype=torch.float64)
+        for step in range(4):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            optimizer.step()
+            if step == 1:
+                held = io.BytesIO()
+                torch.save((model.state_dict(), optimizer.state_dict()), held)
+                held.seek(0)
+                weights, state = torch.load(held, weights_only=True)
+                model.load_state_dict(weights)
+                optimizer.load_state_dict(state)
+        return model
+
+    for ours, theirs in zip(run(True).parameters(), run(False).parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
 
 
 def test_spread_is_one_for_isotropic_and_zero_for_collapsed_embeddings():
@@ -246,6 +288,77 @@ def test_an_error_in_a_process_is_our_own(monkeypatch):
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "lo")
     with pytest.raises(SiteNotFound, match="process 1 has no site"):
         launch(make_fabric(2, "cpu", "32-true"), engine_processes.fail)
+
+
+class Started:
+    """A Fabric of two processes as far as `launch` uses it; the work is done here."""
+
+    world_size, is_global_zero = 2, True
+
+    def launch(self, work):
+        os.environ.update(MASTER_PORT="54321", LOCAL_RANK="0")  # as Fabric's launcher does
+        os.environ.pop("WORLD_SIZE", None)
+        threads = torch.get_num_threads()
+        work(self)
+        torch.set_num_threads(threads)
+
+
+def test_the_environment_of_the_caller_comes_back(monkeypatch):
+    monkeypatch.delenv("MASTER_PORT", raising=False)
+    monkeypatch.setenv("WORLD_SIZE", "7")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    before = dict(os.environ)
+    found = launch(Started(), lambda fabric, emit: {"port": int(os.environ["MASTER_PORT"])})
+    assert found == {"port": 54321}
+    assert dict(os.environ) == before
+
+
+def test_events_are_taken_to_the_end_when_one_cannot_be_handled():
+    seen = []
+
+    def on_event(event):
+        seen.append(event[0])
+        raise ValueError(f"event {event[0]} is bad")
+
+    def job(fabric, emit):
+        for number in range(50):
+            emit((number, "x" * 10_000))  # together more than a pipe holds
+        return {"done": 1}
+
+    with pytest.raises(ValueError, match="event 0 is bad"):
+        launch(Started(), job, on_event=on_event)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize(
+    ("options", "unused"),
+    [
+        ({}, True),
+        ({"subset": 0.9}, False),
+        (
+            {"subset": 0.97},
+            True,
+        ),  # 31.04 of 32 rows round to 31 in one process, 15.5 of 16 to 16 in each of two
+        ({"subset": 0.5, "subset_end": 1.0}, True),
+        ({"backward": "dense"}, False),
+        ({"stop_grad": False}, False),
+    ],
+)
+def test_parameters_may_be_unused_where_all_rows_of_a_process_are_stopped(
+    options, unused, images, monkeypatch
+):
+    seen = []
+
+    def spy(devices, accelerator, precision, unused):
+        seen.append(unused)
+        raise ConfigError("enough")
+
+    loop = importlib.import_module("graphaug.contrastive.pretrain")
+    monkeypatch.setattr(loop, "make_fabric", spy)
+    config = replace(TINY, **{"at": ("layer4",), "subset": 1.0, "stop_grad": True, "devices": 2, **options})
+    with pytest.raises(ConfigError, match="enough"):
+        pretrain(config, data=images)
+    assert seen == [unused]
 
 
 def test_a_port_in_use_is_named(images, tmp_path, monkeypatch):
@@ -388,6 +501,12 @@ def test_nearest_neighbours_are_looked_at_and_change_nothing(images):
     assert [line["loss"] for line in watched.metrics] == [line["loss"] for line in alone.metrics]
 
 
+def test_without_labels_there_are_no_neighbours_to_look_at(images):
+    done = pretrain(replace(TINY, watch_every=1), data=replace(images, classes=("all",)))
+    assert len(done.metrics) == 2
+    assert not any("knn" in line for line in done.metrics)
+
+
 def test_a_collapsed_run_stops_with_its_checkpoint(images, tmp_path):
     with pytest.raises(TrainingCollapsed, match=r"have collapsed in epoch 2: their spread is 0\.\d+"):
         pretrain(replace(TINY, epochs=3, collapse=1.0), tmp_path, data=images)
@@ -395,10 +514,52 @@ def test_a_collapsed_run_stops_with_its_checkpoint(images, tmp_path):
     assert not (tmp_path / "result.json").exists()
 
 
+@pytest.mark.parametrize("warmup", [1, 1.5])
+def test_a_collapse_within_an_epoch_keeps_no_checkpoint_of_it(warmup, images, tmp_path):
+    # Three steps an epoch: step 4 is behind the one warm-up, step 5 behind the other.
+    config = replace(TINY, epochs=3, collapse=1.0, warmup=warmup, checkpoint_every=0.3)
+    with pytest.raises(TrainingCollapsed, match="have collapsed in epoch 2") as caught:
+        pretrain(config, tmp_path, data=images)
+    kept = Checkpoints(tmp_path / "checkpoints").latest()
+    assert kept.step == (3 if warmup == 1 else 4)
+    assert f"The last checkpoint is '{kept.path}': init= (--init)" in str(caught.value)
+
+
+def test_a_run_begins_with_a_checkpoint_of_one_that_collapsed(images, tmp_path):
+    config = replace(TINY, epochs=3, at=("layer3",), snapshot_every=1)
+    with pytest.raises(TrainingCollapsed) as caught:
+        pretrain(replace(config, collapse=1.0), tmp_path / "first", data=images)
+    path = re.search("checkpoint is '(.*)'", str(caught.value))[1]
+    with pytest.raises(ConfigError, match="lies in the output directory"):
+        pretrain(replace(config, init=path), tmp_path / "first", data=images, force=True)
+    assert Path(path).exists()
+    # The snapshot of the same moment is what the checkpoint must give.
+    expected = load_file(tmp_path / "first" / "snapshots" / "epoch-0001.safetensors")
+    path = Path(path).with_name("step-00000003.pt")
+    pretrain(replace(config, epochs=1, init=str(path), seed=5), tmp_path / "second", data=images)
+    begun = load_file(tmp_path / "second" / "snapshots" / "epoch-0000.safetensors")
+    assert begun.keys() == expected.keys()
+    assert all(torch.equal(begun[name], expected[name]) for name in expected)
+    path.write_bytes(b"nothing")
+    with pytest.raises(CheckpointError, match="is damaged"):
+        pretrain(replace(config, init=str(path)), tmp_path / "third", data=images)
+    assert not (tmp_path / "third").exists()
+
+
+def test_without_a_checkpoint_the_message_says_so(images, tmp_path):
+    config = replace(TINY, epochs=3, lr=1e38, warmup=0, checkpoint_every=0)
+    with pytest.raises(
+        TrainingDiverged, match=r"try a learning rate below 1e\+38\. There is no checkpoint\."
+    ):
+        pretrain(config, tmp_path, data=images)
+
+
 def test_a_diverged_run_keeps_a_finite_checkpoint(images, tmp_path):
     # The first step is a good one; the warm-up then leaps to rates that no network survives.
     config = replace(TINY, epochs=3, lr=1e38, warmup_from=1e-3, checkpoint_every=0.3)
-    with pytest.raises(TrainingDiverged, match="loss is nan in epoch 1; try a learning rate below"):
+    with pytest.raises(
+        TrainingDiverged, match=r"loss is nan in epoch 1; try a learning rate below .* The last checkpoint is"
+    ):
         pretrain(config, tmp_path, data=images)
     kept = Checkpoints(tmp_path / "checkpoints").latest()
     assert kept.step >= 1

@@ -3,7 +3,9 @@
 import importlib.metadata
 import json
 import math
+import os
 import re
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -11,13 +13,19 @@ import torch
 import torchvision
 import yaml
 from safetensors.torch import load_file
+from torch import nn
 
 import graphaug
+from graphaug.contrastive import job
 from graphaug.contrastive import pretrain as loop
+from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.config import PretrainConfig, versions
 from graphaug.contrastive.data import ImageData, ImageSet
+from graphaug.contrastive.losses import LOSSES
 from graphaug.contrastive.models import build_model
+from graphaug.contrastive.objective import ImageObjective, image_views
 from graphaug.contrastive.run_dir import FILES, RunDirectory
+from graphaug.contrastive.views import UNIFORMS
 from graphaug.errors import ConfigError, DataError, GraphaugError, RunDirectoryError, TrainingDiverged
 
 TINY = PretrainConfig(model="resnet18-cifar:8", epochs=2, batch_size=16, size=8, at=("layer4",))
@@ -131,15 +139,87 @@ def test_the_options_reach_rewrite(images, monkeypatch):
     assert seen == {**options, "at": 4, "head": torch.nn.Sequential, "backward": "auto"}
 
 
-def test_frozen_layers_do_not_move(images):
+@pytest.mark.parametrize(
+    ("freeze", "trained"),
+    [("before", ("layer3", "layer4")), ("after", ("conv1", "bn1", "layer1", "layer2"))],
+)
+def test_frozen_layers_do_not_move(freeze, trained, images):
     with torch.random.fork_rng():
         torch.manual_seed(TINY.seed)
         initial = build_model(TINY.model)
-    done = loop.pretrain(replace(TINY, epochs=1, at=("layer2",), freeze="before"), data=images)
+    done = loop.pretrain(replace(TINY, epochs=1, at=("layer2",), freeze=freeze), data=images)
     for name, parameter in done.model.named_parameters():
         moved = not torch.equal(parameter, initial.get_parameter(name))
-        assert moved == name.startswith(("layer3", "layer4")), name
+        assert moved == name.startswith(trained), name
         assert parameter.requires_grad, name  # the freeze is undone
+
+
+def test_the_settings_of_the_views_reach_them(images):
+    options = {"crop": 0.5, "jitter": (0.1, 0.2, 0.3, 0.05), "jitter_p": 0.6}
+    options |= {"gray_p": 0.15, "blur_p": 0.25, "solarize_p": 0.35, "size": 12}
+    config = replace(TINY, **options)
+    views = image_views(replace(images, mirror=True), config)
+    uniforms = torch.rand(4000, UNIFORMS, generator=torch.Generator().manual_seed(0))
+    found = views.params(uniforms, 100, 100)
+    area = found.height * found.width / 100**2
+    assert float(area.min()) == pytest.approx(0.5, abs=0.02)
+    assert float(area.max()) == pytest.approx(1.0, abs=0.02)
+    jittered = found.brightness != 1
+    for share, p in [
+        (jittered, 0.6), (found.gray, 0.15), (found.sigma > 0, 0.25), (found.solarize, 0.35), (found.flip, 0.5),
+    ]:  # fmt: skip
+        assert float(share.float().mean()) == pytest.approx(p, abs=0.03)
+    strengths = [found.brightness - 1, found.contrast - 1, found.saturation - 1, found.hue]
+    for strength, expected in zip(strengths, config.jitter, strict=True):
+        assert float(strength.abs().max()) == pytest.approx(expected, rel=0.02)
+    assert views(images.train.images[:2]).shape == (4, 1, 12, 12)
+    assert (
+        not image_views(images, config).params(uniforms, 8, 8).flip.any()
+    )  # mirrored they are another class
+    x = (images.train.images.double() / 255).flatten()
+    assert float(views.mean) == pytest.approx(float(x.mean()))
+    assert float(views.std) == pytest.approx(float(x.std(correction=0)))
+
+
+@pytest.mark.parametrize("name", ["nt_xent", "info_nce", "info_nce_symmetric"])
+def test_the_settings_of_the_loss_reach_it(name, images):
+    network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64, 5))
+    batch = images.train.images[:6]
+    uniforms = torch.rand(12, UNIFORMS, generator=torch.Generator().manual_seed(0))
+
+    def loss(**options):
+        config = replace(TINY, loss=name, **options)
+        return ImageObjective(network, image_views(images, config), config)(batch, uniforms)["loss"]
+
+    z1, z2 = network(image_views(images, TINY)(batch, uniforms).expand(-1, 3, -1, -1)).chunk(2)
+    for temperature in (0.5, 0.1):
+        expected = LOSSES[name](z1, z2, temperature)
+        torch.testing.assert_close(loss(temperature=temperature), expected)
+        scaled = loss(temperature=temperature, loss_scale="supcontrast")
+        torch.testing.assert_close(scaled, expected * temperature / 0.07)
+    assert len({LOSSES[other](z1, z2, 0.5).item() for other in LOSSES}) == len(LOSSES)
+
+
+@pytest.mark.parametrize("how", ["read only", "in the way"])
+def test_a_directory_that_becomes_unwritable_ends_the_run(how, images, tmp_path):
+    out = tmp_path / "run"
+    if how == "read only" and os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+
+    def close(line):
+        if line["epoch"] == 1 and how == "read only":
+            out.chmod(0o500)
+        elif line["epoch"] == 1:
+            (out / "metrics.jsonl").unlink()
+            (out / "metrics.jsonl").mkdir()
+
+    try:
+        with pytest.raises(RunDirectoryError, match=re.escape(str(out)) + ".*cannot be written"):
+            loop.pretrain(replace(TINY, epochs=3), out, data=images, on_epoch=close)
+    finally:
+        out.chmod(0o700)
+    assert Checkpoints(out / "checkpoints").latest().step == 3
+    assert not (out / "result.json").exists()
 
 
 def test_training_lowers_the_loss(images):
@@ -173,6 +253,16 @@ def test_a_diverged_run_stops_and_keeps_its_lines(images, tmp_path):
         ({"rate": math.nan}, "rate must be in"),
         ({"subset": -0.1}, "subset must be in"),
         ({"crop": 2.0}, "crop must be in"),
+        ({"jitter": (0.4, 0.4, -0.1, 0.1)}, "jitter strengths must be at least 0"),
+        ({"jitter": (0.4, 0.4, math.nan, 0.1)}, "jitter strengths must be at least 0"),
+        ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "hue at most 0.5"),
+        ({"pairing": "one-sided", "subset": 0.6}, "subset=0.6 with pairing='one-sided'.* at most 0.5"),
+        ({"pairing": "one-sided", "subset_end": 0.6}, "subset_end=0.6 with pairing='one-sided'"),
+        ({"sampling": "exactly"}, "no sampling is called 'exactly'. Did you mean 'exact'"),
+        ({"granularity": "chanel"}, "no granularity is called 'chanel'. Did you mean 'channel'"),
+        ({"pairing": "onesided"}, "no pairing is called 'onesided'. Did you mean 'one-sided'"),
+        ({"freeze": "befor"}, "no freeze is called 'befor'. Did you mean 'before'.* There are before, after"),
+        ({"backward": "spare"}, "no backward is called 'spare'. Did you mean 'sparse'"),
         ({"loss": "nt_xnt"}, "Did you mean 'nt_xent'"),
         ({"tempreature": 0.5}, "no setting is called 'tempreature'. Did you mean 'temperature'"),
     ],
@@ -199,11 +289,59 @@ def test_nothing_is_written_before_everything_is_checked(images, tmp_path):
         (replace(TINY, model="resnet81"), ConfigError),
         (replace(TINY, batch_size=49), DataError),
         (replace(TINY, at=("fc",), freeze="before"), ConfigError),
-        (replace(TINY, pairing="onesided"), GraphaugError),
+        (replace(TINY, at=(), stop_grad=True), ConfigError),
     ]:
         with pytest.raises(error):
             loop.pretrain(config, out, data=images)
     assert not out.exists()
+
+
+def test_what_refuses_late_does_so_before_a_former_run_is_replaced(run, images, tmp_path, monkeypatch):
+    out = shutil.copytree(run[0], tmp_path / "run")
+    before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
+
+    def refuse(*_):
+        raise ConfigError("there is no such engine")
+
+    monkeypatch.setattr(job, "build_engine", refuse)
+    with pytest.raises(ConfigError, match="no such engine"):
+        loop.pretrain(TINY, out, data=images, force=True)
+    assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"stop_grad": True}, {"freeze": "before"}, {"rate_end": 0.0}, {"subset_end": 0.2, "stop_grad": True}],
+)
+def test_what_does_nothing_without_a_site_is_refused(options, images, tmp_path):
+    names = ", ".join(name for name in ("stop_grad", "freeze", "rate_end", "subset_end") if name in options)
+    config = replace(TINY, at=(), **options)  # the settings alone may be so: a site can still come
+    with pytest.raises(ConfigError, match=f"^{names} without a site: .*--at"):
+        loop.pretrain(config, tmp_path / "run", data=images)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "alexnet"])
+def test_a_model_that_cannot_take_the_size_is_named_with_it(name, images, tmp_path):
+    config = replace(TINY, model=name, at=())
+    with pytest.raises(ConfigError, match=rf"{name} cannot take images of 8 × 8 pixels: .*--size"):
+        loop.pretrain(config, tmp_path / "run", data=images)
+    assert not (tmp_path / "run").exists()
+
+
+def test_looking_at_the_size_leaves_modes_statistics_and_the_random_state():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
+    model[1].eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = torch.get_rng_state()
+    job.check_size(model, 8, "mine")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [part.training for part in model] == [True, False, True]
+    assert same(model.state_dict(), before)
+    assert all(p.grad is None for p in model.parameters())
+    with pytest.raises(ConfigError, match=r"mine cannot take images of 2 × 2 pixels: .*Kernel size"):
+        job.check_size(model, 2, "mine")
+    assert [part.training for part in model] == [True, False, True]
 
 
 def test_another_run_is_refused_and_left_alone(run, images, tmp_path):
@@ -228,6 +366,23 @@ def test_force_replaces_the_run_and_keeps_other_files(tmp_path):
     run.start({"seed": 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine.txt"]
     assert (tmp_path / "config.yaml").read_text() == "seed: 1\n"
+
+
+def test_a_kill_while_a_run_is_replaced_leaves_what_can_be_told_to_be_one(tmp_path, monkeypatch):
+    for name in FILES:
+        (tmp_path / name).write_text("old")
+    (tmp_path / "checkpoints").mkdir()
+
+    def kill(path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", kill)
+    with pytest.raises(KeyboardInterrupt):
+        RunDirectory(tmp_path, force=True).start({"seed": 1})
+    assert (tmp_path / "config.yaml").read_text() == "old"
+    assert not (tmp_path / "result.json").exists()
+    with pytest.raises(RunDirectoryError, match="holds another run"):
+        RunDirectory(tmp_path)
 
 
 def test_a_file_that_fails_half_way_leaves_the_old_one(tmp_path):

@@ -13,9 +13,14 @@ from pathlib import Path
 import pytest
 import resumed
 import torch
+import yaml
 
 from graphaug.contrastive.checkpoint import Checkpoints, DamagedCheckpoint
+from graphaug.contrastive.config import PretrainConfig
+from graphaug.contrastive.data import ImageData, ImageSet
+from graphaug.contrastive.fingerprint import fingerprint
 from graphaug.contrastive.pretrain import pretrain
+from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
 KILLS = int(os.environ.get("GRAPHAUG_KILLS", "2"))
@@ -110,6 +115,10 @@ class Stop(Exception):
     pass
 
 
+def stop(line):
+    raise Stop
+
+
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory):
     """A run that stopped by itself in its sixth epoch, with its last two checkpoints."""
@@ -169,6 +178,112 @@ def test_other_settings_are_refused_with_the_differences(broken):
     assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    "options", [{"optimizer": "adamw", "lr": 3e-3}, {"optimizer": "lars", "lr": 1.0}, {"accumulate": 2}]
+)
+def test_an_interrupted_run_goes_on_exactly(options, tmp_path, monkeypatch):
+    plain = {"at": (), "stop_grad": False, "rate_end": None, "epochs": 2, "snapshot_every": 0}
+    config = replace(resumed.CONFIG, **{**plain, **options})
+    images = replace(resumed.images(), classes=("all",))  # nothing is probed
+    pretrain(config, tmp_path / "unbroken", data=images)
+    save = Checkpoints.save
+
+    def save_and_stop(self, step, state):
+        save(self, step, state)
+        if step == 4:  # in the middle of the second epoch of three steps
+            raise Stop
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Checkpoints, "save", save_and_stop)
+        with pytest.raises(Stop):
+            pretrain(config, tmp_path / "broken", data=images)
+    with torch.random.fork_rng():
+        torch.manual_seed(5)  # what was drawn in between does not matter
+        pretrain(config, tmp_path / "broken", data=images, resume=True)
+    assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
+
+
+def with_pixels(part, row, value):
+    images = part.images.clone()
+    images[row] = value
+    return ImageSet(images, part.labels)
+
+
+def test_other_data_are_refused_with_the_differences(broken):
+    before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
+    data = resumed.images()
+    more = ImageSet(*(torch.cat([t, t[:2]]) for t in (data.train.images, data.train.labels)))
+    swapped = ImageSet(data.train.images, 1 - data.train.labels)
+    for other, names in [
+        (replace(data, train=more), ["train_images", "labels_sha256", "sample_sha256"]),
+        (replace(data, train=swapped), ["labels_sha256"]),
+        (replace(data, classes=("dim", "bright")), ["labels_sha256"]),
+        (replace(data, test=with_pixels(data.test, 3, 7)), ["sample_sha256"]),
+    ]:
+        with pytest.raises(ConfigError, match="has other data:") as caught:
+            pretrain(resumed.CONFIG, broken, data=other, resume=True)
+        found = dict(re.findall(r"^    (\w+): (.* → .*)$", str(caught.value), re.MULTILINE))
+        assert list(found) == names
+        assert found.get("train_images", "48 → 50") == "48 → 50"
+    assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
+
+
+def test_what_a_run_did_not_write_down_of_its_data_is_not_compared(broken):
+    run = RunDirectory(broken, resume=True)
+    config = run.settings()
+    wanted, facts = resumed.CONFIG.to_dict(), {"labels_sha256": "another", "train_images": 48}
+    with pytest.raises(ConfigError, match=r"other data:\n    labels_sha256: .* → 'another'\n"):
+        run.resumed(PretrainConfig, wanted, facts)
+    assert run.resumed(PretrainConfig, wanted) is None
+    del config["resolved"]["labels_sha256"]
+    (broken / "config.yaml").write_text(yaml.safe_dump(config))
+    assert run.resumed(PretrainConfig, wanted, facts) is None
+
+
+def test_a_fingerprint_looks_at_a_sample_of_many_images():
+    images = torch.zeros(1000, 1, 2, 2, dtype=torch.uint8)
+    part = ImageSet(images, torch.zeros(1000, dtype=torch.int64))
+    data = ImageData("many", part, part, ("a", "b"), 2)
+    found = fingerprint(data)
+    assert found == fingerprint(replace(data, name="other"))
+    changed = [fingerprint(replace(data, train=with_pixels(part, row, 1))) for row in range(0, 1000, 100)]
+    assert 1 <= sum(other != found for other in changed) < 10
+    assert fingerprint(replace(data, train=with_pixels(part, slice(None), 1))) != found
+
+
+def test_a_run_without_checkpoints_cannot_go_on_and_is_left_alone(tmp_path):
+    config = replace(resumed.CONFIG, epochs=2, checkpoint_every=0)
+    with pytest.raises(Stop):
+        pretrain(config, tmp_path, data=resumed.images(), on_epoch=stop)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    for again in (config, replace(config, checkpoint_every=1)):
+        with pytest.raises(CheckpointError, match=r"makes no checkpoints \(checkpoint_every=0\) and cannot"):
+            pretrain(again, tmp_path, data=resumed.images(), resume=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_without_a_checkpoint_yet_says_that_it_begins_again(graphaug, tmp_path):
+    out = tmp_path / "run"
+    options = {
+        "epochs": 1,
+        "batch_size": 700,
+        "at": (),
+        "stop_grad": False,
+        "rate_end": None,
+        "watch_every": 0,
+    }
+    config = replace(resumed.CONFIG, **options, checkpoint_every=1)
+    with pytest.raises(Stop):
+        pretrain(config, out, on_epoch=stop)
+    assert not Checkpoints(out / "checkpoints").complete()
+    code, _, err = graphaug("pretrain", "--out", out, "--resume")
+    assert code == 0, err
+    assert f"the run in {out} has no checkpoint yet: it begins again." in err
+    code, _, err = graphaug("pretrain", "--out", out, "--resume")
+    assert code == 0, err
+    assert "begins again" not in err
+
+
 def test_without_resume_a_run_is_not_touched(broken):
     before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
     with pytest.raises(RunDirectoryError, match="or --resume"):
@@ -199,6 +314,19 @@ def test_only_the_last_checkpoints_are_kept(tmp_path):
     found = checkpoints.latest()
     assert (found.step, found.state["step"]) == (5, 5)
     assert torch.equal(found.state["x"], torch.full((3,), 5))
+
+
+@pytest.mark.parametrize("step", [5, 8], ids=["of an abandoned future", "an older one"])
+def test_a_damaged_checkpoint_does_not_count(step, tmp_path):
+    checkpoints = Checkpoints(tmp_path, keep=2)
+    for before in (3, 6):
+        checkpoints.save(before, {"step": before})
+    (tmp_path / "step-00000006.pt").write_bytes(b"damaged")
+    later = Checkpoints(tmp_path, keep=2)
+    with pytest.warns(DamagedCheckpoint):
+        assert later.latest().step == 3
+    later.save(step, {"step": step})  # the run goes on from 3, with checkpoints at other steps
+    assert [p.name for p in later.complete()] == ["step-00000003.pt", f"step-0000000{step}.pt"]
 
 
 def test_the_checksum_is_that_of_sha256sum(tmp_path):

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from graphaug.contrastive import supervised
+from graphaug.contrastive.data import ImageSet
 from graphaug.contrastive.models import build_model
 from graphaug.contrastive.supervised import fine_tune, linear_protocol
 from graphaug.errors import DataError
@@ -49,6 +50,36 @@ def test_fine_tuning_trains_all_but_the_old_classifier(images):
     fine_tune(model, images, epochs=1, batch_size=16)
     kept = {"fc.weight", "fc.bias"}
     assert changed(model, before) == before.keys() - kept
+
+
+@pytest.mark.parametrize(
+    ("images_", "batch", "sizes"),
+    [
+        (33, 16, [16, 17]),
+        (34, 16, [16, 16, 2]),
+        (32, 16, [16, 16]),
+        (17, 16, [17]),
+        (9, 16, [9]),
+        (3, 1, [1] * 3),
+    ],
+)
+def test_every_image_is_seen_once_and_none_alone(images_, batch, sizes):
+    part = ImageSet(torch.arange(images_).view(-1, 1, 1, 1).to(torch.uint8), torch.arange(images_))
+    feed = supervised.LabelledFeed(part, batch, torch.Generator().manual_seed(0), torch.device("cpu"))
+    feed.start_epoch()
+    seen = [labels for step in range(feed.steps) for _, _, labels in feed.batches(step)]
+    assert [len(labels) for labels in seen] == sizes
+    assert sorted(torch.cat(seen).tolist()) == list(range(images_))
+    for step in range(feed.steps):
+        for pixels, uniforms, labels in feed.batches(step):
+            assert torch.equal(pixels.flatten().long(), labels)
+            assert len(uniforms) == len(labels)
+
+
+def test_fine_tuning_takes_an_image_that_is_left_over(images):
+    model = encoder()
+    assert len(images.train) % 47 == 1
+    fine_tune(model, images, epochs=1, batch_size=47)
 
 
 def test_the_protocols_learning_rate_is_supcontrasts(images, monkeypatch):

@@ -36,8 +36,8 @@ class Checkpoints:
     """The checkpoints of one run: ``step-00000012.pt``, each with a ``step-00000012.pt.sha256``.
 
     The file is torch's own format, read with ``weights_only=True``; the checksum is in the format of ``sha256sum -c``.
-    A checkpoint without its checksum was being written when the process ended, and does not count. Older ones are
-    removed when a new one is complete.
+    A checkpoint without its checksum was being written when the process ended, and does not count. When a new one is
+    complete, older ones are removed, and those of later steps, which the run has gone back behind.
 
     Args:
         folder: made when the first is saved.
@@ -47,6 +47,7 @@ class Checkpoints:
 
     def __init__(self, folder: Path, keep: int = 2) -> None:
         self.folder, self.keep = folder, keep
+        self._damaged: set[Path] = set()
 
     def save(self, step: int, state: Mapping[str, Any]) -> Path:
         """Write the state after ``step`` optimizer steps: tensors, numbers, strings, and containers of them.
@@ -71,7 +72,8 @@ class Checkpoints:
             last = f" The last checkpoint is {kept[-1]}." if kept else " There is no earlier checkpoint."
             error.args = (f"{error.args[0]}{last}", *error.args[1:])
             raise
-        self._prune()
+        self._damaged.discard(path)
+        self._prune(step)
         return path
 
     def complete(self) -> list[Path]:
@@ -96,12 +98,11 @@ class Checkpoints:
                 state = read(path)
             except CheckpointError as error:
                 damaged.append(str(error))
+                self._damaged.add(path)
                 continue
             for message in damaged:
                 warnings.warn(f"{message} Going on from {path.name}.", DamagedCheckpoint, stacklevel=2)
-            match = _NAME.fullmatch(path.name)
-            assert match is not None
-            return Checkpoint(path, int(match[1]), state)
+            return Checkpoint(path, _step(path), state)
         if damaged:
             raise CheckpointError(f"no checkpoint is left to resume from. {' '.join(damaged)}")
         return None
@@ -117,9 +118,11 @@ class Checkpoints:
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _prune(self) -> None:
+    def _prune(self, step: int) -> None:
         complete = self.complete()
-        for path in complete[: -self.keep]:
+        # A run that went on from before a damaged file has left that one's future: neither counts among those kept.
+        good = [path for path in complete if _step(path) <= step and path not in self._damaged]
+        for path in set(complete) - set(good[-self.keep :]):
             path.with_name(path.name + ".sha256").unlink(missing_ok=True)
             path.unlink(missing_ok=True)
         # Of writes that a kill interrupted: temporary files, and files without their checksum.
@@ -127,6 +130,12 @@ class Checkpoints:
         for path in [*self.folder.glob(PART + "*"), *self.folder.glob("step-*.pt")]:
             if path.name not in current:
                 path.unlink(missing_ok=True)
+
+
+def _step(path: Path) -> int:
+    match = _NAME.fullmatch(path.name)
+    assert match is not None
+    return int(match[1])
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -36,6 +36,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the accuracies 
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
 
+UNSET = "none"
+"""What is typed for None, and for no site at all."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
@@ -46,14 +49,19 @@ def register(app: typer.Typer) -> None:
 
 
 def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callable[..., None]:
-    """Give a command that takes ``settings`` an option for every setting of a kind of run, none of them required."""
+    """Give a command that takes ``settings`` an option for every setting of a kind of run, none of them required.
+
+    The word `UNSET` is the way back from what a preset or a file gives, for settings that may be None or empty.
+    """
     own = inspect.signature(command, eval_str=True).parameters.values()
     options = [_option(item) for item in kind.items()]
     names = [option.name for option in options]
+    optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
 
     def run(**given: Any) -> None:
         settings = {name: given.pop(name) for name in names}
-        command(**given, settings={k: v for k, v in settings.items() if v not in (None, [])})
+        values = {name: value for name, value in settings.items() if value not in (None, [])}
+        command(**given, settings={k: _unset(v) if k in optional else v for k, v in values.items()})
 
     kept = [parameter for parameter in own if parameter.name != "settings"]
     run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
@@ -111,9 +119,14 @@ def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | N
 
     if resume and force:
         raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
-    earlier = RunDirectory(out, force=True).settings() if resume else None
-    if resume and earlier is None:
+    if not resume:
+        return None
+    run = RunDirectory(out, force=True)
+    earlier = run.settings()
+    if earlier is None:
         print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
+    elif run.begins_again():
+        print(f"the run in {out} has no checkpoint yet: it begins again.", file=sys.stderr)
     return earlier
 
 
@@ -163,8 +176,9 @@ def _each_run(
     from graphaug.contrastive.files import write_file
     from graphaug.contrastive.probe import load_run, summary
 
-    settings = load_run(runs[0])[1]
-    images = load(data or settings["data"], size=settings.get("size"))
+    settings = [load_run(run)[1] for run in runs]
+    _check_comparable(runs, settings, data)
+    images = load(data or settings[0]["data"], size=settings[0].get("size"))
     _report_skipped(images)
     results = [look(run, images) for run in runs]
     print(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
@@ -174,6 +188,25 @@ def _each_run(
         write_file(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
+def _check_comparable(runs: list[Path], settings: list[dict[str, Any]], data: str | None) -> None:
+    """Refuse runs that would have to be looked at on different images, and name what else they differ in."""
+    first = {**PretrainConfig().to_dict(), **settings[0]}
+    for run, other in zip(runs[1:], settings[1:], strict=True):
+        other = {**PretrainConfig().to_dict(), **other}
+        for name in ("size",) if data is not None else ("data", "size"):
+            if other[name] != first[name]:
+                raise ConfigError(
+                    f"{str(run)!r} has {name}={other[name]!r}, {str(runs[0])!r} has {first[name]!r}: their accuracies "
+                    f"have no mean. Look at each for itself{', or give --data' if name == 'data' else ''}."
+                )
+        found = [line for line in PretrainConfig.differences(first, other) if not line.startswith("seed:")]
+        if found:
+            print(
+                f"{run} differs from {runs[0]} in more than its seed: {'; '.join(found)}. The mean is over both.",
+                file=sys.stderr,
+            )
+
+
 def _report_skipped(images: ImageData) -> None:
     for skipped in images.skipped[:10]:
         print(f"skipped {skipped}", file=sys.stderr)
@@ -181,16 +214,39 @@ def _report_skipped(images: ImageData) -> None:
         print(f"{len(images.skipped)} unreadable image(s) skipped.", file=sys.stderr)
 
 
+def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of numbers that lets `UNSET` through."""
+
+    def number(text: str) -> Any:
+        return text if text == UNSET else kind(text)
+
+    return number
+
+
+def _unset(value: Any) -> Any:
+    """The value that was meant: None for `UNSET`, nothing for a list of it alone."""
+    if value == [UNSET]:
+        return []
+    return None if value == UNSET else value
+
+
 def _option(item: Field[Any]) -> inspect.Parameter:
     """The command-line option of a setting: --batch-size for ``batch_size``."""
     kind, flag = str(item.type), "--" + item.name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
     shown = "" if item.default in (None, ()) else f" [default: {item.default}]"
-    option = typer.Option(*names, help=item.metadata["help"] + shown, show_default=False)
+    described: dict[str, Any] = {"help": item.metadata["help"] + shown, "show_default": False}
+    plain: Any = _KINDS.get(kind.split(" ")[0])
     if kind.startswith("tuple"):
         annotation: Any = list[float] | None if "float" in kind else list[str] | None
     else:
-        annotation = _KINDS[kind.split(" ")[0]] | None
+        annotation = plain | None
+    if "None" in kind and plain in (int, float):  # typer would refuse the word
+        described |= {
+            "parser": _or_unset(plain),
+            "metavar": f"{'INTEGER' if plain is int else 'FLOAT'}|{UNSET}",
+        }
+    option = typer.Option(*names, **described)
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )

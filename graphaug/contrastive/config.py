@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,7 +23,9 @@ class PretrainConfig(Settings):
 
     data: str = setting("digits", "digits, cifar10, cifar100 or folder:PATH.")
     model: str = setting("resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], or timm:NAME.")
-    init: str | None = setting(None, "Begin with the weights of this run directory or safetensors file.")
+    init: str | None = setting(
+        None, "Begin with the weights of this run directory, checkpoint or safetensors file."
+    )
     rate_end: float | None = setting(None, "Change the rate linearly over the run, to this.")
     subset_end: float | None = setting(None, "Change the subset linearly over the run, to this.")
     accumulate: int = setting(1, "Parts a batch is computed in; each has negatives of its own part only.")
@@ -73,6 +76,10 @@ class PretrainConfig(Settings):
         self.shares("rate_end", "subset_end", "crop", "jitter_p", "gray_p", "blur_p", "solarize_p")
         if len(self.jitter) != 4:
             raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
+        if not all(math.isfinite(s) and s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:
+            raise ConfigError(
+                f"jitter strengths must be at least 0, and that of the hue at most 0.5, not {list(self.jitter)}."
+            )
         changes = self.subset_end not in (None, self.subset)
         if changes and self.compile and self.stop_grad and self.backward != "dense":
             raise ConfigError(
@@ -89,6 +96,7 @@ class PretrainConfig(Settings):
         if self.cuda_graphs and not (self.compile and one_gpu):
             raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
         self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
+        self.one_sided("subset_end")
 
 
 def versions() -> dict[str, str]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from graphaug.contrastive.files import alone, make_folder
 from graphaug.contrastive.folder import Folder, read_folder, split_roots
 from graphaug.contrastive.image_cache import data_root, map_images
 from graphaug.errors import DataError, InvalidOption, did_you_mean
@@ -167,9 +168,18 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
 
     dataset = CIFAR10 if name == "cifar10" else CIFAR100
 
+    def read(train: bool) -> Any:
+        try:
+            return dataset(str(root), train=train)
+        except RuntimeError:  # it is not there, or not whole
+            make_folder(root)
+            # The processes of a run come here together: the first one downloads, to the others' benefit.
+            with alone(root / f"{name}.lock"):
+                return dataset(str(root), train=train, download=True)
+
     def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
         try:
-            raw = dataset(str(root), train=train, download=True)
+            raw = read(train)
         except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad checksum is a RuntimeError
             raise DataError(
                 f"{name} is not in {str(root)!r} and could not be downloaded ({error}). Put its folder "

@@ -9,7 +9,7 @@ import socket
 import tempfile
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -81,7 +81,8 @@ def launch(fabric: Fabric, job: Job, *args: Any, on_event: Callable[[Any], None]
         fabric: from `make_fabric`.
         job: a function of a module, with arguments that can be pickled where processes are started.
         args: for ``job``.
-        on_event: called in this process with what the first process gives to ``emit``.
+        on_event: called in this process with what the first process gives to ``emit``. If it raises, it is called no
+            more, and where processes are started here the error comes when they are done.
 
     Raises:
         GraphaugError: what ``job`` raised in the process that failed first.
@@ -94,13 +95,14 @@ def launch(fabric: Fabric, job: Job, *args: Any, on_event: Callable[[Any], None]
         return job(fabric, on_event if on_event is not None and fabric.is_global_zero else _ignore, *args)
     _check_port()
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    reader = threading.Thread(target=_forward, args=(queue, on_event or _ignore), daemon=True)
+    raised: list[BaseException] = []
+    reader = threading.Thread(target=_forward, args=(queue, on_event or _ignore, raised), daemon=True)
     reader.start()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _environment_restored():
         failure, result = Path(folder) / "error.json", Path(folder) / "result.pt"
         try:
             _quietly(fabric.launch, _Work(job, args, queue, str(failure), str(result)))
-            return torch.load(result, weights_only=True)
+            found = torch.load(result, weights_only=True)
         except (ProcessRaisedException, ProcessExitedException) as error:
             if failure.exists():
                 raise _remembered(failure) from error
@@ -108,9 +110,13 @@ def launch(fabric: Fabric, job: Job, *args: Any, on_event: Callable[[Any], None]
         finally:
             queue.put(_END)
             reader.join()
+    if raised:
+        raise raised[0]
+    return found
 
 
 _END = "<end>"
+_SET = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE")
 
 
 class _Work:
@@ -142,9 +148,28 @@ def _remembered(failure: Path) -> GraphaugError:
     return kind(found["message"])
 
 
-def _forward(queue: Any, on_event: Callable[[Any], None]) -> None:
+@contextlib.contextmanager
+def _environment_restored() -> Iterator[None]:
+    """What Fabric's launcher sets would be taken for the caller's wish by the next run, its port above all."""
+    before = {name: os.environ.get(name) for name in _SET}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _forward(queue: Any, on_event: Callable[[Any], None], raised: list[BaseException]) -> None:
+    # To the end, whatever happens: the process that fills the queue waits where nobody empties it.
     while (event := queue.get()) != _END:
-        on_event(event)
+        if not raised:
+            try:
+                on_event(event)
+            except BaseException as error:
+                raised.append(error)
 
 
 def _ignore(_: Any) -> None:

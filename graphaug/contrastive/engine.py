@@ -183,7 +183,7 @@ class Engine:
             sums.setdefault(name, torch.zeros((), device=value.device)).add_(value.detach())
 
     def _line(self, start: float, rows: int) -> dict[str, Any]:
-        means = self._means()
+        means = self.means()
         self.check(means["loss"])
         seconds = time.perf_counter() - start
         whole, rest = divmod(self.position.step, self.feed.steps)
@@ -192,7 +192,7 @@ class Engine:
         line |= {"seconds": round(seconds, 3), "views_per_second": round(2 * rows / seconds, 1)}
         return line
 
-    def _means(self) -> dict[str, float]:
+    def means(self) -> dict[str, float]:
         """Means of the measures since the last line, over the processes too."""
         names = list(self.position.sums)
         count = (self.position.step - self.position.lined) * self.accumulate
@@ -221,7 +221,7 @@ class Engine:
         """
         position = self.position
         if position.sums:
-            self.check(self._means()["loss"])
+            self.check(self.means()["loss"])
         # The loss is of before the last step, which may have been the bad one.
         if not torch.stack([p.detach().isfinite().all() for p in self.objective.parameters()]).all():
             self.check(math.nan)

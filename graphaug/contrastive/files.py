@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from graphaug.errors import RunDirectoryError
@@ -43,6 +44,26 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[bool]:
+    """Take turns with other processes that name the same file, which is made and stays; yields whether that worked.
+
+    Where files cannot be locked, nobody waits.
+
+    Raises:
+        OSError: the file cannot be made.
+
+    """
+    with open(lock, "wb") as file:
+        locked = False
+        with suppress(ImportError, OSError):
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+            locked = True
+        yield locked
 
 
 def cannot_write(path: Path, error: OSError) -> RunDirectoryError:

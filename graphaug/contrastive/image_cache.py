@@ -14,7 +14,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphaug.contrastive.files import PART, make_folder, write_file
+from graphaug.contrastive.files import PART, alone, make_folder, write_file
 from graphaug.errors import DataError
 
 VERSION = 1
@@ -94,7 +94,11 @@ def cached(folder: Path, digest: str, make: Callable[[], Source]) -> tuple[Tenso
     if found is None:
         try:
             make_folder(folder)
-            with _alone(folder):
+            # Where files cannot be locked, two processes make the same entry, and the last one counts.
+            with alone(folder / "lock") as locked:
+                for left in folder.glob(PART + "*") if locked else ():
+                    with suppress(OSError):
+                        left.unlink()  # of a process that was killed: no live one is here
                 found = entry.find()  # another process may just have made it
                 if found is None:
                     entry.write(make())
@@ -218,19 +222,3 @@ def _checksum(images: Tensor) -> str:
     for row in rows:
         digest.update(images.numpy()[row].data)
     return digest.hexdigest()
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Wait for other processes that make an entry, and remove what is of no use any more.
-
-    Where files cannot be locked, two processes make the same entry, and the last one counts.
-    """
-    with open(folder / "lock", "wb") as file:
-        with suppress(ImportError, OSError):
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX)
-            for left in folder.glob(PART + "*"):  # of processes that were killed: no live one is here
-                left.unlink()
-        yield

@@ -14,6 +14,7 @@ from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
 from graphaug.contrastive.config import PretrainConfig, versions
 from graphaug.contrastive.data import ImageData
 from graphaug.contrastive.engine import Engine
+from graphaug.contrastive.fingerprint import fingerprint
 from graphaug.contrastive.gather import process_count
 from graphaug.contrastive.models import (
     build_model,
@@ -25,9 +26,10 @@ from graphaug.contrastive.objective import ImageFeed, ImageObjective, image_view
 from graphaug.contrastive.optim import build_optimizer
 from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.contrastive.schedule import augmentation_rate, augmentation_subset, learning_rate
-from graphaug.contrastive.watch import Board, Watch
+from graphaug.contrastive.watch import Board, Watch, check_spread
 from graphaug.contrastive.weights import load_weights
-from graphaug.errors import ConfigError
+from graphaug.errors import ConfigError, TrainingCollapsed, TrainingDiverged
+from graphaug.signature import evaluating
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -63,25 +65,29 @@ def train(
         if config.channels_last:
             model.to(memory_format=torch.channels_last)
         size = config.size or data.view_size
-        with (
-            classifier_replaced(model, head.to(fabric.device)),
-            deep_augmented(model, config, lambda: example_images(model, size), config.model) as trained,
-        ):
-            run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
-            if run is not None and (found is None or run.settings() is None):
-                run.start(resolved(config, data, trained))
-            fabric.barrier()
-            engine = build_engine(fabric, trained, config, data)
-            if fabric.global_rank:
-                # Each process draws its own dropout; with one there is nothing to tell apart.
-                torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
-            hooks = _Hooks(
-                engine, model, path, own, run, checkpoints, Watch(model, data, config, path), config, emit
-            )
-            hooks.begin(found)
-            metrics = engine.fit(hooks.after_step, hooks.after_line)
-            hooks.close()
-            return hooks.encoder(), metrics
+        with classifier_replaced(model, head.to(fabric.device)):
+            check_size(model, size, config.model)
+            with deep_augmented(model, config, lambda: example_images(model, size), config.model) as trained:
+                engine = build_engine(fabric, trained, config, data)
+                watch = Watch(model, data, config, path)
+                # Whatever can refuse has had its say, in every process: only now may a former run be replaced.
+                fabric.barrier()
+                run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
+                if run is not None and (found is None or run.settings() is None):
+                    run.start(resolved(config, data, trained))
+                fabric.barrier()
+                if fabric.global_rank:
+                    # Each process draws its own dropout; with one there is nothing to tell apart.
+                    torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
+                hooks = _Hooks(engine, model, path, own, run, checkpoints, watch, config, emit)
+                hooks.begin(found)
+                try:
+                    metrics = engine.fit(hooks.after_step, hooks.after_line)
+                except (TrainingDiverged, TrainingCollapsed) as error:
+                    error.args = (f"{error}{_way_on(checkpoints)}",)
+                    raise
+                hooks.close()
+                return hooks.encoder(), metrics
 
 
 def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
@@ -153,9 +159,17 @@ class _Hooks:
         if self.checkpoints is None or not self.config.checkpoint_every:
             return
         if step % self.period == 0 or step == self.last:
+            self._check_spread(step)
             state = {**self.engine.state_dict(), "classifier": self.own.state_dict()}
             if self.run is not None:
                 self.checkpoints.save(step, state)
+
+    def _check_spread(self, step: int) -> None:
+        """Refuse to keep a state whose embeddings have collapsed in the epoch that it is in the middle of."""
+        steps = self.engine.feed.steps
+        if step / steps > self.config.warmup and self.engine.position.sums:
+            line = {**self.engine.means(), "epoch": step // steps + 1}
+            check_spread(line, self.config.collapse)
 
     def after_line(self, line: dict[str, Any]) -> None:
         """Look at the epoch, and write it down."""
@@ -188,11 +202,38 @@ class _Hooks:
         self.run.snapshot(epoch, self.encoder(), {"model": self.config.model})
 
 
+def _way_on(checkpoints: Checkpoints | None) -> str:
+    """The end of a message about a run that makes no sense any more."""
+    if checkpoints is None:
+        return ""
+    kept = checkpoints.complete()
+    if not kept:
+        return " There is no checkpoint."
+    return f" The last checkpoint is {str(kept[-1])!r}: init= (--init) begins another run with its weights."
+
+
 def example_images(model: nn.Module, size: int) -> Tensor:
     """Four different images of one colour each."""
     device = next(model.parameters()).device
     example = torch.zeros(4, 3, size, size, device=device)
     return example + torch.arange(4, device=device).view(-1, 1, 1, 1) / 4
+
+
+def check_size(model: nn.Module, size: int, name: str) -> None:
+    """Raise ``ConfigError`` if a model cannot take images of ``size`` × ``size`` pixels; it is left as it was."""
+    images = example_images(model, size)
+    own = [images.device] if images.device.type == "cuda" else []
+    try:
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(own):
+            model(images)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # each architecture has errors of its own
+        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise ConfigError(
+            f"{name} cannot take images of {size} × {size} pixels: {said}. "
+            "Give the model's own size (size=, --size), or another model."
+        ) from error
 
 
 def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:
@@ -212,9 +253,7 @@ def resolved(config: PretrainConfig, data: ImageData, model: nn.Module) -> dict[
     return {
         **sized(config, data),
         "resolved": {
-            "train_images": len(data.train),
-            "test_images": len(data.test),
-            "classes": len(data.classes),
+            **fingerprint(data),
             "skipped_images": len(data.skipped),
             "steps_per_epoch": len(data.train) // config.batch_size,
             "processes": process_count(),

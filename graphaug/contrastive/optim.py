@@ -88,13 +88,13 @@ def build_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer of the trainable parameters of ``module``.
 
-    SGD decays all of them, as SupContrast does; LARS and AdamW leave out norms and biases. On a GPU the step of SGD and
-    AdamW is one fused kernel.
+    SGD decays all of them, as SupContrast does; LARS and AdamW leave out norms and biases. On a CPU and a GPU the step
+    of SGD and AdamW is one fused kernel, which reads every parameter once.
     """
     groups: list[Any] = parameter_groups(module, weight_decay)
     if name == "lars":
         return LARS(groups, lr, momentum)
-    fused = all(p.is_cuda for group in groups for p in group["params"]) or None
+    fused = all(p.device.type in ("cpu", "cuda") for group in groups for p in group["params"]) or None
     if name == "adamw":
         for group in groups:
             group.pop("adapt", None)

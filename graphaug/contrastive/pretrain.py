@@ -15,6 +15,7 @@ from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
+from graphaug.contrastive.fingerprint import fingerprint
 from graphaug.contrastive.job import sized, train
 from graphaug.contrastive.models import build_model
 from graphaug.contrastive.probe import probe
@@ -65,26 +66,28 @@ def pretrain(
     Raises:
         RunDirectoryError: ``out`` holds another run, or cannot be written.
         DataError: the data are missing, unreadable, or fewer than a batch.
-        ConfigError: no such model, or the run in ``out`` has other settings; the message lists the differences.
-        CheckpointError: no checkpoint of the run is undamaged.
+        ConfigError: options of Deep Augmentation without a site, no such model, one that cannot take the images' size,
+            or the run in ``out`` has other settings or other data; the message lists the differences.
+        CheckpointError: no checkpoint of the run is undamaged, or it makes none and cannot go on.
         LaunchError: the processes of several devices cannot be started.
-        TrainingDiverged: the loss became NaN or infinite; the last checkpoint is of before.
-        TrainingCollapsed: the embeddings became one point.
+        TrainingDiverged: the loss became NaN or infinite; the message names the last checkpoint, which is of before.
+        TrainingCollapsed: the embeddings became one point; as before.
         GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
 
     """
+    _check_sites(config)
     first = is_first_process()
     run = RunDirectory(out, force, resume) if out is not None and first else None
     data = data or load(config.data, size=config.size, strict=config.strict)
     _check_batch(config, data)
+    _check_init(config, out, resume)
     if resume and out is not None:
-        done = RunDirectory(out, force=True).resumed(PretrainConfig, sized(config, data))
+        done = RunDirectory(out, force=True).resumed(PretrainConfig, sized(config, data), fingerprint(data))
         if done is not None:
             model = _fresh(config.model)
             load_weights(model, out)
             return PretrainResult(model, done[1], done[0])
-    unused = config.stop_grad and config.backward != "dense" and 1.0 in (config.subset, config.subset_end)
-    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused)
+    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
     if config.cuda_graphs and (fabric.device.type != "cuda" or fabric.world_size > 1):
         raise ConfigError(
             f"cuda_graphs needs one GPU, not {fabric.world_size} process(es) on {fabric.device}."
@@ -111,6 +114,30 @@ def _fresh(name: str) -> nn.Module:
         return build_model(name)
 
 
+def _check_sites(config: PretrainConfig) -> None:
+    """Refuse what does nothing without a site: who asks for it has forgotten the site."""
+    if config.at or config.everywhere:
+        return
+    names = ("stop_grad", "freeze", "rate_end", "subset_end")
+    idle = [name for name in names if getattr(config, name) != getattr(PretrainConfig, name)]
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} without a site: there is no Deep Augmentation to change. Name a site with at= (--at), "
+            f"or leave {'it' if len(idle) == 1 else 'them'} out."
+        )
+
+
+def _check_init(config: PretrainConfig, out: str | os.PathLike[str] | None, resume: bool) -> None:
+    """Refuse to begin with what the run itself would remove; one that goes on does not read it any more."""
+    if config.init is None or out is None or resume:
+        return
+    if Path(config.init).resolve().is_relative_to(Path(out).resolve()):
+        raise ConfigError(
+            f"init={config.init!r} lies in the output directory {str(out)!r}, whose run would be replaced: choose "
+            "another output directory."
+        )
+
+
 def _check_batch(config: PretrainConfig, data: ImageData) -> None:
     if config.batch_size > len(data.train):
         raise DataError(
@@ -123,6 +150,13 @@ def _check_batch(config: PretrainConfig, data: ImageData) -> None:
             f"accumulate={config.accumulate}): each needs the same number of images, and at least 2. "
             f"Give a multiple of {parts}, at least {2 * parts}."
         )
+
+
+def _unused(config: PretrainConfig) -> bool:
+    """Whether a step may leave parameters without a gradient: all rows of a process's part of a batch are stopped."""
+    rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
+    subset = max(config.subset, config.subset_end or 0.0)
+    return config.stop_grad and config.backward != "dense" and round(subset * rows) >= rows
 
 
 def _result(model: nn.Module, data: ImageData, config: PretrainConfig) -> dict[str, Any]:

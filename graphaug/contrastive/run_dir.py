@@ -14,7 +14,7 @@ from torch import Tensor
 from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.files import PART, cannot_write, make_folder, write_file
 from graphaug.contrastive.settings import Settings
-from graphaug.errors import ConfigError, RunDirectoryError
+from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
 FOLDERS = ("checkpoints", "snapshots", "tensorboard", "encoder", "best")
@@ -90,14 +90,21 @@ class RunDirectory:
         return found
 
     def resumed(
-        self, kind: type[Settings], wanted: Mapping[str, Any]
+        self, kind: type[Settings], wanted: Mapping[str, Any], facts: Mapping[str, Any] | None = None
     ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-        """Check that the run here, if there is one, has the wanted settings; the result and metrics of a finished one.
+        """Check that the run here, if there is one, can go on as wanted; the result and metrics of a finished one.
 
         Its checkpoints, which a kill may have left, are removed then.
 
+        Args:
+            kind: of its settings.
+            wanted: the settings to go on with.
+            facts: what is known of the data, as in ``resolved`` of ``config.yaml``; what the run did not write down is
+                not compared.
+
         Raises:
-            ConfigError: it has other settings; the message lists the differences.
+            ConfigError: it has other settings, or other data; the message lists the differences.
+            CheckpointError: it is not finished, and makes no checkpoints that it could go on from.
 
         """
         settings = self.settings()
@@ -108,12 +115,38 @@ class RunDirectory:
                 f"the run in {str(self.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
                 "Resume without changing them, or choose another directory."
             )
+        then = settings.get("resolved")
+        known = then if isinstance(then, dict) else {}
+        if found := [
+            f"{name}: {known[name]!r} → {value!r}"
+            for name, value in (facts or {}).items()
+            if name in known and known[name] != value
+        ]:
+            raise ConfigError(
+                f"the run in {str(self.path)!r} has other data:\n    " + "\n    ".join(found) + "\n"
+                "Resume with the data that it began with, or choose another directory."
+            )
         result = self.finished()
         if result is None:
+            if settings.get("checkpoint_every") == 0 and not Checkpoints(self.checkpoints).complete():
+                raise CheckpointError(
+                    f"the run in {str(self.path)!r} makes no checkpoints (checkpoint_every=0) and cannot go on. "
+                    "Choose another directory, or pass --force (force=True) instead of --resume to replace it."
+                )
             return None
         lines = (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
         Checkpoints(self.checkpoints).clear()
         return result, [json.loads(line) for line in lines]
+
+    def begins_again(self) -> bool:
+        """Whether the run here, which is not finished, has nothing to go on from but makes checkpoints."""
+        settings = self.settings()
+        return (
+            settings is not None
+            and settings.get("checkpoint_every") != 0
+            and self.finished() is None
+            and not Checkpoints(self.checkpoints).complete()
+        )
 
     def start(self, config: Mapping[str, Any]) -> None:
         """Make the directory, remove a former run's files, and write ``config.yaml``."""
@@ -121,7 +154,9 @@ class RunDirectory:
 
         make_folder(self.path)
         try:
-            for name in FILES:
+            # The result first: without it a half-removed run does not pass for a finished one. ``config.yaml`` is
+            # never missing, so that a kill in between leaves what can be told to be a run.
+            for name in ("result.json", *(name for name in FILES if name != "config.yaml")):
                 (self.path / name).unlink(missing_ok=True)
             for name in FOLDERS:
                 if (self.path / name).is_dir():

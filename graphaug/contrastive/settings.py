@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import graphaug
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
+from graphaug.deep_augment import CHOICES
 from graphaug.errors import ConfigError, did_you_mean
 
 T = TypeVar("T")
@@ -92,6 +93,8 @@ class Settings:
             raise ConfigError("everywhere augments at every stage: leave out either it or the sites.")
         self.one_of(optimizer=OPTIMIZERS, schedule=self.SHAPES)
         self.one_of(precision=PRECISIONS, accelerator=ACCELERATORS)
+        self.one_of(**CHOICES)
+        self.one_sided("subset")
 
     def at_least(self, **lowest: float) -> None:
         """Raise ``ConfigError`` for whole numbers below their lowest value."""
@@ -121,13 +124,23 @@ class Settings:
             if value is not None and not 0 <= value <= 1:
                 raise ConfigError(f"{name} must be in [0, 1], not {value!r}.")
 
-    def one_of(self, **known: Iterable[str]) -> None:
+    def one_sided(self, name: str) -> None:
+        """Raise ``ConfigError`` for a share of the rows that cannot be drawn from their first half alone."""
+        value = getattr(self, name)
+        if self.pairing == "one-sided" and value is not None and value > 0.5:
+            raise ConfigError(
+                f"{name}={value!r} with pairing='one-sided': only the first half of the rows can be drawn, so give at "
+                "most 0.5."
+            )
+
+    def one_of(self, **known: Iterable[str | None]) -> None:
         """Raise ``ConfigError`` for a name that is not among the known ones."""
         for name, names in known.items():
             value = getattr(self, name)
             if value not in names:
+                words = [word for word in names if word is not None]
                 raise ConfigError(
-                    f"no {name} is called {value!r}.{did_you_mean(value, names)} There are {', '.join(names)}."
+                    f"no {name} is called {value!r}.{did_you_mean(value, words)} There are {', '.join(words)}."
                 )
 
     @classmethod

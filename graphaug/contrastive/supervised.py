@@ -175,14 +175,18 @@ class Classification(nn.Module):
 
 
 class LabelledFeed:
-    """Shuffled labelled batches, the last one of an epoch possibly smaller, with the draws of one view each."""
+    """Shuffled labelled batches with the draws of one view each.
+
+    The last one of an epoch may be smaller. A single image that is left over goes into the batch before it: alone it
+    would have no batch statistics.
+    """
 
     def __init__(
         self, part: ImageSet, batch_size: int, generator: torch.Generator, device: torch.device
     ) -> None:
         self.images, self.labels = image_rows(part.images, device), part.labels.to(device)
         self.batch_size, self.generator, self.device = batch_size, generator, device
-        self.steps = math.ceil(len(part) / batch_size)
+        self.steps = max(1, math.ceil((len(part) - 1) / batch_size)) if batch_size > 1 else len(part)
         self.shuffled = torch.empty(0, dtype=torch.int64)
 
     def start_epoch(self) -> None:
@@ -192,12 +196,14 @@ class LabelledFeed:
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Images, the draws of their views, labels."""
-        chosen, ahead = (
-            self.shuffled[n * self.batch_size : (n + 1) * self.batch_size] for n in (step, step + 1)
-        )
+        chosen, ahead = self._rows(step), self._rows(step + 1)
         uniforms = torch.rand(len(chosen), UNIFORMS, generator=self.generator).to(self.device)
         images = self.images(chosen, ahead if len(ahead) else None)
         yield images, uniforms, self.labels[chosen.to(self.device)]
+
+    def _rows(self, step: int) -> Tensor:
+        end = None if step == self.steps - 1 else (step + 1) * self.batch_size
+        return self.shuffled[step * self.batch_size : end] if step < self.steps else self.shuffled[:0]
 
     def state_dict(self, new_epoch: bool) -> dict[str, Any]:
         """The generator."""

@@ -37,6 +37,8 @@ class Watch:
         device = next(model.parameters()).device
         self.view = EvalView(config.size or data.view_size, *data.statistics()).to(device)
         self.data = data
+        # Images without labels have no neighbours of their class.
+        self.every = config.watch_every if len(data.classes) > 1 else 0
 
     def __call__(self, line: dict[str, Any], look: bool = True) -> None:
         """Look at an epoch's metrics, and with ``look`` for neighbours where they are due.
@@ -45,8 +47,8 @@ class Watch:
             TrainingCollapsed: behind the warm-up, the embeddings of different images are nearly the same.
 
         """
-        epoch, every = line["epoch"], self.config.watch_every
-        if look and every and (epoch % every == 0 or epoch == self.config.epochs):
+        epoch = line["epoch"]
+        if look and self.every and (epoch % self.every == 0 or epoch == self.config.epochs):
             line["knn"] = self.knn()
         if epoch > self.config.warmup:
             check_spread(line, self.config.collapse)

@@ -4,25 +4,28 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graphaug.contrastive.checkpoint import read
 from graphaug.contrastive.models import classifier_path
 from graphaug.errors import CheckpointError, did_you_mean
 
 ENCODER = "encoder.safetensors"
 
 
-def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_weights(source: str | os.PathLike[str], classifier: str | None = None) -> dict[str, Tensor]:
     """The state of an encoder.
 
     Args:
-        source: a run directory, a ``.safetensors`` file, or a state_dict saved by torch, which is read with
-            ``weights_only=True``: a file can hold no code.
+        source: a run directory, a ``.safetensors`` file, a checkpoint of a run, or a state_dict saved by torch, which
+            are read with ``weights_only=True``: a file can hold no code.
+        classifier: where the classifier is in the model; only a checkpoint, which has the head there, needs it.
 
     Raises:
-        CheckpointError: there is no such file, or it holds no weights.
+        CheckpointError: there is no such file, it is damaged, or it holds no weights.
 
     """
     path = Path(source)
@@ -40,15 +43,30 @@ def read_weights(source: str | os.PathLike[str]) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             found = load_file(path)
+        elif path.with_name(path.name + ".sha256").is_file():
+            found = read(path)
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
     except Exception as error:  # each format has errors of its own for what is no file of it
         raise CheckpointError(
             f"{str(path)!r} cannot be read as weights: {str(error).splitlines()[0]}"
         ) from error
+    if classifier is not None and isinstance(found, dict) and {"objective", "classifier"} <= found.keys():
+        return _of_checkpoint(found, classifier)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
         raise CheckpointError(f"{str(path)!r} holds no state_dict: names with tensors are expected.")
     return found
+
+
+def _of_checkpoint(state: dict[str, Any], classifier: str) -> dict[str, Tensor]:
+    """The whole model's state in that of a run, with the model's own classifier where the head was."""
+    network = {
+        n.removeprefix("network."): t for n, t in state["objective"].items() if n.startswith("network.")
+    }
+    kept = {name: tensor for name, tensor in network.items() if not name.startswith(classifier + ".")}
+    return kept | {f"{classifier}.{name}": tensor for name, tensor in state["classifier"].items()}
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
@@ -58,9 +76,10 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
         CheckpointError: there are none at ``source``, or they are of another model.
 
     """
-    state = read_weights(source)
+    path = classifier_path(model)
+    state = read_weights(source, path)
     own = model.state_dict()
-    prefix = classifier_path(model) + "."
+    prefix = path + "."
     for name, tensor in own.items():
         if name.startswith(prefix) and (name not in state or state[name].shape != tensor.shape):
             state[name] = tensor
