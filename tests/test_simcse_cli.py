@@ -66,6 +66,16 @@ def test_train_and_score_with_two_commands(graphaug, text, tmp_path):
     assert code == 0, err
 
 
+def test_truncated_sentences_are_counted_on_the_terminal(graphaug, text, tmp_path):
+    short = ["--text", text, "--max-length", "8", "--epochs", "1"]
+    code, _, err = graphaug("simcse", *TINY, *short, "--out", tmp_path / "run")
+    assert code == 0, err
+    count = yaml.safe_load((tmp_path / "run/config.yaml").read_text())["resolved"]["truncated"]
+    assert count > 0
+    assert f"{count} sentence(s) of more than 8 tokens truncated." in err
+    assert err.index("truncated.") < err.index("simcse: step")  # known before the training, not behind it
+
+
 def test_every_setting_is_an_option_and_presets_are_printed(graphaug):
     code, out, _ = graphaug("simcse", "--help")
     assert code == 0
@@ -97,7 +107,8 @@ def test_a_file_in_another_encoding_is_named_with_line_and_byte(graphaug, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--at", "4"], "SiteNotFound: .*4 is out of range: SimCSE has the stages 0 to 3"),
+        (["--at", "4"], "SiteNotFound: .*4 is out of range: SimCSE has the stages 0 to 3.* Did you mean 3"),
+        (["--at", "3", "--mlm", "--no-contrastive"], "ConfigError: .*would never act"),
         (
             ["--preset", "simcse-bert"],
             "ConfigError: no preset is called 'simcse-bert'. Did you mean 'simcse-bert-base'",

@@ -179,6 +179,7 @@ def test_what_a_run_leaves(finished):
     )  # trained: it begins at 0
 
 
+@pytest.mark.long
 def test_killed_and_resumed_a_run_ends_as_an_unbroken_one(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["text_runs", "lightning_fabric", "transformers"])
@@ -206,6 +207,9 @@ def test_killed_and_resumed_a_run_ends_as_an_unbroken_one(tmp_path):
         simcse(
             replace(text_runs.CONFIG, rate=0.4), tmp_path / "broken", resume=True, corpus=text_runs.corpus()
         )
+    other = replace(text_runs.corpus(), lines=text_runs.corpus().lines[::-1])
+    with pytest.raises(ConfigError, match=r"other data:\n    text_sha256: "):
+        simcse(text_runs.CONFIG, tmp_path / "broken", resume=True, corpus=other)
     again = simcse(text_runs.CONFIG, tmp_path / "broken", resume=True, corpus=text_runs.corpus())
     assert again.metrics[-1]["step"] == 10
     assert not (tmp_path / "broken/checkpoints").exists()

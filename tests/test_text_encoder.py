@@ -7,10 +7,14 @@ import shutil
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    BartConfig,
+    BartModel,
     BertConfig,
     BertModel,
+    FlaubertModel,
     GPT2Config,
     GPT2Model,
     RobertaConfig,
@@ -22,7 +26,7 @@ from transformers import (
 from graphaug.errors import EncoderError, InvalidOption
 from graphaug.signature import evaluating
 from graphaug.text.encoder import TextEncoder
-from graphaug.text.load import load_encoder, save_encoder
+from graphaug.text.load import load_encoder, load_trainable, save_encoder
 from graphaug.text.models import from_config
 from graphaug.text.tokenizer import train_wordpiece
 
@@ -204,6 +208,96 @@ def test_a_tokenizer_that_does_not_match(model, tokenizer):
         TextEncoder(model, larger)
 
 
+def test_a_small_vocabulary_with_another_padding_token_does_not_match(model, tokenizer):
+    """All its ids fit; real pairs have one of the two differences at most."""
+
+    def pair(padding, words):
+        config = BertConfig(vocab_size=words, hidden_size=8, num_hidden_layers=1, num_attention_heads=1)
+        config.pad_token_id = padding
+        return TextEncoder(BertModel(config), tokenizer)
+
+    words = len(tokenizer)
+    for padding, size in (
+        (0, 2 * words),
+        (1, words),
+        (None, 2 * words),
+    ):  # rounded up, added later, not known
+        assert pair(padding, size)
+    with pytest.raises(
+        EncoderError, match=f"has {words} tokens and pads with number 0, and the model has {2 * words}"
+    ):
+        pair(1, 2 * words)
+
+
+def test_an_encoder_with_a_decoder_is_refused(tmp_path, tokenizer):
+    sizes = {"d_model": 8, "encoder_layers": 1, "decoder_layers": 1, "vocab_size": 100}
+    heads = {
+        "encoder_attention_heads": 1,
+        "decoder_attention_heads": 1,
+        "encoder_ffn_dim": 8,
+        "decoder_ffn_dim": 8,
+    }
+    save_encoder(
+        tmp_path / "bart", BartModel(BartConfig(**sizes, **heads, max_position_embeddings=40)), tokenizer
+    )
+    for load in (load_encoder, load_trainable):
+        with pytest.raises(EncoderError, match=r"is an encoder with a decoder \(bart\)"):
+            load(tmp_path / "bart")
+
+
+def test_masked_language_of_a_decoder_is_refused_by_name(tmp_path, tokenizer):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=100)
+    save_encoder(tmp_path / "gpt2", GPT2Model(config), tokenizer)
+    with pytest.raises(EncoderError, match=r"^gpt2 has no masked-language model in transformers"):
+        load_trainable(tmp_path / "gpt2", mlm=True)
+    plain = copy.deepcopy(tokenizer)
+    plain.mask_token = None
+    save_encoder(tmp_path / "gpt2", GPT2Model(config), plain)
+    with pytest.raises(EncoderError, match=r"^the tokenizer has no mask token"):
+        load_trainable(tmp_path / "gpt2", mlm=True)
+
+
+@pytest.mark.parametrize("kind", [BertModel, GPT2Model, FlaubertModel])
+def test_without_dropout_there_is_none_and_what_is_saved_has_its_own(kind, tmp_path, tokenizer):
+    sizes = {
+        "vocab_size": 100,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 1,
+        "n_layers": 1,
+    }
+    names = {
+        "n_embd": 8,
+        "n_layer": 1,
+        "n_head": 1,
+        "emb_dim": 8,
+        "n_heads": 1,
+        "layerdrop": 0.3,
+        "n_words": len(tokenizer),
+    }
+    config = kind.config_class(**{**sizes, **names} if kind is not BertModel else sizes)
+    save_encoder(tmp_path / "first", kind(config), tokenizer)
+    for mlm in {False, kind is BertModel}:
+        encoder, _, _ = load_trainable(tmp_path / "first", mlm=mlm, dropout=False)
+        encoder.train()
+        ids = torch.randint(5, len(tokenizer), (2, 9), generator=torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            one, two = (encoder(ids).last_hidden_state for _ in range(2))
+        assert torch.equal(one, two)
+        save_encoder(tmp_path / "second", encoder, tokenizer)
+        first, second = (json.loads((tmp_path / n / "config.json").read_text()) for n in ("first", "second"))
+        dropped = {name: value for name, value in first.items() if "drop" in name}
+        assert any(dropped.values())
+        assert {name: second[name] for name in dropped} == dropped
+
+
+def test_the_count_of_truncated_sentences_begins_at_none(saved):
+    encoder = load_encoder(saved, max_length=3)
+    assert encoder.truncated == 0
+    encoder.encode(["a cat and a dog"])
+    assert encoder.truncated == 1
+
+
 def test_vectors_that_are_not_finite(model, tokenizer):
     broken = copy.deepcopy(model)
     nn.init.constant_(broken.embeddings.LayerNorm.weight, float("nan"))
@@ -242,11 +336,16 @@ def test_saving_fails_whole(tmp_path, tokenizer, model, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(tokenizer), "save_pretrained", full)
-    with pytest.raises(EncoderError, match="No space left"):
-        save_encoder(tmp_path / "x", model, tokenizer)
-    assert sorted(p.name for p in (tmp_path / "x").iterdir()) == before
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+    def full_weights(*_, **__):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    for kind, fails in ((type(model), full_weights), (type(tokenizer), full)):
+        with monkeypatch.context() as patch:
+            patch.setattr(kind, "save_pretrained", fails)
+            with pytest.raises(EncoderError, match="No space left"):
+                save_encoder(tmp_path / "x", model, tokenizer)
+        assert sorted(p.name for p in (tmp_path / "x").iterdir()) == before
+        assert [p.name for p in tmp_path.iterdir()] == ["x"]
 
 
 def test_a_pooling_layer_that_was_never_saved_is_not_made_up(tmp_path, model, tokenizer):
@@ -267,8 +366,10 @@ def test_weights_that_do_not_fit(saved):
         load_encoder(saved)
 
 
-def test_what_is_no_encoder(tmp_path, saved, tokenizer):
+def test_what_is_no_encoder(tmp_path, saved, tokenizer, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for name, match in [
+        ("bret", "so it was looked for on the hub. Did you mean 'bert'"),
         (tmp_path / "bret", r"does not exist\. Did you mean .*bert'"),
         (tmp_path, r"holds no encoder: .*Did you mean .*bert'"),
         (saved / "config.json", "is a file: name the directory"),

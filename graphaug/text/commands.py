@@ -53,9 +53,19 @@ def simcse(
     corpus = read_corpus(wanted.text) if wanted.text is not None else None
     if first and corpus is not None and corpus.empty:
         print(f"{corpus.empty} empty line(s) left out.", file=sys.stderr)
+
+    def on_start(counts: dict[str, int]) -> None:
+        if counts["truncated"]:
+            print(
+                f"{counts['truncated']} sentence(s) of more than {wanted.max_length} tokens truncated.",
+                file=sys.stderr,
+            )
+
     steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
     with EpochProgress(steps, "simcse", unit="step") as progress:
-        result = run(wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress).result
+        result = run(
+            wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress, on_start=on_start
+        ).result
     if not first:
         return
     for name, scores in {"last step": result, "best on dev": result.get("best_on_dev", {})}.items():

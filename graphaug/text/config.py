@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.settings import Settings, package_versions, setting
 from graphaug.errors import ConfigError
 
@@ -87,7 +88,7 @@ class SimCSEConfig(Settings):
         """Refuse parts that Deep Augmentation would draw another share of their rows in than of the batch."""
         if not (self.at or self.everywhere) or self.sampling != "exact":
             return
-        parts = {cache, self.batch_size // self.devices % cache} - {0}
+        parts = {cache, self.batch_size // world_size(self.devices) % cache} - {0}
         if any(abs(2 * n * self.subset - round(2 * n * self.subset)) > 1e-9 for n in parts):
             raise ConfigError(
                 f"cache={cache}: {self.subset:g} of the rows of a part is no whole number, so that another share would "

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import lzma
 import os
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from graphaug.errors import DataError, did_you_mean
 
@@ -28,6 +30,12 @@ class Corpus:
 
     def __len__(self) -> int:
         return len(self.lines)
+
+
+def fingerprint(lines: Sequence[str]) -> dict[str, Any]:
+    """What tells one text from another: how many lines there are, and their SHA-256."""
+    content = "\n".join(lines).encode(errors="surrogateescape")
+    return {"sentences": len(lines), "text_sha256": hashlib.sha256(content).hexdigest()}
 
 
 def read_corpus(path: str | os.PathLike[str]) -> Corpus:

@@ -15,6 +15,9 @@ from graphaug.text.pooling import POOLERS, check_pooler
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SMALL = 0.9
+"""A vocabulary with less than this share of the model's tokens is another one's, if its padding token is too."""
+
 FALLBACK = 512
 """Tokens at most, for a model with neither a number of positions nor a tokenizer that knows its limit."""
 
@@ -131,7 +134,12 @@ class TextEncoder:
 
 
 def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise ``EncoderError`` if a token's id is beyond the model's embedding: the two do not belong together."""
+    """Raise ``EncoderError`` if the two do not belong together.
+
+    That is told by a token's id beyond the model's embedding; or by another padding token than the model's in a
+    vocabulary much smaller than the model's. One of the two alone occurs in pairs that belong together: embeddings are
+    padded to round numbers, and padding tokens added later.
+    """
     embedding = _embedding(model)
     if embedding is None:
         return
@@ -141,6 +149,17 @@ def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> No
             f"the tokenizer does not match the model: it has tokens up to {number} ({token!r}), and the model's "
             f"embedding has {embedding.num_embeddings} rows. Load the tokenizer that the model was trained with, or "
             f"call model.resize_token_embeddings({number + 1}) and train it."
+        )
+    config = getattr(model, "config", None)
+    pad = getattr(config, "pad_token_id", None)
+    words = getattr(config, "vocab_size", None)
+    if not isinstance(pad, int) or not isinstance(words, int) or tokenizer.pad_token_id is None:
+        return
+    if pad != tokenizer.pad_token_id and len(tokenizer) < SMALL * words:
+        raise EncoderError(
+            f"the tokenizer does not match the model: it has {len(tokenizer)} tokens and pads with number "
+            f"{tokenizer.pad_token_id}, and the model has {words} and pads with number {pad}. Load the tokenizer that "
+            "the model was trained with."
         )
 
 

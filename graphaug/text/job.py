@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import re
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from graphaug.analysis.geometry import pair_geometry
 from graphaug.contrastive.augmented import deep_augmented
@@ -22,12 +23,21 @@ from graphaug.contrastive.optim import build_optimizer
 from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.contrastive.schedule import learning_rate
 from graphaug.contrastive.watch import Board, check_spread
-from graphaug.errors import EncoderError, InvalidOption
-from graphaug.outline import paper_stages
+from graphaug.errors import ConfigError, EncoderError, InvalidOption, SiteNotFound
+from graphaug.outline import ModelOutline, paper_stages
+from graphaug.selector import resolve
 from graphaug.text.batches import pad, widths
 from graphaug.text.config import SimCSEConfig, versions
+from graphaug.text.corpus import fingerprint
 from graphaug.text.encoder import TextEncoder, longest, padding_id
-from graphaug.text.load import RUN, load_trainable, save_encoder, without_dropout
+from graphaug.text.load import (
+    RUN,
+    load_trainable,
+    notes_of,
+    save_encoder,
+    with_dropout,
+    without_dropout,
+)
 from graphaug.text.masking import Masking
 from graphaug.text.mlm import MaskedHead, masked_head
 from graphaug.text.models import from_config
@@ -53,10 +63,10 @@ class Model:
     tokenizer: PreTrainedTokenizerBase
     head: MaskedHead | None
 
-    def save(self, path: Path) -> None:
+    def save(self, path: Path, **notes: Any) -> None:
         """Write it as an encoder that ``load_encoder`` reads, with its head if it has one."""
         with self.head.whole(self.encoder) if self.head is not None else nullcontext(self.encoder) as whole:
-            save_encoder(path, whole, self.tokenizer)
+            save_encoder(path, whole, self.tokenizer, notes=notes)
 
     def state(self) -> dict[str, Tensor]:
         """The weights, on the CPU."""
@@ -89,8 +99,9 @@ def build(config: SimCSEConfig, lines: Sequence[str]) -> Model:
         encoder = from_config(config.from_config, tokenizer)
         if not config.dropout:
             # The layers have read their probabilities by now.
-            without_dropout(encoder.config)
+            kept = without_dropout(encoder.config)
             encoder = type(encoder)(encoder.config, add_pooling_layer=False)
+            with_dropout(encoder.config, kept)
         return Model(encoder, tokenizer, masked_head(encoder) if config.mlm else None)
     assert config.encoder is not None
     return Model(*load_trainable(config.encoder, mlm=config.mlm, dropout=config.dropout))
@@ -116,6 +127,7 @@ def train(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         model = build(config, lines)
+        check_passes(model.encoder, config)
         reader = TextEncoder(model.encoder, model.tokenizer)
         rows, truncated = tokenized(model, lines, config.max_length)
         masking = Masking(model.tokenizer, config.mlm_rate) if config.mlm else None
@@ -125,9 +137,9 @@ def train(
         feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device, masking)
         with augmented(wrapped, model, config, feed) as objective:
             run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
+            counts = {"sentences": len(rows), "truncated": truncated, "steps_per_epoch": feed.steps}
             if run is not None and (found is None or run.settings() is None):
-                counts = {"sentences": len(rows), "truncated": truncated, "steps_per_epoch": feed.steps}
-                run.start(resolved(config, model, objective.network, counts))
+                run.start(resolved(config, model, objective, {**fingerprint(lines), **counts}))
             fabric.barrier()
             engine = build_engine(fabric, objective, feed, config)
             if fabric.global_rank:
@@ -135,9 +147,37 @@ def train(
                 torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
             hooks = _Hooks(engine, model, reader, run, checkpoints, dev, config, emit)
             hooks.begin(found)
+            if fabric.is_global_zero:
+                emit(counts)
             metrics = engine.fit(hooks.after_step, hooks.after_line)
             result = hooks.finish()
             return model.state(), metrics, result
+
+
+def check_passes(encoder: nn.Module, config: SimCSEConfig) -> None:
+    """Raise ``ConfigError`` if the two passes of a sentence would be one: no dropout anywhere, and no site that acts.
+
+    With ``dropout=False`` that was asked for, and the negatives alone are trained on.
+    """
+    acts = (config.at or config.everywhere) and config.rate > 0 and config.subset > 0
+    if not config.contrastive or not config.dropout or acts or _drops(encoder):
+        return
+    raise ConfigError(
+        f"{config.encoder!r} has no dropout (all its probabilities are 0), so that the two passes of a sentence would "
+        "be the same: add Deep Augmentation with at= (--at), set probabilities in the encoder's config.json, or say "
+        "with dropout=False (--no-dropout) that it is meant."
+    )
+
+
+def _drops(encoder: nn.Module) -> bool:
+    """Whether a module of it has a dropout probability above 0: as its own ``p``, or for a function that it calls."""
+    for module in encoder.modules():
+        chances = [value for name, value in vars(module).items() if "drop" in name]
+        if isinstance(module, _DropoutNd):
+            chances.append(module.p)
+        if any(isinstance(p, (int, float)) and not isinstance(p, bool) and p > 0 for p in chances):
+            return True
+    return False
 
 
 def sizes(config: SimCSEConfig) -> tuple[int, ...]:
@@ -166,16 +206,35 @@ def tokenized(model: Model, lines: Sequence[str], max_length: int) -> tuple[list
 
 @contextmanager
 def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFeed) -> Iterator[TextObjective]:
-    """The objective over the rewritten encoder, or the plain one without sites."""
+    """The objective over the rewritten encoder, or the plain one without sites.
+
+    Raises:
+        ConfigError: there are sites, and nothing of what is trained passes them.
+        SiteNotFound: a number that is no stage of the encoder.
+        GraphaugError: what ``graphaug.rewrite`` raises about the sites.
+
+    """
 
     def example() -> dict[str, Tensor]:
         ids, mask = pad(feed.rows[:4], feed.sizes, feed.pad_id)
         return {"input_ids": ids.to(feed.device), "attention_mask": mask.to(feed.device)}
 
+    _check_numbers(wrapped, config)
     reader = Reader(model.encoder)
-    reading = replace(config, at=_below_the_head(reader, config), everywhere=False)
-    if not (config.mlm and config.mlm_augment):
-        reading = replace(reading, at=())
+    passed: tuple[str | int, ...] = ()
+    if config.mlm and config.mlm_augment:
+        passed = _below_the_head(wrapped, reader, config, example)
+    if (config.at or config.everywhere) and not (config.contrastive or passed):
+        why = (
+            "they lie behind the head, which it has not"
+            if config.mlm_augment
+            else "it does not with mlm_augment=False"
+        )
+        raise ConfigError(
+            f"Deep Augmentation at {', '.join(map(repr, config.at)) or 'every stage'} would never act: masked language "
+            f"alone is trained, and would have to pass the sites, but {why}."
+        )
+    reading = replace(config, at=passed, everywhere=False)
     name = config.encoder or str(config.from_config)
     with (
         deep_augmented(wrapped, config, example, name) as network,
@@ -184,14 +243,37 @@ def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFee
         yield TextObjective(network, config, *((read, model.head) if config.mlm else ())).to(feed.device)
 
 
-def _below_the_head(reader: Reader, config: SimCSEConfig) -> tuple[str | int, ...]:
-    """The sites that masked language passes, too."""
+def _check_numbers(wrapped: SimCSE, config: SimCSEConfig) -> None:
+    stages = paper_stages(wrapped)
+    for at in config.at:
+        if (
+            isinstance(at, int) and stages and at not in stages
+        ):  # the input, -1, is whole numbers, which have no gradient
+            last = max(stages)
+            raise SiteNotFound(
+                f"{at} is out of range: SimCSE has the stages 0 to {last}: 0 behind the embeddings, 1 to {last - 1} "
+                f"behind the blocks, {last} behind the head. Did you mean {min(max(at, 0), last)}?"
+            )
+
+
+def _below_the_head(
+    wrapped: SimCSE, reader: Reader, config: SimCSEConfig, example: Callable[[], dict[str, Tensor]]
+) -> tuple[str | int, ...]:
+    """The sites that masked language passes, too: those in the encoder."""
     numbers = tuple(paper_stages(reader))
     if config.everywhere:
         return numbers
-    return tuple(
-        at for at in config.at if (at in numbers if isinstance(at, int) else not re.match(r"head\b", at))
-    )
+    found: dict[str | int, None] = {}
+    outline = None
+    for at in config.at:
+        if isinstance(at, int):
+            sites: list[str | int] = [at] if at in numbers else []
+        else:
+            outline = outline or ModelOutline(wrapped, example())
+            targets = resolve(at, outline)
+            sites = [str(target) for target in targets if target.path.split(".")[0] == "encoder"]
+        found |= dict.fromkeys(sites)
+    return tuple(found)
 
 
 def build_engine(fabric: Fabric, objective: TextObjective, feed: TextFeed, config: SimCSEConfig) -> Engine:
@@ -240,9 +322,21 @@ class _Hooks:
             self.best = dict(found.state["best"])
         if self.run is not None:
             self.run.tidy()
+            self._settle_best(self.run.path / BEST)
             self.run.metrics = list(self.engine.position.metrics)
             self.board = Board(self.run.path / "tensorboard", self.engine.position.step + 1)
         self.engine.fabric.barrier()
+
+    def _settle_best(self, path: Path) -> None:
+        """Let ``best/`` and what is known of it be of one step: a kill may have left a later one than the checkpoint's.
+
+        What is dropped is found again on the way; until then the best is the best since the checkpoint.
+        """
+        if self.best.get("step") == notes_of(path).get("step"):
+            return
+        self.best = {}
+        if path.is_dir():
+            shutil.rmtree(path)
 
     def after_step(self, step: int) -> None:
         """Keep a checkpoint when one is due, and at the very end."""
@@ -264,7 +358,7 @@ class _Hooks:
             if line.get("stsb_dev", -2.0) > self.best.get("stsb_dev", -2.0):
                 self.best = {name: line[name] for name in ("step", *LOOKED_AT)}
                 if self.run is not None:
-                    self.model.save(self.run.path / BEST)
+                    self.model.save(self.run.path / BEST, step=line["step"])
             if self.run is not None:
                 self.run.epoch(line)
             if self.board is not None:
@@ -303,16 +397,21 @@ LOOKED_AT = ("stsb_dev", "alignment", "uniformity")
 
 
 def resolved(
-    config: SimCSEConfig, model: Model, network: nn.Module, counts: dict[str, int]
+    config: SimCSEConfig, model: Model, objective: TextObjective, counts: dict[str, Any]
 ) -> dict[str, Any]:
     """What ``config.yaml`` says: the settings, what they resolved to, and the versions."""
+
+    def plan(network: nn.Module | None) -> str:
+        return str(getattr(network, "plan", "no Deep Augmentation"))
+
     return {
         **config.to_dict(),
         "resolved": {
             **counts,
             "tokens": len(model.tokenizer),
             "processes": process_count(),
-            "plan": str(getattr(network, "plan", "no Deep Augmentation")),
+            **({"plan": plan(objective.network)} if config.contrastive else {}),
+            **({"plan_of_masked_language": plan(objective.reader)} if config.mlm else {}),
         },
         "versions": versions(),
     }

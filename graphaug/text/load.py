@@ -6,17 +6,19 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 
 from graphaug.contrastive.files import PART
 from graphaug.errors import EncoderError, InvalidOption, did_you_mean
 from graphaug.text.encoder import Encoder, TextEncoder, check_vocabulary, first_line
-from graphaug.text.mlm import MaskedHead
+from graphaug.text.masking import check_mask
+from graphaug.text.mlm import MaskedHead, no_masked_language
 from graphaug.text.pooling import check_pooler
 from graphaug.text.st_encoder import SentenceTransformerEncoder
 
@@ -97,10 +99,12 @@ def load_trainable(
     Args:
         name: as for ``load_encoder``; of a sentence-transformers model, its transformer is taken.
         mlm: also load the head for masked language; one that was never saved begins with random weights.
-        dropout: without it, every dropout probability of the model's configuration is set to 0.
+        dropout: without it, every dropout probability of the model is 0; its configuration, which is saved with it,
+            keeps what it has.
 
     Raises:
-        EncoderError: as ``load_encoder``; or with ``mlm``, a kind of model that has no such head.
+        EncoderError: as ``load_encoder``; or with ``mlm``, a kind of model that has no such head, or a tokenizer
+            without a mask token.
 
     """
     from transformers import AutoModelForMaskedLM
@@ -127,6 +131,7 @@ def save_encoder(
     tokenizer: PreTrainedTokenizerBase,
     *,
     pooler: str = DEFAULT,
+    notes: Mapping[str, Any] | None = None,
 ) -> None:
     """Write an encoder with its tokenizer in transformers' format, all of it or nothing.
 
@@ -135,6 +140,7 @@ def save_encoder(
         model: a transformers model; of a rewritten one, ``graphaug.strip`` gives it.
         tokenizer: for it.
         pooler: that it is meant to be used with.
+        notes: plain values that are written beside the pooler, into ``graphaug.json``.
 
     Raises:
         EncoderError: not a transformers model, or ``path`` cannot be written.
@@ -153,13 +159,23 @@ def save_encoder(
             new = Path(temporary) / "new"
             model.save_pretrained(new)
             tokenizer.save_pretrained(new)
-            settings = json.dumps({"pooler": pooler}, indent=2)
+            settings = json.dumps({"pooler": pooler, **(notes or {})}, indent=2)
             (new / SETTINGS).write_text(settings + "\n", encoding="utf-8")
             if path.exists():
                 path.rename(Path(temporary) / "old")
             new.rename(path)
-    except OSError as error:
-        raise EncoderError(f"{str(path)!r} cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:  # a full disk is the latter where it is met in the weights
+        reason = getattr(error, "strerror", None) or error
+        raise EncoderError(f"{str(path)!r} cannot be written: {reason}.") from error
+
+
+def notes_of(path: Path) -> dict[str, Any]:
+    """The notes of a saved encoder, its pooler among them; none where there are no readable ones."""
+    try:
+        found = json.loads((path / SETTINGS).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _directory(path: Path) -> Path:
@@ -180,11 +196,25 @@ def _directory(path: Path) -> Path:
     )
 
 
-def without_dropout(config: PretrainedConfig) -> None:
-    """Set every dropout probability of a configuration to 0."""
-    for key, value in config.to_dict().items():
-        if "dropout" in key and isinstance(value, float):
-            setattr(config, key, 0.0)
+def without_dropout(config: PretrainedConfig) -> dict[str, float]:
+    """Set every dropout probability of a configuration to 0, also where it is a ``pdrop`` or ``layerdrop``.
+
+    Returns:
+        What they were. Layers read them when they are made; `with_dropout` then brings them back, so that whoever loads
+        what was saved has dropout again.
+
+    """
+    found = {key: value for key, value in config.to_dict().items() if "drop" in key}
+    kept = {k: v for k, v in found.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+    for key in kept:
+        setattr(config, key, 0.0)
+    return kept
+
+
+def with_dropout(config: PretrainedConfig, kept: Mapping[str, float]) -> None:
+    """Give a configuration the probabilities back that `without_dropout` took; existing layers stay as they are."""
+    for key, value in kept.items():
+        setattr(config, key, value)
 
 
 def _resolved(name: str | os.PathLike[str]) -> str:
@@ -201,22 +231,27 @@ def _transformers(
     name: str, folder: str, pooler: str, auto: Any = None, dropout: bool = True, **more: Any
 ) -> tuple[Any, PreTrainedTokenizerBase, bool]:
     """The encoder, its tokenizer, and whether it lacks weights of its pooling layer; none of its own code is run."""
-    from transformers import AutoConfig, AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel
 
     options: dict[str, Any] = {"subfolder": folder, "trust_remote_code": False}
-    try:
-        with _unreported():
-            config = AutoConfig.from_pretrained(name, **options)
-            if not dropout:
-                without_dropout(config)
-            model, loaded = (auto or AutoModel).from_pretrained(
-                name, config=config, weights_only=True, output_loading_info=True, **options, **more
-            )
-    except Exception as error:  # transformers has no class of its own for this
-        hub = "" if os.path.isdir(name) else " It is no directory here, so it was looked for on the hub."
+    with _loading(name):
+        config = AutoConfig.from_pretrained(name, **options)
+    if getattr(config, "is_encoder_decoder", False):
         raise EncoderError(
-            f"{name!r} is no model that transformers can load.{hub} {first_line(error)}"
-        ) from error
+            f"{name!r} is an encoder with a decoder ({config.model_type}), whose last hidden states are the decoder's: "
+            "use an encoder, such as BERT or RoBERTa."
+        )
+    if auto is not None:
+        tokenizer = _tokenizer(name, options)
+        check_mask(tokenizer)
+        if type(config) not in auto._model_mapping:
+            raise no_masked_language(config.model_type)
+    kept = {} if dropout else without_dropout(config)
+    with _loading(name):
+        model, loaded = (auto or AutoModel).from_pretrained(
+            name, config=config, weights_only=True, output_loading_info=True, **options, **more
+        )
+    with_dropout(model.config, kept)
     missing = sorted(loaded["missing_keys"])
     if auto is not None:  # a head that is missing is to be trained
         start = model.base_model_prefix + "."
@@ -232,16 +267,38 @@ def _transformers(
             f"the weights of {name!r} do not fit its configuration: {len(odd)} are missing or of another shape, "
             f"first {odd[0]!r}."
         )
+    return model, _tokenizer(name, options) if auto is None else tokenizer, bool(pooling)
+
+
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """What transformers raises is an error of ours; of weights that are missing it does not report."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(name, **options)
-    except Exception as error:  # as above
+        with _unreported():
+            yield
+    except Exception as error:  # transformers has no class of its own for this
+        hub = ""
+        if not os.path.isdir(name):
+            near = _neighbours(Path(name))
+            hub = f" It is no directory here, so it was looked for on the hub.{near}"
+        raise EncoderError(
+            f"{name!r} is no model that transformers can load.{hub} {first_line(error)}"
+        ) from error
+
+
+def _tokenizer(name: str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name, **options)
+    except Exception as error:  # as in `_loading`
         raise EncoderError(f"{name!r} has no tokenizer that can be loaded: {first_line(error)}") from error
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         # transformers 5 makes one without words where there are no files, and every word is [UNK] then.
         raise EncoderError(
             f"{name!r} has no tokenizer: save the one that the model was trained with beside it."
         )
-    return model, tokenizer, bool(pooling)
+    return tokenizer
 
 
 @contextmanager
@@ -268,6 +325,8 @@ def _probe(encoder: TextEncoder, name: str) -> None:
         raise EncoderError(
             f"{name!r} is no encoder of text: {kind} cannot run on token ids. {first_line(error)}"
         ) from error
+    if encoder.truncated is not None:
+        encoder.truncated = 0  # the sentence was ours
 
 
 def _json(name: str, file: str, kind: type, folder: str = "") -> Any:

@@ -16,6 +16,15 @@ IGNORED = -100
 """The label of a position that no loss is taken at, as for ``torch.nn.functional.cross_entropy``."""
 
 
+def check_mask(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise ``EncoderError`` if there is no mask token."""
+    if tokenizer.mask_token_id is None:
+        raise EncoderError(
+            "the tokenizer has no mask token, which the masked-language objective needs: use an encoder that was "
+            "trained with it, such as BERT or RoBERTa, or leave the objective out."
+        )
+
+
 class Masking:
     """Draws masked batches: of the tokens chosen, 80 % become the mask, 10 % a random token, 10 % stay (Devlin et al.).
 
@@ -32,11 +41,7 @@ class Masking:
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, rate: float = 0.15) -> None:
-        if tokenizer.mask_token_id is None:
-            raise EncoderError(
-                "the tokenizer has no mask token, which the masked-language objective needs: use an encoder that was "
-                "trained with it, such as BERT or RoBERTa, or leave the objective out."
-            )
+        check_mask(tokenizer)
         if not 0 < rate <= 1:
             raise InvalidOption(f"the rate of masked tokens must be in (0, 1], not {rate!r}.")
         self.rate = rate

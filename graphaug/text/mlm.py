@@ -84,12 +84,18 @@ def masked_head(encoder: PreTrainedModel) -> MaskedHead:
     try:
         model = AutoModelForMaskedLM.from_config(encoder.config)
     except ValueError as error:
-        raise EncoderError(
-            f"{type(encoder).__name__} has no masked-language model in transformers: leave the objective out."
-        ) from error
+        raise no_masked_language(type(encoder).__name__) from error
     setattr(model, model.base_model_prefix, encoder)
     model.tie_weights()
     return MaskedHead(model)
+
+
+def no_masked_language(kind: str) -> EncoderError:
+    """Return the error about a kind of model that has no such head, such as GPT-2."""
+    return EncoderError(
+        f"{kind} has no masked-language model in transformers: use an encoder such as BERT or RoBERTa, or leave the "
+        "objective out."
+    )
 
 
 def chosen_positions(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,16 +15,19 @@ from graphaug.contrastive.devices import is_first_process, launch, make_fabric, 
 from graphaug.contrastive.run_dir import RunDirectory
 from graphaug.errors import ConfigError, DataError, did_you_mean
 from graphaug.text.config import SimCSEConfig
-from graphaug.text.corpus import Corpus, read_corpus
+from graphaug.text.corpus import Corpus, fingerprint, read_corpus
 from graphaug.text.job import Model, build, train
 from graphaug.text.load import RUN, load_trainable
 from graphaug.text.models import SIZES
-from graphaug.text.sts_data import load_tasks
+from graphaug.text.sts_data import StsTask, load_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["SimCSEResult", "simcse"]
+
+POSITIVE = 4.0
+"""Pairs of at least this gold score are alignment's: the threshold of `graphaug.analysis.geometry.pair_geometry`."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ def simcse(
     resume: bool = False,
     corpus: Corpus | None = None,
     on_line: Callable[[dict[str, Any]], None] | None = None,
+    on_start: Callable[[dict[str, int]], None] | None = None,
 ) -> SimCSEResult:
     """Train an encoder of sentences.
 
@@ -64,11 +68,14 @@ def simcse(
             that of an unbroken run, bit for bit. Of a finished run the result is read.
         corpus: the text, already read; by default ``config.text``.
         on_line: called with each line of the metrics.
+        on_start: called before the first step with ``sentences``, ``truncated`` (how many of them are longer than
+            ``max_length``) and ``steps_per_epoch``.
 
     Raises:
         RunDirectoryError: ``out`` holds another run, or cannot be written.
         DataError: the text or the STS data are missing, unreadable, or fewer than a batch.
-        ConfigError: neither an encoder nor a size, no text, or the run in ``out`` has other settings.
+        ConfigError: neither an encoder nor a size, no text, two passes that would be the same, sites that would never
+            act, or the run in ``out`` has other settings or another text.
         EncoderError: the encoder cannot be loaded, or has no mask token while ``mlm``.
         InvalidOption: more tokens than the encoder can take.
         CheckpointError: no checkpoint of the run is undamaged.
@@ -96,15 +103,23 @@ def simcse(
             raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
         corpus = read_corpus(config.text)
     _check_batch(config, len(corpus))
-    dev = None if config.sts is None else load_tasks(config.sts, "dev", ["STS-B"])[0]
+    dev = None if config.sts is None else _dev(config.sts)
     if resume and out is not None:
-        done = RunDirectory(out, force=True).resumed(SimCSEConfig, config.to_dict())
+        done = RunDirectory(out, force=True).resumed(
+            SimCSEConfig, config.to_dict(), fingerprint(corpus.lines)
+        )
         if done is not None:
             encoder, tokenizer, _ = load_trainable(Path(out) / RUN)
             return SimCSEResult(encoder, tokenizer, done[1], done[0])
     fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
     job = (config, corpus.lines, dev, None if out is None else str(out), resume)
-    state, metrics, result = launch(fabric, train, *job, on_event=on_line)
+
+    def on_event(event: dict[str, Any]) -> None:
+        call = on_line if "step" in event else on_start
+        if call is not None:
+            call(event)
+
+    state, metrics, result = launch(fabric, train, *job, on_event=on_event)
     model = _fresh(config, corpus)
     model.load(state)
     if run is not None:
@@ -112,6 +127,17 @@ def simcse(
         run.result(result)
         Checkpoints(run.checkpoints).clear()
     return SimCSEResult(model.encoder, model.tokenizer, metrics, result)
+
+
+def _dev(data: str) -> StsTask:
+    """STS-B's development set; what is looked at in it must be there before the training begins."""
+    (dev,) = load_tasks(data, "dev", ["STS-B"])
+    if max(dev.gold) < POSITIVE or min(dev.gold) == max(dev.gold):
+        raise DataError(
+            f"STS-B's development set in {data!r} has gold scores from {min(dev.gold):g} to {max(dev.gold):g}: "
+            f"alignment needs pairs of {POSITIVE:g} or more, and a correlation different ones."
+        )
+    return dev
 
 
 def _fresh(config: SimCSEConfig, corpus: Corpus) -> Model:
