@@ -29,7 +29,7 @@ from graphaug.contrastive.pretrain import pretrain
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = PretrainConfig(model="resnet18-cifar:16", size=8, crop=0.5, batch_size=128, lr=0.1, epochs=12)
 CIFAR = PretrainConfig(model="resnet18-cifar:16", size=16, crop=0.2, batch_size=128, lr=0.1, epochs=10)
-EPOCHS = {"digits": 8, "cifar10": 4}  # of every trial
+EPOCHS = {"digits": 6, "cifar10": 4}  # of every trial
 
 
 def part_of_cifar(archive: Path, target: Path, train: int = 150, test: int = 60) -> None:

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -12,6 +13,7 @@ from torch import nn
 import graphaug
 from graphaug import errors
 from graphaug.analysis import Suggestion, advise, cka, stretches
+from graphaug.analysis.advise import candidates
 from graphaug.analysis.stretches import threshold_of
 
 
@@ -57,6 +59,44 @@ def test_a_network_whose_layers_are_all_alike_has_none():
     assert stretches(planted([1] * 8, outside=0.999, noise=0.0005)) == []
 
 
+def decaying(n, length, noise, seed=0):
+    """Similarity that only falls with the distance between sites."""
+    places = np.arange(n)
+    matrix = np.exp(-np.abs(places[:, None] - places) / length)
+    jitter = np.random.default_rng(seed).normal(0, noise, (n, n))
+    matrix = np.clip(matrix + (jitter + jitter.T) / 2, -1, 1)
+    np.fill_diagonal(matrix, 1)
+    return torch.from_numpy(matrix)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.002, 0.005, 0.01])
+@pytest.mark.parametrize("length", [1, 3, 10, 40, 100])
+@pytest.mark.parametrize("n", [6, 10, 20])
+def test_a_smooth_decay_has_no_stretch(n, length, noise):
+    seeds = range(10 if noise else 1)
+    assert sum(stretches(decaying(n, length, noise, seed)) != [] for seed in seeds) <= (noise == 0.01)
+    assert stretches(decaying(n, length, 0.0), threshold=0.3) == []
+
+
+def test_a_pace_of_decay_that_changes_has_no_stretch():
+    for places in (np.arange(12) ** 1.2, 12 - np.arange(12)[::-1] ** 1.2, np.log1p(np.arange(12))):
+        matrix = torch.from_numpy(np.exp(-np.abs(places[:, None] - places) / 5))
+        assert stretches(matrix) == []
+
+
+@pytest.mark.parametrize("gap", [2, 4, 8])
+def test_steps_in_a_decay_bound_stretches(gap):
+    """Sites one apart within stages, ``gap`` apart between them."""
+    places = np.cumsum([0, 1, 1, gap, 1, 1, gap, 1, 1])
+    matrix = torch.from_numpy(np.exp(-np.abs(places[:, None] - places) / 30))
+    assert spans(stretches(matrix)) == [(0, 2), (3, 5), (6, 8)]
+
+
+def test_the_whole_network_is_no_stretch():
+    assert stretches(planted([6], inside=0.9), threshold=0.6) == []
+    assert stretches(torch.ones(5, 5)) == []  # threshold_of gives 1
+
+
 @settings(max_examples=25)
 @given(n=st.integers(2, 7), seed=st.integers(0, 999), threshold=st.floats(0.1, 0.9))
 def test_the_cut_is_the_best_of_all(n, seed, threshold):
@@ -72,7 +112,7 @@ def test_the_cut_is_the_best_of_all(n, seed, threshold):
 
     subsets = [c for r in range(n) for c in itertools.combinations(range(1, n), r)]
     best = min(subsets, key=lambda c: (round(cost(c), 9), -len(c)))
-    found = spans(stretches(torch.from_numpy(matrix), threshold=threshold, contrast=-2))
+    found = spans(stretches(torch.from_numpy(matrix), threshold=threshold, contrast=-2, boundary=-1))
     edges = [0, *best, n]
     whole = [(a, b - 1) for a, b in itertools.pairwise(edges) if b - a > 1]
     means = {s: (matrix[s[0] : s[1] + 1, s[0] : s[1] + 1].sum() - (s[1] - s[0] + 1)) for s in whole}
@@ -136,9 +176,11 @@ def test_advice_names_the_ends_of_the_stretch():
 
 def test_suggestions_go_straight_into_rewrite():
     net = model()
-    for suggestion in advise(net, samples()):
+    advice = advise(net, samples())
+    assert len(advice) >= 2
+    for suggestion in advice:
         aug = graphaug.rewrite(net, **suggestion, rate=0.3, example_inputs=samples())
-        assert str(aug.plan.sites[0].request.target) == f"{suggestion.at}@0" or suggestion.at
+        assert aug.plan.sites[0].request.target.path == suggestion.at
         assert aug.plan.sites[0].request.stop_grad is suggestion.stop_grad
         graphaug.verify(aug, samples()[:16])
 
@@ -168,6 +210,68 @@ def test_advised_needs_data_unless_it_is_a_module():
     net.add_module("advised", nn.Linear(3, 3))
     net.add_module("head", nn.Linear(3, 3))
     assert graphaug.rewrite(net, at="advised").plan.sites[0].request.target.path == "advised"
+
+
+def test_sites_that_do_nothing_make_no_stretch():
+    """Dropout in eval mode, a flatten: their CKA of 1 with what comes before is no co-adaptation."""
+    changes = [layer for block in model([True] * 5) for layer in (block, nn.Dropout(0.5), nn.Flatten())]
+    names = [str(i) for i in range(15)]
+    advice = advise(nn.Sequential(*changes), samples(), names)
+    assert advice.similarity.rows == tuple(names)  # compared all the same
+    assert advice.sites == tuple(names[::3])
+    assert len(advice) == 0
+    net = nn.Sequential(*itertools.chain(*((block, nn.Identity()) for block in model())))
+    advice = advise(net, samples(), names[:12])
+    assert [(s.at, s.stop_grad) for s in advice[:2]] == [("6", False), ("0", True)]
+    assert (advice.stretches[0].start, advice.stretches[0].end) == (0, 6)
+
+
+def test_a_network_that_does_nothing_has_no_advice():
+    advice = advise(nn.Sequential(*(nn.Identity() for _ in range(4)), nn.Linear(16, 16)), samples())
+    assert len(advice) == 0
+    advice = advise(nn.Sequential(*(nn.Identity() for _ in range(4))), samples(), ["0", "1", "2", "3"])
+    assert str(advice).startswith("no stretch of co-adapted sites: all are the same")
+
+
+def vit():
+    timm = pytest.importorskip("timm")
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=8, embed_dim=16, depth=4, num_heads=2
+    )
+
+
+def transformer(kind):
+    transformers = pytest.importorskip("transformers")
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=60, hidden_size=16, num_hidden_layers=3, num_attention_heads=2, intermediate_size=32
+    )
+    return getattr(transformers, f"{kind}Model")(config)
+
+
+STAGES = [f"layer{i}.{j}" for i in range(1, 5) for j in range(2)]
+LAYERS = ["embeddings", *(f"encoder.layer.{i}" for i in range(3))]
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (torchvision.models.resnet18, ["relu", *STAGES, "flatten", "fc"]),
+        (vit, ["patch_embed", *(f"blocks.{i}" for i in range(4))]),
+        (lambda: transformer("Bert"), LAYERS),
+        (lambda: transformer("DebertaV2"), LAYERS),  # its layers return tuples
+        (lambda: transformer("MPNet"), LAYERS),
+        (model, list("012345")),
+        (lambda: nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)), ["0", "1", "2"]),
+    ],
+)
+def test_candidates(make, expected):
+    net = make().eval()
+    name = type(net).__name__
+    if name in ("BertModel", "DebertaV2Model", "MPNetModel"):
+        example = {"input_ids": torch.arange(24).view(3, 8), "attention_mask": torch.ones(3, 8).long()}
+    else:
+        example = (torch.randn(3, 3, 16, 16) if name != "Sequential" else samples()[:3],)
+    assert candidates(net, example) == expected
 
 
 def test_too_few_sites():

@@ -4,24 +4,29 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 import torch
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
 from graphaug import errors
-from graphaug.analysis import advise
+from graphaug.analysis import CKA, Stretch, advise, figures
 from graphaug.analysis.check import check_advice, rank_correlation
-from graphaug.analysis.report import analyze
+from graphaug.analysis.report import _named, _stems, analyze, render
 from graphaug.analysis.runs import read_run
-from graphaug.analysis.study import study
+from graphaug.analysis.study import Moment, advise_run, balanced, study
 from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.data import ImageData, ImageSet, load
-from graphaug.contrastive.pretrain import pretrain
+from graphaug.contrastive.pretrain import PretrainResult, pretrain
+from graphaug.contrastive.views import EvalView
 
 CONFIG = PretrainConfig(
     model="resnet18-cifar:4", size=8, crop=0.5, batch_size=64, epochs=2, at=("layer2",), stop_grad=True
@@ -51,6 +56,11 @@ def run(tmp_path_factory, digits):
     return path
 
 
+@pytest.fixture(scope="module")
+def studied(run, digits):
+    return study(read_run(run), data=digits, samples=64)
+
+
 class Page(HTMLParser):
     """Collects what a page refers to, and the text of its cells."""
 
@@ -76,7 +86,7 @@ class Page(HTMLParser):
 
 
 def test_the_report_stands_alone(run, tmp_path):
-    other = tmp_path / "<b>&first"
+    other = tmp_path / "<b>&x" / "first"
     shutil.copytree(run, other)
     path = analyze([run, other], tmp_path / "out", samples=64)
     page = Page(path.read_text())
@@ -84,13 +94,128 @@ def test_the_report_stands_alone(run, tmp_path):
     assert all(link.startswith("data:") for link in page.links)
     assert len(page.images) == 5  # three shared, one heat map a run
     assert all(image["alt"] for image in page.images)
-    assert page.cells[0] == "first"
-    assert "<b>&first" in page.cells
+    assert page.cells[0] == f"{run.parent.name}/first"
+    assert "<b>&x/first" in page.cells
     assert "✂ layer2.1" in page.cells  # layer2's output is that of its last block
     figures = {f.name for f in (path.parent / "figures").iterdir()}
-    assert {"curves.svg", "curves.png", "plane.svg", "spectrum.png", "cka-first.svg"} <= figures
+    assert {"curves.svg", "curves.png", "plane.svg", "spectrum.png", "cka-_b_x_first.svg"} <= figures
     assert len(figures) == 10
     assert "graphaug:" in path.read_text()  # the versions
+
+
+def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
+    runs = [tmp_path / p for p in ("one/first", "two/first", "a b", "A_b", "a_b-2")]
+    for path in runs:
+        shutil.copytree(run, path)
+    names = list(_named([read_run(path) for path in [*runs, runs[0]]]))  # what is named twice is shown once
+    assert names == ["one/first", "two/first", "a b", "A_b", "a_b-2"]
+    stems = _stems(names)
+    assert stems[0] == "cka-one_first"
+    assert len({stem.lower() for stem in stems}) == 5
+
+
+def test_a_run_whose_probes_are_missing(run, studied, tmp_path):
+    """It was stopped between its encoder and its result."""
+    path = damaged(run, tmp_path, "result.json", None)
+    cells = Page(render({"run": replace(studied, run=read_run(path))}, tmp_path)).cells
+    assert cells[:4] == ["run", "layer2", "yes", "0.5"]
+    assert cells[7:10] == ["–", "–", "–"]
+
+
+def variant(run, tmp_path, **changes):
+    """The run as if it had been made with other settings."""
+    path = tmp_path / "variant"
+    shutil.copytree(run, path)
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    (path / "config.yaml").write_text(yaml.safe_dump(config | changes))
+    return path
+
+
+def test_a_run_augmented_everywhere(run, tmp_path, digits):
+    path = variant(run, tmp_path, at=[], everywhere=True)
+    found = study(read_run(path), data=digits, samples=32)
+    assert found.augmented == ("relu", "layer1", "layer2", "layer3", "layer4", "flatten", "fc")
+    assert found.cuts == ("relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1", "flatten")
+    assert found.dissection is not None
+    assert found.dissection.effects[0].after_cut
+    assert "without Deep Augmentation" not in render({"run": found}, tmp_path)
+
+
+def test_a_cut_in_the_head(run, tmp_path, digits):
+    path = variant(run, tmp_path, at=["fc.0"])
+    found = study(read_run(path), data=digits, samples=32)
+    assert (found.augmented, found.cuts, found.dissection) == (("fc.0",), (), None)
+    assert "projection head" in found.undissected
+    page = render({"run": found}, tmp_path)
+    assert "Left out: it acts in the projection head" in page
+    assert "What was augmented, fc.0, is not among the compared sites." in page
+
+
+def test_a_cut_that_is_no_candidate_is_compared_and_marked(run, studied, tmp_path, digits):
+    found = study(read_run(variant(run, tmp_path, at=["bn1"])), data=digits, samples=64)
+    candidates = studied.advice
+    assert found.cuts == ("bn1",)
+    assert "bn1" in found.advice.similarity.rows
+    assert found.advice.sites == candidates.sites  # the advice is as it would be without
+    assert list(found.advice) == list(candidates)
+    assert found.dissection is not None
+    assert "bn1" in [e.site for e in found.dissection.effects]
+
+
+def test_images_without_labels(run, tmp_path, digits, monkeypatch):
+    """One folder of images: there is no kNN and no tolerance, and the advice cannot be checked."""
+
+    def bare(part):
+        return ImageSet(part.images, torch.zeros_like(part.labels))
+
+    data = replace(digits, train=bare(digits.train), test=bare(digits.test), classes=("all",))
+    found = study(read_run(run), data=data, samples=32)
+    assert all(m.knn is None and m.tolerance is None for m in found.moments)
+    assert all(site.tolerance is None for site in found.sites)
+    assert "Singular values" in render({"run": found}, tmp_path)
+    begun = []
+    monkeypatch.setattr("graphaug.analysis.check.pretrain", lambda *_, **__: begun.append(1))
+    with pytest.raises(errors.DataError, match="without labels"):
+        check_advice(found.advice, CONFIG, data, epochs=1)
+    assert not begun
+
+
+def test_no_class_twice_among_the_samples(run, digits):
+    test = ImageSet(digits.test.images[:10], torch.arange(10))
+    found = study(read_run(run), data=replace(digits, test=test), samples=32)
+    assert all(site.tolerance is None for site in found.sites)
+    assert found.moments[-1].tolerance is None
+    assert found.moments[-1].knn is not None
+
+
+def test_trials_have_settings_of_their_own(studied, digits, monkeypatch):
+    """A run with stop-gradient and a sparse backward, everywhere and with a long warm-up, can be checked."""
+    config = PretrainConfig(
+        **{
+            **CONFIG.to_dict(),
+            "at": (),
+            "everywhere": True,
+            "backward": "sparse",
+            "epochs": 40,
+            "warmup": 10.0,
+            "subset_end": 0.2,
+        }
+    )
+    seen = []
+
+    def trial(config, data):
+        seen.append(config)
+        return PretrainResult(torch.nn.Identity(), [], {"linear": 0.5, "knn": 0.5})
+
+    monkeypatch.setattr("graphaug.analysis.check.pretrain", trial)
+    advice = studied.advice
+    check_advice(advice, config, digits, epochs=4)
+    assert len(seen) == 1 + 2 * len(advice.sites)
+    assert {c.backward for c in seen} == {"auto"}
+    assert {c.warmup for c in seen} == {1.0}
+    assert {c.subset_end for c in seen} == {None}
+    assert not any(c.everywhere for c in seen)
+    assert seen[0].at == ()
 
 
 def test_a_report_is_not_overwritten(run, tmp_path):
@@ -138,8 +263,49 @@ def test_a_browser_shows_it(run, tmp_path):
 # --- the numbers in it -------------------------------------------------------------------------
 
 
-def test_study_of_a_run(run, digits):
-    found = study(read_run(run), data=digits, samples=64)
+@settings(max_examples=40)
+@given(counts=st.lists(st.integers(1, 12), min_size=1, max_size=5), count=st.integers(1, 60))
+def test_a_balanced_subset_of_sorted_labels(counts, count):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    chosen = balanced(labels, count)
+    assert len(set(chosen.tolist())) == len(chosen) == min(count, len(labels))
+    assert torch.equal(chosen, balanced(labels, count))
+    taken = labels[chosen].bincount(minlength=len(counts)).tolist()
+    # a class has fewer than another only if it has no more
+    assert all(n == size or n >= max(taken) - 1 for n, size in zip(taken, counts, strict=True))
+
+
+def test_data_sorted_by_class_are_analysed_over_all_classes(run, digits, monkeypatch):
+    """As a folder gives them: the first images would be zeros and ones alone."""
+
+    def ordered(part):
+        order = part.labels.argsort(stable=True)
+        return ImageSet(part.images[order], part.labels[order])
+
+    by_class = replace(digits, train=ordered(digits.train), test=ordered(digits.test))
+    seen = []
+    monkeypatch.setattr(
+        "graphaug.analysis.study.knn_accuracy",
+        lambda known, y, asked, labels: seen.extend([y, labels]) or 0.5,
+    )
+    study(read_run(run), data=by_class, samples=30)
+    assert all(len(labels.unique()) == 10 for labels in seen)
+    monkeypatch.setattr("graphaug.analysis.study.load", lambda *_, **__: by_class)
+    looked = []
+    monkeypatch.setattr(
+        "graphaug.analysis.study.advise", lambda _, images, __: looked.append(images) or images
+    )
+    images, _ = advise_run(read_run(run), samples=20)
+    plain = EvalView(8, *by_class.statistics())(by_class.test.images)
+    labels = [
+        int(by_class.test.labels[(plain[:, :1] - image[:1]).abs().sum((1, 2, 3)).argmin()])
+        for image in images
+    ]
+    assert sorted(labels) == sorted([*range(10)] * 2)
+
+
+def test_study_of_a_run(studied):
+    found = studied
     assert [m.epoch for m in found.moments] == [0, 1, 2]
     # epoch 0 holds the final weights in this test
     assert found.moments[0].alignment == pytest.approx(found.moments[2].alignment)
@@ -148,31 +314,39 @@ def test_study_of_a_run(run, digits):
     assert [g.site for g in found.sites] == list(found.advice.similarity.rows)
     assert "fc" not in found.advice.similarity.rows
     assert float(found.spectrum.sum()) == pytest.approx(1)
+    features = next(g for g in found.sites if g.site == "flatten")  # of the first views, as in a moment
+    last = found.moments[-1]
+    assert last.alignment == pytest.approx(features.alignment, rel=1e-4)
+    assert (last.std, last.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
+    assert last.tolerance == pytest.approx(features.tolerance, rel=1e-4)
     assert found.dissection is not None
     assert found.dissection.effects[0].gradient == 0  # stopped below layer2
     assert found.samples == 64
 
 
-def test_knn_of_a_moment_is_scikit_learns(run, digits):
+def test_knn_of_a_moment_is_scikit_learns(run, studied, digits):
     """With temperature and k aside: one neighbour, by cosine, on the encoder's features by a hook."""
-    from graphaug.contrastive.views import EvalView
-
-    last = study(read_run(run), data=digits, samples=64).moments[-1]
+    last = studied.moments[-1]
     model = read_run(run).model()
     view = EvalView(8, *digits.statistics())
     found = []
     handle = model.avgpool.register_forward_hook(lambda _, __, out: found.append(out.flatten(1).detach()))
-    for part in (digits.train.images, digits.test.images[:64]):
+    chosen = balanced(digits.test.labels, 64)
+    for part in (digits.train.images, digits.test.images[chosen]):
         model(view(part).expand(-1, 3, -1, -1))
     handle.remove()
     weights = lambda d: np.exp((1 - d) / 0.1)  # noqa: E731
     knn = KNeighborsClassifier(192, metric="cosine", weights=weights, algorithm="brute")
     knn.fit(found[0].numpy(), digits.train.labels)
-    assert last.knn == pytest.approx(knn.score(found[1].numpy(), digits.test.labels[:64]), abs=0.02)
+    assert last.knn == pytest.approx(knn.score(found[1].numpy(), digits.test.labels[chosen]), abs=0.02)
 
 
 def test_a_run_without_augmentation_or_snapshots(tmp_path, digits):
-    pretrain(PretrainConfig(**{**CONFIG.to_dict(), "at": (), "epochs": 1}), tmp_path / "plain", data=digits)
+    pretrain(
+        PretrainConfig(**{**CONFIG.to_dict(), "at": (), "stop_grad": False, "epochs": 1}),
+        tmp_path / "plain",
+        data=digits,
+    )
     found = study(read_run(tmp_path / "plain"), data=digits, samples=64)
     assert found.dissection is None
     assert found.cuts == ()
@@ -217,6 +391,47 @@ def test_weights_that_do_not_fit(run, tmp_path):
         read_run(path).model()
 
 
+# --- figures --------------------------------------------------------------------------------------
+
+
+def test_the_heat_map_shows_stretches_and_cut():
+    names = tuple("abcd")
+    matrix = CKA(names, names, torch.eye(4).double(), 9, "unbiased", "linear")
+    figure = figures.heat_map(matrix, [Stretch(1, 2, 0.9, 0.1, 0.5)], ["c"])
+    axes, bar = figure.axes
+    assert (axes.get_xlabel(), axes.get_ylabel(), bar.get_ylabel()) == (
+        "site",
+        "site",
+        "CKA (unbiased, linear)",
+    )
+    assert [t.get_text() for t in axes.get_xticklabels()] == ["a", "b", "✂ c", "d"]
+    assert {(p.get_xy(), p.get_width(), p.get_height()) for p in axes.patches} == {((0.5, 0.5), 2, 2)}
+    # behind the cut: between c and d, from side to side
+    across, up = axes.lines
+    assert list(across.get_ydata()) == list(up.get_xdata()) == [2.5, 2.5]
+    assert axes.images[0].get_clim() == (0, 1)
+    bare = figures.heat_map(matrix).axes[0]
+    assert not [*bare.lines, *bare.patches]
+
+
+def test_the_plane_the_curves_and_the_spectrum():
+    moments = [Moment(0, 0.5, -1.0, 0.1, 3.0, 8, 0.25), Moment(4, 0.2, -2.0, 0.1, 4.0, 8, 0.75)]
+    (axes,) = figures.plane({"run": moments}).axes
+    assert axes.get_xlabel().startswith("uniformity")
+    assert axes.get_ylabel().startswith("alignment")
+    assert axes.lines[0].get_xydata().tolist() == [[-1.0, 0.5], [-2.0, 0.2]]
+    assert {t.get_text() for t in axes.texts} >= {"epoch 0", "epoch 4"}
+    loss, accuracy = figures.curves({"run": [3.0, 2.0]}, {"run": moments}).axes
+    assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss (nats)", "kNN accuracy (%)")
+    assert loss.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
+    assert accuracy.lines[0].get_xydata().tolist() == [[0, 25.0], [4, 75.0]]
+    _, accuracy = figures.curves({"run": [3.0]}, {"run": [replace(moments[0], knn=None)]}).axes
+    assert [t.get_text() for t in accuracy.texts] == ["no labels"]
+    (axes,) = figures.spectrum({"run": torch.tensor([0.7, 0.3, 0.0])}).axes
+    assert axes.get_xlabel() == "dimension, by size"
+    assert axes.lines[0].get_ydata() == pytest.approx([0.7, 0.3])
+
+
 # --- the check of the advice ----------------------------------------------------------------------
 
 
@@ -233,19 +448,28 @@ def test_check_ranks_every_site(run, digits):
         on_trial=lambda done, total, line: lines.append((done, total)),
     )
     assert (found.metric, other.metric) == ("knn", "linear")
-    settings = 2 * len(advice.similarity.rows)
-    assert lines == [(i, settings + 1) for i in range(1, settings + 2)]
-    assert len(found.trials) == settings
+    trials = 2 * len(advice.similarity.rows)
+    assert lines == [(i, trials + 1) for i in range(1, trials + 2)]
+    assert len(found.trials) == trials
     assert [t.accuracy for t in found.trials] == sorted((t.accuracy for t in found.trials), reverse=True)
+    assert len(advice) == 2
     assert {(t.at, t.stop_grad) for t in found.trials if t.score} == {(s.at, s.stop_grad) for s in advice}
     by_hand = pretrain(
-        PretrainConfig(**{**CONFIG.to_dict(), "at": ("layer3.0",), "epochs": 1, "stop_grad": False}),
+        PretrainConfig(
+            **{**CONFIG.to_dict(), "at": ("layer3.0",), "epochs": 1, "stop_grad": False, "warmup": 0.5}
+        ),
         data=digits,
     )
     (trial,) = [t for t in found.trials if (t.at, t.stop_grad) == ("layer3.0", False)]
     assert trial.accuracy == by_hand.result["knn"]
     json.dumps(found.to_dict())
-    assert "Spearman" in str(found) or "no rank correlation" in str(found)
+    same = rank_correlation([t.score for t in found.trials], [t.accuracy for t in found.trials])
+    assert (found.correlation, found.low, found.high, found.p_value) == same
+    if found.correlation is None:  # so few epochs may give one accuracy
+        assert len({t.accuracy for t in found.trials}) == 1
+    else:
+        assert f"correlation of score and accuracy: {found.correlation:.2f}" in str(found)
+    assert "no rank correlation" in str(replace(found, correlation=None))
     with pytest.raises(errors.InvalidOption, match="Did you mean 'linear'"):
         check_advice(advice, CONFIG, digits, epochs=1, metrics=["linaer"])
     with pytest.raises(errors.InvalidOption, match="a seed"):
@@ -275,6 +499,26 @@ def test_commands(run, graphaug, tmp_path):
     code, printed, said = graphaug("analyze", run, "--out", tmp_path / "report", "--samples", 32)
     assert code == 0, said
     assert printed.strip() == str(tmp_path / "report" / "report.html")
+
+
+@pytest.mark.long
+def test_advice_is_checked_from_the_command_line(run, digits, graphaug, monkeypatch, tmp_path):
+    """All of it, but for all sites: two settings and the plain run, on a part of the digits."""
+    monkeypatch.setattr("graphaug.analysis.study.load", lambda *_, **__: digits)
+    monkeypatch.setattr("graphaug.analysis.study.candidates", lambda *_: ["relu", "layer2.1", "layer4.1"])
+    out = tmp_path / "advice.json"
+    code, printed, said = graphaug(
+        *("advise", run, "--samples", 32, "--check", "--epochs", 1, "--metric", "knn", "--out", out)
+    )
+    assert code == 0, said
+    assert "[7/7]" in said
+    assert "(plain)" in printed
+    check = json.loads(out.read_text())["check"]
+    assert {(t["at"], t["stop_grad"]) for t in check["trials"]} == {
+        (site, stop) for site in ("relu", "layer2.1", "layer4.1") for stop in (False, True)
+    }
+    assert len(check["plain"]) == 1
+    assert all(0 <= t["accuracies"][0] <= 1 for t in check["trials"])
 
 
 @pytest.mark.parametrize(

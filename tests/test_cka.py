@@ -1,5 +1,9 @@
 """CKA against a closed NumPy computation, and what must hold of it whatever the features are."""
 
+import collections
+import gc
+import weakref
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +13,7 @@ from torch import nn
 
 from graphaug import errors
 from graphaug.analysis import cka
+from graphaug.analysis.taps import sample_features
 
 BLOCKS = ["0", "2", "4"]
 
@@ -142,7 +147,7 @@ def test_invariant_to_orthogonal_maps_scale_and_shift(seed, rows, width, scale, 
 @given(
     seed=st.integers(0, 2**16),
     rows=st.integers(4, 12),
-    kind=st.sampled_from(["constant", "one feature", "duplicates", "huge", "tiny", "zero"]),
+    kind=st.sampled_from(["constant", "one feature", "duplicates", "huge", "tiny", "minute", "vast", "zero"]),
     estimator=st.sampled_from(["biased", "unbiased"]),
     kernel=st.sampled_from(["linear", "rbf"]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
@@ -154,6 +159,8 @@ def test_always_finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
         "duplicates": lambda h: h[torch.zeros(len(h), dtype=torch.long)],
         "huge": lambda h: h * 1e8,
         "tiny": lambda h: h * 1e-8,
+        "minute": lambda h: h * 1e-11,
+        "vast": lambda h: h * 1e15,
         "zero": lambda h: h * 0,
     }[kind]
     x = torch.randn(rows, 5, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -166,6 +173,68 @@ def test_always_finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
     else:
         assert values[1, 1] == 1
         assert values[0, 1] == values[1, 0]
+
+
+@pytest.mark.parametrize("scale", [1e-11, 1e-8, 1e8, 1e15])
+def test_the_scale_of_float32_features_does_not_matter(scale):
+    x = data(dtype=torch.float32)
+    model = Maps(nn.Identity(), Apply(lambda h: h.clone()))
+    scaled = Maps(nn.Identity(), Apply(lambda h: scale * h))
+    for kernel in ("linear", "rbf"):
+        found, expected = (
+            cka(m, x, ["b"], other=network(dtype=torch.float32), other_sites=BLOCKS, kernel=kernel).values
+            for m in (scaled, model)
+        )
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("batch", [0, 1])
+def test_activations_that_are_not_finite_are_an_error(kernel, value, batch):
+    x = data(16)
+
+    def spoil(h):
+        bad = torch.zeros(8, 5, dtype=torch.bool)
+        bad[3, 2] = True
+        return torch.where(bad & h[:1, :1].eq(x[8 * batch, 0]), value, h)
+
+    model = Maps(nn.Identity(), Apply(spoil))
+    with pytest.raises(errors.DataError, match="'b' are not finite"):
+        cka(model, x, ["a", "b"], kernel=kernel, batch_size=8)
+    with pytest.raises(errors.DataError, match="'b' are not finite"):
+        cka(network(), x, BLOCKS, other=model, other_sites=["a", "b"], kernel=kernel, batch_size=8)
+
+
+def test_the_biased_estimator_warns_of_several_batches(recwarn):
+    model, x = network(), data(24)
+    cka(model, x, BLOCKS, estimator="biased")
+    cka(model, x, BLOCKS, batch_size=8)
+    assert not recwarn
+    with pytest.warns(UserWarning, match="depends on the size of the batches") as said:
+        cka(model, x, BLOCKS, estimator="biased", batch_size=8)
+    assert len(said) == 1
+
+
+def test_no_activation_outlives_its_batch():
+    model, refs, alive = network(), [], []
+    handles = [
+        model.get_submodule(n).register_forward_hook(lambda _, __, out: refs.append(weakref.ref(out)))
+        for n in BLOCKS
+    ]
+
+    def loader():
+        for part in data(40).split(8):
+            gc.collect()
+            alive.append(sum(r() is not None for r in refs))
+            yield part
+
+    found = cka(model, loader(), BLOCKS)
+    for handle in handles:
+        handle.remove()
+    assert found.samples == 40
+    assert len(refs) >= 5 * len(BLOCKS)
+    assert alive == [0] * 5
 
 
 def test_nothing_is_left_behind():
@@ -240,6 +309,31 @@ def test_tokens_and_padding(tokens):
     assert found.samples == (mask.sum() if tokens == "each" else 12)
 
 
+def test_of_a_pattern_sites_without_tokens_are_left_out():
+    found = cka(Encoder(), [sentences()], "**", tokens="each")
+    assert found.rows == ("embed", "mix")
+    with pytest.raises(errors.SiteNotFound, match="no site with tokens"):
+        cka(network(), data(), "**", tokens="each")
+
+
+def test_of_a_pattern_in_a_list_what_does_not_fit_is_left_out():
+    model = Maps(Apply(lambda h: h.repeat(2, 1)), Apply(lambda h: h[: len(h) // 2]))
+    for sites in (["*"], ["b", "*"], [Apply], ["**", Apply]):
+        assert cka(model, data(12), sites).rows == ("b",)
+    with pytest.raises(errors.BatchError, match="'a' has 24 rows"):
+        cka(model, data(12), ["**", "a"])  # named
+
+
+def test_means_over_tokens_in_half_precision_are_taken_in_float32():
+    h = torch.full((2, 3000, 4), 1.0).bfloat16()
+    mask = torch.ones(2, 3000, dtype=torch.bool)
+    mask[:, 2000:] = False
+    for m in (None, mask):
+        pooled = sample_features(h, "mean", m, "site")
+        assert pooled.dtype == torch.float32
+        assert pooled.tolist() == [[1.0] * 4] * 2
+
+
 def test_each_token_needs_tokens():
     with pytest.raises(errors.BatchError, match="'head' has no tokens"):
         cka(Encoder(), [sentences()], ["mix", "head"], tokens="each")
@@ -258,6 +352,53 @@ def test_forms_of_data_agree():
     for form in forms:
         torch.testing.assert_close(cka(model, form, BLOCKS).values, expected)
     torch.testing.assert_close(cka(model, {"input": x}, BLOCKS, batch_size=8).values, expected)
+
+
+class Optional(Encoder):
+    """As transformers' models: nothing is required."""
+
+    def forward(self, input_ids=None, past=None, attention_mask=None):
+        return super().forward(input_ids, attention_mask)
+
+
+class Both(Encoder):
+    def forward(self, input_ids, attention_mask):
+        return super().forward(input_ids, attention_mask)
+
+
+@pytest.mark.parametrize("kind", [Encoder, Optional, Both])
+def test_a_mask_in_a_tuple_is_the_mask(kind):
+    model, batch = kind().double(), sentences()
+    labels = torch.arange(12)
+    expected = cka(model, [batch], ["embed", "mix"]).values
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    for form in ((ids, mask), (ids, mask, labels), [ids, mask.bool(), labels]):
+        torch.testing.assert_close(cka(model, [form], ["embed", "mix"]).values, expected)
+    if kind is not Both:
+        unmasked = cka(model, [{"input_ids": ids}], ["embed", "mix"]).values
+        assert not torch.allclose(unmasked, expected)
+        for form in ((ids, labels), (ids, ids), (ids, mask.double()), (ids,)):  # no mask among them
+            torch.testing.assert_close(cka(model, [form], ["embed", "mix"]).values, unmasked)
+
+
+def test_the_mask_of_a_tuple_reaches_the_model():
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16
+    )
+    model, batch = transformers.BertModel(config).double(), sentences()
+    sites = ["embeddings", "encoder.layer.1"]
+    expected = cka(model, [batch], sites).values
+    found = cka(model, [(batch["input_ids"], batch["attention_mask"], torch.arange(12))], sites).values
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_mapping_that_is_no_dict_is_shared_by_two_models():
+    model, x = network(), data(24)
+    whole = collections.UserDict(input=x)  # as a tokenizer's BatchEncoding
+    expected = cka(model, x, BLOCKS, other=network(1), batch_size=8).values
+    torch.testing.assert_close(cka(model, whole, BLOCKS, other=network(1), batch_size=8).values, expected)
 
 
 def test_a_short_last_batch_is_left_out():

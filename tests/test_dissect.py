@@ -124,6 +124,74 @@ def test_verdicts():
     assert "gradient norm of the parameters before the cut" in text
 
 
+def test_sites_before_the_cut_do_not_judge_it():
+    aug = graphaug.rewrite(network(), at="3", rate=1.0)
+    found = dissect(aug, batch(20), ["0", "1", "2"])
+    assert [e.after_cut for e in found.effects] == [False] * 3
+    assert found.verdict.startswith("not seen")
+    assert dissect(aug, batch(20), ["0", "3", "4"]).verdict == "destroying"
+    # a branch beside the cut, computed later than it
+    branches = dissect(
+        graphaug.rewrite(Branches(), at="a", rate=1.0, allow_bypass=True), batch(20), ["a", "b"]
+    )
+    assert [e.after_cut for e in branches.effects] == [True, False]
+    assert branches.verdict == "destroying"
+
+
+class Branches(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        a = self.a(x)
+        return self.c(a + self.b(x))
+
+
+class WithLoss(nn.Module):
+    """Gives its loss first, as transformers' models do that are given labels."""
+
+    def __init__(self, alone=False):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head, self.alone = nn.Linear(8, 8), nn.Linear(8, 3), alone
+
+    def forward(self, input, labels):
+        z = self.head(self.body(input))
+        loss = F.cross_entropy(z, labels)
+        return loss if self.alone else {"loss": loss, "logits": z}
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_a_model_that_gives_its_loss_first_and_batches_as_dicts(alone):
+    x = {"input": batch(12), "labels": torch.arange(12) % 3, "ids": torch.arange(12)}
+    aug = graphaug.rewrite(WithLoss(alone), at="body", rate=0.5)
+    found = dissect(aug, x, ["body", "head"])
+    assert [e.site for e in found.effects] == ["body", "head"]
+    assert found.plain_below > 0
+    given = {k: x[k] for k in ("input", "labels")}
+    by_loss = dissect(aug, given, ["body", "head"], loss=lambda out: out if alone else out["loss"])
+    assert (found == by_loss) is alone  # by default a direction of the logits, if there are any
+
+
+def test_of_a_convolutional_network():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.Conv2d(8, 4, 3), nn.Flatten()
+    )
+    x = torch.randn(8, 3, 8, 8)
+    aug = graphaug.rewrite(model, at="2", rate=0.5, granularity="channel", stop_grad=True)
+    found = dissect(aug, x, ["0", "2", "3"], seed=3)
+    plain = model.eval()(x)
+    assert [e.after_cut for e in found.effects] == [False, True, True]
+    assert found.effects[0].gradient == 0 < found.effects[0].plain_gradient
+    assert found.gradient_below > 0  # from the rows that are not augmented
+    assert 0 < found.dropped < 1
+    assert found.dropped * 4 * 8 == pytest.approx(round(found.dropped * 4 * 8))  # whole channels of 4 rows
+    assert model(x).equal(plain)
+
+
 def test_the_same_seed_gives_the_same_table_and_leaves_the_generator():
     aug = graphaug.rewrite(network(), at="2")
     torch.manual_seed(5)

@@ -92,6 +92,22 @@ def test_geometry_of_a_models_sites():
     assert model.training
 
 
+class Permuted(nn.Module):
+    def forward(self, h):
+        return h.permute(0, 2, 3, 1)
+
+
+def test_maps_with_the_channels_last():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), Permuted())
+    first, wide = torch.randn(12, 1, 8, 8), torch.randn(12, 1, 8, 12)
+    maps, last = geometry(model, [(first, first)], ["0", "1"])
+    assert (maps.dimensions, last.dimensions) == (4, 4)
+    assert (maps.uniformity, maps.rank) == pytest.approx((last.uniformity, last.rank), rel=1e-5)
+    # a map that is not square does not tell
+    assert [g.dimensions for g in geometry(model, [(wide, wide)], ["0", "1"])] == [4, 6]
+
+
 def test_pairs_of_sentences():
     """SimCSE's measure: positives are the pairs scored 4 or more; uniformity is over all different sentences."""
     vectors = dict(zip("abcd", points(4, 3).unbind(), strict=True))

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
-from torch import nn
+from torch import Tensor, nn
 
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.cka import CKA, cka
 from graphaug.analysis.stretches import Stretch, stretches, threshold_of
+from graphaug.analysis.taps import first_of
 from graphaug.errors import SiteNotFound
-from graphaug.outline import ModelOutline
+from graphaug.outline import ModelOutline, openable
 from graphaug.rewrite import plain_model
 from graphaug.selector import At
-from graphaug.sites import sites_of
+from graphaug.sites import Site, sites_of
+from graphaug.values import value_of
 
 
 @dataclass(frozen=True)
@@ -58,13 +60,20 @@ class Advice(Sequence[Suggestion]):
         similarity: the CKA matrix behind it.
         stretches: what was found in it.
         threshold: above which mean similarity sites form a stretch.
+        sites: those that stretches were looked for in: without such as have the same values as the one before.
     """
 
     def __init__(
-        self, suggestions: Sequence[Suggestion], similarity: CKA, found: Sequence[Stretch], threshold: float
+        self,
+        suggestions: Sequence[Suggestion],
+        similarity: CKA,
+        found: Sequence[Stretch],
+        threshold: float,
+        sites: Sequence[str] | None = None,
     ):
         self.suggestions, self.similarity = list(suggestions), similarity
         self.stretches, self.threshold = list(found), threshold
+        self.sites = tuple(similarity.rows if sites is None else sites)
 
     @overload
     def __getitem__(self, index: int) -> Suggestion: ...
@@ -78,9 +87,12 @@ class Advice(Sequence[Suggestion]):
 
     def __str__(self) -> str:
         if not self.suggestions:
+            found = f"of {len(self.sites)} sites, {self.similarity.samples} samples"
+            if self.threshold >= 1 or len(self.sites) == 1:
+                return f"no stretch of co-adapted sites: all are the same, with a CKA of 1 ({found})."
             return (
-                f"no stretch of co-adapted sites: none has a mean CKA above {self.threshold:.2f} "
-                f"(of {len(self.similarity.rows)} sites, {self.similarity.samples} samples)."
+                f"no stretch of co-adapted sites: none has a mean CKA above {self.threshold:.2f} and a boundary, "
+                f"where similarity falls by more than the distance between sites explains ({found})."
             )
         return "\n".join(f"{i}. {s}" for i, s in enumerate(self.suggestions, 1))
 
@@ -113,7 +125,8 @@ def advise(
 
     Returns:
         An `Advice`, a list of `Suggestion`s that `graphaug.rewrite` takes as ``**suggestion``. It is empty if no
-        stretch stands out.
+        stretch stands out. Sites with the values of the one before, as of a flatten or of dropout, which does nothing
+        in eval mode, are compared, but neither make a stretch nor are suggested.
 
     Raises:
         SiteNotFound: fewer than 3 sites.
@@ -129,10 +142,18 @@ def advise(
     similarity = cka(plain, data, sites, estimator=estimator, tokens=tokens, batch_size=batch_size)
     if len(similarity.rows) < 3:
         raise SiteNotFound(f"advice needs 3 sites or more to compare, not {len(similarity.rows)}.")
-    limit = threshold_of(similarity.values) if threshold is None else threshold
-    found = stretches(similarity.values, threshold=limit)
+    return advice_of(similarity, threshold=threshold)
+
+
+def advice_of(similarity: CKA, *, threshold: float | None = None, leave_out: Sequence[str] = ()) -> Advice:
+    """What a CKA matrix of one model's sites advises, without a look at those to be left out."""
+    shown = [i for i, name in enumerate(similarity.rows) if name not in leave_out]
+    kept = [shown[i] for i in _distinct(similarity.values[shown][:, shown])]
+    values = similarity.values[kept][:, kept]
+    found = [replace(s, start=kept[s.start], end=kept[s.end]) for s in stretches(values, threshold=threshold)]
     suggestions = [s for stretch in found for s in _suggest(similarity.rows, stretch)]
-    return Advice(suggestions, similarity, found, limit)
+    limit = threshold_of(values) if threshold is None else threshold
+    return Advice(suggestions, similarity, found, limit, [similarity.rows[i] for i in kept])
 
 
 def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
@@ -142,10 +163,17 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
     """
     outline = ModelOutline(model, example_inputs)
     rows = rows_of(example_inputs)
+    nodes = outline.capture_deep(openable(outline.model, None, False)).graph.nodes  # kept from the table
+    values = {node.meta.get("site"): first_of(value_of(node)) for node in nodes}
+
+    def holds_batch(site: Site) -> bool:  # a block may return a tuple, whose first entry is what is augmented
+        value = values.get(site.target)
+        return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
+
     found = [
         site
         for site in sites_of(outline, depth=None, everything=False)
-        if site.separates and site.target.side == "after" and site.shape and site.shape[0] == rows
+        if site.separates and site.target.side == "after" and holds_batch(site)
     ]
     blocks = [s for s in found if s.stage is not None or (s.op is None and _is_block(s.module))]
     chosen = blocks if len(blocks) >= 3 else [s for s in found if s.op is None]
@@ -156,6 +184,16 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
 
 def _is_block(module: nn.Module) -> bool:
     return any(True for _ in module.children()) and any(True for _ in module.parameters())
+
+
+def _distinct(values: Tensor) -> list[int]:
+    """Indices of the sites whose values differ, beyond rounding, from those of the one before."""
+    kept = [0]
+    for i in range(1, len(values)):
+        same = values[i, kept[-1]] > 1 - 1e-6 and (values[i] - values[kept[-1]]).abs().max() < 1e-5
+        if not same:
+            kept.append(i)
+    return kept
 
 
 def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:

@@ -16,7 +16,7 @@ from graphaug.analysis.advise import Advice
 from graphaug.contrastive.config import PretrainConfig
 from graphaug.contrastive.data import ImageData
 from graphaug.contrastive.pretrain import pretrain
-from graphaug.errors import InvalidOption, did_you_mean
+from graphaug.errors import DataError, InvalidOption, did_you_mean
 
 METRICS = ("linear", "few_labels", "knn")
 
@@ -102,7 +102,8 @@ def check_advice(
 
     Args:
         advice: whose CKA matrix names the sites.
-        config: of the trials, but for ``at``, ``stop_grad``, ``epochs`` and ``seed``.
+        config: of the trials, but for the sites, ``stop_grad``, ``epochs`` and ``seed``. The warm-up is shortened with
+            the epochs, and the backward is chosen for every site anew.
         data: to train and to probe on.
         epochs: of every trial.
         seeds: each site is tried with every one.
@@ -115,6 +116,7 @@ def check_advice(
 
     Raises:
         InvalidOption: no such metric, or no seed.
+        DataError: the images have no labels, and nothing could be probed.
     """
     for metric in metrics:
         if metric not in METRICS:
@@ -122,11 +124,28 @@ def check_advice(
             raise InvalidOption(f"metric={metric!r} is unknown.{hint} Known: {', '.join(METRICS)}.")
     if not seeds:
         raise InvalidOption("a check needs a seed or more.")
-    sites = advice.similarity.rows
+    if len(data.classes) < 2:
+        raise DataError(
+            f"{data.name} has {len(data.classes)} class: without labels the trials cannot be probed and ranked. "
+            "Leave out --check, or put the images into a folder for each class."
+        )
+    sites = advice.sites
     settings = [(None, False), *((site, stop) for site in sites for stop in (False, True))]
     jobs = [(seed, at, stop) for seed in seeds for at, stop in settings]
     configs = [
-        replace(config, at=() if at is None else (at,), stop_grad=stop, epochs=epochs, seed=seed, freeze=None)
+        replace(
+            config,
+            at=() if at is None else (at,),
+            everywhere=False,
+            stop_grad=stop,
+            epochs=epochs,
+            warmup=config.warmup * epochs / config.epochs,
+            seed=seed,
+            freeze=None,
+            rate_end=None,  # what changes over a run cannot be told from a few epochs
+            subset_end=None,
+            backward="auto",  # what the run had may not be possible at another site
+        )
         for seed, at, stop in jobs
     ]
     results: dict[int, dict[str, Any]] = {}

@@ -9,7 +9,8 @@ all pairs of a batch come from one matrix product.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.analysis.batches import batches, padding_mask, rows_of
-from graphaug.analysis.taps import Tapped, check_rows, sample_features, tapped
-from graphaug.errors import BatchError, InvalidOption, did_you_mean
+from graphaug.analysis.taps import Tapped, check_rows, in_full, sample_features, tapped
+from graphaug.errors import BatchError, DataError, InvalidOption, did_you_mean
 from graphaug.rewrite import plain_model
 from graphaug.selector import At
 
@@ -85,11 +86,13 @@ def cka(
     Args:
         model: plain or rewritten; it is not changed.
         data: a loader of batches (tensors, tuples, dicts), or all samples as a tensor or a dict of tensors.
-        sites: a selector or a list of them. Of patterns, sites without activations are left out.
+        sites: a selector or a list of them. Of patterns, sites without activations are left out, and with
+            ``tokens="each"`` sites without tokens.
         other: a second model; without it the sites are compared with each other.
         other_sites: its sites, by default ``sites``.
         estimator: ``"unbiased"`` (does not depend on the batch size in expectation; 4 samples a batch or more) or
-            ``"biased"`` (depends on it: equal to the textbook formula if the data come in one batch).
+            ``"biased"`` (depends on it, with a warning if there is more than one: equal to the textbook formula if the
+            data come in one batch).
         kernel: ``"linear"``, or ``"rbf"`` with a bandwidth of ``bandwidth`` times the batch's median distance.
         tokens: how a (samples, tokens, features) value becomes rows: ``"mean"`` over the tokens that are no padding
             (by the batch's ``attention_mask``), ``"cls"``, ``"flatten"``, or ``"each"`` token by itself.
@@ -103,7 +106,7 @@ def cka(
         InvalidOption: an option is outside its domain.
         BatchError: the unbiased estimator is given fewer than 4 samples in every batch, or sites differ in their
             number of rows.
-        DataError: there are no data, or not such as the forward takes.
+        DataError: there are no data, or not such as the forward takes, or the activations of a site are not finite.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
     """
     for name, value in (("estimator", estimator), ("kernel", kernel), ("tokens", tokens)):
@@ -120,7 +123,7 @@ def cka(
     gram = _linear if kernel == "linear" else lambda x: _rbf(x, bandwidth)
     read: list[Tapped] = []
     sums: _Sums | None = None
-    smallest, seen, largest = _SMALLEST[estimator], 0, 0
+    smallest, seen, largest, count = _SMALLEST[estimator], 0, 0, 0
     with torch.no_grad():
         for inputs in zip(*streams, strict=True):
             rows = rows_of(inputs[0])
@@ -128,7 +131,10 @@ def cka(
             if rows < (smallest if tokens != "each" else 2):
                 continue  # what is left over at the end of the data
             if not read:
-                read = [tapped(m, at, x) for m, at, x in zip(models, chosen, inputs, strict=False)]
+                read = [
+                    tapped(m, at, x, tokens=tokens == "each")
+                    for m, at, x in zip(models, chosen, inputs, strict=False)
+                ]
                 sums = _Sums(len(read[0].names), len(read[1].names) if other is not None else None)
             assert sums is not None
             stacks = [
@@ -142,17 +148,26 @@ def cka(
                 continue
             sums.add(stacks, n, n * (n - 3) if estimator == "unbiased" else (n - 1) ** 2)
             seen += n
+            count += 1
+            if count == 2 and estimator == "biased":
+                warnings.warn(
+                    "the biased estimator depends on the size of the batches, and there are several: give all samples "
+                    "in one (batch_size=), or take estimator='unbiased'.",
+                    UserWarning,
+                    stacklevel=2,
+                )
     if seen == 0:
         raise BatchError(
             f"the {estimator} estimator needs batches of {smallest} samples or more; the largest here has {largest}."
         )
     assert sums is not None
+    sums.check([r.names for r in read])
     return CKA(read[0].names, read[-1].names, sums.values(), seen, estimator, kernel)
 
 
 def _shared(data: Any, count: int) -> Sequence[Any]:
     """The data once for every model; what can be iterated only once is read once."""
-    if count == 1 or isinstance(data, (Tensor, dict)):
+    if count == 1 or isinstance(data, (Tensor, Mapping)):
         return [data] * count
     return (
         itertools.tee(data, count)
@@ -171,7 +186,7 @@ def _stack(read: Tapped, inputs: Any, tokens: str, reduce: Callable[[Tensor], Te
         x = sample_features(h, tokens, mask, read.names[i])
         if found:
             check_rows(len(x), len(next(iter(found.values()))), read.names[i])
-        found[i] = reduce(x if x.dtype in (torch.float32, torch.float64) else x.float())
+        found[i] = reduce(in_full(x))
 
     read(inputs, receive)
     return torch.stack([found[i] for i in range(len(read.names))])
@@ -187,11 +202,10 @@ class _Sums:
         self.scales: list[Tensor] = []
 
     def add(self, stacks: Sequence[Tensor], rows: int, divisor: float) -> None:
-        if (
-            not self.scales
-        ):  # any scale does, as long as it stays: sums of squares of large activations overflow
-            norms = [s.flatten(1).norm(dim=1) for s in stacks]
-            self.scales = [torch.where(n > 0, n, torch.ones_like(n)) for n in norms]
+        if not self.scales:
+            # any scale does, as long as it stays: products of large entries overflow, of small ones vanish
+            largest = [s.flatten(1).abs().amax(1) for s in stacks]
+            self.scales = [torch.where(n > 0, n, torch.ones_like(n)) for n in largest]
         flat = [(s / n.view(-1, 1, 1)).flatten(1) for s, n in zip(stacks, self.scales, strict=True)]
         weight = rows / divisor
         first, last = flat[0], flat[-1].to(flat[0].device)
@@ -200,12 +214,23 @@ class _Sums:
             o + weight * f.square().sum(1).double() for o, f in zip(self.own, (first, last), strict=True)
         )
 
+    def check(self, names: Sequence[Sequence[str]]) -> None:
+        """Raise ``DataError`` for the first site whose activations were not finite in some batch."""
+        for own, sites in zip(self.own, (names[0], names[-1]), strict=True):
+            finite = own.isfinite().tolist()
+            if not all(finite):
+                raise DataError(
+                    f"the activations of '{sites[finite.index(False)]}' are not finite, or too large for their type: "
+                    "the model has diverged, or its inputs are not finite."
+                )
+
     def values(self) -> Tensor:
         """CKA; a site whose own HSIC is 0 is constant, and shares nothing with any other."""
         product = self.own[0][:, None] * self.own[1][None, :]
         ratio = self.cross / torch.where(product > 0, product, 1.0).sqrt()
         ratio = torch.where(product > 0, ratio, 0.0).clamp(-1.0, 1.0).cpu()
         if self.second is None:
+            ratio = (ratio + ratio.T) / 2  # a matrix product may round its two triangles in different orders
             ratio.diagonal().copy_((self.own[0] > 0).double().cpu())
         return ratio
 
@@ -221,7 +246,8 @@ def _linear(x: Tensor) -> Tensor:
         gram.addmm_(centred, centred.T)
         means = means + mean.square().sum()
     noise = (64 * torch.finfo(x.dtype).eps) ** 2 * (n * means + gram.diagonal().sum())
-    return torch.where(gram.diagonal().sum() > noise, gram, 0.0)
+    # asked this way round, NaN stays NaN
+    return torch.where(gram.diagonal().sum() <= noise, 0.0, gram)
 
 
 def _rbf(x: Tensor, bandwidth: float) -> Tensor:
@@ -232,7 +258,7 @@ def _rbf(x: Tensor, bandwidth: float) -> Tensor:
     sigma = bandwidth * squared[apart].sqrt().median()
     # duplicates may put the median at 0: then only equal samples are alike
     exponent = squared / torch.where(sigma > 0, 2 * sigma.square(), torch.finfo(x.dtype).tiny)
-    return torch.where(squared.max() > 0, torch.exp(-exponent), 0.0)
+    return torch.where(squared.max() <= 0, 0.0, torch.exp(-exponent))
 
 
 def _centred(gram: Tensor, estimator: str) -> Tensor:

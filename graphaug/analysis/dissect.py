@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.taps import Tapped, check_rows, first_of, tapped
@@ -18,7 +18,7 @@ from graphaug.errors import BatchError, NotRewritten
 from graphaug.module import AugmentedModule
 from graphaug.outline import ModelOutline
 from graphaug.placing import place
-from graphaug.selector import At
+from graphaug.selector import At, Target
 from graphaug.separation import before, parameters_of
 from graphaug.signature import map_tensors
 from graphaug.sites import sites
@@ -33,7 +33,7 @@ class SiteEffect:
 
     Attributes:
         site: its name.
-        after_cut: whether the augmentation can be seen there.
+        after_cut: whether the site is a cut, or computed from one.
         cosine: mean cosine between the augmented rows and the same rows without augmentation.
         others: the same, to the un-augmented rows of *other* samples: what cosine would mean nothing.
         recognised: share of augmented rows whose nearest un-augmented row, by cosine, is their own.
@@ -74,8 +74,14 @@ class Dissection:
 
     @property
     def verdict(self) -> str:
-        """``"too weak"``, ``"destroying"`` or ``"in between"``, by the last site (rules of thumb, see the docs)."""
-        last = self.effects[-1]
+        """``"too weak"``, ``"destroying"`` or ``"in between"``, by the last site (rules of thumb, see the docs).
+
+        ``"not seen"`` if every site lies before the cut.
+        """
+        behind = [e for e in self.effects if e.after_cut]
+        if not behind:
+            return "not seen: no compared site lies behind the cut"
+        last = behind[-1]
         if last.recognised < LOST:
             return "destroying"
         return "too weak" if last.cosine > WEAK else "in between"
@@ -135,8 +141,9 @@ def dissect(
     if at is None:
         at = [str(site) for site in sites(aug.original, inputs) if site.module is not aug.original]
     augmentations = {t: _Recording(module) for t, module in aug.augmentations.items()}
-    cuts = [_before_cut(aug, target, inputs) for target in augmentations]
+    cuts = _before_cuts(aug, list(augmentations), inputs)
     read = tapped(aug.original, at, inputs, augmentations=augmentations)
+    behind = _behind(read)
     loss = loss or _direction(seed)
     plain = _measure(read, augmentations, inputs, loss, seed, augmented=False)
     found = _measure(read, augmentations, inputs, loss, seed, augmented=True)
@@ -145,9 +152,9 @@ def dissect(
         raise BatchError("no row was augmented: the subset rounds to 0 rows of this batch.")
     below = set.intersection(*cuts)
     effects = tuple(
-        _effect(name, h, was, changed, g, g_was)
-        for name, h, was, g, g_was in zip(
-            read.names, found.values, plain.values, found.gradients, plain.gradients, strict=True
+        _effect(name, after, h, was, changed, g, g_was)
+        for name, after, h, was, g, g_was in zip(
+            read.names, behind, found.values, plain.values, found.gradients, plain.gradients, strict=True
         )
     )
     norms = [
@@ -248,7 +255,7 @@ def _unfrozen(model: nn.Module) -> Iterator[None]:
 
 
 def _effect(
-    name: str, h: Tensor, plain: Tensor, rows: Tensor, gradient: Tensor, plain_gradient: Tensor
+    name: str, after: bool, h: Tensor, plain: Tensor, rows: Tensor, gradient: Tensor, plain_gradient: Tensor
 ) -> SiteEffect:
     x, y = (F.normalize(v.flatten(1).float(), dim=1) for v in (h, plain))
     similarity = x[rows] @ y.T
@@ -258,9 +265,10 @@ def _effect(
     apart[torch.arange(len(own)), own] = False
     # an equal neighbour (a duplicate, a saturated unit) does not hide its own
     recognised = cosine >= similarity.masked_fill(~apart, -2.0).amax(1)
+    recognised &= x[rows].any(1) | ~y[rows].any(1)  # a row of zeros is as near to any other
     return SiteEffect(
         name,
-        bool((h != plain).any()),
+        after,
         float(cosine.mean()),
         float(similarity[apart].mean()),
         float(recognised.float().mean()),
@@ -269,23 +277,45 @@ def _effect(
     )
 
 
-def _before_cut(aug: AugmentedModule, target: Any, inputs: Any) -> set[str]:
-    """Names of the parameters that are used up to a site."""
-    outline = ModelOutline(aug.original, inputs)
-    _, _, placed = place(outline, {target: "cut"}, training=False)
-    model = aug.original
-    owned = {
-        id(p)
-        for node in before(placed[target])
-        if node.target != "cut"
-        for p in parameters_of(node, model.get_submodule, model.get_parameter)
+def _behind(read: Tapped) -> list[bool]:
+    """Of every tap, whether an augmentation is among what its value is computed from."""
+    added = read.module._parts.added
+    nodes = {
+        n: added[n.target] for n in read.module.graph.nodes if n.op == "call_module" and n.target in added
     }
-    return {name for name, p in model.named_parameters() if id(p) in owned}
+
+    def holds(node: fx.Node, kind: type[nn.Module]) -> bool:
+        return node in nodes and any(isinstance(m, kind) for m in nodes[node].modules())
+
+    of_tap = {id(m): n for n, module in nodes.items() for m in module.modules()}
+    return [any(holds(n, _Recording) for n in before(of_tap[id(tap)])) for tap in read.taps]
+
+
+def _before_cuts(aug: AugmentedModule, targets: Sequence[Target], inputs: Any) -> list[set[str]]:
+    """Names of the parameters that are used up to each site."""
+    names = {target: f"cut_{i}" for i, target in enumerate(targets)}
+    _, _, placed = place(ModelOutline(aug.original, inputs), names, training=False)
+    model = aug.original
+    found = []
+    for node in placed.values():
+        owned = {
+            id(p)
+            for n in before(node)
+            if n.target not in names.values()
+            for p in parameters_of(n, model.get_submodule, model.get_parameter)
+        }
+        found.append({name for name, p in model.named_parameters() if id(p) in owned})
+    return found
 
 
 def _direction(seed: int) -> Callable[[Any], Tensor]:
     def loss(output: Any) -> Tensor:
-        z = first_of(output)
+        leaves = torch.utils._pytree.tree_leaves(output)
+        # with labels a model gives its own loss first, which has no rows
+        z = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim()), None)
+        if z is None:
+            own: Tensor = first_of(output)
+            return own
         generator = torch.Generator().manual_seed(seed)
         projected: Tensor = (z * torch.randn(z.shape, generator=generator).to(z)).sum() / len(z)
         return projected

@@ -107,9 +107,11 @@ def curves(runs: Mapping[str, Sequence[float]], moments: Mapping[str, Sequence[M
     for i, name in enumerate(runs):
         style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         loss.plot(range(1, len(runs[name]) + 1), runs[name], label=name, **style)
-        accuracy.plot(
-            [m.epoch for m in moments[name]], [100 * m.knn for m in moments[name]], label=name, **style
-        )
+        probed = [(m.epoch, 100 * m.knn) for m in moments[name] if m.knn is not None]
+        if probed:
+            accuracy.plot(*zip(*probed, strict=True), label=name, **style)
+    if not accuracy.lines:
+        accuracy.text(0.5, 0.5, "no labels", transform=accuracy.transAxes, ha="center")
     for axes in (loss, accuracy):
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

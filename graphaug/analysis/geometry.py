@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphaug.analysis.batches import batches, padding_mask, rows_of
-from graphaug.analysis.taps import Tapped, check_rows, sample_features, tapped
+from graphaug.analysis.taps import Tapped, check_rows, in_full, sample_features, tapped
 from graphaug.errors import BatchError, DataError, InvalidOption
 from graphaug.rewrite import plain_model
 from graphaug.selector import At
@@ -138,7 +138,8 @@ def geometry(
         model: plain or rewritten; it is not changed.
         pairs: an iterable of ``(first, second)``: two batches of one size, each as `cka` takes them, row i of one
             the positive of row i of the other.
-        sites: a selector or a list. Feature maps are averaged over places.
+        sites: a selector or a list. Feature maps are averaged over places: of (N, C, H, W), or of (N, H, W, C) if H = W
+            differs from C. Of maps that are not square, the second dimension is taken for the channels.
         labels: (samples,) classes in the order of ``pairs``, for the tolerance of the first views.
         tokens: ``"mean"``, ``"cls"`` or ``"flatten"``, as in `cka`.
 
@@ -185,12 +186,20 @@ def _embeddings(read: Tapped, inputs: Any, tokens: str) -> list[Tensor]:
 
     def receive(i: int, h: Tensor) -> None:
         check_rows(h.shape[0], rows, read.names[i])
-        pooled = h.flatten(2).mean(2) if h.dim() > 3 else sample_features(h, tokens, mask, read.names[i])
+        pooled = _over_places(h) if h.dim() > 3 else sample_features(h, tokens, mask, read.names[i])
         found[i] = pooled.detach().to("cpu", torch.float32, copy=True)  # what follows may change it in place
 
     with torch.no_grad():
         read(inputs, receive)
     return [found[i] for i in range(len(read.names))]
+
+
+def _over_places(h: Tensor) -> Tensor:
+    """Mean of a feature map over its places; the places of a square map tell where its channels are."""
+    sizes = h.shape[1:]
+    last = len(set(sizes[:-1])) == 1 and len(set(sizes[1:])) > 1
+    h = in_full(h)
+    return h.flatten(1, -2).mean(1) if last else h.flatten(2).mean(2)
 
 
 def pair_geometry(

@@ -6,7 +6,7 @@ import base64
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -86,13 +86,8 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         "spectrum": embedded("spectrum", figures.spectrum({name: s.spectrum for name, s in studies.items()})),
     }
     own = [
-        {
-            "cka": embedded(
-                f"cka-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}",
-                figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts),
-            )
-        }
-        for name, s in studies.items()
+        {"cka": embedded(stem, figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts))}
+        for stem, s in zip(_stems(studies), studies.values(), strict=True)
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
@@ -106,6 +101,7 @@ def render(studies: dict[str, Study], directory: Path) -> str:
     )
     return template.render(
         studies=list(studies.values()),
+        names=list(studies),
         shared=shared,
         own=own,
         configurations=[
@@ -113,15 +109,40 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         ],
         version=graphaug.__version__,
         picture=picture,
+        marks=_marks,
         percent=lambda value: "–" if value is None else f"{100 * value:.1f} %",
     )
 
 
 def _named(runs: Sequence[Run]) -> dict[str, Run]:
-    """Runs by name; directories of one name are told apart by a number."""
-    seen: Counter[str] = Counter()
+    """Runs by name, each directory once; of directories of one name, with as much of their paths as differs."""
+    found = {run.path.resolve(): run for run in runs}
     named = {}
-    for run in runs:
-        seen[run.name] += 1
-        named[run.name if seen[run.name] == 1 else f"{run.name} ({seen[run.name]})"] = run
+    for path, run in found.items():
+        ends = (path.parts[-n:] for n in range(1, len(path.parts) + 1))
+        end = next(e for e in ends if sum(other.parts[-len(e) :] == e for other in found) == 1)
+        named["/".join(end)] = run
     return named
+
+
+def _stems(names: Iterable[str]) -> list[str]:
+    """Names of the heat maps' files: no two are one, on a disk that ignores case either."""
+    seen: Counter[str] = Counter()
+    stems = []
+    for name in names:
+        stem = f"cka-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}"
+        while seen[stem.lower()]:
+            seen[stem.lower()] += 1
+            stem = f"{stem}-{seen[stem.lower()]}"
+        seen[stem.lower()] += 1
+        stems.append(stem)
+    return stems
+
+
+def _marks(study: Study) -> str:
+    """What the heat map says about the cut."""
+    if not study.augmented:
+        return "This run was trained without Deep Augmentation."
+    if not study.cuts:
+        return f"What was augmented, {', '.join(study.augmented)}, is not among the compared sites."
+    return f"Dashed lines and ✂: what was augmented, {', '.join(study.cuts)}."

@@ -2,7 +2,8 @@
 
 CKA is a cosine between centred Gram matrices, hence a positive definite kernel between layers, and the layers come in
 an order. Cutting that order into segments with little scatter inside is the kernel change-point problem of Harchaoui
-& Cappé (2007), solved exactly by dynamic programming.
+& Cappé (2007), solved exactly by dynamic programming. Similarity that only decays with distance has no change points,
+but dynamic programming cuts it up all the same: a segment also has to have a boundary.
 """
 
 from __future__ import annotations
@@ -47,7 +48,12 @@ def threshold_of(values: Tensor) -> float:
 
 
 def stretches(
-    values: Tensor, *, threshold: float | None = None, shortest: int = 2, contrast: float = 0.05
+    values: Tensor,
+    *,
+    threshold: float | None = None,
+    shortest: int = 2,
+    contrast: float = 0.05,
+    boundary: float = 0.5,
 ) -> list[Stretch]:
     """Find the stretches in a CKA matrix, the strongest first.
 
@@ -61,16 +67,24 @@ def stretches(
         shortest: smallest number of sites.
         contrast: by how much the inside has to exceed the similarity to the other sites: where all sites are alike, as
             in an untrained residual network, none stands out.
+        boundary: what tells an end from similarity that merely decays with distance. The site next to either end has
+            to be less similar to the stretch than its own sites are at the same distances: its dissimilarity, 1 - CKA,
+            larger by this share or more, and by ``contrast``, or by as little as 0.4 of it if the matrix is smooth
+            (four times its noise, by its mixed second differences). The ends of the network are no boundaries.
 
     Returns:
-        Stretches that do not overlap; an empty list if no segment is long enough.
+        Stretches that do not overlap; an empty list if no segment is long enough and has a boundary, or if all sites
+        are the same.
 
     Raises:
         BatchError: the matrix is not square, not symmetric, or not finite.
         InvalidOption: an option is outside its domain.
     """
     matrix = _matrix(values)
-    threshold = threshold_of(values) if threshold is None else threshold
+    if threshold is None:
+        threshold = threshold_of(values)
+        if threshold >= 1:
+            return []
     if not 0 < threshold < 1:
         raise InvalidOption(f"threshold must be between 0 and 1, not {threshold!r}.")
     if isinstance(shortest, bool) or not isinstance(shortest, int) or shortest < 2:
@@ -90,6 +104,7 @@ def stretches(
         a = b - 1 - int(np.argmin(np.round(costs[::-1], 12)))
         best.append(costs[a])
         origin.append(a)
+    limit = min(contrast, max(0.4 * contrast, 4 * _noise(matrix)))
     found, b = [], n
     while b > 0:
         a = origin[b]
@@ -99,10 +114,32 @@ def stretches(
             rest = matrix[a:b].sum() - inside(a, b)
             outside = rest / (length * (n - length)) if n > length else 0.0
             strength = (length - 1) * (similarity - threshold)
-            if strength > 0 and similarity - outside >= contrast:
+            stands_out = similarity - outside >= contrast and _has_boundary(matrix, a, b, limit, boundary)
+            if strength > 0 and stands_out:
                 found.append(Stretch(a, b - 1, float(similarity), float(outside), float(strength)))
         b = a
     return sorted(found, key=lambda s: (-s.strength, s.start))
+
+
+def _has_boundary(matrix: np.ndarray, a: int, b: int, limit: float, share: float) -> bool:
+    """Whether similarity drops behind both ends of the segment a … b-1, as far as they lie within the network."""
+    inside = np.array([1 - np.diagonal(matrix[a:b, a:b], lag).mean() for lag in range(1, b - a)])
+    across = []
+    if a > 0:
+        across.append(1 - matrix[a - 1, a : b - 1])
+    if b < len(matrix):
+        across.append(1 - matrix[b, a + 1 : b][::-1])
+    # of a segment that is the whole network, nothing tells
+    drops = [(float(d.mean()), float(inside.mean())) for d in across] or [(0.0, 0.0)]
+    return all(out - within >= limit - 1e-12 and out >= (1 + share) * within - 1e-12 for out, within in drops)
+
+
+def _noise(matrix: np.ndarray) -> float:
+    """Standard deviation of the entries around a smooth surface, robustly: most places are no corner of a stretch."""
+    bent = matrix[:-1, :-1] - matrix[1:, :-1] - matrix[:-1, 1:] + matrix[1:, 1:]
+    apart = bent[np.triu_indices(len(bent), 2)]  # the diagonal of ones is no part of the surface
+    # 1.4826: of a normal distribution's median deviation; four entries make the variance four times theirs
+    return 1.4826 * float(np.median(np.abs(apart))) / 2 if apart.size else 0.0
 
 
 def _matrix(values: Tensor) -> np.ndarray:

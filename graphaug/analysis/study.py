@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,28 +10,58 @@ import torch
 from torch import Tensor, nn
 
 import graphaug
-from graphaug.analysis.advise import Advice, advise, candidates
+from graphaug.analysis.advise import Advice, advice_of, advise, candidates
+from graphaug.analysis.cka import cka
 from graphaug.analysis.dissect import Dissection, dissect
-from graphaug.analysis.geometry import Geometry, alignment, geometry, uniformity
+from graphaug.analysis.geometry import (
+    Geometry,
+    alignment,
+    effective_rank,
+    embedding_std,
+    geometry,
+    tolerance,
+    uniformity,
+)
 from graphaug.analysis.runs import Run
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.evaluate import knn_accuracy
-from graphaug.contrastive.models import classifier_path, features, to_rgb
+from graphaug.contrastive.models import (
+    classifier_path,
+    classifier_replaced,
+    features,
+    projection_head,
+    to_rgb,
+)
 from graphaug.contrastive.objective import image_views
 from graphaug.contrastive.views import UNIFORMS, EvalView
-from graphaug.errors import BatchError, DataError
+from graphaug.errors import DataError, GraphaugError
+from graphaug.module import AugmentedModule
+from graphaug.outline import paper_stages
+from graphaug.selector import Target
 
-SEED = 0  # of the views that alignment is measured on: the same for every run
+SEED = 0  # of the samples looked at and of their views: the same for every run
 
 
 @dataclass(frozen=True)
 class Moment:
-    """An encoder at one time: the epoch, alignment and uniformity of its features, and kNN accuracy in [0, 1]."""
+    """An encoder at one time.
+
+    Attributes:
+        epoch: how many it was trained for.
+        alignment, uniformity, std, rank: of the features of two views, and of one, as in `Geometry`.
+        dimensions: of the features.
+        knn: accuracy in [0, 1]; None without labels.
+        tolerance: None without labels, or where no class is there twice.
+    """
 
     epoch: int
     alignment: float
     uniformity: float
-    knn: float
+    std: float
+    rank: float
+    dimensions: int
+    knn: float | None = None
+    tolerance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -39,22 +70,26 @@ class Study:
 
     Attributes:
         run: the run.
-        cuts: sites that were augmented in training, as the CKA matrix names them.
+        augmented: sites that were augmented in training, by name; those in the head too.
+        cuts: such of them as are compared, as the CKA matrix names them.
         advice: with the CKA matrix and its stretches.
-        sites: geometry at every candidate site.
+        sites: geometry at every compared site.
         spectrum: singular values of the centred features, the largest first, as shares of their sum.
         moments: at every snapshot and at the end.
         dissection: of the run's own augmentation on a test batch; None for a run without one.
+        undissected: why a run with an augmentation has no dissection.
         samples: test images looked at.
     """
 
     run: Run
+    augmented: tuple[str, ...]
     cuts: tuple[str, ...]
     advice: Advice
     sites: list[Geometry]
     spectrum: Tensor
     moments: list[Moment]
     dissection: Dissection | None
+    undissected: str
     samples: int
 
 
@@ -64,17 +99,23 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
     Args:
         run: as `read_run` gives it.
         data: the data, already loaded; by default what the run was trained on.
-        samples: how many test images to look at, at most.
+        samples: how many test images to look at, at most; as many of every class.
 
     Raises:
         DataError: the data are gone, or too few.
-        Whatever `advise` and `dissect` raise.
+        Whatever `cka` raises.
     """
     config = run.config
     data = data or load(config.data, size=config.size, strict=False)
-    images, labels = data.test.images[:samples], data.test.labels[:samples]
+    asked = balanced(data.test.labels, samples)
+    images, labels = data.test.images[asked], data.test.labels[asked]
     if len(images) < 8:
         raise DataError(f"{data.name} has {len(images)} test images: an analysis needs 8 or more.")
+    known = balanced(data.train.labels, 2000)
+    train_images, train_labels = data.train.images[known], data.train.labels[known]
+    probed = len(train_labels.unique()) > 1
+    # one class is none; tolerance is over pairs of a class
+    paired = labels if probed and int(labels.bincount().max()) > 1 else None
     size = config.size or data.view_size
     mean, std = data.statistics()
     plain = to_rgb(EvalView(size, mean, std)(images))
@@ -83,28 +124,55 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
     with torch.no_grad():
         first, second = to_rgb(views(images, draws)).chunk(2)
     model = run.model()
-    sites = encoder_sites(model, plain)
     end = len(run.metrics)
     earlier = {epoch: file for epoch, file in run.snapshots.items() if epoch != end}
-    train = data.train.images[:2000], data.train.labels[:2000]
     knn_view = EvalView(size, mean, std)
 
     def moment(epoch: int, encoder: nn.Module) -> Moment:
         x, y = (features(encoder, v, nn.Identity()) for v in (first, second))
-        known, asked = (features(encoder, part, knn_view) for part in (train[0], images))
-        accuracy = knn_accuracy(known, train[1], asked, labels)
-        return Moment(epoch, alignment(x, y), uniformity(torch.cat([x, y])), accuracy)
+        accuracy = None
+        if probed:
+            seen, new = (features(encoder, part, knn_view) for part in (train_images, images))
+            accuracy = knn_accuracy(seen, train_labels, new, labels)
+        return Moment(
+            epoch,
+            alignment(x, y),
+            uniformity(torch.cat([x, y])),
+            embedding_std(x),
+            effective_rank(x),
+            x.shape[1],
+            accuracy,
+            None if paired is None else tolerance(x, paired),
+        )
 
     top = features(model, images, knn_view)
     values = torch.linalg.svdvals(top.double() - top.double().mean(0))
+    candidate = encoder_sites(model, plain)
+    targets, why = _augmented(run, model, plain)
+    inside = [t for t in targets if not _within(t.path, classifier_path(model))]
+    spelled = [_compared(t, candidate) for t in inside]
+    try:
+        similarity = cka(model, plain, [*candidate, *(s for s in spelled if s not in candidate)])
+    except GraphaugError:  # the cut has no activations of every row in eval mode: compared is what can be
+        similarity = cka(model, plain, candidate)
+    # a module that is called twice is named with the call
+    cuts = [n for s, t in zip(spelled, inside, strict=True) for n in {s, str(t)} if n in similarity.rows]
+    dissection = None
+    if inside:
+        dissection, why = _dissected(run, model, inside, plain, similarity.rows)
+    elif targets:
+        why = "it acts in the projection head, of which a run keeps no weights."
+    pairs = zip(first.split(128), second.split(128), strict=True)
     return Study(
         run=run,
-        cuts=_cuts(run, model, plain, sites),
-        advice=advise(model, plain, sites),
-        sites=geometry(model, zip(first.split(128), second.split(128), strict=True), sites, labels=labels),
+        augmented=tuple(map(_plain_name, targets)) or tuple(map(str, config.at)),
+        cuts=tuple(cuts),
+        advice=advice_of(similarity, leave_out=[c for c in cuts if c not in candidate]),
+        sites=geometry(model, pairs, list(similarity.rows), labels=paired),
         spectrum=values / values.sum().clamp(min=1e-30),
         moments=[*(moment(epoch, run.model(file)) for epoch, file in earlier.items()), moment(end, model)],
-        dissection=_dissected(run, model, plain, sites),
+        dissection=dissection,
+        undissected=why,
         samples=len(images),
     )
 
@@ -112,9 +180,22 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
 def advise_run(run: Run, *, samples: int = 512) -> tuple[Advice, ImageData]:
     """Advice for a run's encoder on its own test images, and the data."""
     data = load(run.config.data, size=run.config.size, strict=False)
-    model, images = run.model(), data.test.images[:samples]
+    model, images = run.model(), data.test.images[balanced(data.test.labels, samples)]
     plain = to_rgb(EvalView(run.config.size or data.view_size, *data.statistics())(images))
     return advise(model, plain, encoder_sites(model, plain)), data
+
+
+def balanced(labels: Tensor, count: int) -> Tensor:
+    """Indices of at most ``count`` samples, as many of every class as it has, in an order in which any part is so too.
+
+    Folders and CIFAR's archives come sorted by class, and what is looked at is also cut into batches.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(SEED))
+    turn = torch.zeros(len(labels), dtype=torch.long)  # of every sample within its class
+    for label in labels.unique():
+        members = (labels[order] == label).nonzero()[:, 0]
+        turn[members] = torch.arange(len(members))
+    return order[turn.argsort(stable=True)[:count]]
 
 
 def encoder_sites(model: nn.Module, images: Tensor) -> list[str]:
@@ -122,30 +203,52 @@ def encoder_sites(model: nn.Module, images: Tensor) -> list[str]:
     return [site for site in candidates(model, (images[:2],)) if site != classifier_path(model)]
 
 
-def _rewritten(run: Run, model: nn.Module, images: Tensor) -> Any:
-    at = list(run.config.at)
-    return graphaug.rewrite(
-        model,
-        at=at if len(at) > 1 else at[0],
-        backward="dense",
-        example_inputs=images[:2],
-        **{**run.config.deep_augmentation(), "freeze": None},
-    )
-
-
-def _cuts(run: Run, model: nn.Module, images: Tensor, sites: list[str]) -> tuple[str, ...]:
-    """The augmented sites as the matrix names them: a container's output is that of its last entry."""
-    if not run.config.at:
-        return ()
-    names = [str(t).removesuffix("@0") for t in _rewritten(run, model, images).augmentations]
-    entries = {name: [s for s in sites if s.startswith(name + ".")] for name in names}
-    return tuple(name if name in sites or not entries[name] else entries[name][-1] for name in names)
-
-
-def _dissected(run: Run, model: nn.Module, images: Tensor, sites: list[str]) -> Dissection | None:
-    if not run.config.at:
-        return None
+def _augmented(run: Run, model: nn.Module, images: Tensor) -> tuple[list[Target], str]:
+    """The sites that the run augmented, in the network that it trained, or why they are not to be had."""
+    config = run.config
+    at: list[str | int] = list(config.at)
+    if config.everywhere:
+        at = [number for number in paper_stages(model) if number >= 0]
+    if not at:
+        return [], ""
+    head = projection_head(model.get_submodule(classifier_path(model)), config.projection)
     try:
-        return dissect(_rewritten(run, model, images), images[:128], sites)
-    except BatchError:  # a subset that is 0 rows of the batch
-        return None
+        with classifier_replaced(model, head):
+            return list(_rewritten(run, model, at, images).augmentations), ""
+    except GraphaugError as error:
+        return [], str(error)
+
+
+def _rewritten(run: Run, model: nn.Module, at: list[Any], images: Tensor) -> AugmentedModule:
+    options = {**run.config.deep_augmentation(), "freeze": None}
+    aug: AugmentedModule = graphaug.rewrite(
+        model, at=at if len(at) > 1 else at[0], backward="dense", example_inputs=images[:2], **options
+    )
+    return aug
+
+
+def _dissected(
+    run: Run, model: nn.Module, targets: list[Target], images: Tensor, sites: Sequence[str]
+) -> tuple[Dissection | None, str]:
+    try:
+        aug = _rewritten(run, model, list(map(str, targets)), images)
+        return dissect(aug, images[:128], list(sites)), ""
+    except (
+        GraphaugError
+    ) as error:  # a subset that is 0 rows of the batch, a site that eval mode does not have
+        return None, str(error)
+
+
+def _compared(target: Target, sites: Sequence[str]) -> str:
+    """An augmented site as the matrix names it: a container's output is that of its last entry."""
+    name = _plain_name(target)
+    entries = [s for s in sites if _within(s, name)]
+    return name if name in sites or not entries else entries[-1]
+
+
+def _plain_name(target: Target) -> str:
+    return str(target).removesuffix("@0")
+
+
+def _within(path: str, outer: str) -> bool:
+    return path == outer or path.startswith(outer + ".")

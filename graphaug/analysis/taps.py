@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from graphaug.analysis.batches import rows_of
@@ -75,15 +76,17 @@ def tapped(
     example_inputs: Any,
     *,
     augmentations: Mapping[Target, nn.Module] | None = None,
+    tokens: bool = False,
 ) -> Tapped:
     """Put taps at every site that ``at`` selects; a module that is called several times has one for each call.
 
     Args:
         model: the model, plain or rewritten; it is not changed.
-        at: a selector or a list. Of a pattern or a class, sites whose value is no batch of activations (masks,
-            position tables) are left out.
+        at: a selector or a list. Of a pattern or a class, in a list too, sites whose value is no batch of activations
+            (masks, position tables) are left out.
         example_inputs: one batch, as `graphaug.rewrite` takes it.
         augmentations: modules to call as well; where there is also a tap, before it.
+        tokens: of a pattern or a class, leave out sites without a dimension of tokens too.
 
     Raises:
         SiteNotFound: nothing, or a named site without activations, is selected.
@@ -91,22 +94,33 @@ def tapped(
     """
     outline = ModelOutline(plain_model(model), example_inputs)
     wanted = dict.fromkeys(resolve(at, outline, every_call=True))
+    entries = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
+    spelled_out = [entry for entry in entries if not _is_pattern(entry)]
+    named = set(resolve(spelled_out, outline, every_call=True)) if spelled_out else set()
     acting = dict(augmentations or {})
     names = fresh_names(outline.model, [*wanted, *(t for t in acting if t not in wanted)], "tap")
     captured, graph, placed = place(outline, names, training=False)
-    rows = rows_of(example_inputs) if _is_pattern(at) else None
-    chosen = [t for t in placed if t in wanted and _holds_activations(placed[t], rows)]
-    missing = [t for t in wanted if t not in chosen]
-    if missing and rows is None:
+    rows = rows_of(example_inputs)
+
+    def fits(target: Target) -> bool:
+        if target in named:
+            return _holds_activations(placed[target], None, False)
+        return _holds_activations(placed[target], rows, tokens)
+
+    chosen = [t for t in placed if t in wanted and fits(t)]
+    missing = [t for t in wanted if t in named and t not in chosen]
+    if missing:
         raise SiteNotFound(f"'{missing[0]}' holds no batch of activations in eval mode: choose another site.")
     if not chosen:
-        raise SiteNotFound(f"{at!r} selects no site with activations.")
+        raise SiteNotFound(f"{at!r} selects no site with {'tokens' if tokens else 'activations'}.")
     kept = {t: name for t, name in names.items() if t in chosen or t in acting}
     if kept != names:
         names = kept
         captured, graph, placed = place(outline, names, training=False)
     order = {node: i for i, node in enumerate(graph.nodes)}
     chosen.sort(key=lambda t: order[placed[t]])
+    for node in graph.nodes:
+        node.meta.pop("value", None)  # every activation of the example, which would stay as long as the taps
     taps = {t: Tap() for t in chosen}
     added: dict[str, nn.Module] = {names[t]: tap for t, tap in taps.items()}
     for target, module in acting.items():
@@ -126,19 +140,18 @@ def _spelled(outline: ModelOutline, targets: Sequence[Target]) -> tuple[str, ...
     return tuple(map(str, once))
 
 
-def _is_pattern(at: At) -> bool:
-    """Whether a selector may match more than it names."""
-    return not isinstance(at, (list, tuple, int)) and not (
-        isinstance(at, str) and "*" not in at and ":" not in at
-    )
+def _is_pattern(at: Any) -> bool:
+    """Whether one selector may match more than it names."""
+    return not isinstance(at, int) and not (isinstance(at, str) and "*" not in at and ":" not in at)
 
 
-def _holds_activations(node: fx.Node, rows: int | None) -> bool:
-    """Whether a value is a floating-point batch, of so many rows if that is given."""
+def _holds_activations(node: fx.Node, rows: int | None, tokens: bool) -> bool:
+    """Whether a value is a floating-point batch, of so many rows if that is given, and of tokens if asked for."""
     value = first_of(value_of(node))
     if not isinstance(value, Tensor):
         return value is UNKNOWN
-    return value.is_floating_point() and value.dim() >= 2 and rows in (None, value.shape[0])
+    shaped = value.dim() == 3 if tokens else value.dim() >= 2
+    return value.is_floating_point() and shaped and rows in (None, value.shape[0])
 
 
 def first_of(value: Any) -> Any:
@@ -177,10 +190,16 @@ def sample_features(h: Tensor, tokens: str, mask: Tensor | None, site: str) -> T
         mask = None
     if tokens == "each":
         return h.flatten(0, 1) if mask is None else h[mask]
+    h = in_full(h)  # a sum over many tokens would lose its last ones in half precision
     if mask is None:
         return h.mean(1)
     weight = mask.to(h.dtype).unsqueeze(-1)
     return (h * weight).sum(1) / weight.sum(1).clamp(min=1)
+
+
+def in_full(h: Tensor) -> Tensor:
+    """In float32, unless it is float64."""
+    return h if h.dtype == torch.float64 else h.float()
 
 
 def check_rows(found: int, rows: int, site: str) -> None:
