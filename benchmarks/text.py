@@ -1,11 +1,12 @@
 """The experiment on text: SimCSE with and without Deep Augmentation and masked language, on the seven STS tasks.
 
-    python -m benchmarks.text [--data ../shared/data] [--seeds 3] [--sentences 3072] [--mlm-epochs 3] [--workers 2]
+    python -m benchmarks.text [--data ../shared/data] [--seeds 3] [--sentences 768] [--mlm-epochs 1] [--workers 2]
 
 A small BERT (bert-mini: 4 blocks, 256 wide, a tokenizer trained on the text) is first trained by masked language on
 all sentences. From there, with the first ``--sentences`` lines and every seed: SimCSE, SimCSE with masked language, and
-both with Deep Augmentation at the first, a middle and the last block, with and without stop-gradient. What is reported
-is the last step on the seven tasks, mean ± standard deviation over the seeds. Results go to
+both with Deep Augmentation at the first, a middle and the last block, with and without stop-gradient, at the rates that
+the paper found best for each. What is reported is the last step on the seven tasks, mean ± standard deviation over the
+seeds; a run that collapses or diverges is reported as that and is in no mean. Results go to
 ``benchmarks/results/text.json`` and ``docs/images/text.svg``; ``--journal FILE`` goes on with a broken run.
 """
 
@@ -28,19 +29,26 @@ import torch
 
 from benchmarks.coverage import ROOT, write
 from benchmarks.step import machine
+from graphaug.analysis.geometry import pair_geometry
+from graphaug.errors import GraphaugError
 from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus import Corpus, read_corpus
 from graphaug.text.encoder import TextEncoder
-from graphaug.text.sts import evaluate
-from graphaug.text.sts_data import load_tasks
+from graphaug.text.load import load_encoder
+from graphaug.text.sts import evaluate, sts_dev
+from graphaug.text.sts_data import TASKS, load_tasks
 from graphaug.text.train import simcse
 
 SITES = (1, 2, 4)
-STOPPED = {"rate": 0.125, "stop_grad": True}
-FLOWING = {"rate": 0.25, "stop_grad": False}
-"""The rates that the paper found best with and without stop-gradient."""
+RATES = {(True, False): 0.125, (False, False): 0.25, (True, True): 0.5, (False, True): 0.5}
+"""The rates that the paper found best, by stop-gradient and masked language: its presets in `graphaug.text.presets`."""
 
 MEASURES = ("alignment", "uniformity")
+LOOKS = 2
+"""Looks at STS-B's development set in a run, beside the common one before it; each encodes 2,909 sentences."""
+
+KEPT = ("seeds", "sentences", "batch", "lr", "size", "mlm_epochs")
+"""The options that a journal's records depend on."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,8 @@ class Setting:
     def config(self, base: SimCSEConfig, seed: int) -> SimCSEConfig:
         values = {**base.to_dict(), "mlm": self.mlm, "seed": seed}
         if self.site is not None:
-            values |= {"at": (self.site,), **(STOPPED if self.stop_grad else FLOWING)}
+            rate = RATES[self.stop_grad, self.mlm]
+            values |= {"at": (self.site,), "stop_grad": self.stop_grad, "rate": rate}
         return SimCSEConfig.from_dict(values)
 
 
@@ -75,65 +84,139 @@ SETTINGS = [
 
 
 def one(task: tuple[Setting, SimCSEConfig, Path, int]) -> dict[str, Any]:
-    """One run and its scores, in a process of its own."""
+    """One run and its scores, in a process of its own; of a run that fails, its error."""
     setting, config, data, sentences = task
     torch.set_num_threads(1)
     begin = time.perf_counter()
+    record: dict[str, Any] = {"name": setting.name, "seed": config.seed}
     lines = read_corpus(str(config.text)).lines[:sentences]
-    done = simcse(config, corpus=Corpus(lines, 0))
-    trained = time.perf_counter()
-    encoder = TextEncoder(done.encoder, done.tokenizer, batch_size=128)
-    scores = evaluate(encoder.encode, load_tasks(data))
+    try:
+        done = simcse(config, corpus=Corpus(lines, 0))
+        trained = time.perf_counter()
+        # Larger batches are slower here: their activations do not fit into the cache.
+        scores = evaluate(TextEncoder(done.encoder, done.tokenizer, batch_size=64).encode, load_tasks(data))
+    except GraphaugError as error:
+        message = f"{type(error).__name__}: {error}"
+        return {**record, "error": message, "seconds": [round(time.perf_counter() - begin, 1), 0.0]}
     return {
-        "name": setting.name,
-        "seed": config.seed,
+        **record,
         "spearman": dict(scores.spearman),
         "average": scores.average,
-        "path": [{name: line[name] for name in ("step", "stsb_dev", *MEASURES)} for line in done.metrics],
-        "best_on_dev": done.result["best_on_dev"],
+        # A look at an encoder whose vectors are all equal has no scores.
+        "path": [
+            {n: line[n] for n in ("step", "stsb_dev", *MEASURES)}
+            for line in done.metrics
+            if "stsb_dev" in line
+        ],
+        "best_on_dev": done.result.get("best_on_dev"),
         "seconds": [round(trained - begin, 1), round(time.perf_counter() - trained, 1)],
     }
 
 
+def look(folder: Path, data: Path) -> dict[str, Any]:
+    """Where all runs begin: the encoder before any of them, on STS-B's development set."""
+    encoder = load_encoder(folder)
+    dev = load_tasks(data, "dev", ["STS-B"])[0]
+    geometry = pair_geometry(encoder.encode, dev.first, dev.second, dev.gold)
+    return {
+        "step": 0,
+        "stsb_dev": sts_dev(encoder.encode, dev),
+        **dict(zip(MEASURES, map(float, geometry), strict=True)),
+    }
+
+
+class Journal:
+    """Settings, then a JSON line each time something is known, with the seconds of all sittings until then.
+
+    A last line that a kill has cut off is dropped.
+
+    Raises:
+        SystemExit: the journal's records were made with other settings.
+
+    """
+
+    def __init__(self, path: Path | None, settings: dict[str, Any]) -> None:
+        self.path, self.begin, self.before = path, time.perf_counter(), 0.0
+        self.entries: list[dict[str, Any]] = []
+        written = path.read_text().split("\n")[:-1] if path is not None and path.exists() else []
+        if written:
+            head, *self.entries = map(json.loads, written)
+            if head != {"settings": settings}:
+                raise SystemExit(
+                    f"{str(path)!r} was written with {head.get('settings', 'no settings')}, not with {settings}: go on "
+                    "with the same ones, or name another journal."
+                )
+            self.before = self.entries[-1]["wall"] if self.entries else 0.0
+        else:
+            written = [json.dumps({"settings": settings})]
+        if path is not None:
+            write(path, "\n".join(written) + "\n")
+
+    def seconds(self) -> float:
+        """Wall time of all sittings so far, each until the last thing that it wrote."""
+        return self.before + time.perf_counter() - self.begin
+
+    def add(self, kind: str, value: Any) -> None:
+        """Write something down."""
+        self.entries.append({kind: value, "wall": round(self.seconds(), 1)})
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(json.dumps(self.entries[-1]) + "\n")
+
+    def all(self, kind: str) -> list[Any]:
+        """Everything of a kind, in its order."""
+        return [entry[kind] for entry in self.entries if kind in entry]
+
+
 def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and standard deviation over the seeds."""
+    """Mean and standard deviation over the seeds, of the runs that came to their end."""
     rows = []
     for setting in SETTINGS:
         own = [record for record in records if record["name"] == setting.name]
         if not own:
             continue
-        columns = {task: [r["spearman"][task] for r in own] for task in own[0]["spearman"]}
-        columns["Avg."] = [r["average"] for r in own]
+        whole = [record for record in own if "error" not in record]
+        columns = {task: [r["spearman"][task] for r in whole] for task in TASKS}
+        columns["Avg."] = [r["average"] for r in whole]
         for name in ("stsb_dev", *MEASURES):
-            columns[name] = [r["path"][-1][name] for r in own]
+            columns[name] = [r["path"][-1][name] for r in whole if r["path"]]
         rows.append(
             {
                 "name": setting.name,
-                "n": len(own),
-                "mean": {name: statistics.mean(values) for name, values in columns.items()},
-                "sd": {
-                    name: statistics.stdev(values) if len(own) > 1 else math.nan
-                    for name, values in columns.items()
-                },
+                "n": len(whole),
+                "failed": len(own) - len(whole),
+                "mean": {name: statistics.mean(v) if v else None for name, v in columns.items()},
+                "sd": {name: statistics.stdev(v) if len(v) > 1 else None for name, v in columns.items()},
             }
         )
     return rows
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """The seven tasks, ×100, as Markdown."""
-    tasks = [name for name in rows[0]["mean"] if name not in ("stsb_dev", *MEASURES)]
-    lines = ["| | " + " | ".join(tasks) + " | alignment | uniformity |", "|---" * (len(tasks) + 3) + "|"]
+    """The seven tasks, ×100, as Markdown; n is the number of runs that came to their end."""
+
+    def cell(row: dict[str, Any], name: str, scale: float, digits: int) -> str:
+        mean, sd = row["mean"][name], row["sd"][name]
+        if mean is None:
+            return "–"
+        return f"{scale * mean:.{digits}f}" + ("" if sd is None else f" ± {scale * sd:.{digits}f}")
+
+    lines = ["| | n | " + " | ".join((*TASKS, "Avg.", *MEASURES)) + " |", "|---" * (len(TASKS) + 5) + "|"]
     for row in rows:
-        mean, sd = row["mean"], row["sd"]
-        cells = [f"{100 * mean[t]:.1f}" for t in tasks[:-1]]
-        cells += [f"{100 * mean['Avg.']:.2f} ± {100 * sd['Avg.']:.2f}"]
-        cells += [f"{mean[m]:.2f} ± {sd[m]:.2f}" for m in MEASURES]
-        lines.append(f"| {row['name']} | " + " | ".join(cells) + " |")
+        cells = [cell(row, task, 100, 1) for task in TASKS]
+        cells += [cell(row, "Avg.", 100, 2), *(cell(row, name, 1, 2) for name in MEASURES)]
+        lines.append(f"| {row['name']} | {row['n']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
-def draw(records: list[dict[str, Any]], path: Path) -> None:
+def mean_path(records: list[dict[str, Any]], start: dict[str, Any]) -> list[list[float]]:
+    """Uniformity and alignment, the mean over the runs, from the common beginning to the last step that all have."""
+    paths = [{0: start, **{point["step"]: point for point in record["path"]}} for record in records]
+    steps = sorted(set.intersection(*map(set, paths)))
+    return [[statistics.mean(path[step][m] for path in paths) for m in reversed(MEASURES)] for step in steps]
+
+
+def draw(records: list[dict[str, Any]], start: dict[str, Any], path: Path) -> None:
     """Alignment and uniformity over training, means over the seeds, arrows in the direction of time."""
     import matplotlib as mpl
 
@@ -144,22 +227,19 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
     colors = {None: "#000000", 1: "#0072B2", 2: "#D55E00", 4: "#009E73"}
     for axis, mlm in zip(axes, (False, True), strict=True):
         for setting in SETTINGS:
-            own = [r for r in records if r["name"] == setting.name]
+            own = [r for r in records if r["name"] == setting.name and "error" not in r]
             if setting.mlm != mlm or not own:
                 continue
-            points = [
-                [statistics.mean(r["path"][i][m] for r in own) for m in reversed(MEASURES)]
-                for i in range(len(own[0]["path"]))
-            ]
+            points = mean_path(own, start)
             style = {"color": colors[setting.site], "linestyle": "-" if setting.stop_grad else "--"}
             if setting.site is None:
                 style["linestyle"] = "-"
             label = "no augmentation" if setting.site is None else setting.name.split(" + ")[-1]
             axis.plot(*zip(*points, strict=True), **style, label=label, linewidth=1.2)
             for begin, end in itertools.pairwise(points):
-                axis.annotate(
-                    "", end, begin, arrowprops={"arrowstyle": "->", "color": style["color"], "lw": 1.0}
-                )
+                # the head alone: a shaft would fill the gaps of dashes
+                near = [0.02 * b + 0.98 * e for b, e in zip(begin, end, strict=True)]
+                axis.annotate("", end, near, arrowprops={"arrowstyle": "->", "color": style["color"]})
         axis.set_title("SimCSE with masked language" if mlm else "SimCSE")
         axis.set_xlabel("uniformity on STS-B dev (lower is better)")
     axes[0].set_ylabel("alignment on STS-B dev (lower is better)")
@@ -173,11 +253,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train and evaluate small sentence encoders.")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared/data")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--sentences", type=int, default=3072, help="of a SimCSE run")
+    parser.add_argument("--sentences", type=int, default=768, help="of a SimCSE run")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--size", default="bert-mini")
-    parser.add_argument("--mlm-epochs", type=int, default=3)
+    parser.add_argument("--mlm-epochs", type=int, default=1)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--journal", type=Path, help="keep every record here; go on from those it holds")
     parser.add_argument(
@@ -185,31 +265,30 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    begin = time.perf_counter()
     text, sts = options.data / "sentences.txt.xz", options.data / "sts.tar.xz"
-    known = options.journal.read_text().splitlines() if options.journal and options.journal.exists() else []
-    records: list[dict[str, Any]] = [json.loads(line) for line in known]
+    settings = {name: getattr(options, name) for name in KEPT}
+    journal = Journal(options.journal, settings)
     with tempfile.TemporaryDirectory() as folder:
-        start = Path(folder) / "mlm"
-        if options.journal:
-            start = options.journal.with_suffix(".mlm")
+        start = options.journal.with_suffix(".mlm") if options.journal else Path(folder) / "mlm"
         first = SimCSEConfig(
             text=str(text), from_config=options.size, contrastive=False, mlm=True, lr=5e-4, warmup=0.2,
-            batch_size=options.batch, epochs=options.mlm_epochs, report_every=200,
+            batch_size=options.batch, epochs=options.mlm_epochs, report_every=50, checkpoint_every=100,
         )  # fmt: skip
         print("masked language:", flush=True)
-        done = simcse(
-            first,
-            start,
-            resume=True,
-            on_line=lambda line: print(f"  {line['step']} {line['mlm']:.3f}", flush=True),
-        )
-        mlm_seconds = time.perf_counter() - begin
+
+        def on_line(line: dict[str, Any]) -> None:
+            journal.add("masked_language", line["mlm"])
+            print(f"  {line['step']} {line['mlm']:.3f}", flush=True)
+
+        done = simcse(first, start, resume=True, on_line=on_line)
+        if not journal.all("start"):
+            journal.add("start", {**look(start, sts), "seconds": round(journal.seconds(), 1)})
+        (beginning,) = journal.all("start")
         base = SimCSEConfig(
             text=str(text), encoder=str(start), sts=str(sts), lr=options.lr, batch_size=options.batch,
-            report_every=max(1, options.sentences // options.batch // 6), checkpoint_every=0,
+            report_every=max(1, math.ceil(options.sentences // options.batch / LOOKS)), checkpoint_every=0,
         )  # fmt: skip
-        done_already = {(r["name"], r["seed"]) for r in records}
+        done_already = {(r["name"], r["seed"]) for r in journal.all("run")}
         tasks = [
             (setting, setting.config(base, seed), sts, options.sentences)
             for seed in range(options.seeds)
@@ -219,35 +298,35 @@ def main() -> None:
         context = multiprocessing.get_context("spawn")
         with context.Pool(options.workers) as pool:
             for record in pool.imap_unordered(one, tasks):
-                records.append(record)
-                print(
-                    f"{record['name']} (seed {record['seed']}): {100 * record['average']:.2f}, {record['seconds']}",
-                    flush=True,
-                )
-                if options.journal:
-                    with options.journal.open("a") as file:
-                        file.write(json.dumps(record) + "\n")
-    minutes = (time.perf_counter() - begin) / 60
-    whole = not known  # of a run that was broken off, the time is not known
+                journal.add("run", record)
+                shown = record["error"] if "error" in record else f"{100 * record['average']:.2f}"
+                print(f"{record['name']} (seed {record['seed']}): {shown}, {record['seconds']}", flush=True)
+    records = journal.all("run")
     rows = summary(records)
+    minutes = journal.seconds() / 60
     print(table(rows))
-    print(f"{minutes:.1f} minutes, {mlm_seconds / 60:.1f} of them masked language")
+    print(f"{minutes:.1f} minutes, {beginning['seconds'] / 60:.1f} of them masked language")
     if options.limit is not None:
         return
-    settings = {
-        k: getattr(options, k) for k in ("seeds", "sentences", "batch", "lr", "size", "mlm_epochs", "workers")
-    }
     result = {
         "machine": machine("cpu"),
         "versions": versions(),
-        "settings": {**settings, "stopped": STOPPED, "flowing": FLOWING},
-        "minutes": round(minutes, 1) if whole else None,
+        "settings": {
+            **settings,
+            "workers": options.workers,
+            "rates": {
+                f"{'stopped' if stop else 'flowing'}{' with masked language' if mlm else ''}": rate
+                for (stop, mlm), rate in RATES.items()
+            },
+        },
+        "minutes": round(minutes, 1),
         "masked_language": [line["mlm"] for line in done.metrics],
+        "start": beginning,
         "rows": rows,
         "runs": sorted(records, key=lambda r: (r["name"], r["seed"])),
     }
-    write(ROOT / "benchmarks/results/text.json", json.dumps(result, indent=1) + "\n")
-    draw(records, ROOT / "docs/images/text.svg")
+    write(ROOT / "benchmarks/results/text.json", json.dumps(result, indent=1, allow_nan=False) + "\n")
+    draw(records, beginning, ROOT / "docs/images/text.svg")
 
 
 if __name__ == "__main__":
