@@ -5,8 +5,9 @@
 
 One process, one batch and one seed for all; the variants take turns, a step each per round, and medians
 with quartiles are reported, relative to the plain (un-augmented) step of the same mode. A step is
-forward, loss and backward; the optimizer, the same for all, is left out. Memory is what autograd saves
-for the backward (on a GPU the allocator's peak). Beside every sparse step stands its floor,
+forward, loss and backward; the optimizer, the same for all, is left out. Memory is the activations that
+autograd saves for the backward (on a GPU the allocator's peak). Every compiled variant begins without any
+kernels on the disk, so that none is quick to compile because of another one. Beside every sparse step stands its floor,
 ``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs.
 """
 
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 import torch._inductor.config
+import torch._inductor.utils
 from torch import Tensor, nn
 
 import graphaug
@@ -105,6 +107,7 @@ class Variant:
     share: float | None = None
     compile_seconds: float | None = None
     saved: int | None = None
+    weights: int = 0
     seconds: list[float] | None = None
 
     @property
@@ -138,7 +141,13 @@ def with_subset(aug: Any, subset: float) -> Any:
 
 
 def variants(
-    subject: Subject, cuts: tuple[str, ...], subsets: list[float], modes: list[str], device: str, whole: bool
+    subject: Subject,
+    cuts: tuple[str, ...],
+    subsets: list[float],
+    modes: list[str],
+    device: str,
+    whole: bool,
+    hook: bool,
 ) -> Any:
     """The model, its inputs and all variants that are to take turns.
 
@@ -162,7 +171,7 @@ def variants(
         print(f"  {cut}: {sparse.plan.reason}", flush=True)
         for mode in modes:
             thin = mode == "compiled" and not whole and cut != cuts[-1]
-            if not thin:
+            if hook and not thin:
                 found.append(Variant("hook", mode, cut, 0.5, hooked))
             found.append(Variant("dense", mode, cut, 0.5, dense))
             found += [
@@ -185,29 +194,35 @@ def step(variant: Variant, inputs: dict[str, Tensor], device: str) -> None:
     module.zero_grad(set_to_none=True)
 
 
-def saved_bytes(variant: Variant, inputs: dict[str, Tensor], device: str) -> int:
-    """Bytes that one forward keeps for its backward, parameters left out."""
+def saved_bytes(variant: Variant, inputs: dict[str, Tensor], device: str) -> tuple[int, int]:
+    """Bytes that one forward keeps for its backward: activations, and copies of weights.
+
+    Compiled convolutions keep their weights once more, in another memory format, as many for every step. On a GPU it is
+    the allocator's peak, and nothing is told apart.
+    """
     if device == "cuda":
         torch.cuda.synchronize()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step(variant, inputs, device)
-        return torch.cuda.max_memory_allocated() - before
+        return torch.cuda.max_memory_allocated() - before, 0
+    shapes = {p.shape for p in variant.module.parameters() if p.dim() > 1}
     own = {t.untyped_storage().data_ptr() for t in [*variant.module.parameters(), *variant.module.buffers()]}
-    held: dict[int, int] = {}
+    held: dict[int, tuple[int, bool]] = {}
 
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
         if storage.data_ptr() not in own:
-            held[storage.data_ptr()] = storage.nbytes()
+            held[storage.data_ptr()] = storage.nbytes(), t.shape in shapes
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
         out = output_of(variant.module(**inputs))
-    total = sum(held.values())
+    weights = sum(size for size, weight in held.values() if weight)
+    total = sum(size for size, _ in held.values())
     out.float().square().mean().backward()
     variant.module.zero_grad(set_to_none=True)
-    return total
+    return total - weights, weights
 
 
 def timed(variant: Variant, inputs: dict[str, Tensor], device: str) -> float:
@@ -223,7 +238,8 @@ def timed(variant: Variant, inputs: dict[str, Tensor], device: str) -> float:
 def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Run all variants of one model in turns."""
     cuts = subject.cuts if options.depths == 3 else subject.cuts[-options.depths :]
-    _, inputs, found = variants(subject, cuts, options.subsets, options.modes, options.device, options.whole)
+    chosen = (options.subsets, options.modes, options.device, options.whole, not options.without_hook)
+    _, inputs, found = variants(subject, cuts, *chosen)
     warnings.simplefilter("ignore")
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64
@@ -234,10 +250,14 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         begin = time.perf_counter()
         if variant.mode == "compiled":
             variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
-        variant.saved = saved_bytes(variant, inputs, options.device)
-        if variant.mode == "compiled":
-            variant.compile_seconds = time.perf_counter() - begin
-        step(variant, inputs, options.device)
+            # kernels lie on the disk, and the first step would be quick for whoever comes after one with the same
+            with torch._inductor.utils.fresh_cache():
+                variant.saved, variant.weights = saved_bytes(variant, inputs, options.device)
+                variant.compile_seconds = time.perf_counter() - begin
+                step(variant, inputs, options.device)
+        else:
+            variant.saved, variant.weights = saved_bytes(variant, inputs, options.device)
+            step(variant, inputs, options.device)
         variant.seconds = []
         print(f"  ready {variant.label} ({time.perf_counter() - begin:.0f} s)", flush=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -246,6 +266,7 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
                 if variant.mode == "eager" and turn >= options.eager_rounds:
                     continue
                 assert variant.seconds is not None
+                torch.manual_seed(turn)  # the same rows and dropout for all
                 variant.seconds.append(timed(variant, inputs, options.device))
     rows = [describe(variant, found) for variant in found]
     record = {
@@ -278,6 +299,7 @@ def describe(variant: Variant, found: list[Variant]) -> dict[str, Any]:
         "ratio_quartiles": [round(low, 3), round(high, 3)],
         "saved_mib": round(variant.saved / 2**20, 1),
         "saved_ratio": round(variant.saved / plain.saved, 3),
+        "weight_copies_mib": round(variant.weights / 2**20, 1),
     }
     if variant.compile_seconds is not None:
         row["first_step_seconds"] = round(variant.compile_seconds, 1)
@@ -393,6 +415,7 @@ def main() -> None:
     parser.add_argument("--subsets", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
     parser.add_argument("--whole", action="store_true", help="compile every subset at every cut")
+    parser.add_argument("--without-hook", action="store_true", help="leave the forward hook out")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--eager-rounds", type=int, default=3, help="eager steps are timed less often")
     parser.add_argument("--batch", type=int, default=0, help="instead of each model's own")
