@@ -154,10 +154,12 @@ def _moved(trained: list[Tensor]) -> Iterator[None]:
             noise = torch.randn(p.shape, generator=generator).to(p)
             spread = p.detach().abs().mean().nan_to_num(1.0).clamp(min=0.02)
             p.data.add_(0.1 * spread * noise)  # of .data: nobody's version counter moves
+        torch.clear_autocast_cache()  # nor does autocast notice
         yield
     finally:
         for p, saved in zip(trained, held, strict=True):
             p.data.copy_(saved)
+        torch.clear_autocast_cache()
 
 
 def _plain(value: Any) -> Any:

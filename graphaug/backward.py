@@ -20,7 +20,7 @@ from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
 from graphaug.model_state import seed, undrawn
 from graphaug.outline import ModelOutline, ancestors
 from graphaug.passes.sparse_backward import Batch, Split, split
-from graphaug.passes.two_streams import BATCH_NORMS, pair, two_stream_batch_norm
+from graphaug.passes.two_streams import BATCH_NORMS, is_plain_norm, pair, two_stream_batch_norm
 from graphaug.plan import Request
 from graphaug.separation import before, parameters_of, reads_metadata
 from graphaug.signature import Signature
@@ -114,7 +114,8 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         path, module = (
             norms[0] if backward == "auto" else next(n for n in norms if not _is_open_norm(graph, *n))
         )
-        hooks = ", and has hooks, which two streams would not call" if _is_hooked(module) else ""
+        hooked = type(module) in BATCH_NORMS and not is_plain_norm(module)
+        hooks = ", and has hooks, which two streams would not call" if hooked else ""
         raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
     share = flop_share(graph, cut)
     saving = request.subset * share
@@ -142,12 +143,7 @@ def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) ->
 
 def _is_open_norm(graph: fx.Graph, path: str, module: nn.Module) -> bool:
     called = any(n.op == "call_module" and n.target == path for n in graph.nodes)
-    return called and type(module) in BATCH_NORMS and not _is_hooked(module)
-
-
-def _is_hooked(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class's forward."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
+    return called and is_plain_norm(module)
 
 
 def flop_share(graph: fx.Graph, cut: fx.Node) -> float:

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.model_state import SMALL, ModelState, unchanged, undrawn
+from graphaug.model_state import SMALL, ModelState, python_draws, unchanged, undrawn
 from graphaug.model_state import seed as draw_from
 from graphaug.separation import before
 from graphaug.values import describe
@@ -48,6 +48,10 @@ def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
+    if (
+        type(module).__name__ == "FrozenBatchNorm2d"
+    ):  # torchvision's and detectron2's: constants by another name
+        return False
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 
 
@@ -71,6 +75,10 @@ def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module)
     if not any(d is not None and _is_movable(v) for v, d in zip(inputs, rows, strict=True)):
         return "no row of the example can be told from another: give it real tokens, not zeros and ones"
     with restored(model, lambda: _first_run(run, inputs)) as changed, undrawn():
+        drawn = python_draws()
+        _first_run(run, inputs)
+        if python_draws() != drawn:  # neither seeded by torch nor drawn alike for the two parts
+            return "the prefix draws from Python's or numpy's generator, once for each part of the rows"
         if not _stays_finite(run, inputs, rows):
             return (
                 "values near the example's are not finite in the prefix, so that its rows cannot be compared"
@@ -106,6 +114,8 @@ def _moves(run: Any, inputs: list[Any], rows: list[int | None], j: int, seed: in
     """The first row other than ``j`` whose value changes with row ``j`` of the input."""
     generator = torch.Generator().manual_seed(seed)
     base = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
+    if j % 2:  # among rows that are all short, one that is not: a longest row shows there only
+        base = [_short(v) if d is not None and _is_mask(v) else v for v, d in zip(base, rows, strict=True)]
     moved = [_other_row(v, d, j, generator) for v, d in zip(base, rows, strict=True)]
     with torch.no_grad():
         draw_from(seed)
@@ -143,14 +153,50 @@ def first_coupled(owner: nn.Module, prefix: fx.Graph, inputs: list[Any], rows: l
             interpreter.run(*taken)
         values.append(interpreter.env)
     for node in prefix.nodes:
-        a, b = (v.get(node) for v in values)
-        if node.op == "placeholder" or not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        if node.op == "placeholder" or not _differ(*(v.get(node) for v in values)):
             continue
-        if a.dim() == 0 or len(a) != PROBE_ROWS:
-            continue
-        if not torch.equal(a[1:].nan_to_num(), b[1:].nan_to_num()):
-            return f" (first in {describe(node)})"
+        where = describe(node)
+        if node.op == "call_module":
+            calls = [fx.node.map_arg((node.args, node.kwargs), v.__getitem__) for v in values]
+            where = _first_inside(owner.get_submodule(str(node.target)), str(node.target), calls)
+        return f" (first in {where})"
     return ""
+
+
+def _first_inside(module: nn.Module, path: str, calls: list[Any]) -> str:
+    """The innermost module of a closed one that makes rows meet: they come to it apart, and leave it together."""
+    seen: list[list[tuple[str, Any, Any]]] = []
+    for args, kwargs in calls:
+        record: list[tuple[str, Any, Any]] = []
+        seen.append(record)
+        handles = [
+            child.register_forward_hook(
+                lambda _, given, out, name=name, record=record: record.append((name, given, out))
+            )
+            for name, child in module.named_modules()
+            if name
+        ]
+        try:
+            with torch.no_grad():
+                draw_from(0)
+                module(*args, **kwargs)
+        finally:
+            for handle in handles:
+                handle.remove()
+    for (name, given, out), (other, given_too, out_too) in zip(*seen, strict=False):
+        if name == other and _differ(out, out_too) and not _differ(given, given_too):
+            return f"{path}.{name}"
+    return path
+
+
+def _differ(a: Any, b: Any) -> bool:
+    """Whether any row but the first differs, in any tensor with rows."""
+    leaves = (torch.utils._pytree.tree_leaves(v) for v in (a, b))
+    return any(
+        isinstance(s, Tensor) and s.dim() > 0 and len(s) == PROBE_ROWS
+        and not torch.equal(s[1:].nan_to_num(), t[1:].nan_to_num())
+        for s, t in zip(*leaves, strict=False)
+    )  # fmt: skip
 
 
 def _first_run(run: Any, inputs: list[Any]) -> None:
@@ -168,13 +214,40 @@ def _stays_finite(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
 
 
 def _is_movable(value: Any) -> bool:
-    """Whether a row can be replaced: of numbers and tokens, not of masks, where a row might become empty."""
+    """Whether a row can be replaced by other values: of numbers and tokens; masks are only cut shorter or filled."""
     if not isinstance(value, Tensor) or value.dtype is torch.bool or not value.numel():
         return False
     if not value.is_floating_point():
         return int(value.max()) > 1
     # an additive mask holds the lowest number there is
     return bool(value.isfinite().all()) and float(value.abs().max()) < 0.1 * torch.finfo(value.dtype).max
+
+
+def _is_mask(value: Any) -> bool:
+    """Whether a value is of zeros and ones, with a dimension of positions."""
+    if (
+        not isinstance(value, Tensor)
+        or value.is_floating_point()
+        or value.is_complex()
+        or value.dim() < 2
+        or not value.numel()
+    ):
+        return False
+    return value.dtype is torch.bool or (int(value.min()) >= 0 and int(value.max()) == 1)
+
+
+def _short(mask: Tensor) -> Tensor:
+    """A mask without the second half of its positions."""
+    shorter = mask.clone()
+    shorter[..., (mask.shape[-1] + 1) // 2 :] = 0
+    return shorter
+
+
+def _other_mask(row: Tensor) -> Tensor:
+    """A row of a mask cut short; filled, if there is nothing to cut or nothing would be left."""
+    shorter = _short(row)
+    whole_again = torch.equal(shorter, row) or bool((row.any(-1) & ~shorter.any(-1)).any())
+    return torch.ones_like(row) if whole_again else shorter
 
 
 def distinct(value: Any, dimension: int | None, generator: torch.Generator) -> Any:
@@ -199,11 +272,16 @@ def _tokens(value: Tensor, shape: torch.Size, generator: torch.Generator) -> Ten
 
 
 def _other_row(value: Any, dimension: int | None, j: int, generator: torch.Generator) -> Any:
-    """The same batch with row ``j`` replaced, by noise or by other tokens."""
-    if not isinstance(value, Tensor) or dimension is None or not _is_movable(value):
+    """The same batch with row ``j`` replaced, by noise, by other tokens or by a mask of another length."""
+    if not isinstance(value, Tensor) or dimension is None:
         return value
     changed = value.clone()
     row = changed.select(dimension, j)
+    if _is_mask(value):
+        row.copy_(_other_mask(row))
+        return changed
+    if not _is_movable(value):
+        return value
     if value.is_floating_point():
         row.copy_(_noise(value, row.shape, generator) * 3)
     else:
@@ -293,7 +371,7 @@ def restored(model: nn.Module, first: Callable[[], None] = lambda: None) -> Iter
         first: runs before changes count.
 
     Yields:
-        A function that tells which module changed state with a tensor in it, or gives an empty string.
+        A function that tells which module changed state with tensors or numbers in it, or gives an empty string.
     """
     named = [*model.named_buffers(), *model.named_parameters()]
     tensors = [(name, t, t.detach().clone() if t.numel() <= SMALL else t) for name, t in named]
@@ -308,7 +386,7 @@ def restored(model: nn.Module, first: Callable[[], None] = lambda: None) -> Iter
         def changed() -> str:
             for name in state.changes():
                 path, _, attribute = name.rpartition(".")
-                if _holds_tensor(getattr(model.get_submodule(path), attribute, None)):
+                if _counts(getattr(model.get_submodule(path), attribute, None)):
                     return _stated(model, name)
             for name, t, version, held in since:
                 if t._version != version or not _equal(t, held):
@@ -335,6 +413,7 @@ def _stated(model: nn.Module, name: str) -> str:
     return f"{type(model.get_submodule(path)).__name__} '{path}' ({attribute})"
 
 
-def _holds_tensor(value: Any) -> bool:
+def _counts(value: Any) -> bool:
+    """Whether a value holds tensors or numbers: what two runs instead of one would change twice."""
     leaves = value if isinstance(value, set) else torch.utils._pytree.tree_leaves(value)
-    return any(isinstance(leaf, Tensor) for leaf in leaves)
+    return any(isinstance(leaf, (Tensor, int, float)) for leaf in leaves)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import builtins
+import inspect
 import operator
+import types
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -71,27 +73,50 @@ def writes(node: fx.Node) -> bool:
     """True for what changes its first argument in place."""
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).startswith("_")
-    return node.op == "call_function" and node.target in _WRITES
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    return node.target in _WRITES or (name.endswith("_") and not name.endswith("__")) or _is_inplace(node)
+
+
+def _is_inplace(node: fx.Node) -> bool:
+    """Whether a function is called with ``inplace=True``, as a keyword or by its place."""
+    if "inplace" in node.kwargs or not isinstance(node.target, types.FunctionType):
+        return bool(node.kwargs.get("inplace"))
+    names = list(inspect.signature(node.target).parameters)
+    place = names.index("inplace") if "inplace" in names else len(node.args)
+    return place < len(node.args) and bool(node.args[place])
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's value lies in the memory of its first argument, as far as its name tells."""
+    if node.op == "call_method":
+        return node.target in _VIEWS
+    named = getattr(node.target, "__name__", "") in _VIEWS
+    return node.target in (operator.getitem, getattr) or (node.op == "call_function" and named)
+
+
+def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Whose memory every node's value lies in: its own, or that of what it is a view of or writes into."""
+    owner: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        shares = isinstance(first, fx.Node) and (writes(node) or _is_view(node))
+        owner[node] = owner[first] if shares else node  # type: ignore[index]
+    return owner
 
 
 def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """What every node reads: its arguments, and what was last written into them or a view of them."""
-    owner: dict[fx.Node, fx.Node] = {}  # whose memory a node's value lies in
+    owner = memory(graph)
     last: dict[fx.Node, fx.Node] = {}
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         inputs = node.all_input_nodes
         written = [last[owner[n]] for n in inputs if owner[n] in last]
         found[node] = list(dict.fromkeys([*inputs, *written]))
-        owner[node] = node
-        first = node.args[0] if node.args else None
-        if not isinstance(first, fx.Node):
-            continue
-        view = node.op == "call_method" and node.target in _VIEWS
-        if view or writes(node) or node.target in (operator.getitem, getattr):
-            owner[node] = owner[first]
         if writes(node):
-            last[owner[first]] = node
+            last[owner[node]] = node
     return found
 
 
@@ -115,7 +140,8 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
         if not from_input or (reads_no_data(node) and not known):
             continue
         if writes(node) and value is None:  # what it changed carries what it wrote
-            known = False
+            value = [value_of(n) for n in node.all_input_nodes]
+            known = not any(v is UNKNOWN for v in value)
         if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
             continue
         depends.add(node)

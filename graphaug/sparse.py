@@ -34,6 +34,9 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     name, dimension = plan.batch
     rows = values[name].shape[dimension]
     stopped = augmentation.stopped_rows(rows)
+    if stopped == rows and augmentation._subset < 1:
+        # of so small a batch, by rounding alone: a parameter without any gradient is no surprise at subset=1 only
+        return owner._forward_training(**values)
 
     if stopped == 0:
         h, *crossing = owner._forward_prefix(*taken)
@@ -63,7 +66,7 @@ def run_split(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
         h_gone = h_gone.detach() * augmentation.draw_noise(h_gone)
-        h = torch.cat([h_gone, h_kept]).index_select(0, torch.argsort(order))
+        h = rows_of(torch.cat([h_gone, h_kept]), 0, torch.argsort(order))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
 
@@ -81,5 +84,17 @@ def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, c
         if dimension is None or not isinstance(value, Tensor) or value.shape[dimension] != count:
             taken.append(value)
         else:
-            taken.append(value.index_select(dimension, rows))
+            taken.append(rows_of(value, dimension, rows))
     return taken
+
+
+def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:
+    """Some rows of a tensor, in its own memory format: ``index_select`` alone gives a contiguous one."""
+    chosen = value.index_select(dimension, index)
+    if (
+        value.dim() == 4
+        and not value.is_contiguous()
+        and value.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return chosen.contiguous(memory_format=torch.channels_last)
+    return chosen

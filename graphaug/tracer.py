@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Size, Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx import _symbolic_trace as fx_trace
@@ -52,7 +53,20 @@ _PLAIN_NAMES: dict[Any, str] = {
     )
 }
 
+# what checkpoint() calls, from version to version, wherever it was imported from; on a proxy it ends the process
+_CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator", "CheckpointFunction"}
+
 _ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
+
+
+class _Refused:
+    """Stands for a function of torch, or for an autograd function, that opened code may not call."""
+
+    def __init__(self, refuse: Callable[..., Any]) -> None:
+        self.apply = refuse
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.apply(*args, **kwargs)
 
 
 @dataclass
@@ -235,6 +249,15 @@ class CaptureTracer(fx.Tracer):
             patcher.patch_method(cls, "__call__", wrapped, deduplicate=False)
         for name in _FACTORIES:
             patcher.patch(torch.__dict__, name, _leaf_function(self, getattr(torch, name)))
+        for name in _CHECKPOINTING & vars(torch.utils.checkpoint).keys():
+            patcher.patch(vars(torch.utils.checkpoint), name, _Refused(self._refuse_checkpoint))
+
+    def _refuse_checkpoint(self, *_: Any, **__: Any) -> Any:
+        raise self.refuse(
+            "it calls torch.utils.checkpoint around code that has to be opened",
+            reason=" A graph does not keep that: switch activation checkpointing off for the rewriting, or checkpoint "
+            "inside the modules that stay closed.",
+        )
 
     def _patch_functions(self, m: nn.Module) -> None:
         """Make the plain functions that the forward of ``m`` calls by global name into leaves."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from networks import ConvNet, TextNet, features, fingerprint, images, tokens
 from torch import Tensor, nn
 
@@ -225,3 +226,21 @@ def test_seven_billion_parameters_on_the_meta_device_take_no_memory() -> None:
         assert found["nodes"] < 100
         assert found["shape"] == [2, 2048, 4096]
         assert found["meta"]
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("kind", ["module", "function"])
+def test_checkpoints_around_opened_code_are_refused(kind: str, reentrant: bool) -> None:
+    class Saving(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                function = block if kind == "module" else lambda h, block=block: block(h)
+                x = torch.utils.checkpoint.checkpoint(function, x, use_reentrant=reentrant)
+            return x
+
+    with pytest.raises(CaptureError, match=r"torch.utils.checkpoint .* \(test_bad_examples.py line \d+\)"):
+        ga.rewrite(Saving(), "blocks[1]", example_inputs=torch.randn(4, 4))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
+import random
 import types
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import torchvision
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 from torch.utils.checkpoint import checkpoint
@@ -209,6 +212,18 @@ class Counter(nn.Module):
         return x * 2
 
 
+class Counts(nn.Module):
+    """Counts its calls in a plain number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return x * 2
+
+
 class Queue(nn.Module):
     """Replaces a buffer of the batch's shape, as momentum queues do."""
 
@@ -228,6 +243,7 @@ class Queue(nn.Module):
         (Memory(), "Memory '1' (last) keeps state"),
         (Counter(), "Counter '1' (seen) keeps state"),
         (Queue(), "Queue '1' (queue) keeps state"),
+        (Counts(), "Counts '1' (calls) keeps state"),
         (nn.SyncBatchNorm(WIDTH), "SyncBatchNorm '1' couples the rows"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else "",
@@ -253,6 +269,7 @@ NORMS: list[tuple[nn.Module, str]] = [
     (nn.InstanceNorm2d(3, affine=True), ""),
     (nn.GroupNorm(3, 3), ""),
     (nn.LocalResponseNorm(2), ""),
+    (torchvision.ops.FrozenBatchNorm2d(3), ""),
 ]
 
 
@@ -341,6 +358,66 @@ def test_rows_that_meet_out_of_sight_are_found(name: str) -> None:
     assert (kind, said in reason) == ("dense", True), reason
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key]), key
+
+
+class UnderMask(nn.Module):
+    """A closed module that gets tokens and their mask, then the cut at ``last``."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.middle = Closed(function)  # type: ignore[arg-type]
+        self.middle.forward = function  # type: ignore[method-assign, assignment]
+        self.last, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return self.head(self.last(self.middle(x, mask)).mean(1))
+
+
+BY_MASK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "share of tokens": lambda x, mask: x * mask.float().mean(),
+    "number of tokens": lambda x, mask: x * mask[..., None] / mask.sum(),
+    "longest row": lambda x, mask: x - (x * mask[..., None]).sum(1, keepdim=True) / mask.sum(1).max(),
+}
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+@pytest.mark.parametrize("example", ["ones", "ragged"])
+@pytest.mark.parametrize("name", BY_MASK)
+def test_rows_that_meet_through_a_mask_are_found_whatever_the_example_masks(
+    name: str, example: str, kind: torch.dtype
+) -> None:
+    x = torch.randn(ROWS, 5, WIDTH)
+    lengths = torch.full((ROWS,), 5) if example == "ones" else torch.tensor([5, 2, 3, 5, 1, 4, 5, 2])
+    mask = (torch.arange(5) < lengths[:, None]).to(kind)
+    assert decide(UnderMask(BY_MASK[name]), "last", {"x": x, "mask": mask})[0] == "dense"
+
+
+@pytest.mark.parametrize("fill", [lambda m: m, torch.ones_like], ids=["ragged", "ones"])
+def test_a_mask_that_each_row_has_for_itself_is_no_coupling(fill: Call) -> None:
+    def own(x: Tensor, mask: Tensor) -> Tensor:
+        return (x * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]
+
+    mask = fill((torch.arange(5) < torch.tensor([5, 2, 3, 5, 1, 4, 5, 2])[:, None]).long())
+    assert decide(UnderMask(own), "last", {"x": torch.randn(ROWS, 5, WIDTH), "mask": mask})[0] == "sparse"
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.rand], ids=["python", "numpy"])
+@pytest.mark.parametrize("seed", range(4))
+def test_what_another_generator_decides_once_for_all_rows_is_found(
+    draw: Callable[[], float], seed: int
+) -> None:
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 – the generator that such code uses
+    state = random.getstate()
+    kind, reason = decide(*closed(lambda x: x.flip(0) if draw() < 0.02 else x), batch())
+    assert (kind, "Python's or numpy's generator" in reason) == ("dense", True), reason
+    assert random.getstate() == state
+
+
+def test_the_module_that_makes_rows_meet_is_named_inside_closed_ones() -> None:
+    inner = nn.Sequential(nn.Linear(WIDTH, WIDTH), Closed(MIXING["centred"]), nn.Tanh())
+    kind, reason = decide(*closed(nn.Sequential(nn.Tanh(), inner)), batch())
+    assert (kind, reason.endswith(" (first in 1.1.1)")) == ("dense", True), reason
 
 
 def test_what_hides_nothing_is_still_sparse() -> None:
@@ -447,16 +524,6 @@ class Rectified(Whole):
         return self.last(self.second(h))
 
 
-class MaskChanged(Whole):
-    """A mask that is written into between its uses."""
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        weight = mask[:, None].float()
-        h = self.first(x) * weight
-        weight *= 2
-        return self.last(self.second(h)) * weight
-
-
 class MaskDrawn(Whole):
     """A mask of what the model's own dropout left, used on both sides of the cut."""
 
@@ -475,18 +542,96 @@ class Scaled(Whole):
         return out.logits
 
 
-EFFECTS: dict[str, tuple[nn.Module, Any, str]] = {
-    "in place, as a statement": (Rectified(), batch(), "split step"),
-    "a mask that changes": (MaskChanged(), {"x": batch(), "mask": torch.arange(ROWS) % 3}, ""),
-    "a mask that is drawn": (MaskDrawn(), batch(), "drawn at random"),
+class Cleared(nn.Module):
+    """Tokens replaced in place, as a statement, where the example has none of that kind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Embedding(30, WIDTH)
+        self.second, self.last = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        ids = ids.clone()
+        ids[ids == 0] = 1
+        return self.last(self.second(self.first(ids)).mean(1))
+
+
+class FirstKept(Whole):
+    """A mask that is written into through a view, and used on both sides of the cut."""
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        weight = mask.float()
+        weight[:, :1].fill_(1.0)
+        h = self.second(self.first(x[:, None] * weight[..., None]))
+        return self.last((h * weight[..., None]).sum(1) / weight.sum(1, keepdim=True))
+
+
+class Clamped(Whole):
+    """Writes into its own input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x.clamp_(-1, 1)
+        return self.last(self.second(self.first(x)))
+
+
+def _mask(rows: list[int]) -> Tensor:
+    return torch.tensor(rows)[:, None] > torch.arange(4)
+
+
+WRITES: dict[str, tuple[nn.Module, Any, Any]] = {
+    "a value": (Rectified(), batch(), batch()),
+    "tokens": (Cleared(), {"ids": _ids(2, 30)}, {"ids": _ids(0, 3)}),
+    "a view": (
+        FirstKept(),
+        {"x": batch(), "mask": _mask([4] * ROWS)},
+        {"x": batch(), "mask": _mask([0, 4, 1, 0, 3, 4, 0, 2])},
+    ),
+    "the input": (Clamped(), batch() / 9, batch() * 9),
 }
 
 
-@pytest.mark.parametrize("name", EFFECTS)
-def test_effects_that_a_split_would_lose_or_double_are_found(name: str) -> None:
-    model, x, said = EFFECTS[name]
-    kind, reason = decide(model, "second", x)
-    assert (kind, said in reason) == ("dense", True), reason
+@pytest.mark.parametrize("name", WRITES)
+def test_writes_in_place_are_made_on_the_side_that_reads_them(name: str) -> None:
+    """Also where the example does not show them: by a dense step with the same rows."""
+    model, example, x = WRITES[name]
+    aug = ga.rewrite(model, "second", rate=0.0, stop_grad=True, example_inputs=example)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    (augmentation,) = aug.augmentations.values()
+    rows = torch.tensor([True, False, False, True, True, False, False, True])
+    augmentation.draw_rows = lambda count, device: rows  # type: ignore[method-assign, assignment]
+    parameters = list(model.parameters())
+
+    def step() -> tuple[Tensor, ...]:
+        given = copy.deepcopy(x)
+        output = aug(**given) if isinstance(given, dict) else aug(given)
+        return output, *torch.autograd.grad(output.square().sum(), parameters)
+
+    found = step()
+    with aug.dense():
+        expected = step()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_write_into_what_the_model_holds_is_not_made_twice() -> None:
+    class Decays(Whole):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.ones(1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.scale.mul_(0.5)
+            return self.last(self.second(self.first(x) * self.scale))
+
+    model = Decays()
+    kind, reason = decide(model, "second", batch())
+    assert (kind, "scale" in reason) == ("dense", True), reason
+    assert float(model.scale) == 1.0
+
+
+def test_effects_that_a_split_would_lose_or_double_are_found() -> None:
+    kind, reason = decide(MaskDrawn(), "second", batch())
+    assert (kind, "drawn at random" in reason) == ("dense", True), reason
 
 
 def test_an_attribute_that_is_set_behind_the_cut_is_kept() -> None:

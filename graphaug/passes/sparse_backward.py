@@ -8,7 +8,7 @@ others with grad; ``suffix`` takes the augmented rows, back in their places, to 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx
 
 from graphaug.errors import SparseBackwardError
-from graphaug.separation import before, carries_gradient
+from graphaug.separation import before, carries_gradient, memory, reads, writes
 from graphaug.values import UNKNOWN, assume, describe, value_of
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
@@ -100,6 +100,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
     Raises:
         SparseBackwardError: it cannot be split; the message is the reason, as a clause.
     """
+    graph, cut, batch = _apart(graph, cut, batch)
     value = cut.args[0]
     assert isinstance(value, fx.Node)
     if not isinstance(value_of(value), Tensor):
@@ -111,6 +112,9 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
 
     ahead = _with_sizes(graph, before(value))
     trained = {n for n in ahead if n.op != "placeholder" and _differentiable(n)}
+    # what is written in place is made where it is used, with what was written into it by then
+    owner = memory(graph)
+    written = {owner[n] for n in graph.nodes if writes(n)}
     behind = _behind(graph, cut, ahead, trained)
     inputs = [n for n in graph.nodes if n.op == "placeholder"]
     shared = [
@@ -119,13 +123,16 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
         if n in ahead
         and n.op not in ("placeholder", "get_attr")
         and n not in trained
+        and owner[n] not in written
         and isinstance(value_of(n), Tensor)
-        and any(user in trained or user in behind for user in n.users)
+        and any(user in trained or user in behind for user in _users(n))
     ]
     _check_shared_cost(shared, ahead)
     crossing = _crossing(behind, ahead, trained, set(shared), value)
     outputs = [value, *crossing]
-    used = [n for n in inputs if n in _needed(outputs, stop={*inputs, *shared})]
+    in_prefix = _needed(outputs, stop={*inputs, *shared})
+    used = [n for n in inputs if n in in_prefix]
+    _check_writes(in_prefix, _needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
     prefix_graph = _extract(graph, outputs, [*used, *shared])
     shared_graph = _extract(graph, shared, inputs) if shared else None
     rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
@@ -149,14 +156,63 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
     )
 
 
-def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
-    """The prefix and the plain values (sizes, types) that are read off it alone."""
-    found = set(ahead)
+def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.Node, Batch]:
+    """The graph with tuples of masks or tables (rotary embeddings) taken apart, so that each entry can be shared."""
+    tuples = {n for n in graph.nodes if n.op.startswith("call_") and _is_untrained_tuple(value_of(n))}
+    if not tuples:
+        return graph, cut, batch
+    found = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    other: dict[fx.Node, Any] = {}
+    copies = {}
     for node in graph.nodes:
-        if node.op not in ("call_function", "call_method") or node in found or node.target is assume:
+        copies[node] = made = found.node_copy(node, lambda n: mapping[n])
+        other[made] = batch.other.get(node, UNKNOWN)
+        mapping[node] = made
+        if node in tuples:
+            entries = []
+            for i, entry in enumerate(value_of(node)):
+                entries.append(found.call_function(operator.getitem, (made, i)))
+                entries[i].meta["value"] = entry
+                other[entries[i]] = UNKNOWN if other[made] is UNKNOWN else other[made][i]
+            mapping[node] = found.call_function(together, tuple(entries))
+            mapping[node].meta["value"] = value_of(node)
+            other[mapping[node]] = other[made]
+    return found, copies[cut], Batch(found, batch.sizes, other)
+
+
+def _is_untrained_tuple(value: Any) -> bool:
+    flat = isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
+    return flat and not carries_gradient(value)
+
+
+def _users(node: fx.Node) -> Iterator[fx.Node]:
+    """What uses a value, by itself or in a tuple."""
+    for user in node.users:
+        yield from user.users if user.target is together else (user,)
+
+
+def together(*entries: Any) -> tuple[Any, ...]:
+    """A tuple of what was taken apart."""
+    return entries
+
+
+def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
+    """The prefix, and what is made of it alone and carries no gradient: sizes and types, and tables made by them."""
+    found, tables = set(ahead), set()
+    given = {n for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    for node in graph.nodes:
+        if not node.op.startswith("call_") or node in found or node.target is assume or writes(node):
             continue
-        inputs = node.all_input_nodes
-        if inputs and all(n in found or n.op == "placeholder" for n in inputs) and _is_plain(value_of(node)):
+        inputs, value = node.all_input_nodes, value_of(node)
+        if not inputs or value is UNKNOWN or not all(n in found or n in given for n in inputs):
+            continue
+        if carries_gradient(value):
+            continue
+        if any(n in tables or (n not in given and carries_gradient(value_of(n))) for n in inputs):
+            tables.add(node)
+            found.add(node)
+        elif _is_plain(value) and node.op != "call_module":
             found.add(node)
     return found
 
@@ -171,8 +227,7 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
     """What the suffix computes: all that the output needs, and the checks of the assumptions."""
     roots = [n for n in graph.nodes if n.op == "output" or n.target is assume]
     for node in graph.nodes:
-        effect = node.op == "call_module" or node.target is operator.setitem or str(node.target).endswith("_")
-        if not node.users and effect and node.op != "output":
+        if not node.users and (node.op == "call_module" or writes(node)) and node not in ahead:
             if before(node) & trained:
                 raise SparseBackwardError(f"{describe(node)} is called for its effect only")
             roots.append(node)
@@ -181,16 +236,26 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
     }
 
 
+def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:
+    """Refuse writes into what the caller or the model owns, if they would be made more than once."""
+    for node in in_prefix:
+        held = owner[node]
+        twice = held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix)
+        if writes(node) and twice:
+            raise SparseBackwardError(f"opened code changes {describe(held)} in place")
+
+
 def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
     """Everything that ``outputs`` are computed from, down to the nodes in ``stop``, these included."""
     found: set[fx.Node] = set()
     stack = list(outputs)
+    read = reads(stack[0].graph) if stack else {}
     while stack:
         node = stack.pop()
         if node not in found:
             found.add(node)
             if node not in stop:
-                stack.extend(node.all_input_nodes)
+                stack.extend(read[node])
     return found
 
 

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from graphaug.errors import SparseBackwardError
+
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The types whose forward is known to be batch normalisation and nothing else."""
+
+
+def is_plain_norm(module: nn.Module) -> bool:
+    """Whether calling a module is batch normalisation and nothing else."""
+    called = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+    return type(module) in BATCH_NORMS and not called
 
 
 def pair(prefix: fx.Graph, norms: Collection[str]) -> fx.Graph:
@@ -83,7 +91,15 @@ def two_stream_batch_norm(norm: _BatchNorm, kept: Tensor, stopped: Tensor) -> tu
 
     Returns:
         The two normalised sets, in the dtype of their inputs; no gradient flows into ``stopped``.
+
+    Raises:
+        SparseBackwardError: the module was replaced or given hooks since the model was rewritten.
     """
+    if not is_plain_norm(norm):
+        raise SparseBackwardError(
+            f"a BatchNorm of the prefix became a {type(norm).__name__} or has hooks since the model was rewritten, "
+            "which two streams would pass over: change the model before graphaug.rewrite, or use backward='dense'."
+        )
     if not norm.training and norm.running_mean is not None:
         with torch.no_grad():
             frozen = norm(stopped)
