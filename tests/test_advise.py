@@ -13,7 +13,8 @@ from torch import nn
 import graphaug
 from graphaug import errors
 from graphaug.analysis import Suggestion, advise, cka, stretches
-from graphaug.analysis.advise import candidates
+from graphaug.analysis.advise import advice_of, candidates
+from graphaug.analysis.cka import CKA
 from graphaug.analysis.stretches import threshold_of
 
 
@@ -224,6 +225,35 @@ def test_sites_that_do_nothing_make_no_stretch():
     advice = advise(net, samples(), names[:12])
     assert [(s.at, s.stop_grad) for s in advice[:2]] == [("6", False), ("0", True)]
     assert (advice.stretches[0].start, advice.stretches[0].end) == (0, 6)
+
+
+def test_what_does_not_separate_is_not_suggested():
+    """Of a stretch that ends within a residual block, the nearest site that can be rewritten is."""
+    values = torch.full((8, 8), 0.1, dtype=torch.float64)
+    values[2:6, 2:6] = 0.95
+    values.fill_diagonal_(1)
+    names = ("a", "b", "c.fc", "c", "d", "e.fc", "e", "f")
+    found = advice_of(CKA(names, names, values, 100, "unbiased", "linear"), suggest={"a", "b", "c", "d", "e"})
+    assert [(s.at, s.stop_grad) for s in found] == [("d", False), ("c", True)]
+    assert found[0].stretch == ("c.fc", "e.fc")
+    assert found[0].reason.startswith("nearest to the end of the stretch c.fc … e.fc")
+    net = model()
+    everything = advise(net, samples(), "**", threshold=0.3)
+    assert len(everything) > 0
+    for suggestion in everything:
+        graphaug.rewrite(net, **suggestion, example_inputs=samples())
+
+
+def test_what_can_be_read_only_once_is_read_whole():
+    class Once:
+        def __init__(self):
+            self.parts = iter(samples().split(32))
+
+        def __iter__(self):
+            return self.parts
+
+    assert advise(model(), Once()).similarity.samples == 128
+    assert advise(model(), samples().split(32)).similarity.samples == 128
 
 
 def test_a_network_that_does_nothing_has_no_advice():

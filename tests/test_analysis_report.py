@@ -378,6 +378,10 @@ def damaged(run, tmp_path, name, content):
         ("config.yaml", b"!!python/object/apply:os.system ['true']", "is no configuration of a run"),
         ("encoder.safetensors", None, "the run did not finish"),
         ("metrics.jsonl", b'{"loss": 1}\n{"lo', "is damaged"),
+        ("metrics.jsonl", b'{"loss": 1}\n{"epoch": 2}', "a line has no loss"),
+        ("metrics.jsonl", b"[1]", "holds a list, not an object"),
+        ("result.json", b"[]", "holds a list, not an object"),
+        ("result.json", b'{"few_labels": 3}', "few_labels is no table"),
     ],
 )
 def test_damaged_runs(run, tmp_path, name, content, match):

@@ -175,6 +175,38 @@ def test_always_finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
         assert values[0, 1] == values[1, 0]
 
 
+@pytest.mark.parametrize("rows", [5, 7, 33])
+def test_a_matrix_of_one_model_is_symmetric_to_the_last_bit(rows):
+    """A matrix product may add up its two triangles in other orders."""
+    for seed in range(20):
+        found = cka(network(seed, dtype=torch.float32), data(rows, seed, torch.float32), BLOCKS).values
+        assert torch.equal(found, found.T)
+        assert found.diagonal().tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_site_that_one_sample_alone_activates_shares_nothing(dtype):
+    """Its unbiased HSIC is 0: what is left is rounding, which is not to be normalised."""
+    for seed in range(8):
+        x = torch.zeros(16, 5, dtype=dtype)
+        x[3] = data(1, seed, dtype)
+        q = torch.linalg.qr(data(5, seed + 1, dtype))[0]
+        found = cka(Maps(nn.Identity(), Apply(lambda h, q=q: h @ q)), x, ["a", "b"]).values
+        assert not found.any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_duplicates_stay_duplicates_under_a_rotation(dtype):
+    """Where most samples are one, the median distance is 0, and only equal samples are alike."""
+    for seed in range(10):
+        x = data(64, seed, dtype)
+        x[:61] = x[0]
+        q = torch.linalg.qr(data(5, seed + 1, dtype))[0]
+        model = Maps(nn.Identity(), Apply(lambda h, q=q: h @ q))
+        found = cka(model, x, ["a", "b"], kernel="rbf").values
+        torch.testing.assert_close(found, torch.ones(2, 2, dtype=torch.float64), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("scale", [1e-11, 1e-8, 1e8, 1e15])
 def test_the_scale_of_float32_features_does_not_matter(scale):
     x = data(dtype=torch.float32)

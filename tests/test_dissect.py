@@ -124,6 +124,17 @@ def test_verdicts():
     assert "gradient norm of the parameters before the cut" in text
 
 
+def test_a_dead_network_and_one_that_diverged_are_not_judged():
+    dead = network()
+    for p in dead.parameters():
+        p.data.zero_()
+    assert "all 0" in dissect(graphaug.rewrite(dead, at="3", rate=0.5), batch(20)).verdict
+    lost = network()
+    next(lost.parameters()).data.fill_(torch.nan)
+    with pytest.raises(errors.DataError, match="activations of '0' are not finite"):
+        dissect(graphaug.rewrite(lost, at="3", rate=0.5), batch(20))
+
+
 def test_sites_before_the_cut_do_not_judge_it():
     aug = graphaug.rewrite(network(), at="3", rate=1.0)
     found = dissect(aug, batch(20), ["0", "1", "2"])

@@ -28,7 +28,8 @@ def points(n, d, seed=0):
 
 def unit(x):
     x = np.asarray(x)
-    return x / np.linalg.norm(x, axis=1, keepdims=True)
+    lengths = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(lengths > 0, lengths, 1)
 
 
 @settings(max_examples=30)
@@ -38,9 +39,11 @@ def unit(x):
     seed=st.integers(0, 1000),
     t=st.floats(0.1, 4),
     chunk=st.integers(1, 50),
+    dead=st.integers(0, 40),
 )
-def test_uniformity_is_the_log_mean_potential_whatever_the_chunks(n, d, seed, t, chunk):
+def test_uniformity_is_the_log_mean_potential_whatever_the_chunks(n, d, seed, t, chunk, dead):
     x = points(n, d, seed)
+    x[:dead] = 0  # rows that cannot be normalised lie at the origin
     expected = math.log(np.exp(-t * pdist(unit(x), "sqeuclidean")).mean())
     assert uniformity(x, t, chunk=chunk) == pytest.approx(expected, abs=1e-9)
 
@@ -51,6 +54,7 @@ def test_alignment_and_uniformity_at_their_ends():
     assert alignment(x, -x) == pytest.approx(4)
     assert alignment(x, -x, alpha=1) == pytest.approx(2)
     assert uniformity(x[:1].expand(7, 3)) == pytest.approx(0)
+    assert uniformity(torch.zeros(50, 8)) == 0  # a dead encoder is the worst, not the best
     assert uniformity(torch.eye(50).double()) == pytest.approx(-4)  # ‖a - b‖² = 2 for all pairs
 
 
@@ -129,6 +133,8 @@ def test_pairs_of_sentences():
     [
         (lambda: alignment(points(3, 2), points(4, 2)), errors.BatchError, "equal shapes"),
         (lambda: uniformity(points(1, 2)), errors.BatchError, "N of at least 2"),
+        (lambda: uniformity(points(3, 2), chunk=0), errors.InvalidOption, "chunk is a number of rows"),
+        (lambda: effective_rank(points(3, 2) / 0), errors.DataError, "not finite"),
         (lambda: tolerance(points(3, 2), torch.arange(3)), errors.DataError, "a class with two samples"),
         (lambda: tolerance(points(3, 2), torch.arange(4)), errors.BatchError, "3 labels"),
         (lambda: geometry(nn.Linear(2, 2), [], "**"), errors.DataError, "no pair"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
 
@@ -125,7 +125,8 @@ def advise(
 
     Returns:
         An `Advice`, a list of `Suggestion`s that `graphaug.rewrite` takes as ``**suggestion``. It is empty if no
-        stretch stands out. Sites with the values of the one before, as of a flatten or of dropout, which does nothing
+        stretch stands out. A site that does not separate input from output is not suggested, but the nearest one of its
+        stretch that does. Sites with the values of the one before, as of a flatten or of dropout, which does nothing
         in eval mode, are compared, but neither make a stretch nor are suggested.
 
     Raises:
@@ -133,25 +134,42 @@ def advise(
         Whatever `cka` raises.
     """
     plain = plain_model(model)
+    stream = batches(plain, data, batch_size)
+    example = next(stream)
+    if not isinstance(data, (Tensor, Mapping, list, tuple)):
+        data = _rejoined(
+            example, stream
+        )  # what can be read once has lost its first batch to the look at the sites
+    chosen = sites
     if sites is None:
-        stream = batches(plain, data, batch_size)
-        example = next(stream)
         sites = candidates(plain, example)
-        if iter(data) is data:  # a generator has lost its first batch to the look at the sites
-            data = _rejoined(example, stream)
     similarity = cka(plain, data, sites, estimator=estimator, tokens=tokens, batch_size=batch_size)
     if len(similarity.rows) < 3:
         raise SiteNotFound(f"advice needs 3 sites or more to compare, not {len(similarity.rows)}.")
-    return advice_of(similarity, threshold=threshold)
+    through = None if chosen is None else _separating(plain, example)  # candidates are such already
+    return advice_of(similarity, threshold=threshold, suggest=through)
 
 
-def advice_of(similarity: CKA, *, threshold: float | None = None, leave_out: Sequence[str] = ()) -> Advice:
-    """What a CKA matrix of one model's sites advises, without a look at those to be left out."""
+def advice_of(
+    similarity: CKA,
+    *,
+    threshold: float | None = None,
+    leave_out: Sequence[str] = (),
+    suggest: Collection[str] | None = None,
+) -> Advice:
+    """What a CKA matrix of one model's sites advises.
+
+    Args:
+        similarity: as `cka` gives it.
+        threshold: as for `stretches`.
+        leave_out: sites that are not looked at.
+        suggest: sites that may be suggested, all if None: the outermost such of a stretch are.
+    """
     shown = [i for i, name in enumerate(similarity.rows) if name not in leave_out]
     kept = [shown[i] for i in _distinct(similarity.values[shown][:, shown])]
     values = similarity.values[kept][:, kept]
     found = [replace(s, start=kept[s.start], end=kept[s.end]) for s in stretches(values, threshold=threshold)]
-    suggestions = [s for stretch in found for s in _suggest(similarity.rows, stretch)]
+    suggestions = [s for stretch in found for s in _suggest(similarity.rows, stretch, suggest)]
     limit = threshold_of(values) if threshold is None else threshold
     return Advice(suggestions, similarity, found, limit, [similarity.rows[i] for i in kept])
 
@@ -201,21 +219,21 @@ def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
         yield inputs if isinstance(inputs, Mapping) or len(inputs) > 1 else inputs[0]
 
 
-def _suggest(names: Sequence[str], stretch: Stretch) -> Iterator[Suggestion]:
+def _separating(model: nn.Module, example_inputs: Any) -> set[str]:
+    """Sites that separate input from output, as `cka` names them."""
+    outline = ModelOutline(model, example_inputs)
+    return {str(site) for site in sites_of(outline, depth=None, everything=True) if site.separates}
+
+
+def _suggest(names: Sequence[str], stretch: Stretch, allowed: Collection[str] | None) -> Iterator[Suggestion]:
     first, last = names[stretch.start], names[stretch.end]
-    alike = f"(mean CKA {stretch.similarity:.2f} inside, {stretch.outside:.2f} to the other sites)"
-    ends = (first, last)
-    yield Suggestion(
-        last,
-        False,
-        f"the end of the stretch {first} … {last} of co-adapted sites {alike}",
-        stretch.strength,
-        ends,
+    fit = [n for n in names[stretch.start : stretch.end + 1] if allowed is None or n in allowed]
+    if not fit:
+        return
+    where = (
+        f"of the stretch {first} … {last} of co-adapted sites (mean CKA {stretch.similarity:.2f} inside, "
+        f"{stretch.outside:.2f} to the other sites)"
     )
-    yield Suggestion(
-        first,
-        True,
-        f"the start of the stretch {first} … {last} of co-adapted sites {alike}",
-        stretch.strength,
-        ends,
-    )
+    for end, name, site, stop_grad in (("end", last, fit[-1], False), ("start", first, fit[0], True)):
+        said = f"the {end}" if site == name else f"nearest to the {end}"
+        yield Suggestion(site, stop_grad, f"{said} {where}", stretch.strength, (first, last))

@@ -253,7 +253,10 @@ def _linear(x: Tensor) -> Tensor:
 def _rbf(x: Tensor, bandwidth: float) -> Tensor:
     gram = _linear(x)
     norms = gram.diagonal()
-    squared = (norms[:, None] + norms[None, :] - 2 * gram).clamp(min=0)
+    sizes = norms[:, None] + norms[None, :]
+    squared = sizes - 2 * gram
+    # equal samples are 0 apart but for the rounding of what cancels
+    squared = torch.where(squared <= 16 * torch.finfo(x.dtype).eps * sizes, 0.0, squared)
     apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
     sigma = bandwidth * squared[apart].sqrt().median()
     # duplicates may put the median at 0: then only equal samples are alike
@@ -270,4 +273,7 @@ def _centred(gram: Tensor, estimator: str) -> Tensor:
     gram = gram - torch.diag(gram.diagonal())
     rows = gram.sum(0) / (n - 2)
     centred = gram - rows[:, None] - rows[None, :] + gram.sum() / ((n - 1) * (n - 2))
-    return centred - torch.diag(centred.diagonal())
+    centred = centred - torch.diag(centred.diagonal())
+    # of a site that one sample alone activates nothing is left but rounding, which is no structure to compare
+    noise = 64 * torch.finfo(gram.dtype).eps * gram.abs().amax()
+    return torch.where(centred.abs().amax() <= noise, 0.0, centred)

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.taps import Tapped, check_rows, first_of, tapped
 from graphaug.deep_augment import DeepAugment
-from graphaug.errors import BatchError, NotRewritten
+from graphaug.errors import BatchError, DataError, NotRewritten
 from graphaug.module import AugmentedModule
 from graphaug.outline import ModelOutline
 from graphaug.placing import place
@@ -39,6 +39,7 @@ class SiteEffect:
         recognised: share of augmented rows whose nearest un-augmented row, by cosine, is their own.
         gradient: norm of the loss's gradient with respect to the site's value, over the augmented rows.
         plain_gradient: the same over the same rows, without the augmentation.
+        alive: share of these rows whose un-augmented activations are not all 0.
     """
 
     site: str
@@ -48,6 +49,7 @@ class SiteEffect:
     recognised: float
     gradient: float
     plain_gradient: float
+    alive: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,8 @@ class Dissection:
         if not behind:
             return "not seen: no compared site lies behind the cut"
         last = behind[-1]
+        if last.alive == 0:
+            return f"nothing to tell: without augmentation the activations at {last.site} are all 0"
         if last.recognised < LOST:
             return "destroying"
         return "too weak" if last.cosine > WEAK else "in between"
@@ -150,6 +154,11 @@ def dissect(
     changed = torch.stack([a.rows for a in augmentations.values() if a.rows is not None]).any(0)
     if not changed.any():
         raise BatchError("no row was augmented: the subset rounds to 0 rows of this batch.")
+    for name, h, was in zip(read.names, found.values, plain.values, strict=True):
+        if not bool((h.isfinite() & was.isfinite()).all()):
+            raise DataError(
+                f"the activations of '{name}' are not finite: the model has diverged, or its inputs are not finite."
+            )
     below = set.intersection(*cuts)
     effects = tuple(
         _effect(name, after, h, was, changed, g, g_was)
@@ -274,6 +283,7 @@ def _effect(
         float(recognised.float().mean()),
         float(gradient[rows].norm()),
         float(plain_gradient[rows].norm()),
+        float(y[rows].any(1).float().mean()),
     )
 
 

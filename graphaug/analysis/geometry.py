@@ -34,7 +34,7 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
     return float((_unit(x) - _unit(y)).norm(dim=1).pow(alpha).mean())
 
 
-def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 4096) -> float:
+def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 1024) -> float:
     """Log of the mean Gaussian potential over all pairs, ``log E exp(-t‖x̂ - ŷ‖²)`` (Wang & Isola, 2020, Eq. 3).
 
     0 if all embeddings are one, towards ``-2t`` if they spread over the sphere; lower is more uniform.
@@ -44,16 +44,23 @@ def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 4096) -> float:
         t: of the potential.
         chunk: rows at a time: memory is (chunk, chunk), whatever N is.
 
+    A row of zeros has no place on the sphere and stays where it is: two of them are one point.
+
     Raises:
         BatchError: fewer than 2 rows, or not (N, D).
+        DataError: an embedding is not finite.
+        InvalidOption: a chunk of no rows.
     """
     _check(x, 2)
+    if chunk < 1:
+        raise InvalidOption(f"chunk is a number of rows, at least 1, not {chunk!r}.")
     parts = _unit(x).split(chunk)
+    lengths = [a.square().sum(1) for a in parts]  # 1, but for rows of zeros
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     for i, a in enumerate(parts):
-        for b in parts[i:]:
-            potential = torch.exp(2 * t * (a @ b.T - 1)).double()  # ‖a - b‖² = 2 - 2a·b on the sphere
-            total += potential.triu(1).sum() if a is b else potential.sum()
+        for b, length in zip(parts[i:], lengths[i:], strict=True):
+            potential = (a @ b.T).mul_(2).sub_(lengths[i][:, None]).sub_(length).mul_(t).exp_()
+            total += (potential.triu_(1) if a is b else potential).sum(dtype=torch.float64)
     return float(torch.log(2 * total / (len(x) * (len(x) - 1))))
 
 
@@ -244,3 +251,5 @@ def _unit(x: Tensor) -> Tensor:
 def _check(x: Tensor, rows: int = 1) -> None:
     if x.dim() != 2 or len(x) < rows:
         raise BatchError(f"embeddings (N, D) with N of at least {rows} are needed, not {tuple(x.shape)}.")
+    if not bool(x.isfinite().all()):
+        raise DataError("embeddings are not finite: the model has diverged, or its inputs are not finite.")

@@ -102,29 +102,34 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         raise RunDirectoryError(
             f"{str(directory)!r} holds no encoder.safetensors: the run did not finish. Let it finish first."
         )
-    return Run(
-        directory,
-        config,
-        resolved,
-        _lines(directory / "metrics.jsonl"),
-        next(iter(_lines(directory / "result.json", whole=True)), {}),
-        dict(sorted(found.items())),
-    )
+    metrics, file = _lines(directory / "metrics.jsonl"), directory / "result.json"
+    if any(not isinstance(line.get("loss"), (int, float)) for line in metrics):
+        raise RunDirectoryError(f"{str(directory / 'metrics.jsonl')!r} is damaged: a line has no loss.")
+    result = next(iter(_lines(file, whole=True)), {})
+    if not isinstance(result.get("few_labels", {}), dict):
+        raise RunDirectoryError(f"{str(file)!r} is damaged: few_labels is no table.")
+    return Run(directory, config, resolved, metrics, result, dict(sorted(found.items())))
 
 
 def _lines(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
     """The JSON in a file, one value a line or the file as one; nothing if there is no such file.
 
     Raises:
-        RunDirectoryError: what is there is no JSON.
+        RunDirectoryError: what is there is no JSON, or holds something else than objects.
     """
     if not file.exists():
         return []
     text = file.read_text(encoding="utf-8")
     try:
-        return [json.loads(part) for part in ([text] if whole else text.splitlines()) if part.strip()]
+        found = [json.loads(part) for part in ([text] if whole else text.splitlines()) if part.strip()]
     except json.JSONDecodeError as error:
         raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
+    for value in found:
+        if not isinstance(value, dict):
+            raise RunDirectoryError(
+                f"{str(file)!r} is damaged: it holds a {type(value).__name__}, not an object."
+            )
+    return found
 
 
 def write_json(file: Path, value: Any) -> None:

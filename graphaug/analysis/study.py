@@ -137,7 +137,7 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
         return Moment(
             epoch,
             alignment(x, y),
-            uniformity(torch.cat([x, y])),
+            uniformity(x),
             embedding_std(x),
             effective_rank(x),
             x.shape[1],
@@ -146,6 +146,10 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
         )
 
     top = features(model, images, knn_view)
+    if not bool(top.isfinite().all()):
+        raise DataError(
+            f"the features of the encoder in {str(run.path)!r} are not finite: the run has diverged."
+        )
     values = torch.linalg.svdvals(top.double() - top.double().mean(0))
     candidate = encoder_sites(model, plain)
     targets, why = _augmented(run, model, plain)
