@@ -179,7 +179,7 @@ def _backward(
         return f"dense: {type(coupling[1]).__name__} '{coupling[0]}' couples the rows"
     if share is not None and 0.5 * share < SMALLEST_SAVING:
         return f"dense: it would save {0.5 * share:.0%} only"
-    return "sparse"
+    return "sparse: if the probe agrees"
 
 
 def _target(node: fx.Node) -> Target | None:
