@@ -3,10 +3,12 @@
     python -m benchmarks.text [--data ../shared/data] [--seeds 3] [--sentences 768] [--mlm-epochs 1] [--workers 2]
 
 A small BERT (bert-mini: 4 blocks, 256 wide, a tokenizer trained on the text) is first trained by masked language on
-all sentences. From there, with the first ``--sentences`` lines and every seed: SimCSE, SimCSE with masked language, and
-both with Deep Augmentation at the first, a middle and the last block, with and without stop-gradient, at the rates that
-the paper found best for each. What is reported is the last step on the seven tasks, mean ± standard deviation over the
-seeds; a run that collapses or diverges is reported as that and is in no mean. Results go to
+all sentences, of which it reads ``--max-length`` tokens. From there, with ``--sentences`` drawn lines, the same in
+every run, and every seed: SimCSE, SimCSE with masked language, and both with Deep Augmentation at the first, a middle
+and the last block, with and without stop-gradient, at the rates that the paper found best for each. What is reported is
+the last step on the seven tasks, by SimCSE's pooler (the first position) and by the mean over tokens, mean ± standard
+deviation over the seeds; beside it the encoder with random weights, and where all runs begin. A run that collapses or
+diverges is reported as that and is in no mean. Results go to
 ``benchmarks/results/text.json`` and ``docs/images/text.svg``; ``--journal FILE`` goes on with a broken run.
 """
 
@@ -18,9 +20,11 @@ import json
 import math
 import multiprocessing
 import os
+import random
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +38,9 @@ from graphaug.errors import GraphaugError
 from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus import Corpus, read_corpus
 from graphaug.text.encoder import TextEncoder
+from graphaug.text.job import build
 from graphaug.text.load import load_encoder
+from graphaug.text.pooling import POOLERS
 from graphaug.text.sts import evaluate, sts_dev
 from graphaug.text.sts_data import TASKS, load_tasks
 from graphaug.text.train import simcse
@@ -43,11 +49,15 @@ SITES = (1, 2, 4)
 RATES = {(True, False): 0.125, (False, False): 0.25, (True, True): 0.5, (False, True): 0.5}
 """The rates that the paper found best, by stop-gradient and masked language: its presets in `graphaug.text.presets`."""
 
+MEAN = "Avg. of the mean pooler"
 MEASURES = ("alignment", "uniformity")
 LOOKS = 2
 """Looks at STS-B's development set in a run, beside the common one before it; each encodes 2,909 sentences."""
 
-KEPT = ("seeds", "sentences", "batch", "lr", "size", "mlm_epochs")
+BOTH = ("cls_before_pooler", "mean")
+"""The poolers that every encoder is scored with: SimCSE's, and the mean over tokens."""
+
+KEPT = ("seeds", "sentences", "batch", "lr", "size", "max_length", "mlm_epochs")
 """The options that a journal's records depend on."""
 
 
@@ -83,25 +93,49 @@ SETTINGS = [
 ]
 
 
+def scores(encoder: TextEncoder, data: Path) -> dict[str, Any]:
+    """The seven tasks by both poolers, from one forward of every sentence."""
+    known: dict[str, torch.Tensor] = {}
+    POOLERS["both"] = lambda outputs, mask: torch.cat([POOLERS[name](outputs, mask) for name in BOTH], dim=1)
+    encoder.pooler = "both"
+    half = encoder.model.config.hidden_size
+
+    def by(part: slice) -> Any:
+        def encode(sentences: Sequence[str]) -> torch.Tensor:
+            new = [s for s in dict.fromkeys(sentences) if s not in known]
+            if new:
+                known.update(zip(new, encoder.encode(new), strict=True))
+            return torch.stack([known[s][part] for s in sentences])
+
+        return encode
+
+    first, mean = (evaluate(by(part), load_tasks(data)) for part in (slice(half), slice(half, None)))
+    return {"spearman": dict(first.spearman), "average": first.average, "average_mean_pooler": mean.average}
+
+
+def drawn(text: str, count: int) -> list[str]:
+    """Sentences of the text, the same in every run: its head is of few topics."""
+    lines = read_corpus(text).lines
+    return random.Random(0).sample(lines, count)
+
+
 def one(task: tuple[Setting, SimCSEConfig, Path, int]) -> dict[str, Any]:
     """One run and its scores, in a process of its own; of a run that fails, its error."""
     setting, config, data, sentences = task
     torch.set_num_threads(1)
     begin = time.perf_counter()
     record: dict[str, Any] = {"name": setting.name, "seed": config.seed}
-    lines = read_corpus(str(config.text)).lines[:sentences]
     try:
-        done = simcse(config, corpus=Corpus(lines, 0))
+        done = simcse(config, corpus=Corpus(drawn(str(config.text), sentences), 0))
         trained = time.perf_counter()
         # Larger batches are slower here: their activations do not fit into the cache.
-        scores = evaluate(TextEncoder(done.encoder, done.tokenizer, batch_size=64).encode, load_tasks(data))
+        found = scores(TextEncoder(done.encoder, done.tokenizer, batch_size=64), data)
     except GraphaugError as error:
         message = f"{type(error).__name__}: {error}"
         return {**record, "error": message, "seconds": [round(time.perf_counter() - begin, 1), 0.0]}
     return {
         **record,
-        "spearman": dict(scores.spearman),
-        "average": scores.average,
+        **found,
         # A look at an encoder whose vectors are all equal has no scores.
         "path": [
             {n: line[n] for n in ("step", "stsb_dev", *MEASURES)}
@@ -113,9 +147,8 @@ def one(task: tuple[Setting, SimCSEConfig, Path, int]) -> dict[str, Any]:
     }
 
 
-def look(folder: Path, data: Path) -> dict[str, Any]:
-    """Where all runs begin: the encoder before any of them, on STS-B's development set."""
-    encoder = load_encoder(folder)
+def look(encoder: TextEncoder, data: Path) -> dict[str, Any]:
+    """An encoder before any run, on STS-B's development set."""
     dev = load_tasks(data, "dev", ["STS-B"])[0]
     geometry = pair_geometry(encoder.encode, dev.first, dev.second, dev.gold)
     return {
@@ -168,6 +201,13 @@ class Journal:
         return [entry[kind] for entry in self.entries if kind in entry]
 
 
+def reference(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """A row of the table for an encoder that no run has trained."""
+    mean = {**found["spearman"], "Avg.": found["average"], MEAN: found["average_mean_pooler"]}
+    mean |= {measure: found[measure] for measure in ("stsb_dev", *MEASURES)}
+    return {"name": name, "n": 1, "failed": 0, "mean": mean, "sd": dict.fromkeys(mean)}
+
+
 def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Mean and standard deviation over the seeds, of the runs that came to their end."""
     rows = []
@@ -178,6 +218,7 @@ def summary(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         whole = [record for record in own if "error" not in record]
         columns = {task: [r["spearman"][task] for r in whole] for task in TASKS}
         columns["Avg."] = [r["average"] for r in whole]
+        columns[MEAN] = [r["average_mean_pooler"] for r in whole]
         for name in ("stsb_dev", *MEASURES):
             columns[name] = [r["path"][-1][name] for r in whole if r["path"]]
         rows.append(
@@ -201,10 +242,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             return "–"
         return f"{scale * mean:.{digits}f}" + ("" if sd is None else f" ± {scale * sd:.{digits}f}")
 
-    lines = ["| | n | " + " | ".join((*TASKS, "Avg.", *MEASURES)) + " |", "|---" * (len(TASKS) + 5) + "|"]
+    names = (*TASKS, "Avg.", MEAN, *MEASURES)
+    lines = ["| | n | " + " | ".join(names) + " |", "|---" * (len(names) + 2) + "|"]
     for row in rows:
         cells = [cell(row, task, 100, 1) for task in TASKS]
-        cells += [cell(row, "Avg.", 100, 2), *(cell(row, name, 1, 2) for name in MEASURES)]
+        cells += [cell(row, name, 100, 2) for name in ("Avg.", MEAN)]
+        cells += [cell(row, name, 1, 2) for name in MEASURES]
         lines.append(f"| {row['name']} | {row['n']} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -257,7 +300,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--size", default="bert-mini")
-    parser.add_argument("--mlm-epochs", type=int, default=1)
+    parser.add_argument("--max-length", type=int, default=16)
+    parser.add_argument("--mlm-epochs", type=int, default=2)
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--journal", type=Path, help="keep every record here; go on from those it holds")
     parser.add_argument(
@@ -272,7 +316,8 @@ def main() -> None:
         start = options.journal.with_suffix(".mlm") if options.journal else Path(folder) / "mlm"
         first = SimCSEConfig(
             text=str(text), from_config=options.size, contrastive=False, mlm=True, lr=5e-4, warmup=0.2,
-            batch_size=options.batch, epochs=options.mlm_epochs, report_every=50, checkpoint_every=100,
+            max_length=options.max_length, batch_size=options.batch, epochs=options.mlm_epochs, report_every=50,
+            checkpoint_every=100,
         )  # fmt: skip
         print("masked language:", flush=True)
 
@@ -282,10 +327,18 @@ def main() -> None:
 
         done = simcse(first, start, resume=True, on_line=on_line)
         if not journal.all("start"):
-            journal.add("start", {**look(start, sts), "seconds": round(journal.seconds(), 1)})
-        (beginning,) = journal.all("start")
+            trained = round(journal.seconds(), 1)
+            torch.manual_seed(0)
+            fresh = build(first, read_corpus(str(text)).lines)
+            raw = TextEncoder(fresh.encoder, fresh.tokenizer)
+            journal.add("random", {**look(raw, sts), **scores(raw, sts)})
+            begun = load_encoder(start)
+            assert isinstance(begun, TextEncoder)
+            journal.add("start", {**look(begun, sts), "seconds": trained, **scores(begun, sts)})
+        ((beginning,), (raw_scores,)) = journal.all("start"), journal.all("random")
         base = SimCSEConfig(
             text=str(text), encoder=str(start), sts=str(sts), lr=options.lr, batch_size=options.batch,
+            max_length=options.max_length,
             report_every=max(1, math.ceil(options.sentences // options.batch / LOOKS)), checkpoint_every=0,
         )  # fmt: skip
         done_already = {(r["name"], r["seed"]) for r in journal.all("run")}
@@ -302,7 +355,8 @@ def main() -> None:
                 shown = record["error"] if "error" in record else f"{100 * record['average']:.2f}"
                 print(f"{record['name']} (seed {record['seed']}): {shown}, {record['seconds']}", flush=True)
     records = journal.all("run")
-    rows = summary(records)
+    rows = [reference("random weights", raw_scores), reference("masked language alone", beginning)]
+    rows += summary(records)
     minutes = journal.seconds() / 60
     print(table(rows))
     print(f"{minutes:.1f} minutes, {beginning['seconds'] / 60:.1f} of them masked language")

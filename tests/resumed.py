@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,21 @@ def run(out: str, kill_after: int | None = None) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     pretrain(CONFIG, out, data=images(), resume=True, on_epoch=on_epoch)
+
+
+def run_on_two(out: str, kill_after: int | None = None) -> None:
+    """The same with two processes; a kill ends them and this one."""
+    os.setsid()
+
+    def on_epoch(line: dict[str, Any]) -> None:
+        if line["epoch"] == kill_after:
+            os.killpg(0, signal.SIGKILL)
+
+    # dropout draws from each process's own generator
+    config = replace(
+        CONFIG, epochs=3, devices=2, accelerator="cpu", rate_end=None, snapshot_every=0, backward="dense"
+    )
+    pretrain(config, out, data=images(), resume=True, on_epoch=on_epoch)
 
 
 def run_on_full_disk(out: str) -> None:

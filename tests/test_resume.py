@@ -94,6 +94,19 @@ def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(proces
     print(f"{killed} kills; last checkpoints: {', '.join(steps)}")
 
 
+@pytest.mark.slow
+def test_two_processes_go_on_with_their_own_generators(processes, tmp_path):
+    """Each has drawn its own dropout; the second one's state is not the first one's."""
+    for name, kill in (("unbroken", None), ("broken", 2), ("broken", None)):
+        process = processes.Process(target=resumed.run_on_two, args=(str(tmp_path / name), kill))
+        process.start()
+        process.join()
+        assert process.exitcode == (0 if kill is None else -signal.SIGKILL)
+        if kill is not None:
+            assert Checkpoints(tmp_path / name / "checkpoints").complete()
+    assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
+
+
 @pytest.mark.long
 def test_a_chain_of_kills(processes, unbroken, tmp_path):
     out = tmp_path / "run"

@@ -257,6 +257,25 @@ def test_masked_language_is_transformers_own_loss():
         close(gradients(whole), gradients(theirs), rtol=1e-4, atol=1e-7)
 
 
+def test_a_process_without_masked_tokens_counts_none(monkeypatch):
+    """The mean over all processes: the one that has tokens must not divide by the other one's least count."""
+    import graphaug.text.objective as module
+
+    ids, mask, masked, labels = masked_batch()
+    ours = objective(replace(PLAIN, mlm=True, contrastive=False), bert(BertForMaskedLM)).eval()
+    alone = float(ours(ids, mask, masked, *chosen_positions(labels))["mlm"])
+    counts = []
+    monkeypatch.setattr(module, "process_count", lambda: 2)
+    monkeypatch.setattr(module.dist, "all_reduce", lambda count: counts.append(float(count)))
+    assert (
+        float(ours(ids, mask, ids.repeat(2, 1), *chosen_positions(torch.full_like(labels, IGNORED)))["mlm"])
+        == 0
+    )
+    found = float(ours(ids, mask, masked, *chosen_positions(labels))["mlm"])
+    assert counts == [0.0, float((labels != IGNORED).sum())]
+    assert found / 2 == pytest.approx(alone)  # the mean over the two processes
+
+
 def test_the_objectives_are_added_with_their_weight():
     ids, mask, masked, labels = masked_batch()
     both = objective(replace(PLAIN, mlm=True, mlm_weight=0.3), bert(BertForMaskedLM))
@@ -506,6 +525,7 @@ BAD = [
     ({"batch_size": 2, "devices": 2}, ConfigError, "at least 2. Give a multiple of 2, at least 4"),
     ({"at": (4,)}, SiteNotFound, "4 is out of range: SimCSE has the stages 0 to 3"),
     ({"at": ("encodr",)}, SiteNotFound, "Did you mean"),
+    ({"at": (3,), "stop_grad": True, "subset": 1.0}, ConfigError, "at 3 with subset=1 .* nothing would be trained"),
     ({"max_length": 600}, InvalidOption, "max_length must be from 3 to 512"),
     ({"sts": "no/such"}, DataError, "STS data 'no/such' does not exist"),
     ({"optimizer": "adam"}, ConfigError, "no optimizer is called 'adam'. Did you mean 'adamw'"),

@@ -26,7 +26,7 @@ from transformers import (
 from graphaug.errors import EncoderError, InvalidOption
 from graphaug.signature import evaluating
 from graphaug.text.encoder import TextEncoder
-from graphaug.text.load import load_encoder, load_trainable, save_encoder
+from graphaug.text.load import load_encoder, load_trainable, save_encoder, without_dropout
 from graphaug.text.models import from_config
 from graphaug.text.tokenizer import train_wordpiece
 
@@ -257,7 +257,20 @@ def test_masked_language_of_a_decoder_is_refused_by_name(tmp_path, tokenizer):
         load_trainable(tmp_path / "gpt2", mlm=True)
 
 
-@pytest.mark.parametrize("kind", [BertModel, GPT2Model, FlaubertModel])
+def test_a_decoder_whose_first_position_sees_nothing_is_refused(tmp_path, tokenizer):
+    config = GPT2Config(n_embd=8, n_layer=1, n_head=1, vocab_size=len(tokenizer))
+    tokenizer = copy.deepcopy(tokenizer)
+    save_encoder(tmp_path / "gpt2", GPT2Model(config), tokenizer)
+    for load in (load_encoder, load_trainable):
+        with pytest.raises(EncoderError, match=r"gpt2': the first position of GPT2Model sees nothing"):
+            load(tmp_path / "gpt2")
+    assert load_encoder(tmp_path / "gpt2", "mean").encode(["dog", "a cat"]).shape == (2, 8)
+    found = without_dropout(config)
+    assert found
+    assert not any(getattr(config, name) for name in found)  # it calls them pdrop
+
+
+@pytest.mark.parametrize("kind", [BertModel, FlaubertModel])
 def test_without_dropout_there_is_none_and_what_is_saved_has_its_own(kind, tmp_path, tokenizer):
     sizes = {
         "vocab_size": 100,
@@ -267,9 +280,6 @@ def test_without_dropout_there_is_none_and_what_is_saved_has_its_own(kind, tmp_p
         "n_layers": 1,
     }
     names = {
-        "n_embd": 8,
-        "n_layer": 1,
-        "n_head": 1,
         "emb_dim": 8,
         "n_heads": 1,
         "layerdrop": 0.3,

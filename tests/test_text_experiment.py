@@ -2,20 +2,25 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import text_runs
+import torch
 
-from benchmarks.text import RATES, SETTINGS, Journal, Setting, mean_path, one, summary, table
+from benchmarks.text import BOTH, RATES, SETTINGS, Journal, Setting, mean_path, one, scores, summary, table
+from graphaug.text.encoder import TextEncoder
+from graphaug.text.job import build
 from graphaug.text.presets import PRESETS
-from graphaug.text.sts_data import TASKS
+from graphaug.text.sts_data import TASKS, StsTask
 
 SETTINGS_OF = {"lr": 0.1, "seeds": 3}
 
 
 def finished(setting, seed, score, **more):
     path = [{"step": s, "stsb_dev": 0.5, "alignment": score, "uniformity": -s} for s in (2, 4)]
-    scores = {"spearman": dict.fromkeys(TASKS, score), "average": score, "path": path}
+    averages = {"average": score, "average_mean_pooler": 2 * score}
+    scores = {"spearman": dict.fromkeys(TASKS, score), **averages, "path": path}
     return {"name": setting.name, "seed": seed, **scores, **more}
 
 
@@ -40,11 +45,36 @@ def test_failed_runs_are_in_no_mean_and_every_column_has_a_deviation():
     lines = table(rows).splitlines()
     assert (
         lines[2]
-        == f"| {first.name} | 2 | " + "30.0 ± 14.1 | " * 7 + "30.00 ± 14.14 | 0.30 ± 0.14 | -4.00 ± 0.00 |"
+        == f"| {first.name} | 2 | "
+        + "30.0 ± 14.1 | " * 7
+        + "30.00 ± 14.14 | 60.00 ± 28.28 | 0.30 ± 0.14 | -4.00 ± 0.00 |"
     )
-    assert lines[3] == f"| {second.name} | 0 |" + " – |" * 10
+    assert lines[3] == f"| {second.name} | 0 |" + " – |" * 11
     assert len({line.count("|") for line in lines}) == 1
     json.dumps(summary([finished(first, 0, 0.2)]), allow_nan=False)
+
+
+def test_both_poolers_are_those_of_the_encoder_from_one_forward(monkeypatch):
+    """Each sentence is encoded once, and each half of its vector is what the pooler alone gives."""
+    data = [StsTask(task, ("a dog", "the cat"), ("the cat", "a dog ran"), (1.0, 3.0)) for task in TASKS]
+    made = build(text_runs.CONFIG, text_runs.corpus().lines)
+    model = made.encoder.eval()
+    forwards = []
+    model.register_forward_pre_hook(lambda *_: forwards.append(1))
+    monkeypatch.setattr("benchmarks.text.load_tasks", lambda _: data)
+    seen = {}
+
+    def keep(encode, tasks):
+        vectors = encode(["a dog", "the cat", "a dog"])
+        seen[len(seen)] = vectors
+        return SimpleNamespace(spearman={}, average=0.0)
+
+    monkeypatch.setattr("benchmarks.text.evaluate", keep)
+    scores(TextEncoder(model, made.tokenizer), "unused")
+    assert len(forwards) == 1
+    for pooler, vectors in zip(BOTH, seen.values(), strict=True):
+        expected = TextEncoder(model, made.tokenizer, pooler).encode(["a dog", "the cat", "a dog"])
+        torch.testing.assert_close(vectors, expected)
 
 
 def test_a_run_that_was_never_looked_at_has_scores_all_the_same():

@@ -255,10 +255,11 @@ class Engine:
         self.feed.load_state_dict(state["feed"])
         sums = {name: value.to(device) for name, value in state["sums"].items()}
         self.position = Position(state["step"], state["lined"], sums, list(state["metrics"]))
-        generators = state["generators"]
-        torch.set_rng_state(generators["cpu"][process_rank()])
-        if device.type == "cuda" and "cuda" in generators:
-            torch.cuda.set_rng_state(generators["cuda"][process_rank()], device)
+        # clones: of a view with an offset torch reads the beginning of its storage
+        own = {name: states[process_rank()].clone() for name, states in state["generators"].items()}
+        torch.set_rng_state(own["cpu"])
+        if device.type == "cuda" and "cuda" in own:
+            torch.cuda.set_rng_state(own["cuda"], device)
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

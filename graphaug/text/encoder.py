@@ -163,6 +163,29 @@ def check_vocabulary(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> No
         )
 
 
+def check_first_position(model: nn.Module, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Raise ``EncoderError`` if the vector of the first position is the same whatever follows, as a decoder's is."""
+    texts = ["a", "a sentence of some more words"]
+    rows = [tokenizer(text, truncation=True, max_length=8)["input_ids"] for text in texts]
+    device = next(model.parameters()).device
+    if device.type == "meta" or rows[0][:1] != rows[1][:1] or len(rows[0]) == len(rows[1]):
+        return
+    with torch.no_grad(), evaluating(model):
+        first, second = (
+            model(
+                input_ids=torch.tensor([ids], device=device),
+                attention_mask=torch.ones(1, len(ids), dtype=torch.int64, device=device),
+            ).last_hidden_state[0, 0].float()
+            for ids in rows
+        )  # fmt: skip
+    if torch.allclose(first, second, rtol=1e-5, atol=1e-6 * float(first.abs().max())):
+        raise EncoderError(
+            f"{name!r}: the first position of {type(model).__name__} sees nothing of the sentence behind it, as in a "
+            "decoder, so that its vector says nothing. Use an encoder, such as BERT or RoBERTa; to score this model, "
+            "take --pooler mean."
+        )
+
+
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """The token to pad with: the padding token, or the end token of a tokenizer without one."""
     return int(tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id)

@@ -245,6 +245,12 @@ def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFee
 
 def _check_numbers(wrapped: SimCSE, config: SimCSEConfig) -> None:
     stages = paper_stages(wrapped)
+    ends = [at for at in config.at if at in ("head", max(stages, default=None))]
+    if ends and config.contrastive and config.stop_grad and config.subset == 1 and not config.mlm:
+        raise ConfigError(
+            f"stop_grad at {ends[0]!r} with subset=1 stops the gradient of every vector: nothing would be trained. "
+            "Give a smaller subset, or a site before the head."
+        )
     for at in config.at:
         if (
             isinstance(at, int) and stages and at not in stages

@@ -16,10 +16,10 @@ from safetensors import SafetensorError
 
 from graphaug.contrastive.files import PART
 from graphaug.errors import EncoderError, InvalidOption, did_you_mean
-from graphaug.text.encoder import Encoder, TextEncoder, check_vocabulary, first_line
+from graphaug.text.encoder import Encoder, TextEncoder, check_first_position, check_vocabulary, first_line
 from graphaug.text.masking import check_mask
 from graphaug.text.mlm import MaskedHead, no_masked_language
-from graphaug.text.pooling import check_pooler
+from graphaug.text.pooling import AT_FIRST, check_pooler
 from graphaug.text.st_encoder import SentenceTransformerEncoder
 
 if TYPE_CHECKING:
@@ -117,6 +117,7 @@ def load_trainable(
     model, tokenizer, unpooled = _transformers(name, folder, DEFAULT, auto, dropout, dtype=torch.float32)
     check_vocabulary(model, tokenizer)
     encoder, head = (model.base_model, MaskedHead(model)) if mlm else (model, None)
+    check_first_position(encoder, tokenizer, name)
     if unpooled:
         encoder.pooler = None  # random weights would be saved with it, as if they meant something
     for parameter, value in encoder.named_parameters():
@@ -224,6 +225,11 @@ def _resolved(name: str | os.PathLike[str]) -> str:
         return str(_directory(Path(name)))
     if not re.fullmatch(r"[\w][\w.-]*(/[\w][\w.-]*)?", name):
         raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
+    # a name on the hub may have one slash as well, but nobody keeps a run in a directory called like its owner
+    if any(
+        Path(name).parent.joinpath(file).exists() for file in ("config.yaml", "config.json") if "/" in name
+    ):
+        raise EncoderError(f"{name!r} does not exist.{_neighbours(Path(name))}")
     return name
 
 
@@ -318,8 +324,11 @@ def _probe(encoder: TextEncoder, name: str) -> None:
     """Encode a sentence: an image model or a sequence-to-sequence model loads, and fails here."""
     try:
         encoder.encode(["a sentence"])
+        if encoder.pooler in AT_FIRST:
+            check_first_position(encoder.model, encoder.tokenizer, name)
     except EncoderError as error:
-        raise EncoderError(f"{name!r}: {error}") from error
+        said = str(error)
+        raise EncoderError(said if said.startswith(repr(name)) else f"{name!r}: {said}") from error
     except Exception as error:  # a model may raise anything when it is called with what it does not know
         kind = type(encoder.model).__name__
         raise EncoderError(

@@ -111,8 +111,7 @@ class TextObjective(nn.Module):
         count = labelled(labels)
         if process_count() > 1:  # the mean over all processes, which have different numbers of them
             dist.all_reduce(count)
-            count = count / process_count()
-        return total / count
+        return total / (count.clamp(min=1) / process_count())
 
     @staticmethod
     def _told_parts(

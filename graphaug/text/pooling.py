@@ -48,6 +48,9 @@ POOLERS: dict[str, Callable[[Any, Tensor], Tensor]] = {
 }
 """Name → function of a transformers output and the ``(rows, tokens)`` mask, to ``(rows, width)``."""
 
+AT_FIRST = ("cls", "cls_before_pooler")
+"""Poolers that look at the first position alone, which has to see the whole sentence."""
+
 ALIASES = {"avg": "mean", "avg_first_last": "first-last-mean", "first_last_mean": "first-last-mean"}
 """What others call them; named in the error, not accepted."""
 
