@@ -141,6 +141,24 @@ def test_resume_on_the_command_line(graphaug, tmp_path):
     assert "give one of them" in err
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("result.json", b'{"lin', "result.json' is damaged: .* Remove it"),
+        ("metrics.jsonl", None, "metrics.jsonl' of a finished run cannot be read"),
+        ("config.yaml", b"\xff\xfe", "config.yaml' is no YAML"),
+    ],
+)
+def test_a_damaged_run_is_not_resumed(graphaug, tmp_path, name, content, message):
+    out = tmp_path / "run"
+    assert graphaug("pretrain", *TINY, "--out", out)[0] == 0
+    (out / name).unlink() if content is None else (out / name).write_bytes(content)
+    code, _, err = graphaug("pretrain", "--out", out, "--resume")
+    assert code == 2
+    assert re.search(message, err, re.DOTALL), err
+    assert "Traceback" not in err
+
+
 def test_pretrain_writes_a_run_and_prints_the_probe(graphaug, tmp_path):
     out_dir = tmp_path / "run"
     options = ["--at", "layer4", "--at", "-1", "--stop-grad", "--rate", "0.3", "--seed", "3"]
@@ -203,6 +221,7 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--batch-size", "100000"], "DataError: a batch of 100000 is larger than the 1438"),
         (["--batch-size", "1"], "ConfigError: batch_size"),
         (["--epochs", "0"], "ConfigError: epochs"),
+        (["--seed", "99999999999999999999"], "ConfigError: seed must be below"),
         (["--temperature", "0"], "ConfigError: temperature"),
         (
             ["--preset", "simclr-cifar"],

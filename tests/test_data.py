@@ -94,6 +94,48 @@ def test_a_folder_with_its_own_split_keeps_it(tmp_path):
     assert (len(data.train), len(data.test)) == (6, 4)
 
 
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
+def test_other_names_of_a_test_set(tmp_path, name):
+    for part, count in (("train", 3), (name, 2)):
+        for label in "ab":
+            for i in range(count):
+                write_image(tmp_path / part / label / f"{i}.png")
+    data = load(f"folder:{tmp_path}", size=8)
+    assert (data.classes, len(data.train), len(data.test)) == (("a", "b"), 6, 4)
+
+
+def test_a_training_set_alone_is_split(tmp_path):
+    for label in "ab":
+        for i in range(5):
+            write_image(tmp_path / "train" / label / f"{i}.png")
+    (tmp_path / ".cache").mkdir()
+    data = load(f"folder:{tmp_path}", size=8)
+    assert (data.classes, len(data.train), len(data.test)) == (("a", "b"), 8, 2)
+
+
+def test_parts_are_not_taken_for_classes(tmp_path):
+    for part in ("train", "heldout"):
+        for label in "ab":
+            write_image(tmp_path / part / label / "0.png")
+    with pytest.raises(DataError, match=r"beside it heldout: call the test set one of test, val, valid"):
+        load(f"folder:{tmp_path}", size=8)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for label in ("car", "train"):
+        for i in range(5):
+            write_image(tmp_path / label / f"{i}.png")
+    assert load(f"folder:{tmp_path}", size=8).classes == ("car", "train")
+
+
+def test_pixels_without_a_known_range_are_skipped_with_the_reason(folder):
+    for i, kind in enumerate((np.float32, np.int32)):
+        Image.fromarray(np.ones((8, 8), kind)).save(folder / "cat" / f"wide{i}.tif")
+    data = load(f"folder:{folder}", size=8)
+    assert len(data.skipped) == 2
+    assert all("32 bits" in reason for reason in data.skipped)
+
+
 def test_parts_with_different_classes_are_refused(tmp_path):
     write_image(tmp_path / "train" / "a" / "0.png")
     write_image(tmp_path / "val" / "b" / "0.png")

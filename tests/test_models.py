@@ -119,3 +119,16 @@ def test_unknown_models(name, near):
 def test_a_model_without_a_classifier():
     with pytest.raises(UnsupportedModel, match="Sequential has no linear layer"):
         classifier_path(nn.Sequential(nn.ReLU()))
+
+
+def test_models_of_features_only_get_a_classifier():
+    pytest.importorskip("timm")
+    model = build_model("timm:vit_small_patch14_dinov2")  # num_classes=0
+    assert classifier_path(model) == "head"
+    assert model.get_submodule("head").out_features == 1000
+
+
+def test_models_with_two_heads_are_refused_by_name():
+    pytest.importorskip("timm")
+    with pytest.raises(ConfigError, match="deit_tiny_distilled_patch16_224 does not end in one linear layer"):
+        build_model("timm:deit_tiny_distilled_patch16_224")

@@ -359,9 +359,54 @@ def test_another_run_is_refused_and_left_alone(run, images, tmp_path):
         RunDirectory(tmp_path / "mine.txt")
 
 
+OURS = "resolved: {}\nversions: {}\n"
+"""What tells a run's configuration from another program's."""
+
+
+@pytest.mark.parametrize("config", [None, "model: theirs\n", "- no\n- mapping\n", ": no yaml : ["])
+@pytest.mark.parametrize("name", ["checkpoints", "best", "encoder"])
+def test_force_removes_nothing_that_no_run_has_written(config, name, images, tmp_path):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "important.pt").write_text("theirs")
+    if config is not None:
+        (tmp_path / "config.yaml").write_text(config)
+    before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+    with pytest.raises(RunDirectoryError, match=rf"holds .*{name}, and no run of graphaug's"):
+        loop.pretrain(TINY, tmp_path, data=images, force=True)
+    assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_one_process_at_a_time_writes_a_run(run, images, tmp_path):
+    directory = tmp_path / "run"
+    with (
+        RunDirectory.at(directory).held(),
+        pytest.raises(RunDirectoryError, match="another process is training in"),
+    ):
+        loop.pretrain(TINY, directory, data=images)
+    assert not directory.exists() or not any(directory.iterdir())
+    loop.pretrain(TINY, directory, data=images)  # a lock that is left by a kill is given back
+    assert {p.name for p in directory.iterdir()} == {p.name for p in run[0].iterdir()}
+
+
+def test_resuming_with_other_settings_is_refused_before_data_are_read(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "load", lambda *_, **__: pytest.fail("the data were read"))
+    with pytest.raises(ConfigError, match=r"(?s)other settings:.* lr: 0\.1 → 0\.7"):
+        loop.pretrain(replace(TINY, lr=0.7, data="cifar10"), run[0], resume=True)
+
+
+def test_it_is_processes_that_count_however_they_are_started(tmp_path):
+    settings = {**TINY.to_dict(), "size": 8, "resolved": {"processes": 2}, "versions": {}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({k: v for k, v in settings.items() if v != ()}))
+    directory = RunDirectory.at(tmp_path)  # torchrun started it, and its devices are 1
+    assert directory.check_settings(type(TINY), {**TINY.to_dict(), "size": None, "devices": 2}) is not None
+    with pytest.raises(ConfigError, match="devices: 1 → 3"):
+        directory.check_settings(type(TINY), {**TINY.to_dict(), "size": None, "devices": 3})
+
+
 def test_force_replaces_the_run_and_keeps_other_files(tmp_path):
     for name in (*FILES, "mine.txt"):
         (tmp_path / name).write_text("old")
+    (tmp_path / "config.yaml").write_text(OURS)
     run = RunDirectory(tmp_path, force=True)
     run.start({"seed": 1})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.yaml", "mine.txt"]
@@ -371,6 +416,7 @@ def test_force_replaces_the_run_and_keeps_other_files(tmp_path):
 def test_a_kill_while_a_run_is_replaced_leaves_what_can_be_told_to_be_one(tmp_path, monkeypatch):
     for name in FILES:
         (tmp_path / name).write_text("old")
+    (tmp_path / "config.yaml").write_text(OURS)
     (tmp_path / "checkpoints").mkdir()
 
     def kill(path):
@@ -379,7 +425,7 @@ def test_a_kill_while_a_run_is_replaced_leaves_what_can_be_told_to_be_one(tmp_pa
     monkeypatch.setattr(shutil, "rmtree", kill)
     with pytest.raises(KeyboardInterrupt):
         RunDirectory(tmp_path, force=True).start({"seed": 1})
-    assert (tmp_path / "config.yaml").read_text() == "old"
+    assert (tmp_path / "config.yaml").read_text() == OURS
     assert not (tmp_path / "result.json").exists()
     with pytest.raises(RunDirectoryError, match="holds another run"):
         RunDirectory(tmp_path)

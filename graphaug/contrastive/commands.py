@@ -94,10 +94,12 @@ def pretrain(
     first = is_first_process()
     if first:
         RunDirectory(out, force, resume)  # refuse before the data are read
+    if earlier is not None:
+        RunDirectory.at(out).check_settings(PretrainConfig, wanted.to_dict())
     images = load(wanted.data, size=wanted.size, strict=wanted.strict)
     if first:
         _report_skipped(images)
-    with EpochProgress(wanted.epochs) as progress:
+    with EpochProgress(wanted.epochs, shown=first) as progress:
         result = run(wanted, out, force=force, resume=resume, data=images, on_epoch=progress).result
     if not first:
         return
@@ -121,7 +123,7 @@ def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | N
         raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
     if not resume:
         return None
-    run = RunDirectory(out, force=True)
+    run = RunDirectory.at(out)
     earlier = run.settings()
     if earlier is None:
         print(f"nothing to resume in {out}: a new run.", file=sys.stderr)

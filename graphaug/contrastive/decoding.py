@@ -49,6 +49,10 @@ def read_image(file: Path, size: int) -> np.ndarray:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        raise ValueError(
+            f"pixels of mode {image.mode} (32 bits) have no range that is known: save it with 8 or 16 bits"
+        )
     if image.mode.startswith("I"):  # 16 bits: conversion alone would clip everything above 255
         return Image.fromarray(
             (np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)

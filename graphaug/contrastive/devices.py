@@ -35,6 +35,11 @@ def world_size(devices: int) -> int:
     return int(os.environ["WORLD_SIZE"]) if under_torchrun() else devices
 
 
+def own_generators(device: torch.device) -> list[torch.device]:
+    """The GPU whose generator a process uses, for ``torch.random.fork_rng``, which would else take all that it sees."""
+    return [device] if device.type == "cuda" else []
+
+
 def is_first_process() -> bool:
     """Whether this process writes files: all do but those of torchrun with a rank above 0."""
     return not under_torchrun() or os.environ["RANK"] == "0"

@@ -19,6 +19,9 @@ from graphaug.errors import DataError, did_you_mean
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 """What counts as an image, as for torchvision's ImageFolder; other files are not looked at."""
 
+TEST_NAMES = ("test", "val", "valid", "validation")
+"""What the test set beside ``train`` may be called, the first that is there."""
+
 SHOWN = 5
 """How many unreadable files an error names; the rest are counted."""
 
@@ -45,21 +48,34 @@ class Folder:
 def split_roots(path: Path) -> tuple[Path, Path | None]:
     """The folders of the training and the test set below ``path``.
 
-    ``PATH/train/CLASS/…`` with ``PATH/test/…`` or ``PATH/val/…`` gives two; ``PATH/CLASS/…`` gives ``path`` and None.
+    ``PATH/train/CLASS/…`` gives two with one of `TEST_NAMES` beside it, and itself and None without any;
+    ``PATH/CLASS/…`` gives ``path`` and None, also if a class is called ``train``.
 
     Raises:
-        DataError: there is no such folder.
+        DataError: there is no such folder, or beside ``train/CLASS/`` there are folders of other names only.
 
     """
     if not path.is_dir():
         siblings = [p.name for p in path.parent.iterdir() if p.is_dir()] if path.parent.is_dir() else []
         what = "is a file, not a folder" if path.exists() else "does not exist"
         raise DataError(f"data folder {str(path)!r} {what}.{did_you_mean(path.name, siblings)}")
-    if (path / "train").is_dir():
-        for name in ("test", "val"):
-            if (path / name).is_dir():
-                return path / "train", path / name
-    return path, None
+    names = _folders(path)
+    if "train" not in names or not _folders(path / "train"):
+        return path, None
+    for name in TEST_NAMES:
+        if name in names:
+            return path / "train", path / name
+    others = [name for name in names if name != "train"]
+    if others:
+        raise DataError(
+            f"{str(path)!r} holds train/ with class folders in it, and beside it {', '.join(others)}: call the test "
+            f"set one of {', '.join(TEST_NAMES)}, or leave train/ alone, a part of which is then for testing."
+        )
+    return path / "train", None
+
+
+def _folders(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
 
 
 def read_folder(root: Path, size: int, strict: bool, split: Split | None = None) -> Folder:

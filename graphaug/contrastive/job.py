@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
 from graphaug.contrastive.config import PretrainConfig, versions
 from graphaug.contrastive.data import ImageData
+from graphaug.contrastive.devices import own_generators
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.fingerprint import fingerprint
 from graphaug.contrastive.gather import process_count
@@ -51,7 +53,7 @@ def train(
     """
     checkpoints = Checkpoints(Path(out) / "checkpoints", config.keep) if out is not None else None
     found = checkpoints.latest() if checkpoints is not None and resume else None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(own_generators(fabric.device)):
         torch.manual_seed(config.seed)
         model = build_model(config.model)
         if config.init is not None and found is None:
@@ -72,22 +74,23 @@ def train(
                 watch = Watch(model, data, config, path)
                 # Whatever can refuse has had its say, in every process: only now may a former run be replaced.
                 fabric.barrier()
-                run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
-                if run is not None and (found is None or run.settings() is None):
-                    run.start(resolved(config, data, trained))
-                fabric.barrier()
-                if fabric.global_rank:
-                    # Each process draws its own dropout; with one there is nothing to tell apart.
-                    torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
-                hooks = _Hooks(engine, model, path, own, run, checkpoints, watch, config, emit)
-                hooks.begin(found)
-                try:
-                    metrics = engine.fit(hooks.after_step, hooks.after_line)
-                except (TrainingDiverged, TrainingCollapsed) as error:
-                    error.args = (f"{error}{_way_on(checkpoints)}",)
-                    raise
-                hooks.close()
-                return hooks.encoder(), metrics
+                run = RunDirectory.at(out) if out is not None and fabric.is_global_zero else None
+                with run.held() if run is not None else nullcontext():
+                    if run is not None and (found is None or run.settings() is None):
+                        run.start(resolved(config, data, trained))
+                    fabric.barrier()
+                    if fabric.global_rank:
+                        # Each process draws its own dropout; with one there is nothing to tell apart.
+                        torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
+                    hooks = _Hooks(engine, model, path, own, run, checkpoints, watch, config, emit)
+                    hooks.begin(found)
+                    try:
+                        metrics = engine.fit(hooks.after_step, hooks.after_line)
+                    except (TrainingDiverged, TrainingCollapsed) as error:
+                        error.args = (f"{error}{_way_on(checkpoints)}",)
+                        raise
+                    hooks.close()
+                    return hooks.encoder(), metrics
 
 
 def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
@@ -222,9 +225,8 @@ def example_images(model: nn.Module, size: int) -> Tensor:
 def check_size(model: nn.Module, size: int, name: str) -> None:
     """Raise ``ConfigError`` if a model cannot take images of ``size`` × ``size`` pixels; it is left as it was."""
     images = example_images(model, size)
-    own = [images.device] if images.device.type == "cuda" else []
     try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(own):
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng(own_generators(images.device)):
             model(images)
     except torch.OutOfMemoryError:
         raise

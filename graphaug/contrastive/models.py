@@ -86,8 +86,17 @@ def _timm_model(name: str) -> nn.Module:
         raise ConfigError("timm models need the package timm, which is not installed.") from error
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
-    model: nn.Module = timm.create_model(name, pretrained=False)
-    return model
+    model: Any = timm.create_model(name, pretrained=False)
+    if getattr(model, "num_classes", None) == 0:  # a model of features only
+        model.reset_classifier(1000)
+    found = model.get_classifier() if hasattr(model, "get_classifier") else None
+    if found is not None and model.get_submodule(classifier_path(model)) is not found:
+        raise ConfigError(
+            f"timm's {name} does not end in one linear layer that gives the class scores, which the projection head "
+            "could replace: use another model."
+        )
+    built: nn.Module = model
+    return built
 
 
 def classifier_path(model: nn.Module) -> str:

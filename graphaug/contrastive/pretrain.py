@@ -78,11 +78,13 @@ def pretrain(
     _check_sites(config)
     first = is_first_process()
     run = RunDirectory(out, force, resume) if out is not None and first else None
+    if resume and out is not None:  # before data are read, or downloaded
+        RunDirectory.at(out).check_settings(PretrainConfig, config.to_dict())
     data = data or load(config.data, size=config.size, strict=config.strict)
     _check_batch(config, data)
     _check_init(config, out, resume)
     if resume and out is not None:
-        done = RunDirectory(out, force=True).resumed(PretrainConfig, sized(config, data), fingerprint(data))
+        done = RunDirectory.at(out).resumed(PretrainConfig, sized(config, data), fingerprint(data))
         if done is not None:
             model = _fresh(config.model)
             load_weights(model, out)
@@ -110,7 +112,7 @@ def pretrain(
 
 def _fresh(name: str) -> nn.Module:
     """Build a model and leave torch's generators as they were."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         return build_model(name)
 
 

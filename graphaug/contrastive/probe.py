@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.data import ImageData
@@ -56,7 +57,7 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         CheckpointError: ``path`` is no run directory, or the run is not finished.
 
     """
-    settings = RunDirectory(path, force=True).settings() if path.is_dir() else None
+    settings = RunDirectory.at(path).settings() if path.is_dir() else None
     if settings is None or "model" not in settings:
         raise CheckpointError(
             f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{on_text(settings)}"
@@ -69,8 +70,9 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 def _frozen(path: Path, data: ImageData) -> tuple[nn.Module, int, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """A run's encoder, the size of its views, and features and labels of the training and the test images."""
     model, settings = load_run(path)
+    model.to("cuda" if torch.cuda.is_available() else "cpu")
     size = settings.get("size") or data.view_size
-    view = EvalView(size, *data.statistics())
+    view = EvalView(size, *data.statistics()).to(next(model.parameters()).device)
     train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
     return model, size, (train_x, data.train.labels, test_x, data.test.labels)
 

@@ -14,14 +14,17 @@ class EpochProgress:
         total: how many epochs, or steps, there will be.
         title: in front of it.
         unit: what the metrics count: ``epoch`` or ``step``.
+        shown: whether a bar is drawn; of several processes on one terminal one should.
 
     """
 
-    def __init__(self, total: int, title: str = "pretraining", unit: str = "epoch") -> None:
+    def __init__(
+        self, total: int, title: str = "pretraining", unit: str = "epoch", shown: bool = True
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        self.total, self.title, self.unit = total, title, unit
+        self.total, self.title, self.unit, self.shown = total, title, unit, shown
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
@@ -29,7 +32,7 @@ class EpochProgress:
 
     def __enter__(self) -> Callable[[dict[str, Any]], None]:
         """Show the bar, where there is a terminal."""
-        if self.console.is_terminal:
+        if self.console.is_terminal and self.shown:
             self.bar.start()
         return self._advance
 

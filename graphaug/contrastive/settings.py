@@ -85,6 +85,8 @@ class Settings:
     def check(self) -> None:
         """Check the values that no other part of the library checks."""
         self.at_least(epochs=1, batch_size=2, seed=0, devices=1, keep=1)
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2**63, not {self.seed}.")
         self.positive("lr", "temperature")
         self.not_negative("warmup", "warmup_from", "momentum", "weight_decay", "collapse")
         # Checked here too: without a site nothing would look at them, and a typing error would go unnoticed.

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphaug.contrastive.data import ImageData, ImageSet
-from graphaug.contrastive.devices import make_fabric
+from graphaug.contrastive.devices import make_fabric, own_generators
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.models import classifier_replaced, feature_width, to_rgb
 from graphaug.contrastive.rows import image_rows
@@ -121,7 +121,7 @@ def _fit(
     accuracies: list[float] = []
     wanted = {name: p.requires_grad for name, p in model.named_parameters()}
     mode = model.training
-    with classifier_replaced(model, nn.Identity()), torch.random.fork_rng():
+    with classifier_replaced(model, nn.Identity()), torch.random.fork_rng(own_generators(device)):
         torch.manual_seed(seed)
         head = nn.Linear(width, len(data.classes))
         try:

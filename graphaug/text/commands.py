@@ -62,7 +62,7 @@ def simcse(
             )
 
     steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
-    with EpochProgress(steps, "simcse", unit="step") as progress:
+    with EpochProgress(steps, "simcse", unit="step", shown=first) as progress:
         result = run(
             wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress, on_start=on_start
         ).result

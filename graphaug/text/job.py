@@ -17,6 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from graphaug.analysis.geometry import pair_geometry
 from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
+from graphaug.contrastive.devices import own_generators
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.gather import process_count
 from graphaug.contrastive.optim import build_optimizer
@@ -124,7 +125,7 @@ def train(
     """
     checkpoints = Checkpoints(Path(out) / "checkpoints", config.keep) if out is not None else None
     found = checkpoints.latest() if checkpoints is not None and resume else None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(own_generators(fabric.device)):
         torch.manual_seed(config.seed)
         model = build(config, lines)
         check_passes(model.encoder, config)
@@ -136,22 +137,23 @@ def train(
             model.head.to(fabric.device)
         feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device, masking)
         with augmented(wrapped, model, config, feed) as objective:
-            run = RunDirectory(out, force=True) if out is not None and fabric.is_global_zero else None
+            run = RunDirectory.at(out) if out is not None and fabric.is_global_zero else None
             counts = {"sentences": len(rows), "truncated": truncated, "steps_per_epoch": feed.steps}
-            if run is not None and (found is None or run.settings() is None):
-                run.start(resolved(config, model, objective, {**fingerprint(lines), **counts}))
-            fabric.barrier()
-            engine = build_engine(fabric, objective, feed, config)
-            if fabric.global_rank:
-                # Each process draws its own dropout; with one there is nothing to tell apart.
-                torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
-            hooks = _Hooks(engine, model, reader, run, checkpoints, dev, config, emit)
-            hooks.begin(found)
-            if fabric.is_global_zero:
-                emit(counts)
-            metrics = engine.fit(hooks.after_step, hooks.after_line)
-            result = hooks.finish()
-            return model.state(), metrics, result
+            with run.held() if run is not None else nullcontext():
+                if run is not None and (found is None or run.settings() is None):
+                    run.start(resolved(config, model, objective, {**fingerprint(lines), **counts}))
+                fabric.barrier()
+                engine = build_engine(fabric, objective, feed, config)
+                if fabric.global_rank:
+                    # Each process draws its own dropout; with one there is nothing to tell apart.
+                    torch.manual_seed(config.seed + fabric.global_rank * 1_000_003)
+                hooks = _Hooks(engine, model, reader, run, checkpoints, dev, config, emit)
+                hooks.begin(found)
+                if fabric.is_global_zero:
+                    emit(counts)
+                metrics = engine.fit(hooks.after_step, hooks.after_line)
+                result = hooks.finish()
+                return model.state(), metrics, result
 
 
 def check_passes(encoder: nn.Module, config: SimCSEConfig) -> None:

@@ -105,9 +105,7 @@ def simcse(
     _check_batch(config, len(corpus))
     dev = None if config.sts is None else _dev(config.sts)
     if resume and out is not None:
-        done = RunDirectory(out, force=True).resumed(
-            SimCSEConfig, config.to_dict(), fingerprint(corpus.lines)
-        )
+        done = RunDirectory.at(out).resumed(SimCSEConfig, config.to_dict(), fingerprint(corpus.lines))
         if done is not None:
             encoder, tokenizer, _ = load_trainable(Path(out) / RUN)
             return SimCSEResult(encoder, tokenizer, done[1], done[0])
@@ -142,7 +140,7 @@ def _dev(data: str) -> StsTask:
 
 def _fresh(config: SimCSEConfig, corpus: Corpus) -> Model:
     """Build a model and leave torch's generators as they were."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         return build(config, corpus.lines)
 
 
