@@ -35,6 +35,8 @@ class ModelState:
             for name, value in attributes.items()
             if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
         ]
+        configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
+        self._configs = [(config, dict(vars(config))) for config in configs.values()]
         small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
         self._tensors = [(t, t._version, t.detach().clone()) for t in (*model.buffers(), *small)]
 
@@ -61,10 +63,18 @@ class ModelState:
         for _, _, value, before in self._contents:
             value.clear()
             value.extend(before) if isinstance(value, list) else value.update(before)
+        for config, entries in self._configs:
+            vars(config).clear()
+            vars(config).update(entries)
         with torch.no_grad():
             for tensor, version, before in self._tensors:
                 if tensor._version != version:
                     tensor.copy_(before)
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether a value is what transformers' models share and some write into: ``problem_type``, from the labels."""
+    return type(value).__name__.endswith("Config") and hasattr(value, "__dict__")
 
 
 def _entries(container: Any) -> list[Any]:

@@ -103,6 +103,15 @@ def test_outputs_keep_their_type(cls: str, kind: str) -> None:
     assert torch.equal(found[0], model(**other)[0])
 
 
+def test_a_configuration_that_a_forward_writes_into_is_left_alone() -> None:
+    """transformers notes the kind of problem that labels pose; the second capture would take another way."""
+    model = bert("BertForSequenceClassification")
+    before = dict(vars(model.config))
+    aug = ga.rewrite(model, 2, stop_grad=True, example_inputs=labelled())
+    assert vars(model.config) == before
+    assert aug.plan.backward == "sparse", aug.plan.reason
+
+
 def test_the_forward_has_the_captured_inputs_for_its_signature() -> None:
     aug = ga.rewrite(bert("BertForSequenceClassification"), 2, example_inputs=labelled())
     for forward in (aug.forward, type(aug).forward):
