@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.coupling import OneDraw, distinct
+from graphaug.coupling import OneDraw
 from graphaug.model_state import unchanged, undrawn
+from graphaug.other_rows import distinct
 from graphaug.passes.sparse_backward import Split
 from graphaug.signature import map_tensors
 from graphaug.sparse import run_split

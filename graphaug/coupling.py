@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.model_state import SMALL, ModelState, python_draws, unchanged, undrawn
 from graphaug.model_state import seed as draw_from
+from graphaug.other_rows import distinct, is_mask, is_movable, other_row, short
 from graphaug.separation import before
 from graphaug.values import describe
 
@@ -72,7 +73,7 @@ def probe(run: Any, inputs: list[Any], rows: list[int | None], model: nn.Module)
         return "no input of the prefix counts its rows"
     whole = _resized(inputs, rows, max(count, PROBE_ROWS), count)
     inputs = _resized(inputs, rows, PROBE_ROWS, count)
-    if not any(d is not None and _is_movable(v) for v, d in zip(inputs, rows, strict=True)):
+    if not any(d is not None and is_movable(v) for v, d in zip(inputs, rows, strict=True)):
         return "no row of the example can be told from another: give it real tokens, not zeros and ones"
     with restored(model, lambda: _first_run(run, inputs)) as changed, undrawn():
         drawn = python_draws()
@@ -115,8 +116,8 @@ def _moves(run: Any, inputs: list[Any], rows: list[int | None], j: int, seed: in
     generator = torch.Generator().manual_seed(seed)
     base = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
     if j % 2:  # among rows that are all short, one that is not: a longest row shows there only
-        base = [_short(v) if d is not None and _is_mask(v) else v for v, d in zip(base, rows, strict=True)]
-    moved = [_other_row(v, d, j, generator) for v, d in zip(base, rows, strict=True)]
+        base = [short(v) if d is not None and is_mask(v) else v for v, d in zip(base, rows, strict=True)]
+    moved = [other_row(v, d, j, generator) for v, d in zip(base, rows, strict=True)]
     with torch.no_grad():
         draw_from(seed)
         before_move = run(base)
@@ -144,7 +145,7 @@ def first_coupled(owner: nn.Module, prefix: fx.Graph, inputs: list[Any], rows: l
     inputs = _resized(inputs, rows, PROBE_ROWS, count)
     generator = torch.Generator().manual_seed(0)
     base = [distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)]
-    moved = [_other_row(v, d, 0, generator) for v, d in zip(base, rows, strict=True)]
+    moved = [other_row(v, d, 0, generator) for v, d in zip(base, rows, strict=True)]
     values: list[dict[fx.Node, Any]] = []
     for taken in (base, moved):
         interpreter = fx.Interpreter(owner, garbage_collect_values=False, graph=prefix)
@@ -211,82 +212,6 @@ def _stays_finite(run: Any, inputs: list[Any], rows: list[int | None]) -> bool:
     with torch.no_grad():
         near = run([distinct(v, d, generator) for v, d in zip(inputs, rows, strict=True)])
         return bool(near.isfinite().all()) or not bool(run(inputs).isfinite().all())
-
-
-def _is_movable(value: Any) -> bool:
-    """Whether a row can be replaced by other values: of numbers and tokens; masks are only cut shorter or filled."""
-    if not isinstance(value, Tensor) or value.dtype is torch.bool or not value.numel():
-        return False
-    if not value.is_floating_point():
-        return int(value.max()) > 1
-    # an additive mask holds the lowest number there is
-    return bool(value.isfinite().all()) and float(value.abs().max()) < 0.1 * torch.finfo(value.dtype).max
-
-
-def _is_mask(value: Any) -> bool:
-    """Whether a value is of zeros and ones, with a dimension of positions."""
-    if (
-        not isinstance(value, Tensor)
-        or value.is_floating_point()
-        or value.is_complex()
-        or value.dim() < 2
-        or not value.numel()
-    ):
-        return False
-    return value.dtype is torch.bool or (int(value.min()) >= 0 and int(value.max()) == 1)
-
-
-def _short(mask: Tensor) -> Tensor:
-    """A mask without the second half of its positions."""
-    shorter = mask.clone()
-    shorter[..., (mask.shape[-1] + 1) // 2 :] = 0
-    return shorter
-
-
-def _other_mask(row: Tensor) -> Tensor:
-    """A row of a mask cut short; filled, if there is nothing to cut or nothing would be left."""
-    shorter = _short(row)
-    whole_again = torch.equal(shorter, row) or bool((row.any(-1) & ~shorter.any(-1)).any())
-    return torch.ones_like(row) if whole_again else shorter
-
-
-def distinct(value: Any, dimension: int | None, generator: torch.Generator) -> Any:
-    """Rows made different from each other: floating-point ones, and tokens that all rows share."""
-    if not isinstance(value, Tensor) or dimension is None or not _is_movable(value):
-        return value
-    if value.is_floating_point():
-        return value + _noise(value, value.shape, generator) * value.std().nan_to_num(1.0).clamp(min=0.1)
-    first = value.narrow(dimension, 0, 1)
-    return _tokens(value, value.shape, generator) if torch.equal(value, first.expand_as(value)) else value
-
-
-def _noise(value: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """Normal noise; without negative numbers where the example has none, as it may be under a root or a logarithm."""
-    drawn = torch.randn(shape, generator=generator).to(value)
-    return drawn.abs() if bool(value.min() >= 0) else drawn
-
-
-def _tokens(value: Tensor, shape: torch.Size, generator: torch.Generator) -> Tensor:
-    low = int(value.min()) if int(value.min()) < int(value.max()) else 1  # 0 may be a length of nothing
-    return torch.randint(low, int(value.max()) + 1, shape, generator=generator).to(value)
-
-
-def _other_row(value: Any, dimension: int | None, j: int, generator: torch.Generator) -> Any:
-    """The same batch with row ``j`` replaced, by noise, by other tokens or by a mask of another length."""
-    if not isinstance(value, Tensor) or dimension is None:
-        return value
-    changed = value.clone()
-    row = changed.select(dimension, j)
-    if _is_mask(value):
-        row.copy_(_other_mask(row))
-        return changed
-    if not _is_movable(value):
-        return value
-    if value.is_floating_point():
-        row.copy_(_noise(value, row.shape, generator) * 3)
-    else:
-        row.copy_(_tokens(value, row.shape, generator))
-    return changed
 
 
 def _leaks(run: Any, inputs: list[Any], rows: list[int | None]) -> int | None:

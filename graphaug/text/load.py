@@ -283,13 +283,15 @@ def _loading(name: str) -> Iterator[None]:
         with _unreported():
             yield
     except Exception as error:  # transformers has no class of its own for this
-        hub = ""
-        if not os.path.isdir(name):
-            near = _neighbours(Path(name))
-            hub = f" It is no directory here, so it was looked for on the hub.{near}"
-        raise EncoderError(
-            f"{name!r} is no model that transformers can load.{hub} {first_line(error)}"
-        ) from error
+        raise _not_loaded(name, error) from error
+
+
+def _not_loaded(name: str, error: Exception) -> EncoderError:
+    hub = ""
+    if not os.path.isdir(name):
+        near = _neighbours(Path(name))
+        hub = f" It is no directory here, so it was looked for on the hub.{near}"
+    return EncoderError(f"{name!r} is no model that transformers can load.{hub} {first_line(error)}")
 
 
 def _tokenizer(name: str, options: Mapping[str, Any]) -> PreTrainedTokenizerBase:
@@ -342,11 +344,17 @@ def _json(name: str, file: str, kind: type, folder: str = "") -> Any:
     """Content of a JSON file of a model, in a directory or on the hub; None where there is none or nothing in it."""
     path = Path(name, folder, file)
     if not os.path.isdir(name):
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub import hf_hub_download, try_to_load_from_cache
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
         try:
             path = Path(hf_hub_download(name, f"{folder}/{file}".lstrip("/")))
+        except LocalEntryNotFoundError as error:  # no network, and the file is not in the cache
+            if not isinstance(try_to_load_from_cache(name, f"{folder}/config.json".lstrip("/")), str):
+                raise _not_loaded(
+                    name, error
+                ) from error  # nor is the model: asking for more would only take time
+            return None
         except (
             EntryNotFoundError,
             OSError,
