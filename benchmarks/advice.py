@@ -65,7 +65,6 @@ def examine(name: str, config: PretrainConfig, seeds: int, workers: int, directo
     advice, data = advise_run(run)
     print(advice.similarity)
     print(advice)
-    trial = replace(config, epochs=EPOCHS[name])
     found: dict[str, Any] = {
         "config": {k: v for k, v in config.to_dict().items() if k != "data"},
         "trained": {m: result[m]["mean"] if isinstance(result[m], dict) else result[m] for m in METRICS},
@@ -77,7 +76,7 @@ def examine(name: str, config: PretrainConfig, seeds: int, workers: int, directo
     }
     checks = check_advice(
         advice,
-        trial,
+        config,
         data,
         epochs=EPOCHS[name],
         seeds=range(seeds),
@@ -96,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Test the advice on two data sets.")
     parser.add_argument("--cifar", type=Path, default=ROOT.parent / "shared/data/cifar10.tar.xz")
     parser.add_argument("--seeds", type=int, default=2, help="of every setting on digits")
-    parser.add_argument("--cifar-seeds", type=int, default=1, help="of every setting on CIFAR-10")
+    parser.add_argument("--cifar-seeds", type=int, default=2, help="of every setting on CIFAR-10")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     result: dict[str, Any] = {
