@@ -488,8 +488,10 @@ def test_bf16_computes_nearly_the_same_in_another_precision(images):
 
 
 def test_channels_last_computes_the_same(images):
-    exact = pretrain(TINY, data=images).metrics
-    last = pretrain(replace(TINY, channels_last=True), data=images).metrics
+    # with 4 channels in this format, torch 2.14's backward corrupts the heap on a CPU without AVX-512
+    wide = replace(TINY, model="resnet18-cifar:16")
+    exact = pretrain(wide, data=images).metrics
+    last = pretrain(replace(wide, channels_last=True), data=images).metrics
     assert last[0]["loss"] == pytest.approx(exact[0]["loss"], rel=1e-3)
 
 

@@ -307,7 +307,7 @@ def test_a_batch_that_is_stopped_whole_by_rounding_still_has_gradients() -> None
 
 
 def test_images_stay_in_their_memory_format() -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Conv2d(16, 4, 3))
     model.to(memory_format=torch.channels_last)
     x = torch.randn(6, 3, 12, 12).contiguous(memory_format=torch.channels_last)
     aug = ga.rewrite(model, "1", stop_grad=True, example_inputs=x)

@@ -228,7 +228,7 @@ class Engine:
         return {
             "step": position.step,
             "lined": position.lined,
-            "sums": {name: value.clone() for name, value in position.sums.items()},
+            "sums": {name: all_rows(value[None]).clone() for name, value in position.sums.items()},
             "metrics": position.metrics,
             "objective": self.objective.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -253,7 +253,7 @@ class Engine:
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.feed.load_state_dict(state["feed"])
-        sums = {name: value.to(device) for name, value in state["sums"].items()}
+        sums = {name: values[process_rank()].clone().to(device) for name, values in state["sums"].items()}
         self.position = Position(state["step"], state["lined"], sums, list(state["metrics"]))
         # clones: of a view with an offset torch reads the beginning of its storage
         own = {name: states[process_rank()].clone() for name, states in state["generators"].items()}
