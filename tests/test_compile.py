@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import pytest
@@ -25,7 +26,11 @@ def fresh() -> Iterator[None]:
 ARCHITECTURES = {
     "resnet18": (torchvision.models.resnet18, "layer4", (4, 3, 32, 32)),
     "convnext_tiny": (torchvision.models.convnext_tiny, "features.5", (2, 3, 32, 32)),
-    "vit_b_16": (torchvision.models.vit_b_16, "encoder.layers.encoder_layer_10", (2, 3, 224, 224)),
+    "vit_b_16": (
+        functools.partial(torchvision.models.vit_b_16, image_size=64),
+        "encoder.layers.encoder_layer_10",
+        (2, 3, 64, 64),
+    ),
 }
 
 
