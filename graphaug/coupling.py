@@ -49,9 +49,8 @@ def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[
 
 
 def _keeps_statistics(module: nn.Module) -> bool:
-    if (
-        type(module).__name__ == "FrozenBatchNorm2d"
-    ):  # torchvision's and detectron2's: constants by another name
+    # torchvision's and detectron2's: constants by another name
+    if type(module).__name__ == "FrozenBatchNorm2d":
         return False
     return any(name.startswith("running_") for name, _ in module.named_buffers(recurse=False))
 

@@ -137,9 +137,8 @@ def advise(
     stream = batches(plain, data, batch_size)
     example = next(stream)
     if not isinstance(data, (Tensor, Mapping, list, tuple)):
-        data = _rejoined(
-            example, stream
-        )  # what can be read once has lost its first batch to the look at the sites
+        # what can be read once has lost its first batch to the look at the sites
+        data = _rejoined(example, stream)
     chosen = sites
     if sites is None:
         sites = candidates(plain, example)
