@@ -18,7 +18,7 @@ from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
 from graphaug import errors
-from graphaug.analysis import CKA, Stretch, advise, figures
+from graphaug.analysis import CKA, Geometry, Stretch, advise, figures
 from graphaug.analysis.check import check_advice, rank_correlation
 from graphaug.analysis.report import _named, _stems, analyze, render
 from graphaug.analysis.runs import read_run
@@ -92,14 +92,21 @@ def test_the_report_stands_alone(run, tmp_path):
     page = Page(path.read_text())
     assert page.open == []
     assert all(link.startswith("data:") for link in page.links)
-    assert len(page.images) == 5  # three shared, one heat map a run
+    assert len(page.images) == 7  # three shared, two of each run
     assert all(image["alt"] for image in page.images)
     assert page.cells[0] == f"{run.parent.name}/first"
     assert "<b>&x/first" in page.cells
     assert "✂ layer2.1" in page.cells  # layer2's output is that of its last block
     figures = {f.name for f in (path.parent / "figures").iterdir()}
-    assert {"curves.svg", "curves.png", "plane.svg", "spectrum.png", "cka-_b_x_first.svg"} <= figures
-    assert len(figures) == 10
+    assert {
+        "curves.svg",
+        "curves.png",
+        "plane.svg",
+        "spectrum.png",
+        "cka-_b_x_first.svg",
+        "sites-_b_x_first.png",
+    } <= figures
+    assert len(figures) == 14
     assert "graphaug:" in path.read_text()  # the versions
 
 
@@ -110,7 +117,7 @@ def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
     names = list(_named([read_run(path) for path in [*runs, runs[0]]]))  # what is named twice is shown once
     assert names == ["one/first", "two/first", "a b", "A_b", "a_b-2"]
     stems = _stems(names)
-    assert stems[0] == "cka-one_first"
+    assert stems[0] == "one_first"
     assert len({stem.lower() for stem in stems}) == 5
 
 
@@ -256,7 +263,7 @@ def test_a_browser_shows_it(run, tmp_path):
     shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", shown.stdout, re.DOTALL)
     assert title is not None
-    assert title[1] == "true,true,true,true"
+    assert title[1] == "true,true,true,true,true"
     assert "CONSOLE" not in shown.stderr
 
 
@@ -311,14 +318,17 @@ def test_study_of_a_run(studied):
     assert found.moments[0].alignment == pytest.approx(found.moments[2].alignment)
     assert found.moments[1].alignment != pytest.approx(found.moments[2].alignment)
     assert found.cuts == ("layer2.1",)
-    assert [g.site for g in found.sites] == list(found.advice.similarity.rows)
     assert "fc" not in found.advice.similarity.rows
     assert float(found.spectrum.sum()) == pytest.approx(1)
-    features = next(g for g in found.sites if g.site == "flatten")  # of the first views, as in a moment
-    last = found.moments[-1]
-    assert last.alignment == pytest.approx(features.alignment, rel=1e-4)
-    assert (last.std, last.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
-    assert last.tolerance == pytest.approx(features.tolerance, rel=1e-4)
+    for moment in found.moments:
+        assert [g.site for g in moment.sites] == list(found.advice.similarity.rows)
+        features = next(g for g in moment.sites if g.site == "flatten")  # of the first views, as in a moment
+        assert moment.alignment == pytest.approx(features.alignment, rel=1e-4)
+        assert (moment.std, moment.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
+        assert moment.tolerance == pytest.approx(features.tolerance, rel=1e-4)
+    assert found.sites == found.moments[-1].sites
+    first, second = (next(g for g in m.sites if g.site == "layer1.0") for m in found.moments[:2])
+    assert first != second  # each with the weights of its own snapshot
     assert found.dissection is not None
     assert found.dissection.effects[0].gradient == 0  # stopped below layer2
     assert found.samples == 64
@@ -431,6 +441,18 @@ def test_the_plane_the_curves_and_the_spectrum():
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 25.0], [4, 75.0]]
     _, accuracy = figures.curves({"run": [3.0]}, {"run": [replace(moments[0], knn=None)]}).axes
     assert [t.get_text() for t in accuracy.texts] == ["no labels"]
+    site = Geometry("a", 0.5, -1.0, 0.25, 3.0, 16, 8)
+    early = replace(moments[0], sites=(site, replace(site, site="b")))
+    late = replace(moments[1], sites=(replace(site, alignment=0.2), replace(site, site="b", rank=8.0)))
+    *panels, bar = figures.sites([early, late], ["b"]).axes
+    alone, _, std, rank = panels
+    assert [line.get_ydata().tolist() for line in alone.lines[:2]] == [[0.5, 0.5], [0.2, 0.5]]
+    assert std.lines[0].get_ydata().tolist() == [1, 1]
+    assert rank.lines[1].get_ydata().tolist() == [3 / 16, 0.5]
+    assert [t.get_text() for t in rank.get_xticklabels()] == ["a", "✂ b"]
+    assert alone.lines[2].get_xdata() == [1, 1]  # the cut
+    assert bar.get_ylabel() == "epoch"
+    assert len(figures.sites([late]).axes) == 4  # one moment needs no scale of epochs
     (axes,) = figures.spectrum({"run": torch.tensor([0.7, 0.3, 0.0])}).axes
     assert axes.get_xlabel() == "dimension, by size"
     assert axes.lines[0].get_ydata() == pytest.approx([0.7, 0.3])

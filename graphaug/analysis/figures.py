@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graphaug.analysis.cka import CKA
+from graphaug.analysis.geometry import Geometry
 from graphaug.analysis.stretches import Stretch
 from graphaug.analysis.study import Moment
 from graphaug.contrastive.files import write_file
@@ -22,6 +23,13 @@ if TYPE_CHECKING:
 # Okabe & Ito's palette, which stays apart for the common forms of colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_SITE_MEASURES: dict[str, Callable[[Geometry], float]] = {
+    "alignment (mean squared distance)": lambda g: g.alignment,
+    "uniformity (log mean potential)": lambda g: g.uniformity,
+    "std·√D (1 on the sphere)": lambda g: g.std * g.dimensions**0.5,
+    "effective rank / dimensions": lambda g: g.rank / g.dimensions,
+}
 
 
 def save(figure: Figure, stem: Path) -> dict[str, Path]:
@@ -92,6 +100,41 @@ def plane(runs: Mapping[str, Sequence[Moment]]) -> Figure:
     axes.margins(0.15)
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
+    return figure
+
+
+def sites(moments: Sequence[Moment], cuts: Sequence[str] = ()) -> Figure:
+    """Geometry of every site, a line for each moment of a run, the last one in bold."""
+    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import ListedColormap, Normalize
+    from matplotlib.figure import Figure
+
+    names = [g.site for g in moments[-1].sites]
+    # without the scale's yellow end, which is faint on white
+    scale = ListedColormap(mpl.colormaps["viridis"](torch.linspace(0, 0.85, 256).numpy()))
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    epochs = Normalize(moments[0].epoch, max(moments[-1].epoch, moments[0].epoch + 1))
+    for axes, (label, measure) in zip(panels.flat, _SITE_MEASURES.items(), strict=True):
+        axes.set_ylabel(label)
+        for i, moment in enumerate(moments):
+            axes.plot(
+                range(len(names)),
+                [measure(g) for g in moment.sites],
+                color=scale(epochs(moment.epoch)),
+                marker=MARKERS[i % len(MARKERS)],
+                markersize=4,
+                linewidth=2.5 if moment is moments[-1] else 1,
+            )
+        for cut in cuts:
+            axes.axvline(names.index(cut), color="#D55E00", linestyle="--", linewidth=1.2)
+        axes.grid(alpha=0.3)
+    for axes in panels[-1]:
+        axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, fontsize=8)
+        axes.set_xlabel("site")
+    if len(moments) > 1:
+        figure.colorbar(ScalarMappable(epochs, scale), ax=panels, label="epoch", shrink=0.8)
     return figure
 
 

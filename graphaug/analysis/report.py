@@ -86,7 +86,10 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         "spectrum": embedded("spectrum", figures.spectrum({name: s.spectrum for name, s in studies.items()})),
     }
     own = [
-        {"cka": embedded(stem, figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts))}
+        {
+            "cka": embedded(f"cka-{stem}", figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts)),
+            "sites": embedded(f"sites-{stem}", figures.sites(s.moments, s.cuts)),
+        }
         for stem, s in zip(_stems(studies), studies.values(), strict=True)
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
@@ -126,11 +129,11 @@ def _named(runs: Sequence[Run]) -> dict[str, Run]:
 
 
 def _stems(names: Iterable[str]) -> list[str]:
-    """Names of the heat maps' files: no two are one, on a disk that ignores case either."""
+    """What a run's own figures are called by: no two are one, on a disk that ignores case either."""
     seen: Counter[str] = Counter()
     stems = []
     for name in names:
-        stem = f"cka-{re.sub(r'[^A-Za-z0-9_-]+', '_', name)}"
+        stem = re.sub(r"[^A-Za-z0-9_-]+", "_", name)
         while seen[stem.lower()]:
             seen[stem.lower()] += 1
             stem = f"{stem}-{seen[stem.lower()]}"

@@ -52,6 +52,7 @@ class Moment:
         dimensions: of the features.
         knn: accuracy in [0, 1]; None without labels.
         tolerance: None without labels, or where no class is there twice.
+        sites: geometry at every compared site.
     """
 
     epoch: int
@@ -62,6 +63,7 @@ class Moment:
     dimensions: int
     knn: float | None = None
     tolerance: float | None = None
+    sites: tuple[Geometry, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,6 @@ class Study:
         augmented: sites that were augmented in training, by name; those in the head too.
         cuts: such of them as are compared, as the CKA matrix names them.
         advice: with the CKA matrix and its stretches.
-        sites: geometry at every compared site.
         spectrum: singular values of the centred features, the largest first, as shares of their sum.
         moments: at every snapshot and at the end.
         dissection: of the run's own augmentation on a test batch; None for a run without one.
@@ -85,12 +86,16 @@ class Study:
     augmented: tuple[str, ...]
     cuts: tuple[str, ...]
     advice: Advice
-    sites: list[Geometry]
     spectrum: Tensor
     moments: list[Moment]
     dissection: Dissection | None
     undissected: str
     samples: int
+
+    @property
+    def sites(self) -> tuple[Geometry, ...]:
+        """Geometry at every compared site at the end of training."""
+        return self.moments[-1].sites
 
 
 def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Study:
@@ -128,23 +133,6 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
     earlier = {epoch: file for epoch, file in run.snapshots.items() if epoch != end}
     knn_view = EvalView(size, mean, std)
 
-    def moment(epoch: int, encoder: nn.Module) -> Moment:
-        x, y = (features(encoder, v, nn.Identity()) for v in (first, second))
-        accuracy = None
-        if probed:
-            seen, new = (features(encoder, part, knn_view) for part in (train_images, images))
-            accuracy = knn_accuracy(seen, train_labels, new, labels)
-        return Moment(
-            epoch,
-            alignment(x, y),
-            uniformity(x),
-            embedding_std(x),
-            effective_rank(x),
-            x.shape[1],
-            accuracy,
-            None if paired is None else tolerance(x, paired),
-        )
-
     top = features(model, images, knn_view)
     if not bool(top.isfinite().all()):
         raise DataError(
@@ -166,13 +154,31 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
         dissection, why = _dissected(run, model, inside, plain, similarity.rows)
     elif targets:
         why = "it acts in the projection head, of which a run keeps no weights."
-    pairs = zip(first.split(128), second.split(128), strict=True)
+    pairs = list(zip(first.split(128), second.split(128), strict=True))
+
+    def moment(epoch: int, encoder: nn.Module) -> Moment:
+        x, y = (features(encoder, v, nn.Identity()) for v in (first, second))
+        accuracy = None
+        if probed:
+            seen, new = (features(encoder, part, knn_view) for part in (train_images, images))
+            accuracy = knn_accuracy(seen, train_labels, new, labels)
+        return Moment(
+            epoch,
+            alignment(x, y),
+            uniformity(x),
+            embedding_std(x),
+            effective_rank(x),
+            x.shape[1],
+            accuracy,
+            None if paired is None else tolerance(x, paired),
+            tuple(geometry(encoder, pairs, list(similarity.rows), labels=paired)),
+        )
+
     return Study(
         run=run,
         augmented=tuple(map(_plain_name, targets)) or tuple(map(str, config.at)),
         cuts=tuple(cuts),
         advice=advice_of(similarity, leave_out=[c for c in cuts if c not in candidate]),
-        sites=geometry(model, pairs, list(similarity.rows), labels=paired),
         spectrum=values / values.sum().clamp(min=1e-30),
         moments=[*(moment(epoch, run.model(file)) for epoch, file in earlier.items()), moment(end, model)],
         dissection=dissection,
