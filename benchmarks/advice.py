@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from graphaug.analysis.check import METRICS, check_advice
-from graphaug.analysis.runs import read_run
+from graphaug.analysis.runs import ImageRun, read_run
 from graphaug.analysis.study import advise_run
 from graphaug.contrastive.config import PretrainConfig, versions
 from graphaug.contrastive.pretrain import pretrain
@@ -62,6 +62,7 @@ def examine(name: str, config: PretrainConfig, seeds: int, workers: int, directo
     path = directory / name
     result = pretrain(config, path).result
     run = read_run(path)
+    assert isinstance(run, ImageRun)
     advice, data = advise_run(run)
     print(advice.similarity)
     print(advice)

@@ -121,10 +121,10 @@ def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
     assert len({stem.lower() for stem in stems}) == 5
 
 
-def test_a_run_whose_probes_are_missing(run, studied, tmp_path):
+def test_a_run_whose_probes_are_missing(run, digits, tmp_path):
     """It was stopped between its encoder and its result."""
     path = damaged(run, tmp_path, "result.json", None)
-    cells = Page(render({"run": replace(studied, run=read_run(path))}, tmp_path)).cells
+    cells = Page(render({"run": study(read_run(path), data=digits, samples=32)}, tmp_path)).cells
     assert cells[:4] == ["run", "layer2", "yes", "0.5"]
     assert cells[7:10] == ["–", "–", "–"]
 
@@ -177,7 +177,7 @@ def test_images_without_labels(run, tmp_path, digits, monkeypatch):
 
     data = replace(digits, train=bare(digits.train), test=bare(digits.test), classes=("all",))
     found = study(read_run(run), data=data, samples=32)
-    assert all(m.knn is None and m.tolerance is None for m in found.moments)
+    assert all(m.score is None and m.tolerance is None for m in found.moments)
     assert all(site.tolerance is None for site in found.sites)
     assert "Singular values" in render({"run": found}, tmp_path)
     begun = []
@@ -192,7 +192,7 @@ def test_no_class_twice_among_the_samples(run, digits):
     found = study(read_run(run), data=replace(digits, test=test), samples=32)
     assert all(site.tolerance is None for site in found.sites)
     assert found.moments[-1].tolerance is None
-    assert found.moments[-1].knn is not None
+    assert found.moments[-1].score is not None
 
 
 def test_trials_have_settings_of_their_own(studied, digits, monkeypatch):
@@ -313,7 +313,7 @@ def test_data_sorted_by_class_are_analysed_over_all_classes(run, digits, monkeyp
 
 def test_study_of_a_run(studied):
     found = studied
-    assert [m.epoch for m in found.moments] == [0, 1, 2]
+    assert [m.time for m in found.moments] == [0, 1, 2]
     # epoch 0 holds the final weights in this test
     assert found.moments[0].alignment == pytest.approx(found.moments[2].alignment)
     assert found.moments[1].alignment != pytest.approx(found.moments[2].alignment)
@@ -348,7 +348,7 @@ def test_knn_of_a_moment_is_scikit_learns(run, studied, digits):
     weights = lambda d: np.exp((1 - d) / 0.1)  # noqa: E731
     knn = KNeighborsClassifier(192, metric="cosine", weights=weights, algorithm="brute")
     knn.fit(found[0].numpy(), digits.train.labels)
-    assert last.knn == pytest.approx(knn.score(found[1].numpy(), digits.test.labels[chosen]), abs=0.02)
+    assert last.score == pytest.approx(knn.score(found[1].numpy(), digits.test.labels[chosen]), abs=0.02)
 
 
 def test_a_run_without_augmentation_or_snapshots(tmp_path, digits):
@@ -360,7 +360,7 @@ def test_a_run_without_augmentation_or_snapshots(tmp_path, digits):
     found = study(read_run(tmp_path / "plain"), data=digits, samples=64)
     assert found.dissection is None
     assert found.cuts == ()
-    assert found.moments[-1].epoch == 1
+    assert found.moments[-1].time == 1
     page = analyze([tmp_path / "plain"], tmp_path / "out", samples=64).read_text()
     assert "trained without Deep Augmentation" in page
 
@@ -435,12 +435,12 @@ def test_the_plane_the_curves_and_the_spectrum():
     assert axes.get_ylabel().startswith("alignment")
     assert axes.lines[0].get_xydata().tolist() == [[-1.0, 0.5], [-2.0, 0.2]]
     assert {t.get_text() for t in axes.texts} >= {"epoch 0", "epoch 4"}
-    loss, accuracy = figures.curves({"run": [3.0, 2.0]}, {"run": moments}).axes
+    loss, accuracy = figures.curves({"run": [(1, 3.0), (2, 2.0)]}, {"run": moments}).axes
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss (nats)", "kNN accuracy (%)")
     assert loss.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 25.0], [4, 75.0]]
-    _, accuracy = figures.curves({"run": [3.0]}, {"run": [replace(moments[0], knn=None)]}).axes
-    assert [t.get_text() for t in accuracy.texts] == ["no labels"]
+    _, accuracy = figures.curves({"run": [(1, 3.0)]}, {"run": [replace(moments[0], score=None)]}).axes
+    assert [t.get_text() for t in accuracy.texts] == ["not measured"]
     site = Geometry("a", 0.5, -1.0, 0.25, 3.0, 16, 8)
     early = replace(moments[0], sites=(site, replace(site, site="b")))
     late = replace(moments[1], sites=(replace(site, alignment=0.2), replace(site, site="b", rank=8.0)))

@@ -52,10 +52,12 @@ def test_train_and_score_with_two_commands(graphaug, text, tmp_path):
     assert (settings["at"], settings["mlm"], settings["resolved"]["sentences"]) == ([1], True, 40)
     assert settings["versions"]["transformers"]
 
-    for command in (["probe", out], ["analyze", out, "--out", tmp_path / "report"]):
-        code, _, err = graphaug(*command)
-        assert code == 2
-        assert "It is a run on text: 'graphaug sts' scores it." in " ".join(err.split())
+    code, _, err = graphaug("probe", out)
+    assert code == 2
+    assert "It is a run on text: 'graphaug sts' scores it." in " ".join(err.split())
+    code, _, err = graphaug("analyze", out, "--out", tmp_path / "report", "--samples", 16)
+    assert code == 0, err
+    assert "✂ encoder.encoder.layer.0" in (tmp_path / "report/report.html").read_text()
     code, _, err = graphaug("simcse", *TINY, *options)
     assert code == 2
     assert "holds another run" in err

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
 
+if TYPE_CHECKING:
+    from graphaug.contrastive.data import ImageData
+
+Sts = Annotated[
+    Path | None,
+    typer.Option(help="Of runs on text: SentEval's directory or an archive of it; by default the run's own."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
@@ -20,10 +27,16 @@ def register(app: typer.Typer) -> None:
 
 
 def advise(
-    run: Annotated[Path, typer.Argument(help="A run directory of graphaug pretrain.")],
-    samples: Annotated[int, typer.Option(min=16, help="Test images to compare layers on, at most.")] = 512,
+    run: Annotated[Path, typer.Argument(help="A run directory of graphaug pretrain or graphaug simcse.")],
+    samples: Annotated[
+        int, typer.Option(min=16, help="Test images, or sentences, to compare layers on, at most.")
+    ] = 512,
+    sts: Sts = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Pretrain shortly at every site and see whether the advice holds.")
+        bool,
+        typer.Option(
+            "--check", help="Pretrain shortly at every site and see whether the advice holds; on images only."
+        ),
     ] = False,
     epochs: Annotated[int, typer.Option(min=1, help="Of every pretraining of --check.")] = 5,
     seeds: Annotated[int, typer.Option(min=1, help="Pretrainings of every setting in --check.")] = 1,
@@ -34,7 +47,7 @@ def advise(
 ) -> None:
     """Suggest where to augment, from the similarity of the layers of RUN's encoder."""
     from graphaug.analysis.check import METRICS
-    from graphaug.analysis.runs import read_run, write_json
+    from graphaug.analysis.runs import ImageRun, TextRun, read_run, write_json
 
     if metric not in METRICS:
         raise ConfigError(
@@ -43,13 +56,27 @@ def advise(
     if out is not None and out.exists() and not force:
         raise RunDirectoryError(f"{str(out)!r} exists. Choose another file, or pass --force to replace it.")
     found = read_run(run)
-    from graphaug.analysis.study import advise_run
+    if check and not isinstance(found, ImageRun):
+        raise ConfigError(
+            f"--check pretrains on images, and {str(run)!r} is a run on text: leave it out, and try the sites with "
+            "'graphaug simcse --at'."
+        )
+    data: ImageData | None = None
+    if isinstance(found, TextRun):
+        from graphaug.analysis.study_text import advise_text
+        from graphaug.text.report import quiet
 
-    advice, data = advise_run(found, samples=samples)
+        quiet()
+        advice = advise_text(found, sts=sts, samples=samples)
+    else:
+        from graphaug.analysis.study import advise_run
+
+        assert isinstance(found, ImageRun)
+        advice, data = advise_run(found, samples=samples)
     print(advice.similarity)
     print(advice)
     result: dict[str, Any] = {"run": str(run), "advice": [dict(s) | {"score": s.score} for s in advice]}
-    if check:
+    if check and isinstance(found, ImageRun) and data is not None:
         from graphaug.analysis.check import check_advice
 
         def report(done: int, total: int, line: str) -> None:
@@ -72,20 +99,31 @@ def advise(
 
 
 def analyze(
-    runs: Annotated[list[Path], typer.Argument(help="Run directories of graphaug pretrain.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run directories of graphaug pretrain, or of graphaug simcse.")
+    ],
     out: Annotated[Path, typer.Option(help="Directory for report.html and the figures.")] = Path("analysis"),
-    samples: Annotated[int, typer.Option(min=16, help="Test images to look at, at most.")] = 512,
+    samples: Annotated[
+        int, typer.Option(min=16, help="Test images, or sentences for CKA, to look at, at most.")
+    ] = 512,
+    sts: Sts = None,
     force: Force = False,
 ) -> None:
     """Write a report on one run or several: layers, embeddings over training, what the augmentation did."""
     from graphaug.analysis.report import analyze as run
+    from graphaug.analysis.runs import TextRun, read_run
 
+    if any(isinstance(read_run(path), TextRun) for path in runs):
+        from graphaug.text.report import quiet
+
+        quiet()
     print(
         run(
             runs,
             out,
             force=force,
             samples=samples,
+            sts=sts,
             on_run=lambda name: print(f"analysing {name}", file=sys.stderr),
         )
     )

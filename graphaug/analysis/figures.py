@@ -14,7 +14,7 @@ from torch import Tensor
 from graphaug.analysis.cka import CKA
 from graphaug.analysis.geometry import Geometry
 from graphaug.analysis.stretches import Stretch
-from graphaug.analysis.study import Moment
+from graphaug.analysis.study import IMAGES, Moment, Words
 from graphaug.contrastive.files import write_file
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def heat_map(similarity: CKA, found: Sequence[Stretch] = (), cuts: Sequence[str]
     return figure
 
 
-def plane(runs: Mapping[str, Sequence[Moment]]) -> Figure:
+def plane(runs: Mapping[str, Sequence[Moment]], words: Words = IMAGES) -> Figure:
     """Alignment against uniformity, with arrows from one moment of a run to the next."""
     from matplotlib.figure import Figure
 
@@ -91,7 +91,7 @@ def plane(runs: Mapping[str, Sequence[Moment]]) -> Figure:
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
         for at in {0, len(moments) - 1}:
             axes.annotate(
-                f"epoch {moments[at].epoch}",
+                f"{words.time} {moments[at].time}",
                 points[at],
                 xytext=(4, 4),
                 textcoords="offset points",
@@ -103,26 +103,27 @@ def plane(runs: Mapping[str, Sequence[Moment]]) -> Figure:
     return figure
 
 
-def sites(moments: Sequence[Moment], cuts: Sequence[str] = ()) -> Figure:
-    """Geometry of every site, a line for each moment of a run, the last one in bold."""
+def sites(moments: Sequence[Moment], cuts: Sequence[str] = (), words: Words = IMAGES) -> Figure:
+    """Geometry of every site, a line for each moment of a run at which it was measured, the last one in bold."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
+    moments = [moment for moment in moments if moment.sites]
     names = [g.site for g in moments[-1].sites]
     # without the scale's yellow end, which is faint on white
     scale = ListedColormap(mpl.colormaps["viridis"](torch.linspace(0, 0.85, 256).numpy()))
     figure = Figure(figsize=(9, 6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
-    epochs = Normalize(moments[0].epoch, max(moments[-1].epoch, moments[0].epoch + 1))
+    times = Normalize(moments[0].time, max(moments[-1].time, moments[0].time + 1))
     for axes, (label, measure) in zip(panels.flat, _SITE_MEASURES.items(), strict=True):
         axes.set_ylabel(label)
         for i, moment in enumerate(moments):
             axes.plot(
                 range(len(names)),
                 [measure(g) for g in moment.sites],
-                color=scale(epochs(moment.epoch)),
+                color=scale(times(moment.time)),
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=4,
                 linewidth=2.5 if moment is moments[-1] else 1,
@@ -134,32 +135,38 @@ def sites(moments: Sequence[Moment], cuts: Sequence[str] = ()) -> Figure:
         axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, fontsize=8)
         axes.set_xlabel("site")
     if len(moments) > 1:
-        figure.colorbar(ScalarMappable(epochs, scale), ax=panels, label="epoch", shrink=0.8)
+        figure.colorbar(ScalarMappable(times, scale), ax=panels, label=words.time, shrink=0.8)
     return figure
 
 
-def curves(runs: Mapping[str, Sequence[float]], moments: Mapping[str, Sequence[Moment]]) -> Figure:
-    """Loss and nearest-neighbour accuracy over epochs."""
+def curves(
+    runs: Mapping[str, Sequence[tuple[int, float]]],
+    moments: Mapping[str, Sequence[Moment]],
+    words: Words = IMAGES,
+) -> Figure:
+    """Loss, as (time, loss), and score over time."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(9, 3.6), layout="constrained")
-    loss, accuracy = figure.subplots(1, 2)
-    loss.set(xlabel="epoch", ylabel="training loss (nats)")
-    accuracy.set(xlabel="epoch", ylabel="kNN accuracy (%)")
+    loss, score = figure.subplots(1, 2)
+    loss.set(xlabel=words.time, ylabel="training loss (nats)")
+    score.set(xlabel=words.time, ylabel=words.score[0])
     for i, name in enumerate(runs):
         style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
-        loss.plot(range(1, len(runs[name]) + 1), runs[name], label=name, **style)
-        probed = [(m.epoch, 100 * m.knn) for m in moments[name] if m.knn is not None]
+        if runs[name]:
+            loss.plot(*zip(*runs[name], strict=True), label=name, **style)
+        probed = [(m.time, 100 * m.score) for m in moments[name] if m.score is not None]
         if probed:
-            accuracy.plot(*zip(*probed, strict=True), label=name, **style)
-    if not accuracy.lines:
-        accuracy.text(0.5, 0.5, "no labels", transform=accuracy.transAxes, ha="center")
-    for axes in (loss, accuracy):
+            score.plot(*zip(*probed, strict=True), label=name, **style)
+    if not score.lines:
+        score.text(0.5, 0.5, "not measured", transform=score.transAxes, ha="center")
+    for axes in (loss, score):
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    loss.legend(fontsize=8)
+    if loss.lines:
+        loss.legend(fontsize=8)
     return figure
 
 

@@ -155,8 +155,7 @@ def geometry(
         BatchError: the two views have other numbers of rows.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
     """
-    if tokens not in ("mean", "cls", "flatten"):
-        raise InvalidOption(f"tokens={tokens!r} is unknown. Known: 'mean', 'cls', 'flatten'.")
+    _check_tokens(tokens)
     plain = plain_model(model)
     read: Tapped | None = None
     collected: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
@@ -185,6 +184,40 @@ def geometry(
             )
         )
     return found
+
+
+def site_embeddings(
+    model: nn.Module, data: Any, sites: At, *, tokens: str = "mean", batch_size: int = 256
+) -> dict[str, Tensor]:
+    """Embeddings of all samples at sites of a model, in eval mode.
+
+    Args:
+        model: plain or rewritten; it is not changed.
+        data, batch_size: as for `cka`.
+        sites, tokens: as for `geometry`.
+
+    Returns:
+        By the site's name, (samples, D) float32 on the CPU, in the order of the data.
+
+    Raises:
+        InvalidOption, DataError, BatchError, SiteNotFound, CaptureError: as `cka`.
+    """
+    _check_tokens(tokens)
+    plain = plain_model(model)
+    read: Tapped | None = None
+    collected: list[list[Tensor]] = []
+    for inputs in batches(plain, data, batch_size):
+        read = read or tapped(plain, sites, inputs)
+        collected.append(_embeddings(read, inputs, tokens))
+    assert read is not None
+    return {
+        name: torch.cat(parts) for name, parts in zip(read.names, zip(*collected, strict=True), strict=True)
+    }
+
+
+def _check_tokens(tokens: str) -> None:
+    if tokens not in ("mean", "cls", "flatten"):
+        raise InvalidOption(f"tokens={tokens!r} is unknown. Known: 'mean', 'cls', 'flatten'.")
 
 
 def _embeddings(read: Tapped, inputs: Any, tokens: str) -> list[Tensor]:

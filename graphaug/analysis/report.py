@@ -27,6 +27,7 @@ def analyze(
     *,
     force: bool = False,
     samples: int = 512,
+    sts: str | os.PathLike[str] | None = None,
     on_run: Callable[[str], None] | None = None,
 ) -> Path:
     """Analyse runs and write ``report.html`` with ``figures/*.svg`` and ``figures/*.png``.
@@ -34,17 +35,19 @@ def analyze(
     All runs are read before any is analysed, and nothing is written before all are.
 
     Args:
-        runs: run directories of ``graphaug pretrain``.
+        runs: run directories of ``graphaug pretrain``, or of ``graphaug simcse``.
         out: directory for the report.
         force: replace another report in ``out``.
-        samples: test images to look at, at most.
+        samples: test images, or sentences for CKA, to look at, at most.
+        sts: of runs on text: SentEval's directory or archive; by default each run's own.
         on_run: called with a run's name when its analysis begins.
 
     Returns:
         The path of the HTML file.
 
     Raises:
-        RunDirectoryError: a run is none, has no weights, or ``out`` holds a report or cannot be written.
+        RunDirectoryError: a run is none, has no weights, or ``out`` holds a report or cannot be written; or there are
+            runs on images and on text.
         DataError: the data of a run are gone.
     """
     target = Path(out)
@@ -57,11 +60,15 @@ def analyze(
     found = _named([read_run(path) for path in runs])
     if not found:
         raise RunDirectoryError("there is no run to analyse: name one or more run directories.")
+    if len({type(run) for run in found.values()}) > 1:
+        raise RunDirectoryError(
+            "runs on images are told in epochs and runs on text in steps: analyse the ones and the others apart."
+        )
     studies = {}
     for name, run in found.items():
         if on_run is not None:
             on_run(name)
-        studies[name] = study(run, samples=samples)
+        studies[name] = study(run, sts=sts, samples=samples)
     make_folder(target / "figures")
     page = render(studies, target / "figures")
     write_file(target / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
@@ -79,16 +86,23 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         return base64.b64encode(written["svg"].read_bytes()).decode()
 
     moments = {name: s.moments for name, s in studies.items()}
-    losses = {name: [m["loss"] for m in s.run.metrics] for name, s in studies.items()}
+    words = next(iter(studies.values())).words
+    losses = {
+        name: [
+            (m.get("step", i) if words.time == "step" else i, m["loss"])
+            for i, m in enumerate(s.run.metrics, 1)
+        ]
+        for name, s in studies.items()
+    }
     shared = {
-        "curves": embedded("curves", figures.curves(losses, moments)),
-        "plane": embedded("plane", figures.plane(moments)),
+        "curves": embedded("curves", figures.curves(losses, moments, words)),
+        "plane": embedded("plane", figures.plane(moments, words)),
         "spectrum": embedded("spectrum", figures.spectrum({name: s.spectrum for name, s in studies.items()})),
     }
     own = [
         {
             "cka": embedded(f"cka-{stem}", figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts)),
-            "sites": embedded(f"sites-{stem}", figures.sites(s.moments, s.cuts)),
+            "sites": embedded(f"sites-{stem}", figures.sites(s.moments, s.cuts, words)),
         }
         for stem, s in zip(_stems(studies), studies.values(), strict=True)
     ]
@@ -105,6 +119,7 @@ def render(studies: dict[str, Study], directory: Path) -> str:
     return template.render(
         studies=list(studies.values()),
         names=list(studies),
+        words=words,
         shared=shared,
         own=own,
         configurations=[
@@ -114,6 +129,7 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         picture=picture,
         marks=_marks,
         percent=lambda value: "–" if value is None else f"{100 * value:.1f} %",
+        number=lambda value, digits: "–" if value is None else f"{value:.{digits}f}",
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ from graphaug.analysis.geometry import (
     tolerance,
     uniformity,
 )
-from graphaug.analysis.runs import Run
+from graphaug.analysis.runs import ImageRun, Run, TextRun
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.evaluate import knn_accuracy
 from graphaug.contrastive.models import (
@@ -38,58 +39,115 @@ from graphaug.errors import DataError, GraphaugError
 from graphaug.module import AugmentedModule
 from graphaug.outline import paper_stages
 from graphaug.selector import Target
+from graphaug.signature import map_tensors
 
 SEED = 0  # of the samples looked at and of their views: the same for every run
 
 
 @dataclass(frozen=True)
-class Moment:
-    """An encoder at one time.
+class Words:
+    """How the report speaks of a kind of run.
 
     Attributes:
-        epoch: how many it was trained for.
-        alignment, uniformity, std, rank: of the features of two views, and of one, as in `Geometry`.
+        time: unit of a moment.
+        samples: what was looked at.
+        score: of a moment, as the axis of its curve and as the head of its column.
+        scored, plane: captions of the curves, and of the plane.
+        digits, unit: that a score is shown with, times 100.
+    """
+
+    time: str
+    samples: str
+    score: tuple[str, str]
+    scored: str
+    plane: str
+    digits: int
+    unit: str
+
+    def shown(self, score: float | None) -> str:
+        """A score as the tables have it."""
+        return "–" if score is None else f"{100 * score:.{self.digits}f}{self.unit}"
+
+
+IMAGES = Words(
+    "epoch",
+    "test images",
+    ("kNN accuracy (%)", "kNN"),
+    "nearest-neighbour accuracy (of the analysed test images, from 2,000 training images at most)",
+    "features of two views of each test image",
+    1,
+    " %",
+)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """An encoder at one time; what was not measured then is None.
+
+    Attributes:
+        time: epochs, or steps, that it was trained for.
+        alignment, uniformity, std, rank: of the features of two views, and of one, as in `Geometry`; of sentences, of
+            STS-B's positive pairs, and of all sentences.
         dimensions: of the features.
-        knn: accuracy in [0, 1]; None without labels.
+        score: accuracy of nearest neighbours in [0, 1], or Spearman's correlation on STS-B in [-1, 1]; None without
+            labels.
         tolerance: None without labels, or where no class is there twice.
         sites: geometry at every compared site.
     """
 
-    epoch: int
+    time: int
     alignment: float
     uniformity: float
-    std: float
-    rank: float
-    dimensions: int
-    knn: float | None = None
+    std: float | None = None
+    rank: float | None = None
+    dimensions: int | None = None
+    score: float | None = None
     tolerance: float | None = None
     sites: tuple[Geometry, ...] = ()
 
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation times √D, 1 on the sphere."""
+        return None if self.std is None or self.dimensions is None else self.std * self.dimensions**0.5
+
 
 @dataclass(frozen=True)
-class Study:
+class Layers:
+    """What the report shows of a run's layers.
+
+    Attributes:
+        augmented: sites that were augmented in training, by name; those in the head too.
+        cuts: such of them as are compared, as the CKA matrix names them.
+        advice: with the CKA matrix and its stretches.
+        dissection: of the run's own augmentation on a batch; None for a run without one.
+        undissected: why a run with an augmentation has no dissection.
+    """
+
+    augmented: tuple[str, ...]
+    cuts: tuple[str, ...]
+    advice: Advice
+    dissection: Dissection | None
+    undissected: str
+
+
+@dataclass(frozen=True)
+class Study(Layers):
     """Everything the report shows of a run.
 
     Attributes:
         run: the run.
-        augmented: sites that were augmented in training, by name; those in the head too.
-        cuts: such of them as are compared, as the CKA matrix names them.
-        advice: with the CKA matrix and its stretches.
+        words: of its kind.
         spectrum: singular values of the centred features, the largest first, as shares of their sum.
         moments: at every snapshot and at the end.
-        dissection: of the run's own augmentation on a test batch; None for a run without one.
-        undissected: why a run with an augmentation has no dissection.
-        samples: test images looked at.
+        scores: what the run itself says of its end, in the units of a moment's score, by name.
+        samples: how many samples were looked at.
     """
 
     run: Run
-    augmented: tuple[str, ...]
-    cuts: tuple[str, ...]
-    advice: Advice
+    words: Words
     spectrum: Tensor
     moments: list[Moment]
-    dissection: Dissection | None
-    undissected: str
+    scores: dict[str, float | None]
     samples: int
 
     @property
@@ -98,18 +156,30 @@ class Study:
         return self.moments[-1].sites
 
 
-def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Study:
-    """Analyse a run on its own test images.
+def study(
+    run: Run, *, data: ImageData | None = None, sts: str | os.PathLike[str] | None = None, samples: int = 512
+) -> Study:
+    """Analyse a run on its own test images, or one on text on STS-B's development set.
 
     Args:
         run: as `read_run` gives it.
-        data: the data, already loaded; by default what the run was trained on.
-        samples: how many test images to look at, at most; as many of every class.
+        data: of a run on images: the data, already loaded; by default what the run was trained on.
+        sts: of a run on text: SentEval's directory or archive; by default the run's.
+        samples: how many test images, or sentences for CKA, to look at, at most; images as many of every class.
 
     Raises:
         DataError: the data are gone, or too few.
         Whatever `cka` raises.
     """
+    if isinstance(run, TextRun):
+        from graphaug.analysis.study_text import study_text  # needs what graphaug[text] brings
+
+        return study_text(run, sts=sts, samples=samples)
+    assert isinstance(run, ImageRun)
+    return _study_images(run, data, samples)
+
+
+def _study_images(run: ImageRun, data: ImageData | None, samples: int) -> Study:
     config = run.config
     data = data or load(config.data, size=config.size, strict=False)
     asked = balanced(data.test.labels, samples)
@@ -128,33 +198,20 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
     draws = torch.rand(2 * len(images), UNIFORMS, generator=torch.Generator().manual_seed(SEED))
     with torch.no_grad():
         first, second = to_rgb(views(images, draws)).chunk(2)
+    pairs = list(zip(first.split(128), second.split(128), strict=True))
     model = run.model()
     end = len(run.metrics)
     earlier = {epoch: file for epoch, file in run.snapshots.items() if epoch != end}
     knn_view = EvalView(size, mean, std)
-
     top = features(model, images, knn_view)
-    if not bool(top.isfinite().all()):
-        raise DataError(
-            f"the features of the encoder in {str(run.path)!r} are not finite: the run has diverged."
-        )
-    values = torch.linalg.svdvals(top.double() - top.double().mean(0))
+    shares = spectrum(top, run)
     candidate = encoder_sites(model, plain)
     targets, why = _augmented(run, model, plain)
     inside = [t for t in targets if not _within(t.path, classifier_path(model))]
-    spelled = [_compared(t, candidate) for t in inside]
-    try:
-        similarity = cka(model, plain, [*candidate, *(s for s in spelled if s not in candidate)])
-    except GraphaugError:  # the cut has no activations of every row in eval mode: compared is what can be
-        similarity = cka(model, plain, candidate)
-    # a module that is called twice is named with the call
-    cuts = [n for s, t in zip(spelled, inside, strict=True) for n in {s, str(t)} if n in similarity.rows]
-    dissection = None
-    if inside:
-        dissection, why = _dissected(run, model, inside, plain, similarity.rows)
-    elif targets:
+    if targets and not inside:
         why = "it acts in the projection head, of which a run keeps no weights."
-    pairs = list(zip(first.split(128), second.split(128), strict=True))
+    layers = compare_layers(run, model, plain, candidate, targets, inside, why)
+    names = list(layers.advice.similarity.rows)
 
     def moment(epoch: int, encoder: nn.Module) -> Moment:
         x, y = (features(encoder, v, nn.Identity()) for v in (first, second))
@@ -171,28 +228,79 @@ def study(run: Run, *, data: ImageData | None = None, samples: int = 512) -> Stu
             x.shape[1],
             accuracy,
             None if paired is None else tolerance(x, paired),
-            tuple(geometry(encoder, pairs, list(similarity.rows), labels=paired)),
+            tuple(geometry(encoder, pairs, names, labels=paired)),
         )
 
     return Study(
+        **vars(layers),
         run=run,
-        augmented=tuple(map(_plain_name, targets)) or tuple(map(str, config.at)),
-        cuts=tuple(cuts),
-        advice=advice_of(similarity, leave_out=[c for c in cuts if c not in candidate]),
-        spectrum=values / values.sum().clamp(min=1e-30),
+        words=IMAGES,
+        spectrum=shares,
         moments=[*(moment(epoch, run.model(file)) for epoch, file in earlier.items()), moment(end, model)],
-        dissection=dissection,
-        undissected=why,
+        scores={
+            "linear probe": run.result.get("linear"),
+            "few labels": run.result.get("few_labels", {}).get("mean"),
+            "kNN": run.result.get("knn"),
+        },
         samples=len(images),
     )
 
 
-def advise_run(run: Run, *, samples: int = 512) -> tuple[Advice, ImageData]:
+def advise_run(run: ImageRun, *, samples: int = 512) -> tuple[Advice, ImageData]:
     """Advice for a run's encoder on its own test images, and the data."""
     data = load(run.config.data, size=run.config.size, strict=False)
     model, images = run.model(), data.test.images[balanced(data.test.labels, samples)]
     plain = to_rgb(EvalView(run.config.size or data.view_size, *data.statistics())(images))
     return advise(model, plain, encoder_sites(model, plain)), data
+
+
+def spectrum(top: Tensor, run: Run) -> Tensor:
+    """Singular values of a run's features, (samples, D), as shares of their sum; raises ``DataError`` if not finite."""
+    if not bool(top.isfinite().all()):
+        raise DataError(
+            f"the features of the encoder in {str(run.path)!r} are not finite: the run has diverged."
+        )
+    values: Tensor = torch.linalg.svdvals(top.double() - top.double().mean(0))
+    return values / values.sum().clamp(min=1e-30)
+
+
+def compare_layers(
+    run: Run,
+    model: nn.Module,
+    samples: Any,
+    candidate: list[str],
+    targets: list[Target],
+    inside: list[Target],
+    why: str,
+) -> Layers:
+    """CKA between the candidates and the cuts, the advice it gives, and the dissection.
+
+    Args:
+        run: whose settings the augmentation has.
+        model: in which all is looked at.
+        samples: a tensor or a dict of tensors.
+        candidate: sites that the advice may name.
+        targets: where the run augmented.
+        inside: such of them as are in the model.
+        why: there is no dissection, as far as known.
+    """
+    spelled = [_compared(t, candidate) for t in inside]
+    try:
+        similarity = cka(model, samples, [*candidate, *(s for s in spelled if s not in candidate)])
+    except GraphaugError:  # the cut has no activations of every row in eval mode: compared is what can be
+        similarity = cka(model, samples, candidate)
+    # a module that is called twice is named with the call
+    cuts = [n for s, t in zip(spelled, inside, strict=True) for n in {s, str(t)} if n in similarity.rows]
+    dissection = None
+    if inside:
+        dissection, why = _dissected(run, model, inside, samples, similarity.rows)
+    return Layers(
+        tuple(map(_plain_name, targets)) or tuple(map(str, run.config.at)),
+        tuple(cuts),
+        advice_of(similarity, leave_out=[c for c in cuts if c not in candidate]),
+        dissection,
+        why,
+    )
 
 
 def balanced(labels: Tensor, count: int) -> Tensor:
@@ -213,40 +321,53 @@ def encoder_sites(model: nn.Module, images: Tensor) -> list[str]:
     return [site for site in candidates(model, (images[:2],)) if site != classifier_path(model)]
 
 
-def _augmented(run: Run, model: nn.Module, images: Tensor) -> tuple[list[Target], str]:
+def _augmented(run: ImageRun, model: nn.Module, images: Tensor) -> tuple[list[Target], str]:
     """The sites that the run augmented, in the network that it trained, or why they are not to be had."""
-    config = run.config
-    at: list[str | int] = list(config.at)
-    if config.everywhere:
-        at = [number for number in paper_stages(model) if number >= 0]
+    head = projection_head(model.get_submodule(classifier_path(model)), run.config.projection)
+    with classifier_replaced(model, head):
+        return augmented_sites(run, model, images)
+
+
+def augmented_sites(run: Run, network: nn.Module, samples: Any) -> tuple[list[Target], str]:
+    """The sites that a run augmented in the network that it trained, or why they are not to be had."""
+    at: list[str | int] = list(run.config.at)
+    if run.config.everywhere:
+        at = [number for number in paper_stages(network) if number >= 0]
     if not at:
         return [], ""
-    head = projection_head(model.get_submodule(classifier_path(model)), config.projection)
     try:
-        with classifier_replaced(model, head):
-            return list(_rewritten(run, model, at, images).augmentations), ""
+        return list(_rewritten(run, network, at, samples).augmentations), ""
     except GraphaugError as error:
         return [], str(error)
 
 
-def _rewritten(run: Run, model: nn.Module, at: list[Any], images: Tensor) -> AugmentedModule:
+def _rewritten(run: Run, model: nn.Module, at: list[Any], samples: Any) -> AugmentedModule:
     options = {**run.config.deep_augmentation(), "freeze": None}
     aug: AugmentedModule = graphaug.rewrite(
-        model, at=at if len(at) > 1 else at[0], backward="dense", example_inputs=images[:2], **options
+        model,
+        at=at if len(at) > 1 else at[0],
+        backward="dense",
+        example_inputs=first_rows(samples, 2),
+        **options,
     )
     return aug
 
 
 def _dissected(
-    run: Run, model: nn.Module, targets: list[Target], images: Tensor, sites: Sequence[str]
+    run: Run, model: nn.Module, targets: list[Target], samples: Any, sites: Sequence[str]
 ) -> tuple[Dissection | None, str]:
     try:
-        aug = _rewritten(run, model, list(map(str, targets)), images)
-        return dissect(aug, images[:128], list(sites)), ""
+        aug = _rewritten(run, model, list(map(str, targets)), samples)
+        return dissect(aug, first_rows(samples, 128), list(sites)), ""
     except (
         GraphaugError
     ) as error:  # a subset that is 0 rows of the batch, a site that eval mode does not have
         return None, str(error)
+
+
+def first_rows(samples: Any, count: int) -> Any:
+    """Of a tensor, or of every tensor in a dict."""
+    return map_tensors(lambda t: t[:count], samples)
 
 
 def _compared(target: Target, sites: Sequence[str]) -> str:

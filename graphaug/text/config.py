@@ -58,14 +58,17 @@ class SimCSEConfig(Settings):
     clip: float | None = setting(1.0, "Largest norm of the gradient; longer ones are shortened to it.")
     report_every: int = setting(125, "Steps between lines of the metrics, each with a look at STS-B.")
     checkpoint_every: int = setting(1000, "Steps between checkpoints; 0 makes none.")
+    snapshot_every: int = setting(
+        0, "Keep the encoder every so many steps, and the untrained one; 0 for none."
+    )
 
-    FREE: ClassVar[tuple[str, ...]] = ("checkpoint_every", "keep", "collapse")
+    FREE: ClassVar[tuple[str, ...]] = ("checkpoint_every", "keep", "snapshot_every", "collapse")
     SHAPES: ClassVar[tuple[str, ...]] = ("linear", "cosine")
 
     def check(self) -> None:
         """Check the values that no other part of the library checks."""
         super().check()
-        self.at_least(vocab_size=10, max_length=3, report_every=1, checkpoint_every=0)
+        self.at_least(vocab_size=10, max_length=3, report_every=1, checkpoint_every=0, snapshot_every=0)
         self.positive("mlm_weight", "mlm_rate")
         self.shares("mlm_rate")
         if self.clip is not None:

@@ -333,6 +333,8 @@ class _Hooks:
             self._settle_best(self.run.path / BEST)
             self.run.metrics = list(self.engine.position.metrics)
             self.board = Board(self.run.path / "tensorboard", self.engine.position.step + 1)
+            if found is None:
+                self._snapshot(0)
         self.engine.fabric.barrier()
 
     def _settle_best(self, path: Path) -> None:
@@ -347,13 +349,19 @@ class _Hooks:
             shutil.rmtree(path)
 
     def after_step(self, step: int) -> None:
-        """Keep a checkpoint when one is due, and at the very end."""
+        """Keep a snapshot when one is due, and a checkpoint, this at the very end too."""
+        self._snapshot(step)
         every = self.config.checkpoint_every
         if self.checkpoints is None or not every or (step % every and step != self.last):
             return
         state = {**self.engine.state_dict(), "best": self.best}
         if self.run is not None:
             self.checkpoints.save(step, state)
+
+    def _snapshot(self, step: int) -> None:
+        every = self.config.snapshot_every
+        if self.run is not None and every and step % every == 0:
+            self.model.save(self.run.path / "snapshots" / f"step-{step:07d}", step=step)
 
     def after_line(self, line: dict[str, Any]) -> None:
         """Look at the encoder, and write the line down."""

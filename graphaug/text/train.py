@@ -103,7 +103,7 @@ def simcse(
             raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
         corpus = read_corpus(config.text)
     _check_batch(config, len(corpus))
-    dev = None if config.sts is None else _dev(config.sts)
+    dev = None if config.sts is None else check_dev(config.sts)
     if resume and out is not None:
         done = RunDirectory.at(out).resumed(SimCSEConfig, config.to_dict(), fingerprint(corpus.lines))
         if done is not None:
@@ -127,12 +127,17 @@ def simcse(
     return SimCSEResult(model.encoder, model.tokenizer, metrics, result)
 
 
-def _dev(data: str) -> StsTask:
-    """STS-B's development set; what is looked at in it must be there before the training begins."""
+def check_dev(data: str | os.PathLike[str]) -> StsTask:
+    """STS-B's development set, in which there must be what is looked at: positive pairs, and scores that differ.
+
+    Raises:
+        DataError: it is missing, unreadable, or lacks that.
+
+    """
     (dev,) = load_tasks(data, "dev", ["STS-B"])
     if max(dev.gold) < POSITIVE or min(dev.gold) == max(dev.gold):
         raise DataError(
-            f"STS-B's development set in {data!r} has gold scores from {min(dev.gold):g} to {max(dev.gold):g}: "
+            f"STS-B's development set in {str(data)!r} has gold scores from {min(dev.gold):g} to {max(dev.gold):g}: "
             f"alignment needs pairs of {POSITIVE:g} or more, and a correlation different ones."
         )
     return dev
