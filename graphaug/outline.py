@@ -28,10 +28,19 @@ class ModelOutline:
         model: the plain model.
         example_inputs: see `graphaug.rewrite`.
         count_flops: count each node's FLOPs while capturing with examples.
+        training: the mode in which questions are answered.
     """
 
-    def __init__(self, model: nn.Module, example_inputs: Any = None, *, count_flops: bool = False) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        *,
+        count_flops: bool = False,
+        training: bool = True,
+    ) -> None:
         self.model = model
+        self.training = training
         self.signature = Signature.of(model, example_inputs)
         self.count_flops = count_flops and self.signature.has_examples
         self.by_path = dict(model.named_modules())
@@ -41,8 +50,8 @@ class ModelOutline:
 
     @property
     def name(self) -> str:
-        """Class of the model, for messages."""
-        return type(self.model).__name__
+        """Class of the model, for messages; with the mode where a message may be about that."""
+        return type(self.model).__name__ + ("" if self.training else " in eval mode")
 
     @property
     def modules(self) -> Mapping[str, tuple[str, ...]]:
@@ -71,11 +80,12 @@ class ModelOutline:
         self,
         opened: Iterable[str],
         *,
-        training: bool = True,
+        training: bool | None = None,
         marks: frozenset[Target] = frozenset(),
         open_functions: frozenset[str] = frozenset(),
     ) -> Captured:
-        """Capture the model with these modules open; the same question is answered once."""
+        """Capture the model with these modules open, by default in the outline's mode; once for the same question."""
+        training = self.training if training is None else training
         key = (frozenset(map(self.canonical, opened)) | {""}, training, marks, open_functions)
         if key not in self._captured:
             self._captured[key] = capture(
@@ -110,7 +120,7 @@ class ModelOutline:
         return target.op not in _ops(self.capture([*ancestors(target.path), target.path]), target.path)
 
     def calls(self, paths: Sequence[str]) -> Mapping[str, int]:
-        """How often each of these modules is called in one forward in training mode."""
+        """How often each of these modules is called in one forward."""
         if not paths:
             return {}
         names = {path: self.canonical(path) for path in paths}

@@ -54,7 +54,7 @@ def run_on_two(out: str, kill_after: int | None = None) -> None:
 
     # dropout draws from each process's own generator
     config = replace(
-        CONFIG, epochs=3, devices=2, accelerator="cpu", rate_end=None, snapshot_every=0, backward="dense"
+        CONFIG, epochs=2, devices=2, accelerator="cpu", rate_end=None, snapshot_every=0, backward="dense"
     )
     pretrain(config, out, data=images(), resume=True, on_epoch=on_epoch)
 

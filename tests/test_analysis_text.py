@@ -115,7 +115,7 @@ BLOCKS = ("encoder.encoder.layer.0", "encoder.encoder.layer.1")
 )
 def test_other_cuts(run, tmp_path, changes, augmented):
     path = tmp_path / "other"
-    shutil.copytree(run, path)
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("snapshots", "best"))
     settings = yaml.safe_load((path / "config.yaml").read_text())
     (path / "config.yaml").write_text(yaml.safe_dump(settings | changes))
     found = study(read_run(path), samples=16)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import torch
 import torch._dynamo
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
 
@@ -23,7 +25,13 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+def resnet10(**options: Any) -> nn.Module:
+    """ResNet-18 with a block in each stage instead of two."""
+    return torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=options["num_classes"])
+
+
 ARCHITECTURES = {
+    "resnet10": (resnet10, "layer4", (4, 3, 32, 32)),
     "resnet18": (torchvision.models.resnet18, "layer4", (4, 3, 32, 32)),
     "convnext_tiny": (torchvision.models.convnext_tiny, "features.5", (2, 3, 32, 32)),
     "vit_b_16": (
@@ -41,13 +49,15 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
     return loss.detach()
 
 
-# Inductor's C++ compiler takes minutes for the larger two on two cores; tracing, guards and autograd are the same.
+# Inductor's C++ compiler takes minutes for the larger ones on two cores; tracing, guards and autograd are the same.
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("resnet18", "inductor"),
+        ("resnet10", "inductor"),
+        ("resnet18", "aot_eager"),
         ("convnext_tiny", "aot_eager"),
         ("vit_b_16", "aot_eager"),
+        pytest.param("resnet18", "inductor", marks=pytest.mark.long),
         pytest.param("convnext_tiny", "inductor", marks=pytest.mark.long),
         pytest.param("vit_b_16", "inductor", marks=pytest.mark.long),
     ],

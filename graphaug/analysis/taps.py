@@ -92,7 +92,7 @@ def tapped(
         SiteNotFound: nothing, or a named site without activations, is selected.
         CaptureError: the forward cannot be captured down to the sites.
     """
-    outline = ModelOutline(plain_model(model), example_inputs)
+    outline = ModelOutline(plain_model(model), example_inputs, training=False)
     wanted = dict.fromkeys(resolve(at, outline, every_call=True))
     entries = list(at) if isinstance(at, Sequence) and not isinstance(at, str) else [at]
     spelled_out = [entry for entry in entries if not _is_pattern(entry)]
@@ -126,7 +126,7 @@ def tapped(
     for target, module in acting.items():
         added[names[target]] = nn.Sequential(module, taps[target]) if target in taps else module
     added |= constants_module(captured.constants)
-    plan = Plan(outline.name, (), len(graph.nodes), (), False, "dense", "no augmentation")
+    plan = Plan(type(outline.model).__name__, (), len(graph.nodes), (), False, "dense", "no augmentation")
     with evaluating(outline.model):  # its modules keep their modes
         signature = outline.signature.forget_examples()
         module = AugmentedModule(Parts(outline.model, graph, None, added, signature, plan))
