@@ -17,6 +17,7 @@ from graphaug.analysis import (
     embedding_std,
     geometry,
     pair_geometry,
+    site_embeddings,
     tolerance,
     uniformity,
 )
@@ -96,6 +97,23 @@ def test_geometry_of_a_models_sites():
     assert model.training
 
 
+def test_embeddings_at_sites_are_those_of_a_forward_hook():
+    """In the order of the data, over batches of several sizes."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.Dropout(0.5), nn.Linear(6, 3)).train()
+    x = torch.randn(11, 4)
+    found = site_embeddings(model, x, ["0", "2"], batch_size=4)
+    seen = {}
+    for name in ("0", "2"):
+        model[int(name)].register_forward_hook(
+            lambda _, __, out, name=name: seen.update({name: out.detach()})
+        )
+    model.eval()(x)
+    assert list(found) == ["0", "2"]
+    for name, z in found.items():
+        torch.testing.assert_close(z, seen[name])
+
+
 class Permuted(nn.Module):
     def forward(self, h):
         return h.permute(0, 2, 3, 1)
@@ -144,6 +162,12 @@ def test_pairs_of_sentences():
             "pairs",
         ),
         (lambda: geometry(nn.Linear(2, 2), [], "**", tokens="each"), errors.InvalidOption, "tokens='each'"),
+        (lambda: site_embeddings(nn.Linear(2, 2), [], "**"), errors.DataError, "no batch"),
+        (
+            lambda: site_embeddings(nn.Linear(2, 2), torch.ones(4, 2), "**", tokens="each"),
+            errors.InvalidOption,
+            "tokens='each'",
+        ),
     ],
 )
 def test_bad_input(call, error, match):

@@ -10,6 +10,7 @@ from graphaug.analysis.geometry import (
     embedding_std,
     geometry,
     pair_geometry,
+    site_embeddings,
     tolerance,
     uniformity,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "embedding_std",
     "geometry",
     "pair_geometry",
+    "site_embeddings",
     "stretches",
     "tolerance",
     "uniformity",
