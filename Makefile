@@ -3,19 +3,20 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-PYTEST_ARGS ?= -n 2 --dist worksteal
+PYTEST_ARGS ?= -n 2
 
 # Tests and the demo never ask a model hub for anything.
 export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format coverage bench resume-test long-test clean
+.PHONY: help install demo test pytest lint format coverage bench resume-test long-test clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
 	@echo "make test    lint, types and tests"
 	@echo "make lint    ruff and mypy only"
+	@echo "make pytest  the tests only"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
 	@echo "make resume-test  kill a run twenty times and resume it"
@@ -43,8 +44,12 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# mypy has one thread: the tests begin beside it.
+test: $(STAMP)
+	$(MAKE) --no-print-directory -j2 lint pytest
+
 # One thread a worker: torch's threads of two processes on two cores would only wait for each other.
-test: lint
+pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 resume-test: $(STAMP)
