@@ -114,7 +114,7 @@ def sites(moments: Sequence[Moment], cuts: Sequence[str] = (), words: Words = IM
     names = [g.site for g in moments[-1].sites]
     # without the scale's yellow end, which is faint on white
     scale = ListedColormap(mpl.colormaps["viridis"](torch.linspace(0, 0.85, 256).numpy()))
-    figure = Figure(figsize=(9, 6), layout="constrained")
+    figure = Figure(figsize=(9, 8), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
     times = Normalize(moments[0].time, max(moments[-1].time, moments[0].time + 1))
     for axes, (label, measure) in zip(panels.flat, _SITE_MEASURES.items(), strict=True):
