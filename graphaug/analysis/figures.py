@@ -27,7 +27,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _SITE_MEASURES: dict[str, Callable[[Geometry], float]] = {
     "alignment (mean squared distance)": lambda g: g.alignment,
     "uniformity (log mean potential)": lambda g: g.uniformity,
-    "std·√D (1 on the sphere)": lambda g: g.std * g.dimensions**0.5,
+    "std·√D (1 on the sphere)": lambda g: g.spread,
     "effective rank / dimensions": lambda g: g.rank / g.dimensions,
 }
 

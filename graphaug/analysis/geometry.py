@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,11 +124,32 @@ class Geometry:
     samples: int
     tolerance: float | None = None
 
+    @classmethod
+    def of(
+        cls, site: str, z: Tensor, positives: tuple[Tensor, Tensor], labels: Tensor | None = None
+    ) -> Geometry:
+        """Of (N, D) embeddings ``z`` and of positive pairs, (P, D) each; ``labels``: (N,) classes, for tolerance."""
+        return cls(
+            site,
+            alignment(*positives),
+            uniformity(z),
+            embedding_std(z),
+            effective_rank(z),
+            z.shape[1],
+            len(z),
+            None if labels is None else tolerance(z, labels),
+        )
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation times √D, 1 on the sphere."""
+        return self.std * math.sqrt(self.dimensions)
+
     def __str__(self) -> str:
         more = "" if self.tolerance is None else f", tolerance {self.tolerance:.3f}"
         return (
             f"{self.site}: alignment {self.alignment:.3f}, uniformity {self.uniformity:.3f}{more}, "
-            f"std·√D {self.std * self.dimensions**0.5:.2f}, effective rank {self.rank:.1f} of {self.dimensions}"
+            f"std·√D {self.spread:.2f}, effective rank {self.rank:.1f} of {self.dimensions}"
         )
 
 
@@ -171,18 +193,7 @@ def geometry(
     found = []
     for i, site in enumerate(read.names):
         x, y = (torch.cat([batch[i] for batch in store]) for store in collected)
-        found.append(
-            Geometry(
-                site,
-                alignment(x, y),
-                uniformity(x),
-                embedding_std(x),
-                effective_rank(x),
-                x.shape[1],
-                len(x),
-                None if labels is None else tolerance(x, labels),
-            )
-        )
+        found.append(Geometry.of(site, x, (x, y), labels))
     return found
 
 

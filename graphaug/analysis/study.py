@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,15 +15,7 @@ import graphaug
 from graphaug.analysis.advise import Advice, advice_of, advise, candidates
 from graphaug.analysis.cka import cka
 from graphaug.analysis.dissect import Dissection, dissect
-from graphaug.analysis.geometry import (
-    Geometry,
-    alignment,
-    effective_rank,
-    embedding_std,
-    geometry,
-    tolerance,
-    uniformity,
-)
+from graphaug.analysis.geometry import Geometry, geometry
 from graphaug.analysis.runs import ImageRun, Run, TextRun
 from graphaug.contrastive.data import ImageData, load
 from graphaug.contrastive.evaluate import knn_accuracy
@@ -105,10 +98,25 @@ class Moment:
     tolerance: float | None = None
     sites: tuple[Geometry, ...] = ()
 
+    @classmethod
+    def of(cls, time: int, own: Geometry, score: float | None, sites: tuple[Geometry, ...]) -> Moment:
+        """Of the geometry of the features, and of that of every site."""
+        return cls(
+            time,
+            own.alignment,
+            own.uniformity,
+            own.std,
+            own.rank,
+            own.dimensions,
+            score,
+            own.tolerance,
+            sites,
+        )
+
     @property
     def spread(self) -> float | None:
         """Standard deviation times √D, 1 on the sphere."""
-        return None if self.std is None or self.dimensions is None else self.std * self.dimensions**0.5
+        return None if self.std is None or self.dimensions is None else self.std * math.sqrt(self.dimensions)
 
 
 @dataclass(frozen=True)
@@ -219,17 +227,8 @@ def _study_images(run: ImageRun, data: ImageData | None, samples: int) -> Study:
         if probed:
             seen, new = (features(encoder, part, knn_view) for part in (train_images, images))
             accuracy = knn_accuracy(seen, train_labels, new, labels)
-        return Moment(
-            epoch,
-            alignment(x, y),
-            uniformity(x),
-            embedding_std(x),
-            effective_rank(x),
-            x.shape[1],
-            accuracy,
-            None if paired is None else tolerance(x, paired),
-            tuple(geometry(encoder, pairs, names, labels=paired)),
-        )
+        own = Geometry.of("features", x, (x, y), paired)
+        return Moment.of(epoch, own, accuracy, tuple(geometry(encoder, pairs, names, labels=paired)))
 
     return Study(
         **vars(layers),

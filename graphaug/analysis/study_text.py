@@ -10,14 +10,7 @@ import torch
 from torch import Tensor
 
 from graphaug.analysis.advise import Advice, advise, candidates
-from graphaug.analysis.geometry import (
-    Geometry,
-    alignment,
-    effective_rank,
-    embedding_std,
-    site_embeddings,
-    uniformity,
-)
+from graphaug.analysis.geometry import Geometry, site_embeddings
 from graphaug.analysis.runs import TextRun
 from graphaug.analysis.study import (
     SEED,
@@ -173,25 +166,14 @@ def _measured(step: int, embedded: dict[str, Tensor], dev: StsTask, sentences: S
     place = {text: i for i, text in enumerate(sentences)}
     positive = [i for i, gold in enumerate(dev.gold) if gold >= POSITIVE]
     first, second = ([place[side[i]] for i in positive] for side in (dev.first, dev.second))
-    sites = tuple(
-        Geometry(
-            name,
-            alignment(z[first], z[second]),
-            uniformity(z),
-            embedding_std(z),
-            effective_rank(z),
-            z.shape[1],
-            len(z),
-        )
-        for name, z in embedded.items()
-    )
+    sites = tuple(Geometry.of(name, z, (z[first], z[second])) for name, z in embedded.items())
     z = embedded[HEAD]
     own = next(g for g in sites if g.site == HEAD)
     try:
         score = sts_dev(lambda texts: z[[place[text] for text in texts]], dev)
     except EncoderError:  # all vectors are equal, or differ by rounding alone
         score = None
-    return Moment(step, own.alignment, own.uniformity, own.std, own.rank, own.dimensions, score, sites=sites)
+    return Moment.of(step, own, score, sites)
 
 
 def _recorded(line: dict[str, Any]) -> Moment | None:
