@@ -95,8 +95,10 @@ class DeepAugment(nn.Module):
         self.granularity = check_choice("granularity", granularity)
         self.pairing = check_choice("pairing", pairing)
         self.check_pairing(self._subset)
-        self.register_buffer("rate", torch.tensor(self._rate, dtype=torch.float64), persistent=False)
-        self.register_buffer("subset", torch.tensor(self._subset, dtype=torch.float64), persistent=False)
+        # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number, and starts its trace,
+        # autograd's included, once more when it finds that it was none
+        self.register_buffer("rate", torch.tensor([self._rate], dtype=torch.float64), persistent=False)
+        self.register_buffer("subset", torch.tensor([self._subset], dtype=torch.float64), persistent=False)
 
     def check_pairing(self, subset: float) -> None:
         """Raise ``InvalidOption`` if that share of rows cannot be drawn from the first half."""
@@ -183,7 +185,8 @@ class DeepAugment(nn.Module):
 
     def draw_noise(self, h: Tensor) -> Tensor:
         """Draw the dropout's factors, 0 or 1/(1-rate), broadcastable to ``h`` and of its dtype."""
-        kept = torch.rand(noise_shape(tuple(h.shape), self.granularity), device=h.device) >= self.rate
+        uniform = torch.rand(noise_shape(tuple(h.shape), self.granularity), device=h.device)
+        kept = uniform >= self.rate.to(uniform.dtype)
         # at rate 1 nothing is kept: the scale must be finite there, or 0 * inf makes NaN
         scale = torch.where(self.rate < 1, 1 / (1 - self.rate), 0.0)
         return kept * scale.to(h.dtype)
@@ -207,7 +210,7 @@ class DeepAugment(nn.Module):
         for name, value in (("rate", self._rate), ("subset", self._subset)):
             device = getattr(self, name).device
             dtype = torch.float32 if device.type == "mps" else torch.float64
-            setattr(self, name, torch.tensor(value, dtype=dtype, device=device))
+            setattr(self, name, torch.tensor([value], dtype=dtype, device=device))
         return self
 
     def extra_repr(self) -> str:

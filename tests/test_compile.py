@@ -133,6 +133,19 @@ def test_every_option_compiles_and_settings_do_not_recompile(
         torch.testing.assert_close(compiled(x), small(x))  # rate 0
 
 
+@pytest.mark.parametrize("backward", ["dense", "sparse"])
+def test_the_model_is_traced_once(small: nn.Module, backward: str) -> None:
+    """Dynamo begins again where it takes a setting for a Python number that it is not."""
+    torch._dynamo.utils.clear_compilation_metrics()
+    x = torch.randn(8, 16)
+    aug = ga.rewrite(
+        small, "1", rate=0.3, subset=0.25, stop_grad=True, backward=backward, example_inputs=(x,)
+    )
+    step(torch.compile(aug, fullgraph=True, backend="aot_eager"), x)
+    (metrics, *_) = torch._dynamo.utils.get_compilation_metrics()
+    assert metrics.restart_reasons == set()
+
+
 def test_the_compiled_node_augments_the_planned_rows() -> None:
     """On ones through a model that does nothing else, rows and their gradients can be counted."""
     aug = ga.rewrite(nn.Sequential(nn.Identity(), nn.Identity()), "0", rate=0.5, subset=0.5, stop_grad=True)

@@ -109,6 +109,25 @@ def test_samples_are_independent():
     assert len({row.numpy().tobytes() for row in same}) == 8
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch, threads):
+    """What a CPU cuts into parts of a few images is as if it had not been; 7 images in parts of 2 or 4 leave a rest."""
+    views, x, u = SimCLRViews(16, blur_p=0.5, solarize_p=0.5), images(7), uniforms(14)
+    whole = views(x, u)
+    sizes = []
+    make = SimCLRViews._apply_params
+
+    def spy(self, part, params):
+        sizes.append(len(part))
+        return make(self, part, params)
+
+    monkeypatch.setattr(SimCLRViews, "_apply_params", spy)
+    monkeypatch.setattr("graphaug.contrastive.views.PART_BYTES", 2 * 4 * 3 * 24 * 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.testing.assert_close(views(x, u), whole, rtol=0, atol=1e-6)
+    assert sizes == {1: [2] * 7, 2: [4, 4, 4, 2]}[threads]
+
+
 def test_views_are_stacked_first_views_first():
     views, x = SimCLRViews(16), images(4)
     u = uniforms(8)

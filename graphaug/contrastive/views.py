@@ -9,20 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.image_ops import (
+    check_images,
+    choose,
     colour_jitter,
     gaussian_blur,
+    resize,
     resize_matrix,
     rgb_to_gray,
     solarize,
     unit_range,
 )
 from graphaug.errors import InvalidOption
+
+PART_BYTES = 2**21
+"""How many bytes of float32 images a thread of a CPU takes at once: more leave its cache."""
 
 CROP_ATTEMPTS = 10
 """torchvision's RandomResizedCrop draws up to ten boxes before it falls back to the central one."""
@@ -57,6 +63,11 @@ class ViewParams:
     gray: Tensor
     sigma: Tensor
     solarize: Tensor
+
+    def split(self, size: int) -> list[ViewParams]:
+        """The same in parts of ``size`` views, in order."""
+        columns = [getattr(self, field.name).split(size) for field in fields(self)]
+        return [ViewParams(*part) for part in zip(*columns, strict=True)]
 
 
 class SimCLRViews(nn.Module):
@@ -150,7 +161,8 @@ class SimCLRViews(nn.Module):
             BatchError: the images have another shape or type.
 
         """
-        images = unit_range(images).repeat(self.n_views, 1, 1, 1)
+        check_images(images)
+        images = images.repeat(self.n_views, 1, 1, 1)
         if uniforms is None:
             uniforms = torch.rand(images.shape[0], UNIFORMS, device=images.device)
         return self.apply_params(images, self.params(uniforms, images.shape[2], images.shape[3]))
@@ -195,22 +207,39 @@ class SimCLRViews(nn.Module):
 
     def apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         """Make one view of each row of ``images`` with the given parameters: ``(B, C, size, size)``."""
+        part = self._part(images)
+        if part >= images.shape[0]:
+            return self._apply_params(images, params)
+        parts = zip(images.split(part), params.split(part), strict=True)
+        return torch.cat([self._apply_params(*each) for each in parts])
+
+    def _part(self, images: Tensor) -> int:
+        """How many images to work on at once: all, but for a CPU without a compiler, whose cache the batch exceeds.
+
+        There a step that touches memory afresh takes several times its own time.
+        """
+        if images.device.type != "cpu" or torch.compiler.is_compiling():
+            return images.shape[0]
+        pixels = max(images.shape[2] * images.shape[3], self.size**2)
+        return max(1, PART_BYTES * torch.get_num_threads() // (4 * images.shape[1] * pixels))
+
+    def _apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         x = unit_range(images)
         rows = resize_matrix(params.top, params.height, x.shape[2], self.size)
         columns = resize_matrix(params.left, params.width, x.shape[3], self.size)
         columns = torch.where(params.flip[:, None, None], columns.flip(1), columns)
-        x = rows[:, None] @ x @ columns.mT[:, None]
+        x = resize(x, rows, columns)
         if self.jitter_p > 0:
             x = colour_jitter(
                 x, params.brightness, params.contrast, params.saturation, params.hue, params.order
             )
         if self.gray_p > 0 and x.shape[1] == 3:
-            x = torch.where(params.gray[:, None, None, None], rgb_to_gray(x), x)
+            x = choose(params.gray[:, None, None, None], rgb_to_gray(x), x)
         if self.blur_p > 0:
             x = gaussian_blur(x, params.sigma, self.kernel_size)
         if self.solarize_p > 0:
-            x = torch.where(params.solarize[:, None, None, None], solarize(x, self.solarize_threshold), x)
-        return (x - self.mean) / self.std
+            x = choose(params.solarize[:, None, None, None], solarize(x, self.solarize_threshold), x)
+        return (x - self.mean).div_(self.std)
 
     def _crop_sizes(self, uniforms: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Ten candidate boxes, height and width of 0 where one does not fit."""
@@ -255,7 +284,7 @@ class EvalView(nn.Module):
         zero = x.new_zeros(1)
         rows = resize_matrix(zero, zero + x.shape[2], x.shape[2], self.size)
         columns = resize_matrix(zero, zero + x.shape[3], x.shape[3], self.size)
-        return (rows @ x @ columns.mT - self.mean) / self.std
+        return (resize(x, rows, columns) - self.mean) / self.std
 
 
 def _per_channel(value: Sequence[float] | float) -> Tensor:
