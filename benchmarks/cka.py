@@ -1,11 +1,12 @@
-"""CKA between all blocks: ours, torch_cka and plain NumPy, side by side in one run.
+"""CKA between all blocks, ours, torch_cka and plain NumPy side by side in one run; memory of it and of uniformity.
 
     python -m benchmarks.cka [--samples 2048] [--batch 128] [--large-batch 512] [--models resnet18 bert] [--rounds 3]
 
 The first two models are compared with larger batches too, where the pairs weigh more against the forward. Rounds are
 interleaved; medians with quartiles. Memory is the peak resident memory of a process of its own for each count of
 samples, and its growth what that is more than the peak of the process with the fewest; the large case is 50 sites by 50
-sites on 10,000 samples in one pass. Results go to ``benchmarks/results/cka.json``.
+sites on 10,000 samples in one pass. Uniformity is that of 100,000 points. Results go to
+``benchmarks/results/cka.json``. torch_cka comes with ``pip install -e '.[bench]'``.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import importlib.util
 import io
 import json
 import multiprocessing
@@ -27,9 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import hyp0f1
 from torch import Tensor, nn
 
-from graphaug.analysis import cka
+from graphaug.analysis import cka, uniformity
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -214,6 +217,26 @@ def grow(samples: int, batch: int, sites: int) -> dict[str, float]:
     }
 
 
+def spread_out(points: int, width: int) -> dict[str, float]:
+    """Uniformity of points drawn evenly on a sphere: seconds, peak memory, and how far it is from the closed form."""
+    torch.manual_seed(0)
+    x = torch.randn(points, width)
+    uniformity(x[:4096])  # libraries loaded, allocator warm
+    begin = time.perf_counter()
+    found = uniformity(x, t=2.0)
+    seconds = time.perf_counter() - begin
+    # E exp(4 cos) over the sphere is 0F1(width / 2; 4): the mean resultant of the von Mises-Fisher distribution
+    expected = float(np.log(hyp0f1(width / 2, 4.0))) - 4.0
+    return {
+        "points": points,
+        "width": width,
+        "seconds": seconds,
+        "peak_memory_mib": peak_memory(),
+        "uniformity": found,
+        "closed_form": expected,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time CKA against torch_cka and NumPy.")
     parser.add_argument("--samples", type=int, default=2048)
@@ -222,6 +245,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
     options = parser.parse_args()
+    if importlib.util.find_spec("torch_cka") is None:
+        parser.error("torch_cka is not installed: pip install -e '.[bench]'")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     result: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads",
@@ -242,6 +267,8 @@ def main() -> None:
         fewest = result["memory"][0] if result["memory"] else found
         found["growth_over_fewest_mib"] = found["peak_memory_mib"] - fewest["peak_memory_mib"]
         result["memory"].append(found)
+    with context.Pool(1) as pool:
+        result["uniformity"] = pool.apply(spread_out, (100_000, 128))
     print(json.dumps({k: v for k, v in result.items() if k != "models"}, indent=1))
     for m in result["models"]:
         print(m["model"], m["batch"], m["times_faster_than"], m["largest_difference"], m["not_a_number"])
