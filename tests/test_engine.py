@@ -30,6 +30,7 @@ from graphaug.contrastive.optim import LARS, build_optimizer
 from graphaug.contrastive.presets import settle
 from graphaug.contrastive.pretrain import pretrain
 from graphaug.contrastive.schedule import augmentation_rate, learning_rate
+from graphaug.contrastive.views import SimCLRViews
 from graphaug.deep_augment import DeepAugment
 from graphaug.errors import (
     CheckpointError,
@@ -485,6 +486,24 @@ def test_bf16_computes_nearly_the_same_in_another_precision(images):
     rounded = pretrain(replace(TINY, precision="bf16-mixed"), data=images).metrics
     assert rounded[0]["loss"] == pytest.approx(exact[0]["loss"], rel=0.03)
     assert rounded[0]["loss"] != exact[0]["loss"]
+
+
+def test_bf16_sees_the_views_that_float32_sees(images, monkeypatch):
+    """Fabric would round the draws: with eight bits another crop, and now and then a number that is 1."""
+    seen = {}
+    make = SimCLRViews.forward
+
+    def spy(self, x, uniforms=None):
+        out = make(self, x, uniforms)
+        seen.setdefault(precision, []).append(out)
+        return out
+
+    monkeypatch.setattr(SimCLRViews, "forward", spy)
+    for precision in ("32-true", "bf16-mixed"):
+        pretrain(replace(TINY, epochs=1, precision=precision), data=images)
+    assert len(seen["32-true"]) > 1
+    for exact, rounded in zip(*seen.values(), strict=True):
+        assert torch.equal(exact, rounded)
 
 
 def test_channels_last_computes_the_same(images):

@@ -273,3 +273,5 @@ def test_bad_images():
         views(torch.rand(2, 4, 8, 8))
     with pytest.raises(BatchError, match="int64"):
         views(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(BatchError, match="bfloat16"):
+        views(torch.rand(2, 3, 8, 8), uniforms(4).bfloat16())

@@ -61,6 +61,8 @@ def make_fabric(devices: int, accelerator: str, precision: str, unused: bool = F
     from lightning_fabric import Fabric
     from lightning_fabric.strategies.ddp import DDPStrategy
 
+    from graphaug.contrastive.precision import Autocast
+
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     found = torch.cuda.device_count()
@@ -75,7 +77,9 @@ def make_fabric(devices: int, accelerator: str, precision: str, unused: bool = F
         # Spawned: a fresh process has no half-initialised CUDA, and the caller's script is not run again.
         start: Any = "popen" if under_torchrun() else "spawn"
         strategy = DDPStrategy(start_method=start, find_unused_parameters=unused)
-    options: dict[str, Any] = {"precision": precision, "num_nodes": nodes}
+    options: dict[str, Any] = {"num_nodes": nodes}
+    if precision == "bf16-mixed":
+        options["plugins"] = Autocast(accelerator)
     return Fabric(accelerator=accelerator, strategy=strategy, devices=devices, **options)
 
 

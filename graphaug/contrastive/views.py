@@ -25,7 +25,7 @@ from graphaug.contrastive.image_ops import (
     solarize,
     unit_range,
 )
-from graphaug.errors import InvalidOption
+from graphaug.errors import BatchError, InvalidOption
 
 PART_BYTES = 2**21
 """How many bytes of float32 images a thread of a CPU takes at once: more leave its cache."""
@@ -152,19 +152,25 @@ class SimCLRViews(nn.Module):
 
         Args:
             images: ``(B, C, H, W)``, C of 1 or 3, uint8 or floating in [0, 1].
-            uniforms: ``(n_views·B, UNIFORMS)`` in [0, 1); drawn from torch's default generator where left out.
+            uniforms: ``(n_views·B, UNIFORMS)`` in [0, 1), at least float32; drawn from torch's default generator where
+                left out.
 
         Returns:
             ``(n_views·B, C, size, size)`` float32, normalised: all first views, then all second views.
 
         Raises:
-            BatchError: the images have another shape or type.
+            BatchError: the images have another shape or type, or the uniforms too few bits.
 
         """
         check_images(images)
         images = images.repeat(self.n_views, 1, 1, 1)
         if uniforms is None:
             uniforms = torch.rand(images.shape[0], UNIFORMS, device=images.device)
+        if uniforms.dtype not in (torch.float32, torch.float64):
+            raise BatchError(
+                f"uniforms are drawn in float32, not {uniforms.dtype}: its few bits would repeat draws."
+            )
+        uniforms = uniforms.float()
         return self.apply_params(images, self.params(uniforms, images.shape[2], images.shape[3]))
 
     def params(self, uniforms: Tensor, height: int, width: int) -> ViewParams:
