@@ -41,4 +41,5 @@ def main(device: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    for device in sys.argv[1:]:
+        main(device)

@@ -45,8 +45,9 @@ def run(out: str, kill_after: int | None = None) -> None:
 
 
 def run_on_two(out: str, kill_after: int | None = None) -> None:
-    """The same with two processes; a kill ends them and this one."""
-    os.setsid()
+    """The same with two processes; a kill ends them and this one, which is to be one of its own then."""
+    if kill_after is not None:
+        os.setsid()
 
     def on_epoch(line: dict[str, Any]) -> None:
         if line["epoch"] == kill_after:

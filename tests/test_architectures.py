@@ -99,10 +99,13 @@ def one_block(model: nn.Module) -> str:
     return f"{path}.{blocks[len(blocks) // 2]}".removeprefix(".")
 
 
-def test_a_block_of_90_timm_families_is_captured_without_inputs() -> None:
+@pytest.mark.parametrize(
+    ("every", "least"), [(3, 30), pytest.param(1, 90, marks=pytest.mark.long)], ids=["a third", "all"]
+)
+def test_a_block_of_nearly_all_timm_families_is_captured_without_inputs(every: int, least: int) -> None:
     """91 of 98 were reached when the library was designed; the others branch on sizes."""
     done, failed = [], {}
-    for family, names in families().items():
+    for family, names in list(families().items())[::every]:
         try:
             model = built(timm.create_model, names[0])
             plan = ga.rewrite(model, one_block(model), allow_bypass=True, dry_run=True)
@@ -114,4 +117,4 @@ def test_a_block_of_90_timm_families_is_captured_without_inputs() -> None:
     print(f"{len(done)} of {len(done) + len(failed)} families")
     for family, why in failed.items():
         print(f"  {family}: {why}")
-    assert len(done) >= 90, failed
+    assert len(done) >= least, failed

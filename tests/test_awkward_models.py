@@ -30,6 +30,8 @@ NAMES = [
     *("transformers:vit:ImageClassification", "transformers:clip:ImageClassification"),
     *("transformers:gpt2:CausalLM", "transformers:llama:CausalLM", "transformers:t5:Seq2SeqLM"),
 ]
+LONG = {"timm:mvitv2", "timm:crossvit", "torchvision:inception_v3"}
+"""A dozen seconds each, and in `make coverage` as well."""
 COMPILED = {"transformers:bert:MaskedLM", "transformers:llama:CausalLM"}
 """With fullgraph; Inductor's compiler, which `make coverage` tries as well, takes most of a minute for one."""
 
@@ -50,7 +52,13 @@ def table() -> dict[str, zoo.Case]:
 
 
 @pytest.mark.filterwarnings("ignore")  # these libraries warn about themselves
-@pytest.mark.parametrize("name", [*NAMES, "transformers:clip_text_model"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long) if name in LONG else name
+        for name in [*NAMES, "transformers:clip_text_model"]
+    ],
+)
 def test_an_awkward_model(name: str, monkeypatch: Any) -> None:
     depths = zoo.three_depths
     monkeypatch.setattr(zoo, "three_depths", lambda *a: depths(*a)[1:2] or depths(*a)[:1])

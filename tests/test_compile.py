@@ -25,9 +25,11 @@ def fresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
-def resnet10(**options: Any) -> nn.Module:
-    """ResNet-18 with a block in each stage instead of two."""
-    return torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=options["num_classes"])
+def blocks(**options: Any) -> nn.Module:
+    """Two of ResNet's blocks with their BatchNorms, the second with a projection."""
+    down = nn.Sequential(nn.Conv2d(8, 16, 1, stride=2, bias=False), nn.BatchNorm2d(16))
+    pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, options["num_classes"]))
+    return nn.Sequential(nn.Conv2d(3, 8, 3), BasicBlock(8, 8), BasicBlock(8, 16, 2, down), *pool)
 
 
 def vit(**options: Any) -> nn.Module:
@@ -36,7 +38,7 @@ def vit(**options: Any) -> nn.Module:
 
 
 ARCHITECTURES = {
-    "resnet10": (resnet10, "layer4", (4, 3, 32, 32)),
+    "blocks": (blocks, "2", (4, 3, 32, 32)),
     "resnet18": (torchvision.models.resnet18, "layer4", (4, 3, 32, 32)),
     "convnext_tiny": (torchvision.models.convnext_tiny, "features.5", (2, 3, 32, 32)),
     "vit": (vit, "encoder.layers.encoder_layer_2", (2, 3, 64, 64)),
@@ -59,7 +61,7 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize(
     ("name", "backend"),
     [
-        ("resnet10", "inductor"),
+        ("blocks", "inductor"),
         ("convnext_tiny", "aot_eager"),
         ("vit", "aot_eager"),
         pytest.param("resnet18", "inductor", marks=pytest.mark.long),
