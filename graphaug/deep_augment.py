@@ -87,7 +87,7 @@ class DeepAugment(nn.Module):
     ) -> None:
         super().__init__()
         self._rate = check_probability("rate", rate)
-        self._subset = check_probability("subset", subset)
+        self._spelled_subset = repr(check_probability("subset", subset))
         if not isinstance(stop_grad, bool):
             raise InvalidOption(f"stop_grad={stop_grad!r} is neither True nor False.")
         self.stop_grad = stop_grad
@@ -99,6 +99,15 @@ class DeepAugment(nn.Module):
         # autograd's included, once more when it finds that it was none
         self.register_buffer("rate", torch.tensor([self._rate], dtype=torch.float64), persistent=False)
         self.register_buffer("subset", torch.tensor([self._subset], dtype=torch.float64), persistent=False)
+
+    @property
+    def _subset(self) -> float:
+        """The share of rows as a plain number.
+
+        It is kept as text. Of a number that changes Dynamo makes a symbol, and of the two parts of a batch symbolic
+        shapes: they take twice as long to compile, and what is compiled is for that one subset all the same.
+        """
+        return float(self._spelled_subset)
 
     def check_pairing(self, subset: float) -> None:
         """Raise ``InvalidOption`` if that share of rows cannot be drawn from the first half."""
@@ -118,14 +127,14 @@ class DeepAugment(nn.Module):
         self.rate.fill_(self._rate)
 
     def set_subset(self, subset: float) -> None:
-        """Change the share of augmented rows in place; nothing is recompiled.
+        """Change the share of augmented rows in place; nothing is recompiled but a sparse step.
 
         Raises:
             InvalidOption: outside [0, 1], or above 0.5 with one-sided pairing.
         """
         value = check_probability("subset", subset)
         self.check_pairing(value)
-        self._subset = value
+        self._spelled_subset = repr(value)
         self.subset.fill_(value)
 
     def forward(self, h: Any) -> Any:

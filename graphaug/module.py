@@ -184,7 +184,7 @@ class AugmentedModule(fx.GraphModule):
             augmentation.set_rate(value)
 
     def set_subset(self, subset: float | Mapping[str, float]) -> None:
-        """Change the share of augmented rows of all sites, or of those named; see `set_rate`."""
+        """Change the share of augmented rows, as `set_rate` the rate; a sparse step alone is recompiled."""
         for augmentation, value in self._settings("subset", subset):
             augmentation.set_subset(value)
 

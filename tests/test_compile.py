@@ -148,6 +148,25 @@ def test_the_model_is_traced_once(small: nn.Module, backward: str) -> None:
     assert metrics.restart_reasons == set()
 
 
+def test_another_subset_makes_no_symbolic_shapes(small: nn.Module) -> None:
+    """A sparse step is compiled for one subset: symbols would make that slower, and serve no other."""
+    sizes: list[list[Any]] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        values = [node.meta.get("example_value") for node in graph.graph.nodes]
+        sizes.append([size for value in values if isinstance(value, Tensor) for size in value.shape])
+        return graph
+
+    x = torch.randn(8, 16)
+    aug = ga.rewrite(small, "1", subset=0.25, stop_grad=True, backward="sparse", example_inputs=(x,))
+    compiled = torch.compile(aug, fullgraph=True, backend=backend)
+    for subset in (0.25, 0.5, 0.75):
+        aug.set_subset(subset)
+        compiled(x)
+    assert len(sizes) == 3
+    assert all(type(size) is int for graph in sizes for size in graph)
+
+
 def test_the_compiled_node_augments_the_planned_rows() -> None:
     """On ones through a model that does nothing else, rows and their gradients can be counted."""
     aug = ga.rewrite(nn.Sequential(nn.Identity(), nn.Identity()), "0", rate=0.5, subset=0.5, stop_grad=True)
