@@ -17,9 +17,6 @@ HUE = 3
 LUMA = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue in a gray value."""
 
-OPPOSITE = (1 / 2, 5 / 6, 1 / 6)
-"""Cyan, magenta and yellow in turns: the hues that have no red, no green, no blue."""
-
 
 def check_images(images: Tensor) -> None:
     """Raise ``BatchError`` unless these are ``(B, 1 or 3, H, W)`` uint8 or floating images."""
@@ -109,12 +106,11 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     bluish, not_red = (green < blue).to(x.dtype), (red < high).to(x.dtype)
     # the hue from which it is counted, up or down, to the next: 0 or -1 (red), -1/3 (green), 2/3 (blue)
     corner = bluish.mul(2).sub_(1 / 3).mul_(not_red).sub_(bluish)
-    within = (middle - low).div_(
-        (6 * chroma).clamp_(min=torch.finfo(x.dtype).tiny)
-    )  # 0 where there is no chroma
-    hue = corner.add_(within).abs_().add_(shift)
-    opposite = torch.tensor(OPPOSITE, dtype=x.dtype, device=x.device).view(1, 3, 1, 1)
-    turns = hue - opposite
+    sixths = (6 * chroma).clamp_(min=torch.finfo(x.dtype).tiny)  # where there is no chroma, 0 is divided
+    hue = corner.add_((middle - low).div_(sixths)).abs_().add_(shift)
+    # cyan, magenta and yellow: half a turn from red, green and blue
+    opposite = torch.arange(3, dtype=x.dtype, device=x.device).div_(3).add_(0.5)
+    turns = hue - opposite.view(1, 3, 1, 1)
     share = turns.sub_(turns.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
     return choose(shift != 0, torch.addcmul(value, chroma, share, value=-1), x)
 
