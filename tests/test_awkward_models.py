@@ -30,7 +30,7 @@ NAMES = [
     *("transformers:vit:ImageClassification", "transformers:clip:ImageClassification"),
     *("transformers:gpt2:CausalLM", "transformers:llama:CausalLM", "transformers:t5:Seq2SeqLM"),
 ]
-LONG = {"timm:mvitv2", "timm:crossvit", "torchvision:inception_v3"}
+LONG = {"timm:mvitv2", "timm:crossvit", "timm:twins", "torchvision:inception_v3", "torchvision:video/r3d_18"}
 """A dozen seconds each, and in `make coverage` as well."""
 COMPILED = {"transformers:bert:MaskedLM", "transformers:llama:CausalLM"}
 """With fullgraph; Inductor's compiler, which `make coverage` tries as well, takes most of a minute for one."""

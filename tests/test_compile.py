@@ -62,7 +62,7 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
     ("name", "backend"),
     [
         ("blocks", "inductor"),
-        ("convnext_tiny", "aot_eager"),
+        pytest.param("convnext_tiny", "aot_eager", marks=pytest.mark.long),
         ("vit", "aot_eager"),
         pytest.param("resnet18", "inductor", marks=pytest.mark.long),
         pytest.param("convnext_tiny", "inductor", marks=pytest.mark.long),
