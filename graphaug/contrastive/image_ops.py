@@ -57,7 +57,7 @@ def resize_matrix(start: Tensor, extent: Tensor, in_size: int, out_size: int) ->
     return weight / weight.sum(-1, keepdim=True)
 
 
-def resize(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+def resample(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Resample ``(B, C, H, W)`` by a matrix for each axis, ``(B, h, H)`` and ``(B, w, W)``: ``(B, C, h, w)``."""
     across = x.flatten(1, 2) @ columns.mT  # one product an image: its channels share the matrix
     return rows[:, None] @ across.view(*x.shape[:3], -1)
@@ -174,7 +174,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
         hits = F.one_hot(source, size).to(kernel.dtype)
         return torch.einsum("bk,okp->bop", kernel, hits)
 
-    blurred = matrix(x.shape[2])[:, None] @ x @ matrix(x.shape[3]).mT[:, None]
+    blurred = resample(x, matrix(x.shape[2]), matrix(x.shape[3]))
     return choose(sigma[:, None, None, None] > 0, blurred, x)
 
 

@@ -19,7 +19,7 @@ from graphaug.contrastive.image_ops import (
     choose,
     colour_jitter,
     gaussian_blur,
-    resize,
+    resample,
     resize_matrix,
     rgb_to_gray,
     solarize,
@@ -234,7 +234,7 @@ class SimCLRViews(nn.Module):
         rows = resize_matrix(params.top, params.height, x.shape[2], self.size)
         columns = resize_matrix(params.left, params.width, x.shape[3], self.size)
         columns = torch.where(params.flip[:, None, None], columns.flip(1), columns)
-        x = resize(x, rows, columns)
+        x = resample(x, rows, columns)
         if self.jitter_p > 0:
             x = colour_jitter(
                 x, params.brightness, params.contrast, params.saturation, params.hue, params.order
@@ -290,7 +290,7 @@ class EvalView(nn.Module):
         zero = x.new_zeros(1)
         rows = resize_matrix(zero, zero + x.shape[2], x.shape[2], self.size)
         columns = resize_matrix(zero, zero + x.shape[3], x.shape[3], self.size)
-        return (resize(x, rows, columns) - self.mean) / self.std
+        return (resample(x, rows, columns) - self.mean) / self.std
 
 
 def _per_channel(value: Sequence[float] | float) -> Tensor:
