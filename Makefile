@@ -53,7 +53,7 @@ pytest: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS)
 
 resume-test: $(STAMP)
-	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s -m '' tests/test_resume.py
+	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s -m '' tests/contrastive/test_resume.py
 
 long-test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m long

@@ -21,10 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from graphaug.analysis.check import METRICS, check_advice
-from graphaug.analysis.runs import ImageRun, read_run
-from graphaug.analysis.study import advise_run
-from graphaug.contrastive.config import PretrainConfig, versions
-from graphaug.contrastive.pretrain import pretrain
+from graphaug.analysis.report.measure import advise_run
+from graphaug.analysis.report.read import ImageRun, read_run
+from graphaug.vision.config import PretrainConfig, versions
+from graphaug.vision.pretrain import pretrain
 
 ROOT = Path(__file__).resolve().parent.parent
 DIGITS = PretrainConfig(model="resnet18-cifar:16", size=8, crop=0.5, batch_size=128, lr=0.1, epochs=12)

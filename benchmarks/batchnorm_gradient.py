@@ -24,10 +24,10 @@ from torch import Tensor, nn
 import graphaug
 from benchmarks.coverage import ROOT, write
 from benchmarks.oracle import Masks, imposed
-from graphaug.contrastive.data import load
 from graphaug.contrastive.losses import nt_xent
-from graphaug.contrastive.models import build_model, classifier_path, projection_head, to_rgb
-from graphaug.contrastive.views import UNIFORMS, SimCLRViews
+from graphaug.vision.data.images import load
+from graphaug.vision.models import build_model, classifier_path, projection_head, to_rgb
+from graphaug.vision.views import UNIFORMS, SimCLRViews
 
 CUTS = ("layer2", "layer3", "layer4")
 SUBSET = RATE = 0.5

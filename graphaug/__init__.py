@@ -1,11 +1,11 @@
 """Deep Augmentation for any PyTorch model, by surgery on its graph."""
 
-from graphaug.deep_augment import DeepAugment
+from graphaug.augment.deep_augment import DeepAugment
 from graphaug.errors import GraphaugError
-from graphaug.module import AugmentedModule
-from graphaug.plan import Plan
 from graphaug.rewrite import rewrite, strip
 from graphaug.sites import Site, Sites, sites
+from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.plan import Plan
 from graphaug.verify import Verification, verify
 
 __version__ = "0.1.0"

@@ -16,9 +16,9 @@ except ImportError as missing:  # the core alone is installed
     raise SystemExit(f"the command line needs {missing.name}: pip install 'graphaug[train]'") from missing
 
 from graphaug.analysis import commands as analysis
-from graphaug.contrastive import commands as contrastive
-from graphaug.contrastive.commands import Force
 from graphaug.text import commands as text
+from graphaug.vision import commands as contrastive
+from graphaug.vision.commands import Force
 
 if TYPE_CHECKING:
     import torch
@@ -80,7 +80,7 @@ def _root(
 def sites(model: Model, size: Size = None) -> None:
     """Print what can be targeted in MODEL."""
     import graphaug
-    from graphaug.contrastive.models import build_model
+    from graphaug.vision.models import build_model
 
     print(graphaug.sites(build_model(model), example_inputs=_example(model, size)))
 
@@ -100,9 +100,9 @@ def draw(
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
-    from graphaug.contrastive.models import build_model
     from graphaug.contrastive.settings import site
     from graphaug.draw import check_format, draw_graph
+    from graphaug.vision.models import build_model
 
     check_format(out)
     if not at:
@@ -130,7 +130,7 @@ def demo(
     force: Force = False,
 ) -> None:
     """Compare SimCLR with Deep Augmentation at three sites on digits, with one budget."""
-    from graphaug.contrastive.demo import run_demo
+    from graphaug.vision.demo import run_demo
 
     def report(done: int, total: int, line: str) -> None:
         print(f"[{done}/{total}] {line}", file=sys.stderr)

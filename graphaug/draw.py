@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import fx
 
-from graphaug.deep_augment import DeepAugment
+from graphaug.augment.deep_augment import DeepAugment
 from graphaug.errors import InvalidOption, NotRewritten
 
 if TYPE_CHECKING:

@@ -8,10 +8,10 @@ from typing import Any, Literal, overload
 
 from torch import fx, nn
 
-from graphaug.backward import Surgery, choose, flop_share, norms_to_open, probe_split
-from graphaug.capture import Captured
-from graphaug.deep_augment import DeepAugment, check_choice, check_probability
-from graphaug.equivalence import check_equivalence
+from graphaug.augment.deep_augment import DeepAugment, check_choice, check_probability
+from graphaug.capture.capture import Captured
+from graphaug.capture.target import Target
+from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import (
     AlreadyRewritten,
     BypassedSite,
@@ -21,20 +21,21 @@ from graphaug.errors import (
     SiteCountMismatch,
     SiteNotFound,
     SparseBackwardError,
-    UnsupportedModel,
 )
-from graphaug.module import AugmentedModule, Parts, constants_module
-from graphaug.outline import ModelOutline
-from graphaug.passes.freeze import freeze as freeze_pass
-from graphaug.placing import call_of, fresh_names, place, place_eval
-from graphaug.plan import Plan, PlannedSite, Request
-from graphaug.selector import At, Target, resolve
-from graphaug.separation import data_graph, find_bypass
-from graphaug.sites import around, node_name
-from graphaug.values import UNKNOWN, value_of
+from graphaug.proof.equivalence import check_equivalence
+from graphaug.proof.separation import around, data_graph, find_bypass
+from graphaug.select.model_structure import ModelStructure
+from graphaug.select.nodes import node_name
+from graphaug.select.resolve import At, resolve
+from graphaug.sites import structure_of
+from graphaug.sparse.choose import Surgery, choose, flop_share, norms_to_open, probe_split
+from graphaug.surgery.freeze import freeze as freeze_pass
+from graphaug.surgery.module import AugmentedModule, Parts, constants_module
+from graphaug.surgery.place import call_of, fresh_names, place, place_eval
+from graphaug.surgery.plan import Plan, PlannedSite, Request
+from graphaug.surgery.unwrap import plain_model, unwrap_hint
 
 SEPARATES = "separates the input from the output"
-ADVISED = "advised"
 BYPASSED = "bypassed (allowed): "
 
 
@@ -56,7 +57,6 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
-    data: Any = None,
     dry_run: Literal[True],
 ) -> Plan: ...
 @overload
@@ -77,7 +77,6 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
-    data: Any = None,
     dry_run: Literal[False] = False,
 ) -> AugmentedModule: ...
 def rewrite(
@@ -97,7 +96,6 @@ def rewrite(
     allow_bypass: bool = False,
     backward: str = "auto",
     example_inputs: Any = None,
-    data: Any = None,
     dry_run: bool = False,
 ) -> AugmentedModule | Plan:
     """Put Deep Augmentation into a model, at one or several of its layers.
@@ -107,8 +105,8 @@ def rewrite(
 
     Args:
         model: a plain ``nn.Module``; rewrite before wrapping it in DDP or compiling it.
-        at: where: a selector, a list of them, or ``{selector: rate}``. See the selection language. ``"advised"``
-            takes the best site that `graphaug.analysis.advise` finds with ``data`` for this ``stop_grad``.
+        at: where: a selector, a list of them, or ``{selector: rate}``; see the selection language. Or an entry of
+            `graphaug.analysis.advise`, whose site and ``stop_grad`` are taken.
         rate: dropout probability on the augmented rows, in [0, 1].
         subset: share of the rows (the batch dimension at the cut) that is augmented, in [0, 1].
         stop_grad: stop the gradient of the augmented rows behind the dropout.
@@ -125,7 +123,6 @@ def rewrite(
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
             more), for forwards that look at their inputs. Only the final check and the probe behind a sparse
             backward compute with it.
-        data: what ``at="advised"`` looks at: a loader of batches, or all samples in a tensor or a dict.
         dry_run: return the plan and build nothing.
 
     Returns:
@@ -142,6 +139,7 @@ def rewrite(
         SparseBackwardError: ``backward="sparse"`` and it would not be exact.
         UnsupportedModel: the model is wrapped, compiled, or no module.
     """
+    at, stop_grad, why = _suggested(at, stop_grad)
     earlier = model if isinstance(model, AugmentedModule) else None
     model = plain_model(model)
     options = Request(
@@ -153,27 +151,24 @@ def rewrite(
     if not isinstance(allow_bypass, bool):
         raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
 
-    why = ""
-    if isinstance(at, str) and at == ADVISED and not hasattr(model, ADVISED):
-        at, why = _advised(model, data, stop_grad)
-    outline = ModelOutline(model, example_inputs, count_flops=stop_grad and backward != "dense")
-    requests = _requests(outline, at, options, side=side, exclude=exclude, expect=expect)
+    structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
+    requests = _requests(structure, at, options, side=side, exclude=exclude, expect=expect)
     if earlier is not None:
         requests = _joined(earlier, requests, freeze)
 
     names = fresh_names(model, [r.target for r in requests])
-    captured, graph, placed = place(outline, names, training=True)
+    captured, graph, placed = place(structure, names, training=True)
     inside: frozenset[str] = frozenset()
     if backward == "sparse":
         inside = norms_to_open(graph, list(placed.values()), model)
-        captured, graph, placed = place(outline, names, training=True, inside=inside)
+        captured, graph, placed = place(structure, names, training=True, inside=inside)
     notes = _check_sites(captured, graph, placed, allow_bypass)
     frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
 
-    eval_captured, eval_graph = place_eval(outline, names, graph, inside)
+    eval_captured, eval_graph = place_eval(structure, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
     surgery = Surgery(
-        outline,
+        structure,
         captured,
         lambda other: place(other, names, training=True, inside=inside)[:2],
         graph,
@@ -184,14 +179,14 @@ def rewrite(
     )
     choice = choose(backward, surgery)
     plan = Plan(
-        model=outline.name,
+        model=structure.name,
         sites=tuple(
             PlannedSite(
                 r,
                 names[r.target],
                 notes[r.target],
                 _shape(placed[r.target]),
-                flop_share(graph, placed[r.target]) if outline.count_flops else None,
+                flop_share(graph, placed[r.target]) if structure.count_flops else None,
             )
             for r in requests
         ),
@@ -208,7 +203,7 @@ def rewrite(
     device = next((p.device for p in model.parameters()), None)
     for module in added.values():
         module.to(device)
-    parts = Parts(model, graph, eval_graph, {**added, **constants}, outline.signature, plan, choice.split)
+    parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
     flags = [(m, m.training) for m in model.modules()]
     aug = _build(parts, backward)
     if dry_run:
@@ -221,24 +216,20 @@ def rewrite(
     return aug
 
 
-def _advised(model: nn.Module, data: Any, stop_grad: bool) -> tuple[str, str]:
-    """The best advised site for this ``stop_grad``, and why.
+def _suggested(at: Any, stop_grad: bool) -> tuple[Any, bool, str]:
+    """The site and the setting of an entry of ``advise(...)``, and why it was advised; anything else as it is.
 
     Raises:
-        InvalidOption: there are no data to look at.
-        SiteNotFound: no stretch of co-adapted layers stands out.
+        InvalidOption: the entry is for training without stopped gradients, and they were asked for.
     """
-    from graphaug.analysis.advise import advise  # builds on this module; the core works without it
-
-    if data is None:
+    site, stop, reason = (getattr(at, name, None) for name in ("at", "stop_grad", "reason"))
+    if not (isinstance(site, str) and isinstance(stop, bool)):
+        return at, stop_grad, ""
+    if stop_grad and not stop:
         raise InvalidOption(
-            f"at={ADVISED!r} needs data= to compare the layers on: a loader or a batch of samples."
+            f"'{site}' is advised for stop_grad=False. Take an entry for stop_grad=True, or its site: at={site!r}."
         )
-    advice = advise(model, data)
-    best = next((s for s in advice if s.stop_grad == stop_grad), None)
-    if best is None:
-        raise SiteNotFound(f"at={ADVISED!r}: {advice} Name a site yourself.")
-    return best.at, f"advised: {best.reason}"
+    return site, stop, f"advised: {reason}"
 
 
 def _build(parts: Parts, backward: str) -> AugmentedModule:
@@ -282,7 +273,7 @@ def strip(aug: nn.Module) -> nn.Module:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(
-            f"strip takes what graphaug.rewrite returned, not a {type(aug).__name__}.{_unwrap_hint(aug)}"
+            f"strip takes what graphaug.rewrite returned, not a {type(aug).__name__}.{unwrap_hint(aug)}"
         )
     model = aug.original
     if aug.plan.freeze is not None:
@@ -290,43 +281,6 @@ def strip(aug: nn.Module) -> nn.Module:
             model.get_parameter(name).requires_grad_(True)
     model.train(aug.training)
     return model
-
-
-def plain_model(model: object) -> nn.Module:
-    """Return the user's own model behind ``model``.
-
-    Raises:
-        UnsupportedModel: it is wrapped for data parallelism, compiled, scripted, or no module.
-    """
-    if isinstance(model, AugmentedModule):
-        return model.original
-    kinds = {cls.__name__ for cls in type(model).__mro__}
-    if "OptimizedModule" in kinds:
-        raise UnsupportedModel(
-            "this model is compiled already: rewrite first, then compile, torch.compile(graphaug.rewrite(model, ...))."
-        )
-    wrapper = kinds & {"DistributedDataParallel", "DataParallel", "FullyShardedDataParallel"}
-    if wrapper:
-        name = wrapper.pop()
-        raise UnsupportedModel(
-            f"this model is wrapped in {name}: rewrite model.module first, then wrap, "
-            f"{name}(graphaug.rewrite(model, ...))."
-        )
-    if "ScriptModule" in kinds:
-        raise UnsupportedModel("this model is scripted: rewrite the Python module it was made from.")
-    if not isinstance(model, nn.Module):
-        what = "the class" if isinstance(model, type) else f"a {type(model).__name__}"
-        raise UnsupportedModel(f"graphaug rewrites an nn.Module, and this is {what}{_class_hint(model)}.")
-    return model
-
-
-def _class_hint(model: object) -> str:
-    return f" {model.__name__}: make an instance of it" if isinstance(model, type) else ""
-
-
-def _unwrap_hint(aug: object) -> str:
-    inner = getattr(aug, "_orig_mod", None) or getattr(aug, "module", None)
-    return " Give it the module inside the wrapper." if isinstance(inner, AugmentedModule) else ""
 
 
 def _augmentation(request: Request) -> DeepAugment:
@@ -341,7 +295,7 @@ def _augmentation(request: Request) -> DeepAugment:
 
 
 def _requests(
-    outline: ModelOutline,
+    structure: ModelStructure,
     at: At | Mapping[Any, float],
     options: Request,
     *,
@@ -351,7 +305,7 @@ def _requests(
 ) -> list[Request]:
     """Resolve ``at`` into sites with their options."""
     if not isinstance(at, Mapping):
-        targets = resolve(at, outline, side=side, exclude=exclude, expect=expect)
+        targets = resolve(at, structure, side=side, exclude=exclude, expect=expect)
         rates = dict.fromkeys(targets, options.rate)
     else:
         if not at:
@@ -359,14 +313,14 @@ def _requests(
         rates = {}
         for selector, rate in at.items():
             check_probability(f"rate at {selector!r}", rate)
-            for target in resolve(selector, outline, side=side, exclude=exclude):
+            for target in resolve(selector, structure, side=side, exclude=exclude):
                 if target in rates:
                     raise InvalidOption(f"at= gives '{target}' two rates: {rates[target]} and {rate}.")
                 rates[target] = float(rate)
         if expect is not None and len(rates) != expect:
             found = ", ".join(map(str, rates))
             raise SiteCountMismatch(f"expect={expect}, but at= matches {len(rates)} sites: {found}.")
-    canonical = {dataclasses.replace(t, path=outline.canonical(t.path)): rate for t, rate in rates.items()}
+    canonical = {dataclasses.replace(t, path=structure.canonical(t.path)): rate for t, rate in rates.items()}
     return [dataclasses.replace(options, target=t, rate=rate) for t, rate in canonical.items()]
 
 

@@ -8,13 +8,16 @@ from typing import Any, overload
 
 from torch import Tensor, fx, nn
 
-from graphaug.backward import SMALLEST_SAVING
-from graphaug.capture import Captured
-from graphaug.coupling import statistics_modules
-from graphaug.outline import ModelOutline, openable
-from graphaug.selector import Target
-from graphaug.separation import Bypass, before, data_graph, find_bypass, parameters_of, reads_no_data
-from graphaug.values import UNKNOWN, value_of
+from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import before, parameters_of, reads_no_data
+from graphaug.capture.target import Target
+from graphaug.capture.values import value_of
+from graphaug.proof.coupling import statistics_modules
+from graphaug.proof.separation import around, data_graph, find_bypass
+from graphaug.select.model_structure import ModelStructure, openable
+from graphaug.select.nodes import target_of
+from graphaug.sparse.choose import SMALLEST_SAVING
+from graphaug.surgery.unwrap import plain_model
 
 
 @dataclass(frozen=True)
@@ -119,27 +122,38 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
         CaptureError: the model's own forward cannot be captured.
         UnsupportedModel: the object is no plain model.
     """
-    from graphaug.rewrite import plain_model  # rewrite builds on this module
-
-    outline = ModelOutline(plain_model(model), example_inputs, count_flops=True)
-    return sites_of(outline, depth=depth, everything=False)
+    structure = structure_of(plain_model(model), example_inputs, count_flops=True)
+    return sites_of(structure, depth=depth, everything=False)
 
 
-def sites_of(outline: ModelOutline, *, depth: int | None, everything: bool) -> Sites:
+def structure_of(
+    model: nn.Module, example_inputs: Any = None, *, count_flops: bool = False, training: bool = True
+) -> ModelStructure:
+    """A model as the selection language sees it, predicates over its sites included."""
+    return ModelStructure(
+        model,
+        example_inputs,
+        count_flops=count_flops,
+        training=training,
+        candidates=lambda structure: sites_of(structure, depth=None, everything=True),
+    )
+
+
+def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) -> Sites:
     """The table behind `sites`, over a model that may already be captured in part."""
-    captured = outline.capture_deep(openable(outline.model, depth, everything))
-    stages = _stage_numbers(outline, captured)
-    reach = _Before(outline.model, captured)
-    known = outline.signature.has_examples
+    captured = structure.capture_deep(openable(structure.model, depth, everything))
+    stages = _stage_numbers(structure, captured)
+    reach = _Before(structure.model, captured)
+    known = structure.signature.has_examples
     flow = data_graph(captured.graph)
     found = []
     for node in captured.graph.nodes:
-        target = _target(node)
+        target = target_of(node)
         if target is None or node not in flow or reads_no_data(node):
             continue
         bypass = find_bypass(flow, node)
         value = value_of(node)
-        module = outline.model.get_submodule(target.path)
+        module = structure.model.get_submodule(target.path)
         calls = captured.calls.get(target.path, 1) if target.path else 1
         found.append(
             Site(
@@ -156,12 +170,12 @@ def sites_of(outline: ModelOutline, *, depth: int | None, everything: bool) -> S
                 shape=tuple(value.shape) if isinstance(value, Tensor) else None,
                 flops_before=reach.flops(node),
                 stage=stages.get(target),
-                backward=_backward(outline.model, captured, node, bypass is None, reach.flops(node))
+                backward=_backward(structure.model, captured, node, bypass is None, reach.flops(node))
                 if known
                 else "",
             )
         )
-    return Sites(outline.name, found)
+    return Sites(structure.name, found)
 
 
 def _backward(
@@ -182,15 +196,9 @@ def _backward(
     return "sparse: if the probe agrees"
 
 
-def _target(node: fx.Node) -> Target | None:
-    if node.op == "placeholder":
-        return Target("", None, None, "before")
-    return node.meta.get("site")
-
-
-def _stage_numbers(outline: ModelOutline, captured: Captured) -> dict[Target, int]:
+def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target, int]:
     numbers = {Target("", None, None, "before"): -1}
-    for number, text in outline.stages.items():
+    for number, text in structure.stages.items():
         path, _, op = text.removesuffix(".input").rpartition(".")
         for target in (Target(text, None, 0), Target(path, op, 0)):
             numbers[target] = number
@@ -218,42 +226,3 @@ class _Before:
         if not self.all_flops:
             return None
         return float(sum(n.meta.get("flops", 0) for n in before(node)) / self.all_flops)
-
-
-def node_name(node: fx.Node, captured: Captured) -> str:
-    """A node as a user would name it."""
-    target = _target(node)
-    packed = target is None and all(user.op == "output" for user in node.users)
-    if node.op == "output" or packed:  # what wraps the results for the caller has no name of its own
-        return "the output"
-    if target is None:
-        parents = [n for n in node.all_input_nodes if _target(n) is not None]
-        return node_name(parents[0], captured) if parents else str(node.name)
-    calls = captured.calls.get(target.path, 1) if target.path else 1
-    return str(target if calls > 1 else Target(target.path, target.op, None, target.side))
-
-
-def around(bypass: Bypass, captured: Captured) -> str:
-    """A bypass in words."""
-    join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
-    quoted = join if join == "the output" else f"'{join}'"
-    return f"{quoted} also receives '{value}'"
-
-
-def find_node(captured: Captured, target: Target) -> fx.Node | None:
-    """The node that a target stands for: its value, or for an input side the node that consumes it."""
-    if target.path == "" and target.op is None:
-        return next((n for n in captured.graph.nodes if _is_data_input(n)), None)
-    marked = captured.edges.get(Target(target.path, target.op, target.call or 0, target.side))
-    if marked is not None:
-        return marked
-    wanted = Target(target.path, target.op, target.call or 0, "after")
-    return next((n for n in captured.graph.nodes if n.meta.get("site") == wanted), None)
-
-
-def _is_data_input(node: fx.Node) -> bool:
-    """A placeholder that is no baked constant, and where that is known no integer tensor."""
-    if node.op != "placeholder" or node.args:
-        return False
-    value = value_of(node)
-    return value is UNKNOWN or (isinstance(value, Tensor) and value.is_floating_point())

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from graphaug.deep_augment import DeepAugment, noise_shape
-from graphaug.equivalence import same
+from graphaug.augment.deep_augment import DeepAugment, noise_shape
+from graphaug.capture.signature import evaluating, map_tensors
+from graphaug.capture.target import Target
 from graphaug.errors import NotRewritten, VerificationError
-from graphaug.module import AugmentedModule
-from graphaug.plan import Request
-from graphaug.selector import Target
-from graphaug.signature import evaluating, map_tensors
+from graphaug.proof.equivalence import same
+from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.plan import Request
 
 _SCALE_TOLERANCE = 1e-2  # of the mean factor: float16 and bfloat16 round 1/(1-rate)
 

@@ -2,7 +2,7 @@
 
 from graphaug.analysis.advise import Advice, Suggestion, advise
 from graphaug.analysis.cka import CKA, cka
-from graphaug.analysis.dissect import Dissection, dissect
+from graphaug.analysis.dissection import Dissection, dissect
 from graphaug.analysis.geometry import (
     Geometry,
     alignment,
@@ -14,7 +14,7 @@ from graphaug.analysis.geometry import (
     tolerance,
     uniformity,
 )
-from graphaug.analysis.stretches import Stretch, stretches
+from graphaug.analysis.segments import Stretch, stretches
 
 __all__ = [
     "CKA",

@@ -8,16 +8,16 @@ from typing import Any, overload
 
 from torch import Tensor, nn
 
+from graphaug.analysis.activations import first_of
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.cka import CKA, cka
-from graphaug.analysis.stretches import Stretch, stretches, threshold_of
-from graphaug.analysis.taps import first_of
+from graphaug.analysis.segments import Stretch, stretches, threshold_of
+from graphaug.capture.values import value_of
 from graphaug.errors import SiteNotFound
-from graphaug.outline import ModelOutline, openable
-from graphaug.rewrite import plain_model
-from graphaug.selector import At
-from graphaug.sites import Site, sites_of
-from graphaug.values import value_of
+from graphaug.select.model_structure import openable
+from graphaug.select.resolve import At
+from graphaug.sites import Site, sites_of, structure_of
+from graphaug.surgery.unwrap import plain_model
 
 
 @dataclass(frozen=True)
@@ -178,9 +178,9 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
 
     A model without blocks (a plain sequence of layers) is compared layer by layer.
     """
-    outline = ModelOutline(model, example_inputs)
+    structure = structure_of(model, example_inputs)
     rows = rows_of(example_inputs)
-    nodes = outline.capture_deep(openable(outline.model, None, False)).graph.nodes  # kept from the table
+    nodes = structure.capture_deep(openable(structure.model, None, False)).graph.nodes  # kept from the table
     values = {node.meta.get("site"): first_of(value_of(node)) for node in nodes}
 
     def holds_batch(site: Site) -> bool:  # a block may return a tuple, whose first entry is what is augmented
@@ -189,7 +189,7 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
 
     found = [
         site
-        for site in sites_of(outline, depth=None, everything=False)
+        for site in sites_of(structure, depth=None, everything=False)
         if site.separates and site.target.side == "after" and holds_batch(site)
     ]
     blocks = [s for s in found if s.stage is not None or (s.op is None and _is_block(s.module))]
@@ -220,8 +220,8 @@ def _rejoined(first: Any, rest: Iterator[Any]) -> Iterator[Any]:
 
 def _separating(model: nn.Module, example_inputs: Any) -> set[str]:
     """Sites that separate input from output, as `cka` names them."""
-    outline = ModelOutline(model, example_inputs)
-    return {str(site) for site in sites_of(outline, depth=None, everything=True) if site.separates}
+    structure = structure_of(model, example_inputs)
+    return {str(site) for site in sites_of(structure, depth=None, everything=True) if site.separates}
 
 
 def _suggest(names: Sequence[str], stretch: Stretch, allowed: Collection[str] | None) -> Iterator[Suggestion]:

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.signature import map_tensors
 from graphaug.errors import DataError, InvalidOption
-from graphaug.signature import map_tensors
 
 
 def batches(model: nn.Module, data: Any, batch_size: int = 256) -> Iterator[Any]:

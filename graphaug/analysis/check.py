@@ -13,10 +13,10 @@ import numpy as np
 import torch
 
 from graphaug.analysis.advise import Advice
-from graphaug.contrastive.config import PretrainConfig
-from graphaug.contrastive.data import ImageData
-from graphaug.contrastive.pretrain import pretrain
 from graphaug.errors import DataError, InvalidOption, did_you_mean
+from graphaug.vision.config import PretrainConfig
+from graphaug.vision.data.images import ImageData
+from graphaug.vision.pretrain import pretrain
 
 METRICS = ("linear", "few_labels", "knn")
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.analysis.activations import Tapped, check_rows, in_full, sample_features, tapped
 from graphaug.analysis.batches import batches, padding_mask, rows_of
-from graphaug.analysis.taps import Tapped, check_rows, in_full, sample_features, tapped
 from graphaug.errors import BatchError, DataError, InvalidOption, did_you_mean
-from graphaug.rewrite import plain_model
-from graphaug.selector import At
+from graphaug.select.resolve import At
+from graphaug.surgery.unwrap import plain_model
 
 CHOICES = {
     "estimator": ("unbiased", "biased"),

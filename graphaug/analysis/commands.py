@@ -11,7 +11,7 @@ import typer
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
 
 if TYPE_CHECKING:
-    from graphaug.contrastive.data import ImageData
+    from graphaug.vision.data.images import ImageData
 
 Sts = Annotated[
     Path | None,
@@ -47,7 +47,7 @@ def advise(
 ) -> None:
     """Suggest where to augment, from the similarity of the layers of RUN's encoder."""
     from graphaug.analysis.check import METRICS
-    from graphaug.analysis.runs import ImageRun, TextRun, read_run, write_json
+    from graphaug.analysis.report.read import ImageRun, TextRun, read_run, write_json
 
     if metric not in METRICS:
         raise ConfigError(
@@ -63,13 +63,13 @@ def advise(
         )
     data: ImageData | None = None
     if isinstance(found, TextRun):
-        from graphaug.analysis.study_text import advise_text
-        from graphaug.text.report import quiet
+        from graphaug.analysis.report.measure_text import advise_text
+        from graphaug.text.sts.report import quiet
 
         quiet()
         advice = advise_text(found, sts=sts, samples=samples)
     else:
-        from graphaug.analysis.study import advise_run
+        from graphaug.analysis.report.measure import advise_run
 
         assert isinstance(found, ImageRun)
         advice, data = advise_run(found, samples=samples)
@@ -110,11 +110,11 @@ def analyze(
     force: Force = False,
 ) -> None:
     """Write a report on one run or several: layers, embeddings over training, what the augmentation did."""
-    from graphaug.analysis.report import analyze as run
-    from graphaug.analysis.runs import TextRun, read_run
+    from graphaug.analysis.report.analyze import analyze as run
+    from graphaug.analysis.report.read import TextRun, read_run
 
     if any(isinstance(read_run(path), TextRun) for path in runs):
-        from graphaug.text.report import quiet
+        from graphaug.text.sts.report import quiet
 
         quiet()
     print(

@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphaug.analysis.activations import Tapped, check_rows, in_full, sample_features, tapped
 from graphaug.analysis.batches import batches, padding_mask, rows_of
-from graphaug.analysis.taps import Tapped, check_rows, in_full, sample_features, tapped
 from graphaug.errors import BatchError, DataError, InvalidOption
-from graphaug.rewrite import plain_model
-from graphaug.selector import At
+from graphaug.select.resolve import At
+from graphaug.surgery.unwrap import plain_model
 
 
 def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:

@@ -1,5 +1,6 @@
-"""Contrastive training for vision: losses, views, data, the engine and the probes.
+"""The training that every modality shares: the engine, losses, schedules, settings, processes, the life of a run.
 
-Needs the extras ``[vision]`` and, for the engine, ``[train]``. Nothing is imported here, so that the losses and the
-views need torch alone.
+May import: the core. It knows no modality: `graphaug.vision` and `graphaug.text` bring data, model, objective and
+evaluation.
+Nothing is imported here, so that the losses need torch alone; the engine needs the extra ``[train]``.
 """

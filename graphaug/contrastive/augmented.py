@@ -11,7 +11,7 @@ from torch import nn
 import graphaug
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError
-from graphaug.outline import paper_stages
+from graphaug.select.stages import paper_stages
 
 
 @contextmanager

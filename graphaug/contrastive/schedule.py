@@ -3,17 +3,34 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from graphaug.contrastive.config import PretrainConfig
-    from graphaug.contrastive.settings import Settings
+from typing import Protocol
 
 SHAPES = ("cosine", "linear", "supcontrast")
 """The learning-rate schedules by name."""
 
 
-def learning_rate(config: Settings, epoch: float) -> float:
+class Schedule(Protocol):
+    """What a learning rate is computed from; units: epochs, and shares of ``lr``."""
+
+    epochs: float
+    warmup: float
+    warmup_from: float | None
+    schedule: str
+    lr: float
+    lr_floor: float
+
+
+class AugmentationSchedule(Protocol):
+    """What the strength of an augmentation is computed from; probabilities, and epochs."""
+
+    epochs: int
+    rate: float
+    rate_end: float | None
+    subset: float
+    subset_end: float | None
+
+
+def learning_rate(config: Schedule, epoch: float) -> float:
     """The learning rate at a fractional ``epoch``, 0 at the first step.
 
     All shapes rise linearly from ``warmup_from`` (by default a hundredth of ``lr``) for ``warmup`` epochs and end at
@@ -41,17 +58,17 @@ def learning_rate(config: Settings, epoch: float) -> float:
     return _cosine(config, progress)
 
 
-def augmentation_rate(config: PretrainConfig, epoch: float) -> float:
+def augmentation_rate(config: AugmentationSchedule, epoch: float) -> float:
     """The dropout rate at a fractional ``epoch``: from ``rate`` linearly to ``rate_end``, if there is one."""
     return _linear(config.rate, config.rate_end, epoch / config.epochs)
 
 
-def augmentation_subset(config: PretrainConfig, epoch: float) -> float:
+def augmentation_subset(config: AugmentationSchedule, epoch: float) -> float:
     """The augmented share of the rows at a fractional ``epoch``: from ``subset`` linearly to ``subset_end``."""
     return _linear(config.subset, config.subset_end, epoch / config.epochs)
 
 
-def _cosine(config: Settings, progress: float) -> float:
+def _cosine(config: Schedule, progress: float) -> float:
     low = config.lr * config.lr_floor
     return low + (config.lr - low) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
 

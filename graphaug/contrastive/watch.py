@@ -1,4 +1,4 @@
-"""What is looked at while a run trains: nearest neighbours, collapse, TensorBoard."""
+"""What is looked at while a run trains: collapse, TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,66 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from graphaug.contrastive.config import PretrainConfig
-from graphaug.contrastive.data import ImageData, ImageSet
-from graphaug.contrastive.evaluate import knn_accuracy
-from graphaug.contrastive.models import features
-from graphaug.contrastive.views import EvalView
 from graphaug.errors import TrainingCollapsed
-
-LOOKED_AT = 10_000
-"""Nearest neighbours while training are searched for among this many images; at the end, among all."""
-
-
-class Watch:
-    """Adds to the metrics of an epoch, and ends a run that learns nothing any more.
-
-    Args:
-        model: the whole model, whose features are looked at.
-        data: labelled images; the first `LOOKED_AT` of a fixed permutation.
-        config: how often, and which spread of the embeddings counts as collapse.
-        path: where the projection head is in the model; features are what enters it.
-
-    """
-
-    def __init__(self, model: nn.Module, data: ImageData, config: PretrainConfig, path: str) -> None:
-        self.model, self.config, self.path = model, config, path
-        device = next(model.parameters()).device
-        self.view = EvalView(config.size or data.view_size, *data.statistics()).to(device)
-        self.data = data
-        # Images without labels have no neighbours of their class.
-        self.every = config.watch_every if len(data.classes) > 1 else 0
-
-    def __call__(self, line: dict[str, Any], look: bool = True) -> None:
-        """Look at an epoch's metrics, and with ``look`` for neighbours where they are due.
-
-        Raises:
-            TrainingCollapsed: behind the warm-up, the embeddings of different images are nearly the same.
-
-        """
-        epoch = line["epoch"]
-        if look and self.every and (epoch % self.every == 0 or epoch == self.config.epochs):
-            line["knn"] = self.knn()
-        if epoch > self.config.warmup:
-            check_spread(line, self.config.collapse)
-
-    def knn(self) -> float:
-        """Accuracy of the nearest-neighbour vote on the features, in eval mode."""
-        modes = {module: module.training for module in self.model.modules()}
-        try:
-            parts = [_some(part) for part in (self.data.train, self.data.test)]
-            sets = [t for part in parts for t in (self._features(part.images), part.labels)]
-        finally:
-            # Frozen statistics stay frozen: train() on the plain model would wake them.
-            for module, mode in modes.items():
-                module.training = mode
-        return knn_accuracy(*sets)
-
-    def _features(self, images: Tensor) -> Tensor:
-        return features(self.model, images, self.view, path=self.path)
 
 
 def check_spread(line: Mapping[str, Any], limit: float) -> None:
@@ -111,10 +52,3 @@ class Board:
         """End the file."""
         if self.writer is not None:
             self.writer.close()
-
-
-def _some(part: ImageSet) -> ImageSet:
-    if len(part) <= LOOKED_AT:
-        return part
-    chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:LOOKED_AT]
-    return ImageSet(part.images[chosen], part.labels[chosen])

@@ -1,4 +1,5 @@
-"""Sentence embeddings: encoders, text files, and the seven STS tasks.
+"""Sentence embeddings: encoders, text files, SimCSE with Deep Augmentation, and the seven STS tasks.
 
-Needs the extra ``[text]``. Nothing is imported here, so that reading text needs the standard library alone.
+May import: the core and `graphaug.contrastive`. Needs the extra ``[text]``. Nothing is imported here, so that reading
+text needs the standard library alone.
 """

@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from graphaug.contrastive.commands import File, Force, Out, Preset, Resume, earlier_settings, with_settings
 from graphaug.text.config import SimCSEConfig
+from graphaug.vision.commands import File, Force, Out, Preset, Resume, earlier_settings, with_settings
 
 
 def register(app: typer.Typer) -> None:
@@ -30,7 +30,7 @@ def simcse(
     """Train an encoder of sentences with unsupervised SimCSE, with Deep Augmentation at --at."""
     # Before the imports: a mistyped option should not wait for them.
     from graphaug.contrastive.presets import settle
-    from graphaug.contrastive.run_dir import RunDirectory
+    from graphaug.contrastive.runs.directory import RunDirectory
     from graphaug.text.presets import PRESETS
 
     earlier = earlier_settings(out, resume, force)
@@ -40,9 +40,9 @@ def simcse(
     wanted = settle(SimCSEConfig, settings, preset, config, earlier, PRESETS)
 
     from graphaug.contrastive.devices import is_first_process
-    from graphaug.contrastive.progress import EpochProgress
-    from graphaug.text.corpus import read_corpus
-    from graphaug.text.report import quiet
+    from graphaug.contrastive.runs.progress import EpochProgress
+    from graphaug.text.corpus.sentences import read_corpus
+    from graphaug.text.sts.report import quiet
 
     first = is_first_process()
     if first:
@@ -100,15 +100,15 @@ def sts(
     json: Annotated[Path | None, typer.Option(help="Write the scores here too.")] = None,
 ) -> None:
     """Score ENCODER on the seven STS tasks: Spearman of cosine similarity with the gold scores, ×100."""
-    from graphaug.text.report import check_target, quiet, write_report
-    from graphaug.text.sts_data import load_tasks
+    from graphaug.text.sts.report import check_target, quiet, write_report
+    from graphaug.text.sts.tasks import load_tasks
 
     if json is not None:
         check_target(json)
     tasks = load_tasks(data, split)  # first: it is quicker to fail than loading an encoder
     quiet()
-    from graphaug.text.load import load_encoder
-    from graphaug.text.sts import evaluate, table
+    from graphaug.text.encoders.load import load_encoder
+    from graphaug.text.sts.evaluate import evaluate, table
 
     model = load_encoder(encoder, pooler, max_length=max_length, batch_size=batch_size)
     result = evaluate(model.encode, tasks, split)

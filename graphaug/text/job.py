@@ -16,22 +16,26 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from graphaug.analysis.geometry import pair_geometry
 from graphaug.contrastive.augmented import deep_augmented
-from graphaug.contrastive.checkpoint import Checkpoint, Checkpoints
 from graphaug.contrastive.devices import own_generators
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.gather import process_count
 from graphaug.contrastive.optim import build_optimizer
-from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.contrastive.runs.checkpoints import Checkpoint, Checkpoints
+from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.schedule import learning_rate
 from graphaug.contrastive.watch import Board, check_spread
 from graphaug.errors import ConfigError, EncoderError, InvalidOption, SiteNotFound
-from graphaug.outline import ModelOutline, paper_stages
-from graphaug.selector import resolve
-from graphaug.text.batches import pad, widths
+from graphaug.select.model_structure import ModelStructure
+from graphaug.select.resolve import resolve
+from graphaug.select.stages import paper_stages
 from graphaug.text.config import SimCSEConfig, versions
-from graphaug.text.corpus import fingerprint
-from graphaug.text.encoder import TextEncoder, longest, padding_id
-from graphaug.text.load import (
+from graphaug.text.corpus.batches import pad, widths
+from graphaug.text.corpus.masking import Masking
+from graphaug.text.corpus.mlm import MaskedHead, masked_head
+from graphaug.text.corpus.sentences import fingerprint
+from graphaug.text.corpus.tokenizer import train_wordpiece
+from graphaug.text.encoders.encoder import TextEncoder, longest, padding_id
+from graphaug.text.encoders.load import (
     RUN,
     load_trainable,
     notes_of,
@@ -39,14 +43,11 @@ from graphaug.text.load import (
     with_dropout,
     without_dropout,
 )
-from graphaug.text.masking import Masking
-from graphaug.text.mlm import MaskedHead, masked_head
-from graphaug.text.models import from_config
+from graphaug.text.encoders.models import from_config
 from graphaug.text.objective import Reader, TextFeed, TextObjective
 from graphaug.text.simcse import SimCSE
-from graphaug.text.sts import sts_dev
-from graphaug.text.sts_data import StsTask
-from graphaug.text.tokenizer import train_wordpiece
+from graphaug.text.sts.evaluate import sts_dev
+from graphaug.text.sts.tasks import StsTask
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -272,13 +273,13 @@ def _below_the_head(
     if config.everywhere:
         return numbers
     found: dict[str | int, None] = {}
-    outline = None
+    structure = None
     for at in config.at:
         if isinstance(at, int):
             sites: list[str | int] = [at] if at in numbers else []
         else:
-            outline = outline or ModelOutline(wrapped, example())
-            targets = resolve(at, outline)
+            structure = structure or ModelStructure(wrapped, example())
+            targets = resolve(at, structure)
             sites = [str(target) for target in targets if target.path.split(".")[0] == "encoder"]
         found |= dict.fromkeys(sites)
     return tuple(found)

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from graphaug.contrastive.checkpoint import Checkpoints
 from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
-from graphaug.contrastive.run_dir import RunDirectory
+from graphaug.contrastive.runs.checkpoints import Checkpoints
+from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import ConfigError, DataError, did_you_mean
 from graphaug.text.config import SimCSEConfig
-from graphaug.text.corpus import Corpus, fingerprint, read_corpus
+from graphaug.text.corpus.sentences import Corpus, fingerprint, read_corpus
+from graphaug.text.encoders.load import RUN, load_trainable
+from graphaug.text.encoders.models import SIZES
 from graphaug.text.job import Model, build, train
-from graphaug.text.load import RUN, load_trainable
-from graphaug.text.models import SIZES
-from graphaug.text.sts_data import StsTask, load_tasks
+from graphaug.text.sts.tasks import StsTask, load_tasks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -1,0 +1,338 @@
+"""What an augmentation does to a batch: how far its rows move, how much is dropped, what is left of the gradient."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphaug.analysis.activations import Tapped, check_rows, first_of, tapped
+from graphaug.analysis.batches import batches, rows_of
+from graphaug.augment.deep_augment import DeepAugment
+from graphaug.capture.dataflow import before, parameters_of
+from graphaug.capture.signature import map_tensors
+from graphaug.capture.target import Target
+from graphaug.errors import BatchError, DataError, NotRewritten
+from graphaug.select.model_structure import ModelStructure
+from graphaug.select.resolve import At
+from graphaug.sites import sites
+from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.place import place
+
+WEAK = 0.99  # mean cosine at the last site from which the network hardly sees the augmentation
+LOST = 0.5  # share of rows that are still recognised at the last site, below which they are destroyed
+
+
+@dataclass(frozen=True)
+class SiteEffect:
+    """What the augmentation did at one site.
+
+    Attributes:
+        site: its name.
+        after_cut: whether the site is a cut, or computed from one.
+        cosine: mean cosine between the augmented rows and the same rows without augmentation.
+        others: the same, to the un-augmented rows of *other* samples: what cosine would mean nothing.
+        recognised: share of augmented rows whose nearest un-augmented row, by cosine, is their own.
+        gradient: norm of the loss's gradient with respect to the site's value, over the augmented rows.
+        plain_gradient: the same over the same rows, without the augmentation.
+        alive: share of these rows whose un-augmented activations are not all 0.
+    """
+
+    site: str
+    after_cut: bool
+    cosine: float
+    others: float
+    recognised: float
+    gradient: float
+    plain_gradient: float
+    alive: float = 1.0
+
+
+@dataclass(frozen=True)
+class Dissection:
+    """The effect of Deep Augmentation on one batch; ``print`` it.
+
+    Attributes:
+        effects: one a site, in the order of computation.
+        rows: how many rows were augmented, of ``batch``.
+        batch: rows of the batch.
+        dropped: share of the augmented rows' units that were set to 0.
+        gradient_below, gradient_above: norm of the gradient of the parameters before and behind the first cut.
+        plain_below, plain_above: the same without the augmentation.
+    """
+
+    effects: tuple[SiteEffect, ...]
+    rows: int
+    batch: int
+    dropped: float
+    gradient_below: float
+    gradient_above: float
+    plain_below: float
+    plain_above: float
+
+    @property
+    def verdict(self) -> str:
+        """``"too weak"``, ``"destroying"`` or ``"in between"``, by the last site (rules of thumb, see the docs).
+
+        ``"not seen"`` if every site lies before the cut.
+        """
+        behind = [e for e in self.effects if e.after_cut]
+        if not behind:
+            return "not seen: no compared site lies behind the cut"
+        last = behind[-1]
+        if last.alive == 0:
+            return f"nothing to tell: without augmentation the activations at {last.site} are all 0"
+        if last.recognised < LOST:
+            return "destroying"
+        return "too weak" if last.cosine > WEAK else "in between"
+
+    def __str__(self) -> str:
+        width = max(len("site"), *(len(e.site) for e in self.effects))
+        lines = [
+            f"{self.rows} of {self.batch} rows augmented, {self.dropped:.0%} of their units dropped: {self.verdict}",
+            f"{'site'.ljust(width)}  cosine  others  recognised  gradient   plain",
+        ]
+        lines += [
+            f"{e.site.ljust(width)}  {e.cosine:6.3f}  {e.others:6.3f}  {e.recognised:10.0%}  "
+            f"{e.gradient:8.2e}  {e.plain_gradient:8.2e}"
+            for e in self.effects
+        ]
+        for what, now, plain in (
+            ("before the cut", self.gradient_below, self.plain_below),
+            ("behind it", self.gradient_above, self.plain_above),
+        ):
+            lines.append(
+                f"gradient norm of the parameters {what}: {now:.2e}, without augmentation {plain:.2e}"
+            )
+        return "\n".join(lines)
+
+
+def dissect(
+    aug: nn.Module,
+    batch: Any,
+    at: At | None = None,
+    *,
+    loss: Callable[[Any], Tensor] | None = None,
+    seed: int = 0,
+) -> Dissection:
+    """Run a rewritten model on a batch with and without its augmentation, all else in eval mode, and compare.
+
+    Args:
+        aug: made by `graphaug.rewrite`; neither it nor its gradients are changed.
+        batch: as `graphaug.analysis.cka` takes one: a tensor, tuple or dict with 4 rows or more.
+        at: sites to look at, by default those of `graphaug.sites`.
+        loss: of the model's output, a scalar; by default a fixed random direction of its first tensor.
+        seed: of the rows, the noise and the default loss.
+
+    Returns:
+        A `Dissection`.
+
+    Raises:
+        NotRewritten: ``aug`` is a plain model.
+        BatchError: fewer than 4 rows, or no row is augmented.
+        SiteNotFound, CaptureError: as in `graphaug.rewrite`.
+    """
+    if not isinstance(aug, AugmentedModule):
+        raise NotRewritten(f"dissect takes what graphaug.rewrite returned, not a {type(aug).__name__}.")
+    inputs = next(iter(batches(aug.original, [batch])))
+    rows = rows_of(inputs)
+    if rows < 4:
+        raise BatchError(f"a batch of {rows} rows says little: dissect needs 4 or more.")
+    if at is None:
+        at = [str(site) for site in sites(aug.original, inputs) if site.module is not aug.original]
+    augmentations = {t: _Recording(module) for t, module in aug.augmentations.items()}
+    cuts = _before_cuts(aug, list(augmentations), inputs)
+    read = tapped(aug.original, at, inputs, augmentations=augmentations)
+    behind = _behind(read)
+    loss = loss or _direction(seed)
+    plain = _measure(read, augmentations, inputs, loss, seed, augmented=False)
+    found = _measure(read, augmentations, inputs, loss, seed, augmented=True)
+    changed = torch.stack([a.rows for a in augmentations.values() if a.rows is not None]).any(0)
+    if not changed.any():
+        raise BatchError("no row was augmented: the subset rounds to 0 rows of this batch.")
+    for name, h, was in zip(read.names, found.values, plain.values, strict=True):
+        if not bool((h.isfinite() & was.isfinite()).all()):
+            raise DataError(
+                f"the activations of '{name}' are not finite: the model has diverged, or its inputs are not finite."
+            )
+    below = set.intersection(*cuts)
+    effects = tuple(
+        _effect(name, after, h, was, changed, g, g_was)
+        for name, after, h, was, g, g_was in zip(
+            read.names, behind, found.values, plain.values, found.gradients, plain.gradients, strict=True
+        )
+    )
+    norms = [
+        _norm([g for name, g in run.parameters.items() if (name in below) == side])
+        for run in (found, plain)
+        for side in (True, False)
+    ]
+    dropped = sum(a.zeros for a in augmentations.values()) / sum(a.units for a in augmentations.values())
+    return Dissection(effects, int(changed.sum()), rows, dropped, *norms)
+
+
+class _Recording(nn.Module):
+    """An augmentation that remembers its last draw."""
+
+    def __init__(self, augmentation: DeepAugment) -> None:
+        super().__init__()
+        self.__dict__["augmentation"] = augmentation  # not a child: its mode is the user's
+        self.rows: Tensor | None = None
+        self.units = self.zeros = 0
+        self.active = False
+
+    def forward(self, value: Any) -> Any:
+        if not self.active:
+            return value
+        own: DeepAugment = self.__dict__["augmentation"]
+        draw_rows, draw_noise = own.draw_rows, own.draw_noise
+
+        def rows(count: int, device: torch.device) -> Tensor:
+            drawn = self.rows = draw_rows(count, device)
+            return drawn
+
+        def noise(h: Tensor) -> Tensor:
+            drawn = draw_noise(h)
+            whole = drawn.expand_as(h)[self.rows]
+            self.units, self.zeros = whole.numel(), int((whole == 0).sum())
+            return drawn
+
+        own.__dict__.update(draw_rows=rows, draw_noise=noise)
+        training, own.training = own.training, True
+        try:
+            return own(value)
+        finally:
+            own.training = training
+            del own.__dict__["draw_rows"], own.__dict__["draw_noise"]
+
+
+@dataclass(frozen=True)
+class _Run:
+    values: list[Tensor]
+    gradients: list[Tensor]
+    parameters: dict[str, Tensor]
+
+
+def _measure(
+    read: Tapped,
+    augmentations: Any,
+    inputs: Any,
+    loss: Callable[[Any], Tensor],
+    seed: int,
+    *,
+    augmented: bool,
+) -> _Run:
+    held: dict[int, Tensor] = {}
+    gradients: dict[int, Tensor] = {}
+
+    def receive(i: int, h: Tensor) -> None:
+        check_rows(h.shape[0], rows_of(inputs), read.names[i])
+        held[i] = h.detach().clone()
+        gradients[i] = torch.zeros_like(held[i])
+        if h.requires_grad:
+            h.register_hook(lambda g: gradients.__setitem__(i, g.detach()))
+
+    for augmentation in augmentations.values():
+        augmentation.active = augmented
+    model = read.module.original
+    with torch.random.fork_rng(), torch.enable_grad(), _unfrozen(model):
+        torch.manual_seed(seed)
+        output = read(map_tensors(torch.clone, inputs), receive)
+        parameters = dict(model.named_parameters())
+        found = torch.autograd.grad(loss(output), list(parameters.values()), allow_unused=True)
+    pairs = zip(parameters.items(), found, strict=True)
+    kept = {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
+    order = range(len(read.names))
+    return _Run([held[i] for i in order], [gradients[i] for i in order], kept)
+
+
+@contextlib.contextmanager
+def _unfrozen(model: nn.Module) -> Iterator[None]:
+    """Let everything have a gradient, so that frozen parts do not end the way down."""
+    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
+    for p in frozen:
+        p.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for p in frozen:
+            p.requires_grad_(False)
+
+
+def _effect(
+    name: str, after: bool, h: Tensor, plain: Tensor, rows: Tensor, gradient: Tensor, plain_gradient: Tensor
+) -> SiteEffect:
+    x, y = (F.normalize(v.flatten(1).float(), dim=1) for v in (h, plain))
+    similarity = x[rows] @ y.T
+    own = rows.nonzero()[:, 0]
+    cosine = similarity[torch.arange(len(own)), own]
+    apart = torch.ones_like(similarity, dtype=torch.bool)
+    apart[torch.arange(len(own)), own] = False
+    # an equal neighbour (a duplicate, a saturated unit) does not hide its own
+    recognised = cosine >= similarity.masked_fill(~apart, -2.0).amax(1)
+    recognised &= x[rows].any(1) | ~y[rows].any(1)  # a row of zeros is as near to any other
+    return SiteEffect(
+        name,
+        after,
+        float(cosine.mean()),
+        float(similarity[apart].mean()),
+        float(recognised.float().mean()),
+        float(gradient[rows].norm()),
+        float(plain_gradient[rows].norm()),
+        float(y[rows].any(1).float().mean()),
+    )
+
+
+def _behind(read: Tapped) -> list[bool]:
+    """Of every tap, whether an augmentation is among what its value is computed from."""
+    added = read.module._parts.added
+    nodes = {
+        n: added[n.target] for n in read.module.graph.nodes if n.op == "call_module" and n.target in added
+    }
+
+    def holds(node: fx.Node, kind: type[nn.Module]) -> bool:
+        return node in nodes and any(isinstance(m, kind) for m in nodes[node].modules())
+
+    of_tap = {id(m): n for n, module in nodes.items() for m in module.modules()}
+    return [any(holds(n, _Recording) for n in before(of_tap[id(tap)])) for tap in read.taps]
+
+
+def _before_cuts(aug: AugmentedModule, targets: Sequence[Target], inputs: Any) -> list[set[str]]:
+    """Names of the parameters that are used up to each site."""
+    names = {target: f"cut_{i}" for i, target in enumerate(targets)}
+    _, _, placed = place(ModelStructure(aug.original, inputs), names, training=False)
+    model = aug.original
+    found = []
+    for node in placed.values():
+        owned = {
+            id(p)
+            for n in before(node)
+            if n.target not in names.values()
+            for p in parameters_of(n, model.get_submodule, model.get_parameter)
+        }
+        found.append({name for name, p in model.named_parameters() if id(p) in owned})
+    return found
+
+
+def _direction(seed: int) -> Callable[[Any], Tensor]:
+    def loss(output: Any) -> Tensor:
+        leaves = torch.utils._pytree.tree_leaves(output)
+        # with labels a model gives its own loss first, which has no rows
+        z = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim()), None)
+        if z is None:
+            own: Tensor = first_of(output)
+            return own
+        generator = torch.Generator().manual_seed(seed)
+        projected: Tensor = (z * torch.randn(z.shape, generator=generator).to(z)).sum() / len(z)
+        return projected
+
+    return loss
+
+
+def _norm(tensors: list[Tensor]) -> float:
+    return float(torch.stack([t.float().norm() for t in tensors]).norm()) if tensors else 0.0

@@ -1,0 +1,145 @@
+"""What the nodes of a graph read, write and share memory with."""
+
+from __future__ import annotations
+
+import builtins
+import inspect
+import operator
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+# What these read of a tensor is no data of its rows, and carries no gradient.
+_SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
+
+_SHAPE_METHODS = {
+    "size", "dim", "numel", "nelement", "ndimension", "stride", "is_floating_point", "is_contiguous",
+    "get_device", "item", "tolist", "new_zeros", "new_ones", "new_empty", "new_full", "detach",
+}  # fmt: skip
+
+_SHAPE_FUNCTIONS: set[Any] = {
+    builtins.len, operator.eq, operator.ne, operator.lt, operator.le, operator.gt, operator.ge,
+    torch.is_floating_point, torch.numel, torch.zeros_like, torch.ones_like, torch.empty_like, torch.full_like,
+}  # fmt: skip
+
+_METADATA_METHODS = {"size", "dim", "numel", "nelement", "ndimension", "stride", "get_device"} | {
+    "is_floating_point", "is_contiguous",
+}  # fmt: skip
+
+
+def reads_metadata(node: fx.Node) -> bool:
+    """True for what asks a tensor for its shape, type or place: augmented or not, the answer is the same."""
+    if node.op == "call_function":
+        if node.target is getattr:
+            return node.args[1] in _SHAPE_ATTRIBUTES - {"requires_grad"}
+        return node.target in (builtins.len, torch.is_floating_point, torch.numel)
+    return node.op == "call_method" and node.target in _METADATA_METHODS
+
+
+def reads_no_data(node: fx.Node) -> bool:
+    """True for shape look-ups, comparisons, detaching: nothing differentiable comes out."""
+    if node.op == "call_function":
+        if node.target is getattr:
+            return node.args[1] in _SHAPE_ATTRIBUTES
+        return node.target in _SHAPE_FUNCTIONS
+    return node.op == "call_method" and node.target in _SHAPE_METHODS
+
+
+def carries_gradient(value: Any) -> bool:
+    """True if a value holds a tensor that requires a gradient."""
+    leaves = torch.utils._pytree.tree_leaves(value)
+    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+
+
+_VIEWS = {
+    "view", "view_as", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "narrow", "select",
+    "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold",
+}  # fmt: skip
+
+_WRITES = {operator.setitem, setattr} | {
+    getattr(operator, f"i{name}")
+    for name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul", "and", "or", "xor")
+}
+
+
+def writes(node: fx.Node) -> bool:
+    """True for what changes its first argument in place."""
+    if node.op == "call_method":
+        return str(node.target).endswith("_") and not str(node.target).startswith("_")
+    if node.op != "call_function":
+        return False
+    name = getattr(node.target, "__name__", "")
+    return node.target in _WRITES or (name.endswith("_") and not name.endswith("__")) or _is_inplace(node)
+
+
+def _is_inplace(node: fx.Node) -> bool:
+    """Whether a function is called with ``inplace=True``, as a keyword or by its place."""
+    if "inplace" in node.kwargs or not isinstance(node.target, types.FunctionType):
+        return bool(node.kwargs.get("inplace"))
+    names = list(inspect.signature(node.target).parameters)
+    place = names.index("inplace") if "inplace" in names else len(node.args)
+    return place < len(node.args) and bool(node.args[place])
+
+
+def _is_view(node: fx.Node) -> bool:
+    """Whether a node's value lies in the memory of its first argument, as far as its name tells."""
+    if node.op == "call_method":
+        return node.target in _VIEWS
+    named = getattr(node.target, "__name__", "") in _VIEWS
+    return node.target in (operator.getitem, getattr) or (node.op == "call_function" and named)
+
+
+def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Whose memory every node's value lies in: its own, or that of what it is a view of or writes into."""
+    owner: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        first = node.args[0] if node.args else None
+        shares = isinstance(first, fx.Node) and (writes(node) or _is_view(node))
+        owner[node] = owner[first] if shares else node  # type: ignore[index]
+    return owner
+
+
+def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
+    """What every node reads: its arguments, and what was last written into them or a view of them."""
+    owner = memory(graph)
+    last: dict[fx.Node, fx.Node] = {}
+    found: dict[fx.Node, list[fx.Node]] = {}
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        written = [last[owner[n]] for n in inputs if owner[n] in last]
+        found[node] = list(dict.fromkeys([*inputs, *written]))
+        if writes(node):
+            last[owner[node]] = node
+    return found
+
+
+def before(node: fx.Node) -> set[fx.Node]:
+    """Everything that ``node`` is computed from, itself included."""
+    inputs = reads(node.graph)
+    seen, stack = {node}, [node]
+    while stack:
+        for parent in inputs[stack.pop()]:
+            if parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return seen
+
+
+def parameters_of(
+    node: fx.Node, get_module: Callable[[str], torch.nn.Module], get_parameter: Callable[[str], Any]
+) -> list[torch.nn.Parameter]:
+    """The parameters that one node uses."""
+    if node.op == "call_module":
+        return list(get_module(str(node.target)).parameters())
+    if node.op == "get_attr":
+        try:
+            return [get_parameter(str(node.target))]
+        except AttributeError:  # a buffer, a constant, a module handed to a function
+            try:
+                return list(get_module(str(node.target)).parameters())
+            except AttributeError:
+                return []
+    return []

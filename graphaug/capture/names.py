@@ -1,0 +1,35 @@
+"""The vocabulary of a captured graph: its constants, its assumptions, its marks, names of operations."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+CONSTANTS = "graphaug_constants"
+"""Child module of a captured model that holds what opened code refers to and no module owns."""
+
+# `h += x` is the site "add", as it is without the equals sign
+PLAIN_NAMES: dict[Any, str] = {
+    getattr(operator, f"i{name}"): name
+    for name in (
+        *("add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "matmul"),
+        *("and", "or", "xor"),
+    )
+}
+
+
+@dataclass
+class Assumption:
+    """A fact about the inputs that opened code asked for and the captured graph relies on."""
+
+    what: str
+    expected: Any
+
+    def __str__(self) -> str:
+        return f"{self.what} == {self.expected!r}"
+
+
+def mark(value: Any) -> Any:
+    """The identity: marks the input or output of an opened module until surgery replaces it."""
+    return value

@@ -1,0 +1,247 @@
+"""What a captured model takes: the inputs of its forward, read off its signature or its examples."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.capture.values import UNKNOWN
+from graphaug.errors import AssumptionViolated, CaptureError, did_you_mean
+
+_EMPTY = inspect.Parameter.empty
+_CONSTANT = (bool, int, float, str, type(None))
+
+
+@dataclass(frozen=True)
+class Input:
+    """One placeholder of the graph.
+
+    ``default`` is set for what the example gives as a plain constant: the graph holds for that value only.
+    ``rank`` and ``floating`` describe the example tensor, if there was one.
+    """
+
+    name: str
+    keyword: bool
+    default: Any = _EMPTY
+    rank: int | None = None
+    floating: bool | None = None
+
+
+@dataclass(frozen=True)
+class Signature:
+    """The inputs of a captured model.
+
+    Attributes:
+        model: class name of the model, for messages.
+        positional: the forward's positional parameters, in order.
+        inputs: the captured ones.
+        defaults: the parameters that were not captured, with their defaults.
+        has_examples: whether example inputs were given.
+        examples: their values; not needed once the capture is done.
+    """
+
+    model: str
+    positional: tuple[str, ...]
+    captured: tuple[Input, ...]
+    defaults: Mapping[str, Any]
+    has_examples: bool
+    examples: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+    @staticmethod
+    def of(model: nn.Module, example_inputs: Any = None) -> Signature:
+        """Read the signature of ``model.forward``, with or without examples.
+
+        Args:
+            model: the model.
+            example_inputs: a tensor, a tuple of positional inputs, a mapping of keyword inputs, or None:
+                then every parameter without a default is an input.
+
+        Raises:
+            CaptureError: the examples do not fit the forward.
+        """
+        name = type(model).__name__
+        parameters = inspect.signature(model.forward).parameters
+        positional = tuple(
+            p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+        )
+        variadic = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
+        open_keywords = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+        named = {
+            p.name: p.default for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        required = [p for p, default in named.items() if default is _EMPTY]
+
+        if example_inputs is None:
+            if not required:
+                raise CaptureError(
+                    f"{name}.forward needs example_inputs: all of its parameters are optional, so the "
+                    "signature does not say which are given. Pass what you call it with."
+                )
+            examples: dict[str, Any] = dict.fromkeys(required, UNKNOWN)
+        elif isinstance(example_inputs, Mapping):
+            examples = dict(example_inputs)
+            for key in examples:
+                left = [p for p in named if p not in examples]
+                misspelled = difflib.get_close_matches(str(key), left, n=1, cutoff=0.85)
+                if key not in named and (misspelled or not open_keywords):
+                    raise CaptureError(
+                        f"example_inputs has {key!r}, which {name}.forward does not take."
+                        f"{did_you_mean(str(key), named)} It takes: {', '.join(named)}."
+                    )
+        else:
+            values = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+            if not isinstance(values, (tuple, list)):
+                raise CaptureError(
+                    f"example_inputs is a {type(example_inputs).__name__}: give a tensor, a tuple of "
+                    "positional inputs, or a dict of keyword inputs."
+                )
+            extra = [f"{variadic}_{i}" for i in range(len(values) - len(positional))] if variadic else []
+            positional = (*positional, *extra)
+            if len(values) > len(positional):
+                raise CaptureError(
+                    f"example_inputs has {len(values)} entries, but {name}.forward takes "
+                    f"{len(positional)} positional inputs: {', '.join(positional)}."
+                )
+            examples = dict(zip(positional, values, strict=False))
+        missing = [p for p in required if p not in examples]
+        if missing:
+            raise CaptureError(
+                f"example_inputs lacks {', '.join(map(repr, missing))}, which {name}.forward requires."
+            )
+
+        _check_rows(examples)
+        order = [p for p in (*positional, *named, *examples) if p in examples]
+        captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
+        defaults = {p: default for p, default in named.items() if p not in examples}
+        return Signature(name, positional, captured, defaults, example_inputs is not None, examples)
+
+    def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
+        """Yield (name, default, example value) of every placeholder."""
+        for entry in self.captured:
+            value = self.examples.get(entry.name, UNKNOWN)
+            yield entry.name, entry.default, value if value is UNKNOWN else to_fake(value)
+
+    def arrange(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        """Split named arguments into the positional ones up to the first gap, and keywords."""
+        args: list[Any] = []
+        for name in self.positional:
+            if name not in arguments:
+                break
+            args.append(arguments[name])
+        return args, {name: v for name, v in arguments.items() if name not in self.positional[: len(args)]}
+
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """Match a call to the captured inputs.
+
+        Raises:
+            AssumptionViolated: it gives an input that was not captured, lacks one, or gives one of
+                another rank or kind of dtype.
+        """
+        if len(args) > len(self.positional):
+            raise AssumptionViolated(
+                f"{self.model} takes {len(self.positional)} positional inputs, not {len(args)}."
+            )
+        given = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        values: dict[str, Any] = {}
+        for entry in self.captured:
+            if entry.name in given:
+                values[entry.name] = self._checked(entry, given.pop(entry.name))
+            elif entry.default is _EMPTY:
+                raise AssumptionViolated(
+                    f"{self.model} was captured with {entry.name!r}, which this call lacks."
+                )
+            else:
+                values[entry.name] = entry.default
+        for name, value in given.items():
+            default = self.defaults.get(name, None)
+            if value is None or value is default or (isinstance(value, _CONSTANT) and value == default):
+                continue
+            hint = "" if name in self.defaults else did_you_mean(name, [e.name for e in self.captured])
+            raise AssumptionViolated(
+                f"{self.model} was captured without {name!r}.{hint} To use it, pass it in example_inputs: "
+                f"rewrite(model, ..., example_inputs={{..., {name!r}: ...}})."
+            )
+        return values
+
+    def _checked(self, entry: Input, value: Any) -> Any:
+        if entry.rank is None:
+            return value
+        if not isinstance(value, Tensor):
+            raise AssumptionViolated(
+                f"{self.model}: input {entry.name!r} is a {type(value).__name__}, but it was captured with a tensor."
+            )
+        if value.dim() != entry.rank:
+            raise AssumptionViolated(
+                f"{self.model}: input {entry.name!r} has {value.dim()} dimensions {tuple(value.shape)}, "
+                f"but it was captured with {entry.rank}."
+            )
+        if value.is_floating_point() != entry.floating:
+            kind = "floating-point" if entry.floating else "integer"
+            raise AssumptionViolated(
+                f"{self.model}: input {entry.name!r} is {value.dtype}, but it was captured with a {kind} tensor."
+            )
+        return value
+
+    def forget_examples(self) -> Signature:
+        """The same signature without the example values."""
+        return dataclasses.replace(self, examples={})
+
+    def python_signature(self) -> inspect.Signature:
+        """What ``inspect.signature`` should say of the captured forward."""
+        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
+        first = [inspect.Parameter(e.name, kind) for e in self.captured if e.default is _EMPTY]
+        rest = [
+            inspect.Parameter(e.name, kind, default=e.default)
+            for e in self.captured
+            if e.default is not _EMPTY
+        ]
+        return inspect.Signature(first + rest)
+
+
+def _check_rows(examples: Mapping[str, Any]) -> None:
+    """Refuse a batch of one.
+
+    Raises:
+        CaptureError: no example tensor has two rows.
+    """
+    leaves = torch.utils._pytree.tree_leaves(dict(examples))
+    rows = {t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim() > 0}
+    if rows and max(rows) < 2:
+        raise CaptureError(
+            f"example_inputs has a batch of {max(rows)}: give 2 rows or more. Of one row nobody can tell a batch "
+            "dimension from one that is squeezed or broadcast, batch statistics of one row are not defined, and a "
+            "share of one row is all or nothing."
+        )
+
+
+def _input(name: str, example: Any, keyword: bool) -> Input:
+    if example is not UNKNOWN and isinstance(example, _CONSTANT):
+        return Input(name, keyword, default=example)
+    if isinstance(example, Tensor):
+        return Input(name, keyword, rank=example.dim(), floating=example.is_floating_point())
+    return Input(name, keyword)
+
+
+def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
+    """Apply ``fn`` to every tensor in a nested structure of inputs."""
+    return torch.utils._pytree.tree_map(lambda v: fn(v) if isinstance(v, Tensor) else v, value)
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own flag comes back."""
+    flags = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag

@@ -1,0 +1,128 @@
+"""The state of a model and of the random generators, put back after a capture."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from graphaug.capture.values import UNKNOWN
+
+_REGISTRIES = ("_parameters", "_buffers", "_modules")
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+SMALL = 1 << 20
+"""Parameters of at most so many numbers are put back: prototypes that a forward writes, not whole weights."""
+
+
+class ModelState:
+    """What a model's modules hold, and the contents of their lists, dicts and sets."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._held = [(path, m, dict(vars(m))) for path, m in model.named_modules()]
+        self._contents = [
+            (path, name, value, copy.copy(value))
+            for path, _, attributes in self._held
+            for name, value in attributes.items()
+            if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
+        ]
+        configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
+        self._configs = [(config, dict(vars(config))) for config in configs.values()]
+        small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
+        self._tensors = [(t, t._version, t.detach().clone()) for t in (*model.buffers(), *small)]
+
+    def changes(self) -> Iterator[str]:
+        """Paths of the attributes that were set or filled since; training flags do not count."""
+        for path, m, before in self._held:
+            for name, value in vars(m).items():
+                if name not in _OF_EVERY_MODULE and before.get(name, UNKNOWN) is not value:
+                    yield f"{path}.{name}".removeprefix(".")
+        for path, name, value, before in self._contents:
+            if name in _OF_EVERY_MODULE - set(_REGISTRIES):
+                changed = []
+            elif name in _REGISTRIES:
+                changed = [k for k, v in value.items() if before.get(k) is not v]
+            else:
+                changed = [name] if _entries(before) != _entries(value) else []
+            yield from (f"{path}.{k}".removeprefix(".") for k in changed)
+
+    def restore(self) -> None:
+        """Put everything back."""
+        for _, m, attributes in self._held:
+            vars(m).clear()
+            vars(m).update(attributes)
+        for _, _, value, before in self._contents:
+            value.clear()
+            value.extend(before) if isinstance(value, list) else value.update(before)
+        for config, entries in self._configs:
+            vars(config).clear()
+            vars(config).update(entries)
+        with torch.no_grad():
+            for tensor, version, before in self._tensors:
+                if tensor._version != version:
+                    tensor.copy_(before)
+
+
+def _is_configuration(value: Any) -> bool:
+    """Whether a value is what transformers' models share and some write into: ``problem_type``, from the labels."""
+    return type(value).__name__.endswith("Config") and hasattr(value, "__dict__")
+
+
+def _entries(container: Any) -> list[Any]:
+    """Identities: values may be tensors, which have no plain answer to ``==``."""
+    if isinstance(container, dict):
+        return [(id(k), id(v)) for k, v in container.items()]
+    return [id(v) for v in container]
+
+
+@contextlib.contextmanager
+def unchanged(model: nn.Module) -> Iterator[ModelState]:
+    """Put every module's attributes, tensors and flags back afterwards."""
+    state, grad_mode = ModelState(model), torch.is_grad_enabled()
+    try:
+        yield state
+    finally:
+        torch.set_grad_enabled(grad_mode)
+        state.restore()
+
+
+def python_draws() -> tuple[Any, Any]:
+    """The states of Python's and numpy's generators, as values that compare."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return random.getstate(), None
+    kind, key, *rest = numpy.random.get_state()
+    return random.getstate(), (kind, key.tobytes(), *rest)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let nothing that runs here draw from Python's, numpy's or torch's generators, nor seed them."""
+    python, numpy, ours = random.getstate(), sys.modules.get("numpy"), torch.get_rng_state()
+    state = None if numpy is None else numpy.random.get_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        if numpy is not None and state is not None:
+            numpy.random.set_state(state)
+        torch.set_rng_state(ours)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
+
+
+def seed(number: int) -> None:
+    """Seed torch's generators, to be undone by `undrawn`: ``torch.manual_seed`` also seeds a GPU that is used later."""
+    torch.default_generator.manual_seed(number)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(number)

@@ -1,1 +1,0 @@
-"""Passes: each takes a graph and returns a graph."""

@@ -1,0 +1,125 @@
+"""The last step of a capture with examples: does the graph compute what the model computes?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.capture.signature import Signature, evaluating, map_tensors
+from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.errors import AssumptionViolated, CaptureError
+
+
+def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) -> str:
+    """Run model and graph in eval mode on the examples, at another batch size and another length.
+
+    Args:
+        model: the original.
+        aug: the captured model, sharing its modules.
+        signature: the inputs with their examples.
+
+    Returns:
+        A note for the plan: which of it could not be checked, or an empty string.
+
+    Raises:
+        CaptureError: the outputs differ.
+    """
+    examples = signature.examples
+    if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *_tensors(examples)]):
+        return "not compared with the original: it lies on the meta device"
+    variants = list(_variants(examples))
+    with (
+        unchanged(model),
+        evaluating(model),
+    ):  # both begin from one state: calls may count, or keep what they saw
+        expected = [_run(model, *signature.arrange(v), must=i == 0) for i, (_, v) in enumerate(variants)]
+    notes = []
+    with unchanged(model), evaluating(model), evaluating(aug):
+        for (what, inputs), wanted in zip(variants, expected, strict=True):
+            if wanted is None:
+                continue  # the model itself does not take this size
+            try:
+                found = _run_captured(aug, *signature.arrange(inputs))
+            except AssumptionViolated as error:
+                said = str(error).partition(", but")[0].removeprefix("this model was ")
+                notes.append(f"fixed to this example: {said}")
+                continue
+            if not same(wanted, found):
+                raise CaptureError(
+                    f"the captured {signature.model} differs from the original on {what}: its forward does something "
+                    "that a graph does not keep. Choose a site that opens fewer modules, and please report the model."
+                )
+    return "; ".join(notes)
+
+
+def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: bool) -> Any:
+    try:
+        return _call(model, args, kwargs)
+    except Exception as error:
+        if must:
+            raise CaptureError(
+                f"{type(model).__name__} itself fails on example_inputs in eval mode: {type(error).__name__}: {error}"
+            ) from error
+        return None
+
+
+def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    try:
+        return _call(aug, args, kwargs)
+    except AssumptionViolated:
+        raise
+    except Exception as error:
+        raise CaptureError(
+            f"the captured graph fails where the original does not: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _call(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
+    with undrawn(), torch.no_grad():
+        seed(0)
+        return model(*copies[0], **copies[1])
+
+
+def _variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield "the example", dict(examples)
+    tensors = _tensors(examples)
+    rows = {t.shape[0] for t in tensors if t.dim() > 0}
+    if len(rows) == 1 and next(iter(rows)) > 0:
+        yield (
+            "another batch size",
+            map_tensors(lambda t: torch.cat([t, t[:1]]) if t.dim() else t, dict(examples)),
+        )
+    lengths = {t.shape[1] for t in tensors if t.dim() == 2 and not t.is_floating_point()}
+    if len(lengths) == 1 and next(iter(lengths)) > 2:
+        shorter = next(iter(lengths)) - 1
+
+        def cut(t: Tensor) -> Tensor:
+            return t[:, :shorter] if t.dim() >= 2 and t.shape[1] == shorter + 1 else t
+
+        yield "another sequence length", map_tensors(cut, dict(examples))
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [v for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal structures with bit-equal tensors; NaN equals NaN."""
+    if isinstance(a, Tensor):
+        return (
+            isinstance(b, Tensor)
+            and a.shape == b.shape
+            and a.dtype == b.dtype
+            and bool(
+                torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())
+            )
+        )
+    if isinstance(a, Mapping):
+        return type(a) is type(b) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (tuple, list)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)

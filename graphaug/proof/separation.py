@@ -1,0 +1,133 @@
+"""Which part of a graph lies before a node, and whether that node separates the input from the output."""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, fx
+
+from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, writes
+from graphaug.capture.values import UNKNOWN, value_of
+from graphaug.select.nodes import node_name
+
+if TYPE_CHECKING:  # imported where it is used: it takes half of the library's own import time
+    import networkx as nx
+
+
+def data_graph(graph: fx.Graph) -> nx.DiGraph:
+    """The differentiable data flow: nodes that depend on an input and carry a gradient, and the output.
+
+    Where example values are known, their ``requires_grad`` decides; elsewhere the kind of the node does.
+    """
+    import networkx as nx
+
+    flow = nx.DiGraph()
+    depends: set[fx.Node] = set()
+    for node, inputs in reads(graph).items():
+        if node.op == "output":
+            flow.add_node(node)
+            flow.add_edges_from((n, node) for n in inputs if n in flow)
+            continue
+        value = value_of(node)
+        known = value is not UNKNOWN
+        from_input = node.op == "placeholder" or any(n in depends for n in inputs)
+        if not from_input or (reads_no_data(node) and not known):
+            continue
+        if writes(node) and value is None:  # what it changed carries what it wrote
+            value = [value_of(n) for n in node.all_input_nodes]
+            known = not any(v is UNKNOWN for v in value)
+        if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
+            continue
+        depends.add(node)
+        # of an unknown value anything may be data, from integers too (an embedding)
+        # what was made empty and then filled has a gradient by now, but not from where its size comes
+        if not reads_no_data(node) and (not known or carries_gradient(value)):
+            flow.add_node(node)
+            flow.add_edges_from((n, node) for n in inputs if n in flow)
+    return flow
+
+
+@dataclass(frozen=True)
+class Bypass:
+    """A differentiable way around a cut: ``join`` also receives ``value``, which the cut depends on."""
+
+    value: fx.Node
+    join: fx.Node
+    nearest: fx.Node | None
+    """The first node behind the cut that does separate, if there is one."""
+
+
+def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
+    """Return a way from the input to the output around ``cut``, or None if ``cut`` separates them.
+
+    What lies beside the cut and never feeds it (another tower, a mask) is no bypass.
+    """
+    import networkx as nx
+
+    found = _way_around(flow, cut)
+    if found is None:
+        return None
+    output = next(n for n in flow if n.op == "output")
+    nearest = None
+    if cut in flow and nx.has_path(flow, cut, output):
+        dominators = nx.immediate_dominators(flow.reverse(copy=False), output)
+        step = dominators[cut]
+        while step is not None and step.op != "output":
+            if "site" in step.meta and _way_around(flow, step) is None:
+                nearest = step
+                break
+            step = dominators[step]
+    return Bypass(*found, nearest)
+
+
+def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    import networkx as nx
+
+    if cut not in flow:
+        return None
+    ahead = nx.ancestors(flow, cut)
+    behind = nx.descendants(flow, cut)
+    leak = _second_output(flow, cut)
+    if leak is not None:
+        return cut, leak
+    stack: list[tuple[fx.Node, fx.Node]] = [(n, n) for n in reversed([n for n in flow if n in ahead])]
+    seen = set(ahead)
+    reaches = nx.ancestors(flow, next(n for n in flow if n.op == "output"))
+    while stack:
+        value, node = stack.pop()
+        for user in flow.successors(node):
+            if user is cut:
+                continue
+            if user in behind or user.op == "output":
+                if user.op == "output" or user in reaches:
+                    return value, user
+            elif user not in seen:
+                seen.add(user)
+                stack.append((value, user))
+    return None
+
+
+def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
+    """The user of another entry than the first of a tuple at the cut: it is not augmented."""
+    value = value_of(cut)
+    if isinstance(value, Tensor):
+        return None
+    user: fx.Node
+    for user in flow.successors(cut):
+        if user.target is operator.getitem and isinstance(user.args[1], int):
+            if value is UNKNOWN or not isinstance(value, (tuple, list)):
+                continue  # indexing a tensor of unknown value, as far as anyone can tell
+            if user.args[1] not in (0, -len(value)):
+                return user
+    return None
+
+
+def around(bypass: Bypass, captured: Captured) -> str:
+    """A bypass in words."""
+    join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
+    quoted = join if join == "the output" else f"'{join}'"
+    return f"{quoted} also receives '{value}'"

@@ -1,0 +1,193 @@
+"""A live model seen through the selection language: its modules, its stages, its operations on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from graphaug.capture.capture import Captured, capture
+from graphaug.capture.signature import Signature
+from graphaug.capture.target import Target
+from graphaug.errors import CaptureError, SelectorError
+from graphaug.select.stages import CONTAINERS, blocks_of, is_block_list, paper_stages
+
+
+def ancestors(path: str) -> list[str]:
+    """Paths of the modules around ``path``, the model itself first."""
+    parts = path.split(".") if path else []
+    return [".".join(parts[:i]) for i in range(len(parts))]
+
+
+class ModelStructure:
+    """What `graphaug.select.resolve.resolve` asks of a model; captures it as far as the question needs.
+
+    Args:
+        model: the plain model.
+        example_inputs: see `graphaug.rewrite`.
+        count_flops: count each node's FLOPs while capturing with examples.
+        training: the mode in which questions are answered.
+        candidates: lists every site of the model, for predicates.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any = None,
+        *,
+        count_flops: bool = False,
+        training: bool = True,
+        candidates: Callable[[ModelStructure], Sequence[Any]] | None = None,
+    ) -> None:
+        self.model = model
+        self.training = training
+        self._candidates = candidates
+        self.signature = Signature.of(model, example_inputs)
+        self.count_flops = count_flops and self.signature.has_examples
+        self.by_path = dict(model.named_modules())
+        self._names = {id(m): path for path, m in self.by_path.items()}
+        self._captured: dict[tuple[Any, ...], Captured] = {}
+        self._hidden: set[str] = set()
+
+    @property
+    def name(self) -> str:
+        """Class of the model, for messages; with the mode where a message may be about that."""
+        return type(self.model).__name__ + ("" if self.training else " in eval mode")
+
+    @property
+    def modules(self) -> Mapping[str, tuple[str, ...]]:
+        """Path -> class names along the MRO."""
+        found: dict[str, tuple[str, ...]] = {}
+        for path, module in self.model.named_modules(remove_duplicate=False):
+            mro = type(module).__mro__
+            found[path] = tuple(cls.__name__ for cls in mro[: mro.index(nn.Module)])
+        return found
+
+    @property
+    def stages(self) -> Mapping[int, str]:
+        """The paper's numbering, where the model declares or the library knows it."""
+        return paper_stages(self.model)
+
+    @property
+    def declared(self) -> Sequence[str]:
+        """The stages that the model itself declares: timm's ``feature_info``, or its list of blocks."""
+        info = getattr(self.model, "feature_info", None)
+        entries = getattr(info, "info", info)
+        if isinstance(entries, (list, tuple)) and all(isinstance(e, dict) and "module" in e for e in entries):
+            return tuple(e["module"] for e in entries if e["module"] in self.by_path)
+        return tuple(blocks_of(self.model))
+
+    def capture(
+        self,
+        opened: Iterable[str],
+        *,
+        training: bool | None = None,
+        marks: frozenset[Target] = frozenset(),
+        open_functions: frozenset[str] = frozenset(),
+    ) -> Captured:
+        """Capture the model with these modules open, by default in the structure's mode; once for the same question."""
+        training = self.training if training is None else training
+        key = (frozenset(map(self.canonical, opened)) | {""}, training, marks, open_functions)
+        if key not in self._captured:
+            self._captured[key] = capture(
+                self.model,
+                key[0],
+                self.signature,
+                training=training,
+                marks=marks,
+                open_functions=open_functions,
+                count_flops=self.count_flops and training,
+            )
+        return self._captured[key]
+
+    def canonical(self, path: str) -> str:
+        """The first path of a module that is registered under several."""
+        return path if path in self.by_path else self._names[id(self.model.get_submodule(path))]
+
+    def ops(self, path: str) -> Sequence[str]:
+        """Names of the operations in the forward of the module at ``path``."""
+        path = self.canonical(path)
+        if type(self.by_path[path]).forward is nn.Module.forward or _is_torch_leaf(self.by_path[path]):
+            return ()
+        opened = [*ancestors(path), path]
+        found = dict.fromkeys(_ops(self.capture(opened), path))
+        inside = self.capture(opened, open_functions=frozenset({path}))
+        return tuple(found | dict.fromkeys(_ops(inside, path)))
+
+    def is_inside_function(self, target: Target) -> bool:
+        """True if an operation is found only inside a plain function that the forward calls."""
+        if target.op is None:
+            return False
+        return target.op not in _ops(self.capture([*ancestors(target.path), target.path]), target.path)
+
+    def calls(self, paths: Sequence[str]) -> Mapping[str, int]:
+        """How often each of these modules is called in one forward."""
+        if not paths:
+            return {}
+        names = {path: self.canonical(path) for path in paths}
+        counts = self.capture({a for name in names.values() for a in self.around(name)}).calls
+        hidden = {n for n in names.values() if n and not counts.get(n) and len(self._registrations(n)) > 1}
+        if hidden:  # called by another name, from inside a module that is still closed
+            self._hidden |= hidden
+            counts = self.capture({a for name in names.values() for a in self.around(name)}).calls
+        return {path: counts.get(name, 0) if name else 1 for path, name in names.items()}
+
+    def around(self, path: str) -> set[str]:
+        """The modules to open so that the calls of the module at ``path`` are seen."""
+        ways = self._registrations(path) if path in self._hidden else [path]
+        return {a for way in ways for a in ancestors(way)}
+
+    def _registrations(self, path: str) -> list[str]:
+        """Every path under which the module at ``path`` is registered."""
+        module = self.by_path[path]
+        return [p for p, m in self.model.named_modules(remove_duplicate=False) if m is module]
+
+    def instances(self, cls: type) -> Sequence[str]:
+        """Paths of the modules that are instances of ``cls``."""
+        return [path for path, m in self.by_path.items() if isinstance(m, cls)]
+
+    def candidates(self) -> Sequence[Any]:
+        """Every site of the model, for predicates."""
+        if self._candidates is None:
+            raise SelectorError(
+                "there is no list of sites here that a predicate could choose from: name the site."
+            )
+        return self._candidates(self)
+
+    def capture_deep(self, wanted: Iterable[str]) -> Captured:
+        """Open as many of the wanted modules as can be traced through; the others stay closed."""
+        opened = {self.canonical(path) for path in wanted} | {""}
+        while True:
+            try:
+                # the outputs of opened modules are sites as well
+                return self.capture(opened, marks=frozenset(Target(p, None, 0) for p in opened if p))
+            except CaptureError as error:
+                stuck = getattr(error, "failed_in", None)
+                if not stuck:
+                    raise
+                opened = {p for p in opened if p != stuck and not p.startswith(stuck + ".")}
+
+
+def _is_torch_leaf(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS)
+
+
+def openable(model: nn.Module, depth: int | None, everything: bool) -> list[str]:
+    """Modules worth opening for a table: those that hold lists of blocks, or all down to ``depth``."""
+    paths = [p for p, m in model.named_modules() if list(m.children()) and not _is_torch_leaf(m)]
+    if everything:
+        return paths
+    if depth is not None:
+        return [p for p in paths if (p.count(".") + 1 if p else 0) <= depth - 1]
+    lists = [p for p, m in model.named_modules() if is_block_list(m)]
+    return sorted({a for p in lists for a in [*ancestors(p), p]} | {""})
+
+
+def _ops(captured: Captured, path: str) -> list[str]:
+    found: dict[str, None] = {}
+    for node in captured.graph.nodes:
+        site = node.meta.get("site")
+        if site is not None and site.op is not None and site.path == path:
+            found[site.op] = None
+    return list(found)

@@ -1,0 +1,281 @@
+"""Dense or sparse: which backward a rewritten model gets, and why."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import before, parameters_of, reads_metadata
+from graphaug.capture.signature import Signature
+from graphaug.capture.state import seed, undrawn
+from graphaug.capture.values import value_of
+from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
+from graphaug.proof.coupling import first_coupled, probe, restored, statistics_modules
+from graphaug.proof.equivalence import same
+from graphaug.select.model_structure import ModelStructure, ancestors
+from graphaug.sparse.agreement import disagreement
+from graphaug.sparse.run import Split
+from graphaug.sparse.split import Batch, split
+from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair, two_stream_batch_norm
+from graphaug.surgery.plan import Request
+
+SMALLEST_SAVING = 0.1
+"""Share of the step's backward FLOPs that "auto" wants to save before it splits.
+
+Measured by benchmarks/step.py: at 0.08 BERT-base gains nothing, at 0.17 all models do.
+"""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A backward, the reason for it in a clause, and for a sparse one how the graph is split."""
+
+    kind: str
+    reason: str
+    split: Split | None = None
+
+
+@dataclass(frozen=True)
+class Surgery:
+    """What there is to know of a rewrite before its backward is chosen.
+
+    Attributes:
+        structure: the model and its example.
+        captured: its capture.
+        recapture: captures and inserts again, for an structure with another batch size.
+        graph: the training graph, with the augmentation inserted.
+        cuts: the augmentations' nodes.
+        requests: their options.
+        bypass: what leads around a cut, in words; empty if every cut separates.
+        frozen: names of the parameters that the freeze will freeze.
+    """
+
+    structure: ModelStructure
+    captured: Captured
+    recapture: Callable[[ModelStructure], tuple[Captured, fx.Graph]]
+    graph: fx.Graph
+    cuts: Sequence[fx.Node]
+    requests: Sequence[Request]
+    bypass: str
+    frozen: frozenset[str]
+
+
+def choose(backward: str, surgery: Surgery) -> Choice:
+    """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
+
+    Args:
+        backward: what was asked for.
+        surgery: the rewrite.
+
+    Raises:
+        SparseBackwardError: ``backward="sparse"`` and it would not be exact; says why and what to do.
+    """
+    if backward == "dense":
+        return Choice("dense", "asked for")
+    try:
+        return _sparse(backward, surgery)
+    except SparseBackwardError as error:
+        if backward == "sparse":
+            raise SparseBackwardError(
+                f"backward='sparse' is not possible at '{surgery.requests[0].target}': {error}. "
+                "Use backward='dense', or 'auto' to be told by aug.plan."
+            ) from error
+        return Choice("dense", str(error))
+
+
+def _sparse(backward: str, surgery: Surgery) -> Choice:
+    structure, graph, requests = surgery.structure, surgery.graph, surgery.requests
+    refuse = SparseBackwardError
+    request = requests[0]
+    if not any(r.stop_grad for r in requests):
+        raise refuse("stop_grad is off, so every row has a gradient")
+    if len(requests) > 1:
+        raise refuse(f"there are {len(requests)} sites, and rows are split at one")
+    if request.sampling != "exact":
+        raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
+    if not structure.signature.has_examples:
+        raise refuse("there are no example_inputs to follow the rows with")
+    if surgery.bypass:
+        raise refuse(f"the cut does not separate the input from the output: {surgery.bypass}")
+    (cut,) = surgery.cuts
+    model = structure.model
+    if not _trained(graph, cut, model, surgery.frozen):
+        raise refuse("nothing before the cut is trained, so nothing runs backward there")
+    norms = list(statistics_modules(graph, cut, model))
+    streams = backward == "sparse" and all(_is_open_norm(graph, path, module) for path, module in norms)
+    if norms and not streams:
+        path, module = (
+            norms[0] if backward == "auto" else next(n for n in norms if not _is_open_norm(graph, *n))
+        )
+        hooked = type(module) in BATCH_NORMS and not is_plain_norm(module)
+        hooks = ", and has hooks, which two streams would not call" if hooked else ""
+        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
+    share = flop_share(graph, cut)
+    saving = request.subset * share
+    if backward == "auto" and saving < SMALLEST_SAVING:
+        raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
+    found = split(graph, cut, _two_sizes(surgery))
+    size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
+    if not norms:
+        return Choice("sparse", f"rows proved independent; {size}", found)
+    paths = [path for path, _ in norms]
+    found = dataclasses.replace(found, two_streams=pair(found.prefix, paths))
+    dropped = "the gradient that stopped rows get through the statistics is dropped"
+    return Choice(
+        "sparse", f"two streams share the statistics of {len(paths)} BatchNorms, {dropped}; {size}", found
+    )
+
+
+def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) -> frozenset[str]:
+    """The modules to open so that every BatchNorm before the cut is a node of its own."""
+    paths = {
+        path for cut in cuts for path, m in statistics_modules(graph, cut, model) if type(m) in BATCH_NORMS
+    }
+    return frozenset(a for path in paths for a in ancestors(path))
+
+
+def _is_open_norm(graph: fx.Graph, path: str, module: nn.Module) -> bool:
+    called = any(n.op == "call_module" and n.target == path for n in graph.nodes)
+    return called and is_plain_norm(module)
+
+
+def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
+    """Share of the forward FLOPs up to a node, in [0, 1]."""
+    total = sum(n.meta.get("flops", 0) for n in graph.nodes)
+    return sum(n.meta.get("flops", 0) for n in before(cut)) / total if total else 0.0
+
+
+def floor(subset: float, share: float) -> float:
+    """The least time of a sparse step relative to the plain one (design section 5): 1 - (2/3)·s·f."""
+    return 1 - 2 / 3 * subset * share
+
+
+def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[str]) -> bool:
+    held = {id(p) for name, p in model.named_parameters() if name in frozen}
+    return any(
+        p.requires_grad and id(p) not in held
+        for n in before(cut)
+        if not n.meta.get("augmentation")
+        for p in parameters_of(n, model.get_submodule, model.get_parameter)
+    )
+
+
+def _two_sizes(surgery: Surgery) -> Batch:
+    """Capture once more at another batch size, and pair the values of the two graphs."""
+    structure, captured, graph = surgery.structure, surgery.captured, surgery.graph
+    examples = structure.signature.examples
+    sizes = {
+        v.shape[0]
+        for v in torch.utils._pytree.tree_leaves(dict(examples))
+        if isinstance(v, Tensor) and v.dim()
+    }
+    if len(sizes) != 1:
+        raise SparseBackwardError("the inputs do not share their first dimension, the rows")
+    rows = sizes.pop()
+    more = rows + 3
+
+    def enlarge(v: Any) -> Any:
+        if not isinstance(v, Tensor) or v.dim() == 0:
+            return v
+        return v.index_select(0, torch.arange(more, device=v.device) % rows)
+
+    bigger = torch.utils._pytree.tree_map(enlarge, dict(examples))
+    try:
+        with _no_log("torch._subclasses.fake_tensor"):
+            other, other_graph = surgery.recapture(ModelStructure(structure.model, bigger))
+    except CaptureError as error:
+        raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
+    except GraphaugError as error:  # the site is not reached then
+        raise SparseBackwardError(f"the forward takes another way for {more} rows than for {rows}") from error
+    same_code = graph.python_code("self").src == other_graph.python_code("self").src
+    if not same_code or [str(a) for a in captured.assumptions] != [str(a) for a in other.assumptions]:
+        raise SparseBackwardError("the forward reads the batch size into Python")
+    values = {n: value_of(m) for n, m in zip(graph.nodes, other_graph.nodes, strict=True)}
+    return Batch(graph, (rows, more), values)
+
+
+@contextlib.contextmanager
+def _no_log(name: str) -> Iterator[None]:
+    """Torch logs an error before it raises it."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def probe_split(aug: Any, found: Split, signature: Signature) -> str:
+    """Run the coupling probe on a split model and its example; the reason against it, or an empty string."""
+    examples = dict(signature.examples)
+    if any(
+        t.is_meta
+        for t in [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
+        if isinstance(t, Tensor)
+    ):
+        return "the model lies on the meta device, where rows cannot be probed"
+    args, kwargs = signature.arrange(examples)
+    values = signature.bind(tuple(args), kwargs)
+    flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
+    aug.train()
+    try:
+        if found.shared is not None and (against := _against_shared(aug, found, values)):
+            return against
+        if (
+            found.two_streams is not None
+        ):  # the statistics are what the streams share; all else must not couple
+            for node in found.two_streams.nodes:
+                if node.target is two_stream_batch_norm:
+                    aug.get_submodule(str(node.args[0].target)).eval()
+        with restored(aug.original), undrawn():
+            with torch.no_grad():
+                shared = aug._forward_shared(**values) if found.shared is not None else ()
+            inputs = [*(values[name] for name in found.inputs), *shared]
+            rows = list(found.rows)
+            against = probe(lambda taken: aug._forward_prefix(*taken)[0], inputs, rows, aug.original)
+            if against.startswith("row "):
+                with contextlib.suppress(Exception):  # it only makes a reason more precise
+                    against += first_coupled(aug, found.prefix, inputs, rows)
+            return against or disagreement(aug, found, values)
+    except Exception as error:
+        said = next(iter(str(error).splitlines()), "")
+        return f"the probe failed on the example ({type(error).__name__}{said and ': '}{said[:120]})"
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def _against_shared(aug: Any, found: Split, values: dict[str, Any]) -> str:
+    """Why what the suffix needs without gradient cannot be computed beside the prefix, or an empty string."""
+    assert found.shared is not None
+
+    def run(number: int = 0) -> Any:
+        with torch.no_grad():
+            seed(number)
+            return aug._forward_shared(**values)
+
+    with undrawn(), restored(aug.original, run) as changed:
+        drawn = not same(run(0), run(1))
+        if state := changed():
+            return f"{state} changes in what the suffix needs without gradient, and would change twice"
+    twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
+        n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
+    }
+    # dropout on the way is no harm where only shapes and types of what it gives are read
+    if drawn and twice:
+        return "what the suffix needs without gradient is drawn at random, and would be drawn twice"
+    return ""
+
+
+def _is_computed(node: fx.Node) -> bool:
+    """Whether a node makes a tensor, in whichever graph it is."""
+    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor)
+    return made and not reads_metadata(node)

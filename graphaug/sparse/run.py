@@ -1,0 +1,155 @@
+"""Running a split graph: stopped rows without grad, the others with it, and all back in their places."""
+
+from __future__ import annotations
+
+import dataclasses
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, fx
+
+from graphaug.augment.deep_augment import DeepAugment
+
+Merge = Literal["same", "sum"]
+_GRAPHS = ("shared", "prefix", "suffix", "two_streams")
+
+
+@dataclass(frozen=True)
+class Split:
+    """A graph split at its cut.
+
+    Attributes:
+        shared: inputs -> what carries no gradient, on all rows; None if nothing is needed.
+        prefix: inputs and shared values -> the value at the cut, then the crossing ones.
+        suffix: inputs, shared values, the augmented value and the crossing ones -> the output.
+        inputs: names of the graph's inputs that the prefix takes, in its order.
+        rows: for each input of the prefix (inputs, then shared values), its dimension of rows or None.
+        crossing: how the crossing values of the two runs make that of all rows.
+        augmentation: name of the augmentation's module.
+        batch: name of the input and its dimension that tell the number of rows.
+        two_streams: the prefix on both sets of rows at once, where they share batch statistics; see two_streams.
+    """
+
+    shared: fx.Graph | None
+    prefix: fx.Graph
+    suffix: fx.Graph
+    inputs: tuple[str, ...]
+    rows: tuple[int | None, ...]
+    crossing: tuple[Any, ...]
+    augmentation: str
+    batch: tuple[str, int]
+    two_streams: fx.Graph | None = None
+
+    def graphs(self) -> dict[str, fx.Graph]:
+        """The graphs by name; those that are not needed are left out."""
+        found = {name: getattr(self, name) for name in _GRAPHS}
+        return {name: graph for name, graph in found.items() if graph is not None}
+
+    def with_graphs(self, change: Callable[[fx.Graph], Any]) -> Split:
+        """The same split with every graph changed."""
+        changed: dict[str, Any] = {name: change(graph) for name, graph in self.graphs().items()}
+        return dataclasses.replace(self, **changed)
+
+    def run(self, owner: Any, values: dict[str, Any]) -> Any:
+        """One training forward; see `sparse_forward`."""
+        return sparse_forward(owner, self, values)
+
+
+def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
+    """One training forward of a split model.
+
+    Args:
+        owner: the rewritten model, whose class has the generated functions of the three graphs.
+        plan: how the graph was split.
+        values: the inputs by name.
+
+    Returns:
+        The output of the model, as the unsplit graph gives it.
+    """
+    augmentation: DeepAugment = getattr(owner, plan.augmentation)
+    if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
+        return owner._forward_training(**values)
+    shared: tuple[Any, ...] = ()
+    if plan.shared is not None:
+        with torch.no_grad():
+            shared = owner._forward_shared(**values)
+        _forget_casts()
+    taken = [*(values[name] for name in plan.inputs), *shared]
+    name, dimension = plan.batch
+    rows = values[name].shape[dimension]
+    stopped = augmentation.stopped_rows(rows)
+    if stopped == rows and augmentation._subset < 1:
+        # of so small a batch, by rounding alone: a parameter without any gradient is no surprise at subset=1 only
+        return owner._forward_training(**values)
+
+    if stopped == 0:
+        h, *crossing = owner._forward_prefix(*taken)
+    elif stopped == rows:
+        with torch.no_grad():
+            h, *crossing = owner._forward_prefix(*taken)
+        _forget_casts()
+        augmentation.check_value(h)
+        augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
+        # detached: a forward may switch gradients on for itself
+        h = h.detach() * augmentation.draw_noise(h)
+    else:
+        mask = augmentation.draw_rows(rows, values[name].device)
+        # stopped rows first, each part in the order of the batch
+        order = torch.argsort(mask.to(torch.uint8), descending=True, stable=True)
+        first, rest = order[:stopped], order[stopped:]
+        # with grad first: under autocast a weight cast without grad would be cached for both
+        kept = _take(taken, plan.rows, rest, rows)
+        gone = _take(taken, plan.rows, first, rows)
+        if plan.two_streams is None:
+            h_kept, *crossing = owner._forward_prefix(*kept)
+            with torch.no_grad():
+                h_gone, *others = owner._forward_prefix(*gone)
+        else:
+            with torch.set_grad_enabled(torch.is_grad_enabled()):  # comes back even if the graph raises
+                (h_kept, *crossing), (h_gone, *others) = owner._forward_two_streams(*kept, *gone)
+        _forget_casts()  # of weights that only stopped rows came to
+        augmentation.check_value(h_kept)
+        h_gone = h_gone.detach() * augmentation.draw_noise(h_gone)
+        h = rows_of(torch.cat([h_gone, h_kept]), 0, torch.argsort(order))
+        crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
+    return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _forget_casts() -> None:
+    """Where autocast keeps a weight that it cast without grad, it would use it where the weight needs one."""
+    if not torch.compiler.is_compiling():  # compiled code has no such cache
+        torch.clear_autocast_cache()
+
+
+def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:
+    """The given rows of every value that has rows; a mask that broadcasts over them stays whole."""
+    taken = []
+    for value, dimension in zip(values, dimensions, strict=True):
+        if dimension is None or not isinstance(value, Tensor) or value.shape[dimension] != count:
+            taken.append(value)
+        else:
+            taken.append(rows_of(value, dimension, rows))
+    return taken
+
+
+def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:
+    """Some rows of a tensor, in its own memory format: ``index_select`` alone gives a contiguous one."""
+    chosen = value.index_select(dimension, index)
+    if (
+        value.dim() == 4
+        and not value.is_contiguous()
+        and value.is_contiguous(memory_format=torch.channels_last)
+    ):
+        return chosen.contiguous(memory_format=torch.channels_last)
+    return chosen
+
+
+def merge(kind: Any, first: Any, second: Any) -> Any:
+    """Make a plain value of all rows from those of two parts; see `Batch.merge_of`."""
+    if isinstance(kind, tuple):
+        parts = [merge(k, a, b) for k, a, b in zip(kind, first, second, strict=True)]
+        return torch.Size(parts) if isinstance(first, torch.Size) else type(first)(parts)
+    return operator.add(first, second) if kind == "sum" else first

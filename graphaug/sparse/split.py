@@ -1,0 +1,323 @@
+"""The sparse-backward pass: split a graph at the cut, so that stopped rows can run without a backward.
+
+Three graphs come out of one. ``shared`` computes, once and for all rows, what carries no gradient
+(attention masks, position ids); ``prefix`` runs twice, on the stopped rows without grad and on the
+others with grad; ``suffix`` takes the augmented rows, back in their places, to the output.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes
+from graphaug.capture.values import UNKNOWN, assume, describe, value_of
+from graphaug.errors import SparseBackwardError
+from graphaug.sparse.run import Split
+
+SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The values of one graph at two batch sizes, node by node."""
+
+    graph: fx.Graph
+    sizes: tuple[int, int]
+    other: dict[fx.Node, Any]
+
+    def rows_of(self, node: fx.Node) -> int | None:
+        """The dimension of a tensor that counts the rows, or None if it has none.
+
+        Raises:
+            SparseBackwardError: more than one dimension follows the batch size, or a multiple of it.
+        """
+        a, b = value_of(node), self.other.get(node, UNKNOWN)
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dim() != b.dim():
+            raise SparseBackwardError(f"the rows of {describe(node)} cannot be followed")
+        moving = [d for d in range(a.dim()) if a.shape[d] != b.shape[d]]
+        if not moving:
+            return None
+        if len(moving) > 1 or (a.shape[moving[0]], b.shape[moving[0]]) != self.sizes:
+            raise SparseBackwardError(f"{describe(node)} does not hold one row per sample")
+        return moving[0]
+
+    def merge_of(self, node: fx.Node) -> Any:
+        """How a plain value of the whole batch is made from those of its two parts."""
+
+        def compare(a: Any, b: Any) -> Any:
+            if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+                return tuple(compare(s, t) for s, t in zip(a, b, strict=True))
+            if isinstance(a, Tensor):
+                raise SparseBackwardError(f"{describe(node)} leaves the prefix and is no plain number")
+            if a == b:
+                return "same"
+            if type(a) is int and type(b) is int and a * self.sizes[1] == b * self.sizes[0]:
+                return "sum"
+            raise SparseBackwardError(
+                f"{describe(node)} depends on the batch size in a way that cannot be split"
+            )
+
+        return compare(value_of(node), self.other.get(node, UNKNOWN))
+
+
+def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
+    """Split a training graph at the augmentation node ``cut``.
+
+    Raises:
+        SparseBackwardError: it cannot be split; the message is the reason, as a clause.
+    """
+    graph, cut, batch = _apart(graph, cut, batch)
+    value = cut.args[0]
+    assert isinstance(value, fx.Node)
+    if not isinstance(value_of(value), Tensor):
+        raise SparseBackwardError("the value at the cut is no single tensor")
+    if batch.rows_of(value) != 0:
+        raise SparseBackwardError("the value at the cut has its rows not in dimension 0")
+    if any(n.target is torch._C._set_grad_enabled for n in graph.nodes):
+        raise SparseBackwardError("opened code switches gradients off and on itself")
+
+    ahead = _with_sizes(graph, before(value))
+    trained = {n for n in ahead if n.op != "placeholder" and _differentiable(n)}
+    # what is written in place is made where it is used, with what was written into it by then
+    owner = memory(graph)
+    written = {owner[n] for n in graph.nodes if writes(n)}
+    behind = _behind(graph, cut, ahead, trained)
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    shared = [
+        n
+        for n in graph.nodes
+        if n in ahead
+        and n.op not in ("placeholder", "get_attr")
+        and n not in trained
+        and owner[n] not in written
+        and isinstance(value_of(n), Tensor)
+        and any(user in trained or user in behind for user in _users(n))
+    ]
+    _check_shared_cost(shared, ahead)
+    crossing = _crossing(behind, ahead, trained, set(shared), value)
+    outputs = [value, *crossing]
+    in_prefix = _needed(outputs, stop={*inputs, *shared})
+    used = [n for n in inputs if n in in_prefix]
+    _check_writes(in_prefix, _needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
+    prefix_graph = _extract(graph, outputs, [*used, *shared])
+    shared_graph = _extract(graph, shared, inputs) if shared else None
+    rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
+    suffix_graph = _suffix(graph, cut, behind, [*inputs, *shared, cut, *crossing])
+    # any input tells how many rows there are, also one that reaches the prefix through shared values only
+    counted, dimension = next(
+        ((n, d) for n in inputs if isinstance(value_of(n), Tensor) and (d := batch.rows_of(n)) is not None),
+        (None, None),
+    )
+    if counted is None or dimension is None:
+        raise SparseBackwardError("no input counts the rows")
+    return Split(
+        shared=shared_graph,
+        prefix=prefix_graph,
+        suffix=suffix_graph,
+        inputs=tuple(str(n.target) for n in used),
+        rows=tuple(rows),
+        crossing=tuple(batch.merge_of(n) for n in crossing),
+        augmentation=str(cut.target),
+        batch=(str(counted.target), dimension),
+    )
+
+
+def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.Node, Batch]:
+    """The graph with tuples of masks or tables (rotary embeddings) taken apart, so that each entry can be shared."""
+    tuples = {n for n in graph.nodes if n.op.startswith("call_") and _is_untrained_tuple(value_of(n))}
+    if not tuples:
+        return graph, cut, batch
+    found = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    other: dict[fx.Node, Any] = {}
+    copies = {}
+    for node in graph.nodes:
+        copies[node] = made = found.node_copy(node, lambda n: mapping[n])
+        other[made] = batch.other.get(node, UNKNOWN)
+        mapping[node] = made
+        if node in tuples:
+            entries = []
+            for i, entry in enumerate(value_of(node)):
+                entries.append(found.call_function(operator.getitem, (made, i)))
+                entries[i].meta["value"] = entry
+                other[entries[i]] = UNKNOWN if other[made] is UNKNOWN else other[made][i]
+            mapping[node] = found.call_function(together, tuple(entries))
+            mapping[node].meta["value"] = value_of(node)
+            other[mapping[node]] = other[made]
+    return found, copies[cut], Batch(found, batch.sizes, other)
+
+
+def _is_untrained_tuple(value: Any) -> bool:
+    flat = isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
+    return flat and not carries_gradient(value)
+
+
+def _users(node: fx.Node) -> Iterator[fx.Node]:
+    """What uses a value, by itself or in a tuple."""
+    for user in node.users:
+        yield from user.users if user.target is together else (user,)
+
+
+def together(*entries: Any) -> tuple[Any, ...]:
+    """A tuple of what was taken apart."""
+    return entries
+
+
+def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
+    """The prefix, and what is made of it alone and carries no gradient: sizes and types, and tables made by them."""
+    found, tables = set(ahead), set()
+    given = {n for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    for node in graph.nodes:
+        if not node.op.startswith("call_") or node in found or node.target is assume or writes(node):
+            continue
+        inputs, value = node.all_input_nodes, value_of(node)
+        if not inputs or value is UNKNOWN or not all(n in found or n in given for n in inputs):
+            continue
+        if carries_gradient(value):
+            continue
+        if any(n in tables or (n not in given and carries_gradient(value_of(n))) for n in inputs):
+            tables.add(node)
+            found.add(node)
+        elif _is_plain(value) and node.op != "call_module":
+            found.add(node)
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return value is not UNKNOWN and not any(
+        isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(value)
+    )
+
+
+def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.Node]) -> set[fx.Node]:
+    """What the suffix computes: all that the output needs, and the checks of the assumptions."""
+    roots = [n for n in graph.nodes if n.op == "output" or n.target is assume]
+    for node in graph.nodes:
+        if not node.users and (node.op == "call_module" or writes(node)) and node not in ahead:
+            if before(node) & trained:
+                raise SparseBackwardError(f"{describe(node)} is called for its effect only")
+            roots.append(node)
+    return {
+        n for n in _needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
+    }
+
+
+def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:
+    """Refuse writes into what the caller or the model owns, if they would be made more than once."""
+    for node in in_prefix:
+        held = owner[node]
+        twice = held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix)
+        if writes(node) and twice:
+            raise SparseBackwardError(f"opened code changes {describe(held)} in place")
+
+
+def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
+    """Everything that ``outputs`` are computed from, down to the nodes in ``stop``, these included."""
+    found: set[fx.Node] = set()
+    stack = list(outputs)
+    read = reads(stack[0].graph) if stack else {}
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            if node not in stop:
+                stack.extend(read[node])
+    return found
+
+
+def _differentiable(node: fx.Node) -> bool:
+    value = value_of(node)
+    if value is UNKNOWN:
+        raise SparseBackwardError(f"the value of {describe(node)} is not known from the example")
+    return carries_gradient(value)
+
+
+def _check_shared_cost(shared: Iterable[fx.Node], ahead: set[fx.Node]) -> None:
+    """What a mask is computed from may hold trained modules (an embedding): not the expensive ones."""
+    again: set[fx.Node] = set().union(*(before(n) for n in shared), set())
+    total = sum(n.meta.get("flops", 0) for n in ahead)
+    cost = sum(n.meta.get("flops", 0) for n in again)
+    if total and cost > SHARED_FLOPS * total:
+        raise SparseBackwardError(
+            f"what the suffix needs without gradient would cost {cost / total:.0%} of the prefix once more"
+        )
+
+
+def _crossing(
+    behind: set[fx.Node], ahead: set[fx.Node], trained: set[fx.Node], shared: set[fx.Node], value: fx.Node
+) -> list[fx.Node]:
+    """Plain values (sizes) that the suffix reads off the prefix and cannot compute from the inputs itself."""
+    known: dict[fx.Node, bool] = {}
+
+    def computable(node: fx.Node) -> bool:
+        if node not in known:
+            if node.op in ("placeholder", "get_attr") or node in shared:
+                known[node] = True
+            elif node in trained and not _is_local(node):
+                known[node] = False
+            else:
+                known[node] = all(map(computable, node.all_input_nodes))
+        return known[node]
+
+    found: dict[fx.Node, None] = {}
+
+    def demand(node: fx.Node, parent: fx.Node) -> None:
+        if parent not in ahead or parent in found or computable(parent):
+            return
+        if not _is_plain(value_of(parent)):
+            raise SparseBackwardError(f"'{describe(node)}' behind the cut uses {describe(parent)} before it")
+        if any(not _is_plain(value_of(n)) for n in parent.all_input_nodes):
+            found[parent] = None
+        else:  # what is made of sizes is made of those of all rows
+            for size in parent.all_input_nodes:
+                demand(parent, size)
+
+    for node in behind:
+        for parent in node.all_input_nodes:
+            demand(node, parent)
+    return [n for n in value.graph.nodes if n in found]
+
+
+def _is_local(node: fx.Node) -> bool:
+    """A trained value made of parameters and sizes only, such as a table of positions: either side can make it."""
+    if node.op == "get_attr":
+        return True
+    if node.op == "placeholder" or node.op == "call_module":
+        return False
+    return all(
+        parent.op == "get_attr" or not isinstance(value_of(parent), Tensor) or _is_local(parent)
+        for parent in node.all_input_nodes
+    )
+
+
+def _extract(graph: fx.Graph, outputs: list[fx.Node], inputs: list[fx.Node]) -> fx.Graph:
+    """The part of ``graph`` that computes ``outputs`` from the nodes in ``inputs``."""
+    part, mapping = _part(graph, _needed(outputs, stop=set(inputs)), inputs)
+    part.output(tuple(mapping[n] for n in outputs))
+    return part
+
+
+def _suffix(graph: fx.Graph, cut: fx.Node, behind: set[fx.Node], inputs: list[fx.Node]) -> fx.Graph:
+    """Everything behind the cut; what it can compute from the inputs it computes itself."""
+    return _part(graph, _needed(behind, stop=set(inputs)), inputs)[0]
+
+
+def _part(
+    graph: fx.Graph, nodes: set[fx.Node], inputs: list[fx.Node]
+) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
+    part = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in inputs:
+        name = str(node.target) if node.op == "placeholder" else f"{node.name}_value"
+        mapping[node] = part.placeholder(name)
+        mapping[node].meta.update(node.meta)
+    for node in graph.nodes:
+        if node in nodes and node not in mapping:
+            mapping[node] = part.node_copy(node, lambda n: mapping[n])
+    return part, mapping

@@ -1,0 +1,328 @@
+"""The rewritten model: a GraphModule that shares everything with the user's model and copies nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, fx, nn
+from torch.fx.graph_module import _forward_from_src
+
+from graphaug.augment.deep_augment import DeepAugment, check_probability
+from graphaug.capture.names import CONSTANTS
+from graphaug.capture.signature import Signature
+from graphaug.capture.target import Target
+from graphaug.errors import SiteNotFound, did_you_mean
+from graphaug.surgery.plan import Plan
+
+# The registries of the root that the rewritten model and the user's model have in common.
+_SHARED = (
+    "_parameters", "_buffers", "_non_persistent_buffers_set",
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called",
+    "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
+)  # fmt: skip
+_KEPT_META = ("site", "augmentation", "frozen")
+
+
+class Constants(nn.Module):
+    """What opened code refers to and no module owns: tensors as non-persistent buffers, other objects as they are."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                self.__dict__[name] = value  # not a child, even if it is a module
+
+
+class Steps(Protocol):
+    """A training forward in several graphs instead of one; a sparse backward is made of these."""
+
+    def graphs(self) -> Mapping[str, fx.Graph]:
+        """The graphs by name; each becomes a method ``_forward_<name>`` of the rewritten model."""
+
+    def with_graphs(self, change: Callable[[fx.Graph], Any]) -> Any:
+        """The same steps with every graph changed: packed, or unpacked again."""
+
+    def run(self, owner: Any, values: dict[str, Any]) -> Any:
+        """One training forward of the rewritten model, from its inputs by name."""
+
+
+@dataclass
+class Parts:
+    """All that a rewritten model consists of, in a form that can be copied and pickled."""
+
+    model: nn.Module
+    training_graph: fx.Graph
+    eval_graph: fx.Graph | None
+    added: dict[str, nn.Module]
+    signature: Signature
+    plan: Plan
+    split: Steps | None = None
+
+
+class AugmentedModule(fx.GraphModule):
+    """A model with Deep Augmentation in its graph; made by `graphaug.rewrite`.
+
+    It is a view of the user's model: children, parameters, buffers and hooks are the same objects,
+    and attributes that it lacks are looked up on the model.
+    """
+
+    def __init__(self, parts: Parts) -> None:
+        super().__init__(nn.Module(), fx.Graph(), class_name=f"Augmented{type(parts.model).__name__}")
+        model = parts.model
+        self.__dict__["_parts"] = parts
+        for name in _SHARED:
+            self.__dict__[name] = model.__dict__[name]
+        self._modules.update(model._modules)
+        self._modules.update(parts.added)
+        self.training = model.training
+        self.__dict__["_own"] = frozenset()
+        self.graph = parts.training_graph
+        self._set_modes(self.training)
+        self.__dict__["_own"] = frozenset(self.__dict__)
+
+    # --- calling ------------------------------------------------------------------------------
+
+    def recompile(self) -> Any:
+        """Generate the forward again after the graph was edited."""
+        code = super().recompile()
+        parts = self.__dict__.get("_parts")
+        if parts is None:  # GraphModule.__init__ compiles its empty graph first
+            return code
+        cls: Any = type(self)
+        cls._forward_training = cls.forward
+        cls._forward_eval = cls.forward
+        if parts.eval_graph is not None:
+            cls._forward_eval = _compiled(parts.eval_graph)
+        if parts.split is not None:
+            for name, graph in parts.split.graphs().items():
+                setattr(cls, f"_forward_{name}", _compiled(graph))
+
+        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            values = self._parts.signature.bind(args, kwargs)
+            if self.training:
+                split = self._parts.split
+                return self._forward_training(**values) if split is None else split.run(self, values)
+            return self._forward_eval(**values)
+
+        seen = parts.signature.python_signature()
+        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        # a code object of its own: torch.compile counts recompilations by it, and many models may be compiled
+        forward = types.FunctionType(
+            forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
+        )
+        forward.__signature__ = seen.replace(parameters=[first, *seen.parameters.values()])  # type: ignore[attr-defined]
+        cls.forward = forward
+        return code
+
+    def train(self, mode: bool = True) -> AugmentedModule:
+        """Set training mode; frozen modules with batch statistics stay in eval mode."""
+        self._parts.model.train(mode)  # the model may override it, as backbones with frozen norms do
+        self._set_modes(mode)
+        return self
+
+    def _set_modes(self, mode: bool) -> None:
+        self.training = mode
+        for module in self._parts.added.values():
+            module.train(mode)
+        freeze = self._parts.plan.freeze
+        if freeze is not None and self._keeps_statistics:
+            for path in freeze.modules:
+                self.get_submodule(path).eval()
+
+    @property
+    def _keeps_statistics(self) -> bool:
+        return bool(self.__dict__.get("_frozen_statistics", True))
+
+    def keep_frozen_statistics(self, keep: bool = True) -> None:
+        """Whether BatchNorms in a frozen region keep their running statistics in training (the default)."""
+        self.__dict__["_frozen_statistics"] = keep
+        self.train(self.training)
+
+    @contextlib.contextmanager
+    def dense(self) -> Iterator[None]:
+        """Run the whole backward in this block, as with ``backward="dense"``."""
+        split, self._parts.split = self._parts.split, None
+        try:
+            yield
+        finally:
+            self._parts.split = split
+
+    # --- what was done ------------------------------------------------------------------------
+
+    @property
+    def plan(self) -> Plan:
+        """What was done to the model and why."""
+        plan: Plan = self._parts.plan
+        return plan
+
+    @property
+    def original(self) -> nn.Module:
+        """The user's model, which this one shares everything with."""
+        model: nn.Module = self._parts.model
+        return model
+
+    @property
+    def augmentations(self) -> dict[Target, DeepAugment]:
+        """The augmentation at every site."""
+        named = {site.module: site.request.target for site in self.plan.sites}
+        return {target: self._parts.added[name] for name, target in named.items()}
+
+    def set_rate(self, rate: float | Mapping[str, float]) -> None:
+        """Change the dropout probability of all sites, or of those named; nothing is recompiled.
+
+        Args:
+            rate: one probability, or site -> probability with sites spelled as in ``aug.plan``.
+
+        Raises:
+            InvalidOption: outside [0, 1].
+            SiteNotFound: the model is not augmented there.
+        """
+        for augmentation, value in self._settings("rate", rate):
+            augmentation.set_rate(value)
+
+    def set_subset(self, subset: float | Mapping[str, float]) -> None:
+        """Change the share of augmented rows, as `set_rate` the rate; a sparse step alone is recompiled."""
+        for augmentation, value in self._settings("subset", subset):
+            augmentation.set_subset(value)
+
+    def _settings(self, name: str, value: float | Mapping[str, float]) -> list[tuple[DeepAugment, float]]:
+        """What to set where, checked in full before anything is set."""
+        spelled = {str(target): augmentation for target, augmentation in self.augmentations.items()}
+        values = value if isinstance(value, Mapping) else dict.fromkeys(spelled, value)
+        for site, number in values.items():
+            if site not in spelled:
+                raise SiteNotFound(
+                    f"this model is not augmented at {site!r}.{did_you_mean(str(site), spelled)} "
+                    f"Its sites: {', '.join(spelled)}."
+                )
+            check_probability(f"{name} at {site!r}" if values is value else name, number)
+            if name == "subset":
+                spelled[site].check_pairing(number)
+        return [(spelled[site], number) for site, number in values.items()]
+
+    # --- being the model ----------------------------------------------------------------------
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            parts = self.__dict__.get("_parts")
+            if parts is None or name.startswith("__"):
+                raise
+            return getattr(parts.model, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        parts = self.__dict__.get("_parts")
+        if parts is not None and name in parts.model._modules:
+            setattr(parts.model, name, value)  # a new head is a new head for both
+
+    def _extra(self) -> dict[str, Any]:
+        """Attributes that were set on the rewritten model itself, after it was made."""
+        return {k: v for k, v in self.__dict__.items() if k not in self._own}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> AugmentedModule:
+        return _rebuild(copy.deepcopy(_packed(self), memo))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (_packed(self),)
+
+
+def _compiled(graph: fx.Graph) -> Any:
+    """The function of a graph, with the model as its ``self``."""
+    code = graph.python_code(root_module="self")
+    return _forward_from_src(code.src, code.globals, {})
+
+
+@dataclass(frozen=True)
+class _Ref:
+    """Stands for a node, by its position in the graph."""
+
+    index: int
+
+
+def _pack_graph(graph: fx.Graph | None) -> list[tuple[Any, ...]] | None:
+    if graph is None:
+        return None
+    position = {node: i for i, node in enumerate(graph.nodes)}
+
+    def ref(value: Any) -> Any:
+        return fx.map_arg(value, lambda node: _Ref(position[node]))  # type: ignore[arg-type, return-value]
+
+    return [
+        (
+            n.op,
+            n.name,
+            n.target,
+            ref(n.args),
+            ref(n.kwargs),
+            {k: n.meta[k] for k in _KEPT_META if k in n.meta},
+        )
+        for n in graph.nodes
+    ]
+
+
+def _unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
+    if rows is None:
+        return None
+    graph = fx.Graph()
+    nodes: list[fx.Node] = []
+
+    def deref(value: Any) -> Any:
+        return fx.node.map_aggregate(value, lambda v: nodes[v.index] if isinstance(v, _Ref) else v)
+
+    for op, name, target, args, kwargs, meta in rows:
+        node = graph.create_node(op, target, deref(args), deref(kwargs), name)
+        node.meta.update(meta)
+        nodes.append(node)
+    return graph
+
+
+def _packed(aug: AugmentedModule) -> dict[str, Any]:
+    parts = aug._parts
+    return {
+        "model": parts.model,
+        "training_graph": _pack_graph(parts.training_graph),
+        "eval_graph": _pack_graph(parts.eval_graph),
+        "added": parts.added,
+        "signature": parts.signature,
+        "plan": parts.plan,
+        "split": None if parts.split is None else parts.split.with_graphs(_pack_graph),
+        "extra": aug._extra(),
+    }
+
+
+def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
+    graph = _unpack_graph(packed["training_graph"])
+    assert graph is not None
+    model, added = packed["model"], packed["added"]
+    modes = {m: m.training for m in [model, *model.modules()]}
+    aug = AugmentedModule(
+        Parts(
+            model,
+            graph,
+            _unpack_graph(packed["eval_graph"]),
+            added,
+            packed["signature"],
+            packed["plan"],
+            None if packed["split"] is None else packed["split"].with_graphs(_unpack_graph),
+        )
+    )
+    aug.__dict__.update(packed["extra"])
+    for module, mode in modes.items():
+        module.training = mode
+    return aug
+
+
+def constants_module(values: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The child that holds a graph's constants, or nothing if it has none."""
+    return {CONSTANTS: Constants(values)} if values else {}

@@ -1,0 +1,4 @@
+"""Sentences: read, tokenized, put into batches, and masked.
+
+May import: errors.
+"""

@@ -1,0 +1,104 @@
+"""The settings of a pretraining run."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphaug.contrastive.losses import LOSSES, SCALES
+from graphaug.contrastive.settings import Settings, package_versions, setting
+from graphaug.errors import ConfigError
+from graphaug.vision.data.rows import RESIDENT
+
+
+@dataclass(frozen=True)
+class PretrainConfig(Settings):
+    """What a run does; equal configurations and versions give equal numbers on the CPU.
+
+    Raises:
+        ConfigError: a value of the wrong type or outside its domain.
+
+    """
+
+    data: str = setting("digits", "digits, cifar10, cifar100 or folder:PATH.")
+    model: str = setting("resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], or timm:NAME.")
+    init: str | None = setting(
+        None, "Begin with the weights of this run directory, checkpoint or safetensors file."
+    )
+    rate_end: float | None = setting(None, "Change the rate linearly over the run, to this.")
+    subset_end: float | None = setting(None, "Change the subset linearly over the run, to this.")
+    accumulate: int = setting(1, "Parts a batch is computed in; each has negatives of its own part only.")
+    loss: str = setting("nt_xent", "nt_xent (SimCLR), info_nce (the paper's Eq. 1) or info_nce_symmetric.")
+    loss_scale: str = setting(
+        "mean", "mean, or supcontrast: times temperature/0.07, as published rates need."
+    )
+    projection: int = setting(128, "Dimension of the embeddings.")
+    size: int | None = setting(None, "Height and width of the views; by default the data's.")
+    crop: float = setting(0.2, "Smallest share of the image area that a view shows.")
+    jitter: tuple[float, ...] = setting(
+        (0.4, 0.4, 0.4, 0.1),
+        "Strength of the colour jitter, four times: brightness, contrast, saturation, hue.",
+    )
+    jitter_p: float = setting(0.8, "Probability of the colour jitter.")
+    gray_p: float = setting(0.2, "Probability of grayscale.")
+    blur_p: float = setting(0.0, "Probability of a Gaussian blur.")
+    solarize_p: float = setting(0.0, "Probability of solarization.")
+    channels_last: bool = setting(False, "Keep images channels last, which GPUs' convolutions prefer.")
+    sync_batchnorm: bool = setting(False, "Batch statistics over all devices; GPUs only.")
+    cuda_graphs: bool = setting(False, "Replay the compiled step as CUDA graphs; one GPU only.")
+    resident: str = setting(
+        "auto", "Keep the images on the device: auto (if they fit), always, or never, when they are streamed."
+    )
+    strict: bool = setting(False, "Refuse unreadable images instead of skipping them.")
+    checkpoint_every: float = setting(1.0, "Epochs between checkpoints, whole or a fraction; 0 makes none.")
+    snapshot_every: int = setting(
+        0, "Keep the encoder every so many epochs, and the untrained one; 0 for none."
+    )
+    watch_every: int = setting(0, "Epochs between nearest-neighbour accuracies while training; 0 for none.")
+
+    FREE: ClassVar[tuple[str, ...]] = (
+        "strict",
+        "checkpoint_every",
+        "keep",
+        "snapshot_every",
+        "watch_every",
+        "collapse",
+        "resident",
+    )
+
+    def check(self) -> None:
+        """Check the values that no other part of the library checks."""
+        super().check()
+        self.at_least(accumulate=1, projection=1, snapshot_every=0, watch_every=0)
+        self.positive("crop")
+        self.not_negative("checkpoint_every")
+        self.shares("rate_end", "subset_end", "crop", "jitter_p", "gray_p", "blur_p", "solarize_p")
+        if len(self.jitter) != 4:
+            raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
+        if not all(math.isfinite(s) and s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:
+            raise ConfigError(
+                f"jitter strengths must be at least 0, and that of the hue at most 0.5, not {list(self.jitter)}."
+            )
+        changes = self.subset_end not in (None, self.subset)
+        if changes and self.compile and self.stop_grad and self.backward != "dense":
+            raise ConfigError(
+                "a sparse step is compiled anew for every subset, and subset_end changes it in every step: give "
+                "backward='dense', or do not compile."
+            )
+        if (share := self.devices * self.accumulate) > 1 and self.batch_size % share:
+            raise ConfigError(
+                f"batch_size={self.batch_size} cannot be shared by {self.devices} device(s) in {self.accumulate} "
+                f"part(s): give a multiple of {share}."
+            )
+        # Gradients that are accumulated would be in memory that the next replay writes to.
+        one_gpu = self.devices * self.accumulate == 1 and self.accelerator != "cpu"
+        if self.cuda_graphs and not (self.compile and one_gpu):
+            raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
+        self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
+        self.one_sided("subset_end")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on."""
+    return package_versions("torch", "torchvision", "numpy", "scikit-learn")

@@ -1,0 +1,4 @@
+"""Images: where they come from, how they are read, checked, cached, and handed out in batches.
+
+May import: errors, `graphaug.contrastive`.
+"""

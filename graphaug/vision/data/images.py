@@ -1,0 +1,214 @@
+"""Labelled images for pretraining and probing: scikit-learn's digits, CIFAR-10/100, folders of images.
+
+A data set is uint8, in memory or mapped from a file, and is the same in every run: where one has no test split, a
+stratified one is drawn with a fixed seed of its own.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from graphaug.contrastive.runs.files import alone, make_folder
+from graphaug.errors import DataError, InvalidOption, did_you_mean
+from graphaug.vision.data.folder import Folder, read_folder, split_roots
+from graphaug.vision.data.image_cache import data_root, map_images
+
+NAMES = ("digits", "cifar10", "cifar100")
+"""The data sets known by name; ``folder:PATH`` is the fourth spelling."""
+
+SPLIT_SEED = 0
+"""Seed of the train/test split of data without one; not the seed of a run, so that runs compare."""
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images ``(N, C, H, W)`` uint8, and labels ``(N,)`` int64."""
+
+    images: Tensor
+    labels: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True)
+class MappedSet(ImageSet):
+    """Images that are the rows of a file, from ``first`` on; only to be read."""
+
+    file: Path
+    first: int
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A process that is started for a run maps the file itself: the images would not fit into a pipe.
+        return _mapped, (self.file, self.first, self.labels)
+
+
+def _mapped(file: Path, first: int, labels: Tensor) -> MappedSet:
+    return MappedSet(map_images(file)[first : first + len(labels)], labels, file, first)
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """A training and a test set with the names of their classes.
+
+    ``view_size``: height and width in pixels that a network should see; ``mirror``: whether a mirrored image is of the
+    same class (no for digits); ``skipped``: what could not be read, "path: reason".
+    """
+
+    name: str
+    train: ImageSet
+    test: ImageSet
+    classes: tuple[str, ...]
+    view_size: int
+    mirror: bool = True
+    skipped: tuple[str, ...] = ()
+
+    def statistics(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation of the training images per channel, in units of [0, 1]."""
+        mean, std = self._statistics
+        return list(mean), list(std)
+
+    @cached_property
+    def _statistics(self) -> tuple[list[float], list[float]]:
+        # In chunks: the float64 copy of a whole data set may not fit.
+        images = self.train.images
+        sums = torch.zeros(2, images.shape[1], dtype=torch.float64)
+        for chunk in torch.split(images, max(1, min(1024, 2**24 // images[0].numel()))):
+            x = chunk.double() / 255
+            sums += torch.stack([x.sum((0, 2, 3)), x.square().sum((0, 2, 3))])
+        mean, square = sums / (images.numel() / images.shape[1])
+        std = (square - mean.square()).clamp(min=1e-12).sqrt()
+        return mean.tolist(), std.clamp(min=1e-3).tolist()
+
+
+def load(
+    spec: str, *, root: str | os.PathLike[str] | None = None, size: int | None = None, strict: bool = False
+) -> ImageData:
+    """Load a data set.
+
+    Args:
+        spec: ``digits``, ``cifar10``, ``cifar100`` or ``folder:PATH``.
+        root: where downloads are kept; by default ``$GRAPHAUG_DATA``, else ``~/.cache/graphaug``.
+        size: height and width in pixels that images of a folder are brought to (default 32), and that a network sees.
+        strict: refuse a folder with an unreadable image, instead of skipping it.
+
+    Raises:
+        DataError: an unknown name, no such folder, nothing in it, an unreadable image with ``strict``, or a data set
+            that is neither on disk nor to be downloaded.
+        InvalidOption: ``size`` is below 1.
+
+    """
+    if size is not None and size < 1:
+        raise InvalidOption(f"the image size must be at least 1 pixel, not {size}.")
+    if spec.startswith("folder:"):
+        return _folder(Path(spec.removeprefix("folder:")), size or 32, strict)
+    if spec == "digits":
+        return _digits(size or 16)
+    if spec in ("cifar10", "cifar100"):
+        return _cifar(spec, Path(root) if root is not None else data_root(), size or 32)
+    if Path(spec).is_dir():
+        raise DataError(f"{spec!r} is a folder: write 'folder:{spec}'.")
+    raise DataError(
+        f"no data set is called {spec!r}.{did_you_mean(spec, NAMES)} There are {', '.join(NAMES)} and folder:PATH."
+    )
+
+
+def stratified_split(
+    labels: Tensor, test_share: float = 0.2, seed: int = SPLIT_SEED
+) -> tuple[Tensor, Tensor]:
+    """Indices of a training and a test set, with ``test_share`` of every class in the second, at least one image.
+
+    Args:
+        labels: ``(N,)`` class numbers.
+        test_share: in (0, 1).
+        seed: of the draw; the same split for the same labels and seed.
+
+    Returns:
+        Two sorted index tensors that share nothing and together are all N.
+
+    Raises:
+        DataError: a class has a single image.
+
+    """
+    generator = torch.Generator().manual_seed(seed)
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    for label in torch.unique(labels):
+        members = (labels == label).nonzero()[:, 0]
+        if len(members) < 2:
+            raise DataError(f"class {int(label)} has one image: it cannot be both trained on and tested.")
+        count = min(max(1, round(test_share * len(members))), len(members) - 1)
+        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
+    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
+
+
+def _split(images: Tensor, labels: Tensor) -> tuple[ImageSet, ImageSet]:
+    train, test = stratified_split(labels)
+    return ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test])
+
+
+def _digits(view_size: int) -> ImageData:
+    from sklearn.datasets import load_digits
+
+    raw = load_digits()
+    images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
+    train, test = _split(images, torch.from_numpy(raw.target).long())
+    return ImageData("digits", train, test, tuple("0123456789"), view_size, mirror=False)
+
+
+def _cifar(name: str, root: Path, view_size: int) -> ImageData:
+    from torchvision.datasets import CIFAR10, CIFAR100
+
+    dataset = CIFAR10 if name == "cifar10" else CIFAR100
+
+    def read(train: bool) -> Any:
+        try:
+            return dataset(str(root), train=train)
+        except RuntimeError:  # it is not there, or not whole
+            make_folder(root)
+            # The processes of a run come here together: the first one downloads, to the others' benefit.
+            with alone(root / f"{name}.lock"):
+                return dataset(str(root), train=train, download=True)
+
+    def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
+        try:
+            raw = read(train)
+        except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad checksum is a RuntimeError
+            raise DataError(
+                f"{name} is not in {str(root)!r} and could not be downloaded ({error}). Put its folder "
+                f"{dataset.base_folder!r} there (GRAPHAUG_DATA names another place), or use digits or folder:PATH."
+            ) from error
+        images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(raw.targets)), tuple(raw.classes)
+
+    train, classes = part(True)
+    return ImageData(name, train, part(False)[0], classes, view_size)
+
+
+def _folder(path: Path, size: int, strict: bool) -> ImageData:
+    train_root, test_root = split_roots(path)
+    found = read_folder(train_root, size, strict, stratified_split if test_root is None else None)
+    name, train = f"folder:{path}", _rows(found, 0, found.train)
+    if test_root is None:
+        test = _rows(found, found.train, len(found.labels))
+        return ImageData(name, train, test, found.classes, size, skipped=found.skipped)
+    other = read_folder(test_root, size, strict)
+    if other.classes != found.classes:
+        odd = sorted(set(found.classes) ^ set(other.classes))
+        raise DataError(
+            f"{train_root} and {test_root} hold different classes: {', '.join(odd)} is in one only."
+        )
+    test = _rows(other, 0, len(other.labels))
+    return ImageData(name, train, test, found.classes, size, skipped=found.skipped + other.skipped)
+
+
+def _rows(folder: Folder, first: int, end: int) -> ImageSet:
+    images, labels = folder.images[first:end], folder.labels[first:end]
+    return ImageSet(images, labels) if folder.file is None else MappedSet(images, labels, folder.file, first)

@@ -1,0 +1,96 @@
+"""Weights of a run or of a file, loaded into a model."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.contrastive.runs.checkpoints import read
+from graphaug.errors import CheckpointError, did_you_mean
+from graphaug.vision.models import classifier_path
+
+ENCODER = "encoder.safetensors"
+
+
+def read_weights(source: str | os.PathLike[str], classifier: str | None = None) -> dict[str, Tensor]:
+    """The state of an encoder.
+
+    Args:
+        source: a run directory, a ``.safetensors`` file, a checkpoint of a run, or a state_dict saved by torch, which
+            are read with ``weights_only=True``: a file can hold no code.
+        classifier: where the classifier is in the model; only a checkpoint, which has the head there, needs it.
+
+    Raises:
+        CheckpointError: there is no such file, it is damaged, or it holds no weights.
+
+    """
+    path = Path(source)
+    if path.is_dir():
+        if not (path / ENCODER).is_file():
+            raise CheckpointError(
+                f"{str(path)!r} holds no {ENCODER}: it is no run directory of a finished run."
+            )
+        path = path / ENCODER
+    if not path.is_file():
+        names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise CheckpointError(f"there are no weights at {str(path)!r}.{did_you_mean(path.name, names)}")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            found = load_file(path)
+        elif path.with_name(path.name + ".sha256").is_file():
+            found = read(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # each format has errors of its own for what is no file of it
+        raise CheckpointError(
+            f"{str(path)!r} cannot be read as weights: {str(error).splitlines()[0]}"
+        ) from error
+    if classifier is not None and isinstance(found, dict) and {"objective", "classifier"} <= found.keys():
+        return _of_checkpoint(found, classifier)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"{str(path)!r} holds no state_dict: names with tensors are expected.")
+    return found
+
+
+def _of_checkpoint(state: dict[str, Any], classifier: str) -> dict[str, Tensor]:
+    """The whole model's state in that of a run, with the model's own classifier where the head was."""
+    network = {
+        n.removeprefix("network."): t for n, t in state["objective"].items() if n.startswith("network.")
+    }
+    kept = {name: tensor for name, tensor in network.items() if not name.startswith(classifier + ".")}
+    return kept | {f"{classifier}.{name}": tensor for name, tensor in state["classifier"].items()}
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Load weights into a whole model; a classifier of another number of classes is left as the model has it.
+
+    Raises:
+        CheckpointError: there are none at ``source``, or they are of another model.
+
+    """
+    path = classifier_path(model)
+    state = read_weights(source, path)
+    own = model.state_dict()
+    prefix = path + "."
+    for name, tensor in own.items():
+        if name.startswith(prefix) and (name not in state or state[name].shape != tensor.shape):
+            state[name] = tensor
+    wrong = [f"{n} is missing" for n in own if n not in state]
+    wrong += [f"{n} is not in the model" for n in state if n not in own]
+    wrong += [
+        f"{n} is {tuple(state[n].shape)}, not {tuple(own[n].shape)}"
+        for n in own
+        if n in state and state[n].shape != own[n].shape
+    ]
+    if wrong:
+        more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
+        raise CheckpointError(f"{str(source)!r} is of another model: {'; '.join(wrong[:3])}{more}.")
+    model.load_state_dict(state)

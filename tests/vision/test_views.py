@@ -1,0 +1,277 @@
+"""The views against torchvision's functionals on tensors and the distributions of its transforms."""
+
+import math
+
+import pytest
+import torch
+from scipy import stats
+from torchvision.transforms import ColorJitter, RandomResizedCrop
+from torchvision.transforms import functional as tvf
+
+from graphaug.errors import BatchError, InvalidOption
+from graphaug.vision import image_ops
+from graphaug.vision.views import UNIFORMS, EvalView, SimCLRViews
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def images(n=16, c=3, h=24, w=32, seed=0):
+    return torch.rand(n, c, h, w, generator=generator(seed))
+
+
+def uniforms(n, seed=0):
+    return torch.rand(n, UNIFORMS, generator=generator(seed))
+
+
+def torchvision_view(image, p, i, views):
+    """One sample's view by torchvision's functionals."""
+    box = [int(t[i]) for t in (p.top, p.left, p.height, p.width)]
+    x = tvf.resized_crop(image, *box, [views.size, views.size], antialias=True)
+    if p.flip[i]:
+        x = tvf.hflip(x)
+    adjust = [tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation, tvf.adjust_hue]
+    values = [float(t[i]) for t in (p.brightness, p.contrast, p.saturation, p.hue)]
+    for op in p.order[i].tolist():
+        x = adjust[op](x, values[op])
+    if p.gray[i]:
+        x = tvf.rgb_to_grayscale(x, x.shape[0])
+    if p.sigma[i] > 0:
+        x = tvf.gaussian_blur(x, [views.kernel_size] * 2, [float(p.sigma[i])] * 2)
+    if p.solarize[i]:
+        x = tvf.solarize(x, views.solarize_threshold)
+    return x
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 24, 50], ids=["shrunk", "about-equal", "enlarged"])
+def test_a_view_equals_torchvisions_functionals(size, channels):
+    views = SimCLRViews(size, n_views=1, blur_p=0.5, solarize_p=0.3, jitter=(0.8, 0.8, 0.8, 0.4))
+    x, u = images(48, channels), uniforms(48, seed=size)
+    params = views.params(u, *x.shape[2:])
+    expected = torch.stack([torchvision_view(x[i], params, i, views) for i in range(len(x))])
+    # Solarize jumps at its threshold: a pixel within rounding of it may fall on either side.
+    difference = (views(x, u) - expected).abs()
+    jumped = difference > 1e-5
+    assert jumped.float().mean() < 1e-3
+    assert not jumped[~params.solarize].any()
+    assert params.flip.any()
+    assert params.solarize.any()
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.13, 0.0, 0.2, 0.5])
+def test_hue_equals_torchvision(shift):
+    x = images(4)
+    x[0] = 0.5  # gray has no hue
+    x[1, 0] = x[1, 1]  # ties between the channels
+    shifted = image_ops.shift_hue(x, torch.full((4,), shift))
+    torch.testing.assert_close(shifted, tvf.adjust_hue(x, shift), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("op", "reference"), list(enumerate([tvf.adjust_brightness, tvf.adjust_contrast, tvf.adjust_saturation]))
+)
+@pytest.mark.parametrize("factor", [0.0, 0.6, 1.0, 1.7])
+def test_tone_equals_torchvision(op, reference, factor):
+    x = images(3)
+    blended = image_ops.tone(x, torch.full((3,), op), torch.full((3,), factor))
+    torch.testing.assert_close(blended, reference(x, factor), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
+def test_blur_equals_torchvision(sigma):
+    x = images(3)
+    blurred = image_ops.gaussian_blur(x, torch.full((3,), sigma), 5)
+    torch.testing.assert_close(blurred, tvf.gaussian_blur(x, [5, 5], [sigma, sigma]), rtol=0, atol=1e-5)
+
+
+def test_uint8_is_the_float_image():
+    x = (images() * 255).round().to(torch.uint8)
+    views, u = SimCLRViews(16), uniforms(32)
+    torch.testing.assert_close(views(x, u), views(x / 255, u), rtol=0, atol=1e-6)
+
+
+def test_normalisation_comes_last_and_per_channel():
+    mean, std = [0.4, 0.5, 0.6], [0.2, 0.3, 0.4]
+    u = uniforms(32)
+    plain, normed = SimCLRViews(16)(images(), u), SimCLRViews(16, mean=mean, std=std)(images(), u)
+    torch.testing.assert_close(normed, tvf.normalize(plain, mean, std), rtol=1e-5, atol=1e-5)
+
+
+def test_samples_are_independent():
+    """A sample's view depends on its own image and its own numbers alone."""
+    views, x, u = SimCLRViews(16, n_views=1), images(8), uniforms(8)
+    whole = views(x, u)
+    alone = torch.cat([views(x[i : i + 1], u[i : i + 1]) for i in range(8)])
+    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-6)
+    same = views(x[:1].expand(8, -1, -1, -1), u)
+    assert len({row.numpy().tobytes() for row in same}) == 8
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch, threads):
+    """What a CPU cuts into parts of a few images is as if it had not been; 7 images in parts of 2 or 4 leave a rest."""
+    views, x, u = SimCLRViews(16, blur_p=0.5, solarize_p=0.5), images(7), uniforms(14)
+    whole = views(x, u)
+    sizes = []
+    make = SimCLRViews._apply_params
+
+    def spy(self, part, params):
+        sizes.append(len(part))
+        return make(self, part, params)
+
+    monkeypatch.setattr(SimCLRViews, "_apply_params", spy)
+    monkeypatch.setattr("graphaug.vision.views.PART_BYTES", 2 * 4 * 3 * 24 * 32)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    torch.testing.assert_close(views(x, u), whole, rtol=0, atol=1e-6)
+    assert sizes == {1: [2] * 7, 2: [4, 4, 4, 2]}[threads]
+
+
+def test_views_are_stacked_first_views_first():
+    views, x = SimCLRViews(16), images(4)
+    u = uniforms(8)
+    one = SimCLRViews(16, n_views=1)
+    torch.testing.assert_close(views(x, u), torch.cat([one(x, u[:4]), one(x, u[4:])]))
+
+
+def test_the_default_generator_decides():
+    views, x = SimCLRViews(16), images(4)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        first = views(x)
+        second = views(x)
+        torch.manual_seed(3)
+        again = views(x)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, second)
+
+
+N = 20_000
+
+
+def test_crops_follow_torchvisions_distribution():
+    height, width = 40, 60
+    views = SimCLRViews(16)
+    p = views.params(uniforms(N), height, width)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        boxes = [
+            RandomResizedCrop.get_params(torch.empty(3, height, width), [0.2, 1.0], [3 / 4, 4 / 3])
+            for _ in range(N)
+        ]
+    for ours, theirs in zip((p.top, p.left, p.height, p.width), zip(*boxes, strict=True), strict=True):
+        assert stats.ks_2samp(ours.numpy(), theirs).pvalue > 1e-3
+    assert (p.top >= 0).all()
+    assert (p.left >= 0).all()
+    assert (p.top + p.height <= height).all()
+    assert (p.left + p.width <= width).all()
+
+
+def test_a_panorama_falls_back_to_the_central_crop():
+    views = SimCLRViews(16, scale=(0.9, 1.0))
+    p = views.params(uniforms(64), 10, 200)
+    expected = RandomResizedCrop.get_params(torch.empty(3, 10, 200), [0.9, 1.0], [3 / 4, 4 / 3])
+    assert {tuple(int(t[i]) for t in (p.top, p.left, p.height, p.width)) for i in range(64)} == {expected}
+    p = views.params(uniforms(64), 200, 10)
+    expected = RandomResizedCrop.get_params(torch.empty(3, 200, 10), [0.9, 1.0], [3 / 4, 4 / 3])
+    assert {tuple(int(t[i]) for t in (p.top, p.left, p.height, p.width)) for i in range(64)} == {expected}
+
+
+def test_jitter_follows_torchvisions_distribution():
+    strengths = (0.4, 1.5, 0.2, 0.1)
+    jitter = ColorJitter(*strengths)
+    p = SimCLRViews(16, jitter=strengths, jitter_p=1.0).params(uniforms(N), 32, 32)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        drawn = [
+            ColorJitter.get_params(jitter.brightness, jitter.contrast, jitter.saturation, jitter.hue)
+            for _ in range(N // 2)
+        ]
+    for ours, theirs in zip(
+        (p.brightness, p.contrast, p.saturation, p.hue), list(zip(*drawn, strict=True))[1:], strict=True
+    ):
+        assert stats.ks_2samp(ours.numpy(), theirs).pvalue > 1e-3
+
+
+def test_orders_are_uniform_and_events_have_their_probability():
+    views = SimCLRViews(16, blur_p=0.3, solarize_p=0.1)
+    p = views.params(uniforms(N), 32, 32)
+    code = (p.order * torch.tensor([1, 4, 16, 64])).sum(1)
+    counts = torch.unique(code, return_counts=True)[1]
+    assert len(counts) == 24
+    assert stats.chisquare(counts.numpy()).pvalue > 1e-3
+    events = {0.5: p.flip, 0.8: p.brightness != 1, 0.2: p.gray, 0.3: p.sigma > 0, 0.1: p.solarize}
+    for probability, event in events.items():
+        assert stats.binomtest(int(event.sum()), N, probability).pvalue > 1e-3
+    blurred = p.sigma[p.sigma > 0].numpy()
+    assert stats.kstest(blurred, stats.uniform(0.1, 1.9).cdf).pvalue > 1e-3
+
+
+def test_two_views_share_nothing():
+    p = SimCLRViews(16).params(uniforms(2000), 32, 32)
+    for a, b in [
+        (p.height, p.brightness),
+        (p.hue, p.contrast),
+        (p.top / (33 - p.height), p.left / (33 - p.width)),
+    ]:
+        assert abs(stats.spearmanr(a[:1000].numpy(), b[:1000].numpy()).statistic) < 0.12
+        assert abs(stats.spearmanr(a[:1000].numpy(), a[1000:].numpy()).statistic) < 0.12
+
+
+@pytest.mark.parametrize("antialiased_size", [10, 24, 40])
+def test_eval_view_is_torchvisions_resize(antialiased_size):
+    x = images(3, 3, 24, 32)
+    resized = tvf.resize(x, [antialiased_size] * 2, antialias=True)
+    view = EvalView(antialiased_size, mean=0.5, std=0.25)
+    torch.testing.assert_close(view(x), (resized - 0.5) / 0.25, rtol=0, atol=1e-5)
+
+
+def test_no_colour_operation_touches_a_gray_image_beyond_its_tone():
+    x, u = images(8, 1), uniforms(8)
+    assert SimCLRViews(16, n_views=1)(x, u).shape == (8, 1, 16, 16)
+    plain = SimCLRViews(16, n_views=1, jitter=(0.4, 0.4, 0.0, 0.0), gray_p=0.0)(x, u)
+    assert torch.equal(SimCLRViews(16, n_views=1)(x, u), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("backend", "channels"), [("aot_eager", 3), ("inductor", 1)])
+def test_compiles_as_one_graph_without_recompiling(backend, channels):
+    torch._dynamo.reset()
+    # The colour path is left to the tracing backend: inductor's C++ compilation of it takes half a minute.
+    views = SimCLRViews(16, blur_p=0.5 * (channels == 3), solarize_p=0.2 * (channels == 3))
+    compiled = torch.compile(views, fullgraph=True, backend=backend)
+    x, u = images(6, channels), uniforms(12)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        torch.testing.assert_close(compiled(x, u), views(x, u), rtol=0, atol=2e-5)
+        for seed in range(3):
+            compiled(images(6, channels, seed=seed), uniforms(12, seed))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"flip": 1.5}, "flip is a probability"),
+        ({"gray_p": math.nan}, "gray_p is a probability"),
+        ({"scale": (0.0, 1.0)}, "scale is a range"),
+        ({"ratio": (2.0, 1.0)}, "ratio is a range"),
+        ({"jitter": (0.4, -0.1, 0, 0)}, "jitter strengths"),
+        ({"jitter": (0.4, 0.1, 0, 0.6)}, "hue at most 0.5"),
+        ({"n_views": 0}, "at least 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(InvalidOption, match=message):
+        SimCLRViews(16, **options)
+
+
+def test_bad_images():
+    views = SimCLRViews(16)
+    with pytest.raises(BatchError, match=r"\(3, 8, 8\)"):
+        views(torch.rand(3, 8, 8))
+    with pytest.raises(BatchError, match=r"\(2, 4, 8, 8\)"):
+        views(torch.rand(2, 4, 8, 8))
+    with pytest.raises(BatchError, match="int64"):
+        views(torch.zeros(2, 3, 8, 8, dtype=torch.int64))
+    with pytest.raises(BatchError, match="bfloat16"):
+        views(torch.rand(2, 3, 8, 8), uniforms(4).bfloat16())
