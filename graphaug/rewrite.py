@@ -29,6 +29,7 @@ from graphaug.select.nodes import node_name
 from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, choose, flop_share, norms_to_open, probe_split
+from graphaug.sparse.run import Split
 from graphaug.surgery.freeze import freeze as freeze_pass
 from graphaug.surgery.module import AugmentedModule, Parts, constants_module
 from graphaug.surgery.place import call_of, fresh_names, place, place_eval
@@ -205,7 +206,7 @@ def rewrite(
         module.to(device)
     parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
     flags = [(m, m.training) for m in model.modules()]
-    aug = _build(parts, backward)
+    aug = _build(parts, backward, choice.split)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag
@@ -232,7 +233,7 @@ def _suggested(at: Any, stop_grad: bool) -> tuple[Any, bool, str]:
     return site, stop, f"advised: {reason}"
 
 
-def _build(parts: Parts, backward: str) -> AugmentedModule:
+def _build(parts: Parts, backward: str, split: Split | None) -> AugmentedModule:
     """Build the model, and check what can only be checked by running it: its outputs, its rows.
 
     Raises:
@@ -246,8 +247,8 @@ def _build(parts: Parts, backward: str) -> AugmentedModule:
         note = check_equivalence(parts.model, aug, signature)
         if note:
             parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
-    if parts.split is not None:
-        against = probe_split(aug, parts.split, signature)
+    if split is not None:
+        against = probe_split(aug, split, signature)
         if against and backward == "sparse":
             site = parts.plan.sites[0].request.target
             raise SparseBackwardError(

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from graphaug.capture.names import Assumption
 from graphaug.capture.signature import Signature
@@ -19,6 +18,7 @@ from graphaug.capture.target import Target
 from graphaug.capture.tracer import CaptureTracer
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError
+from graphaug.torch_private import FakeTensor
 
 
 @dataclass

@@ -20,9 +20,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 from torch import Size, Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.fx import _symbolic_trace as fx_trace
 
+from graphaug import torch_private
 from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
 from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import undrawn
@@ -30,6 +29,7 @@ from graphaug.capture.target import Target
 from graphaug.capture.user_code import user_line
 from graphaug.capture.values import UNKNOWN, ValueProxy, assume, describe, value_of
 from graphaug.errors import CaptureError
+from graphaug.torch_private import FakeTensor, FakeTensorMode
 
 # torch functions that take plain numbers: they do not see a proxy through __torch_function__
 _FACTORIES = [
@@ -204,7 +204,7 @@ class CaptureTracer(fx.Tracer):
 
     def _patch_module_calls(self, root: nn.Module) -> None:
         """Classes with a ``__call__`` of their own (gradient checkpointing layers) are modules as well."""
-        patcher = fx_trace.CURRENT_PATCHER
+        patcher = torch_private.current_patcher()
         assert patcher is not None
         classes = {cls for m in root.modules() for cls in type(m).__mro__ if "__call__" in vars(cls)}
         for cls in classes - {nn.Module, object}:
@@ -235,7 +235,7 @@ class CaptureTracer(fx.Tracer):
 
     def _patch_functions(self, m: nn.Module) -> None:
         """Make the plain functions that the forward of ``m`` calls by global name into leaves."""
-        patcher = fx_trace.CURRENT_PATCHER
+        patcher = torch_private.current_patcher()
         assert patcher is not None
         for cls in type(m).__mro__:
             if cls.__module__.partition(".")[0] in ("torch", "builtins"):
@@ -281,7 +281,7 @@ class CaptureTracer(fx.Tracer):
         """Keep ``with torch.no_grad():`` in opened code: fx itself would forget it."""
         if torch.is_grad_enabled() != self._grad_enabled:
             self._grad_enabled = torch.is_grad_enabled()
-            super().create_node("call_function", torch._C._set_grad_enabled, (self._grad_enabled,), {})
+            super().create_node("call_function", torch_private.set_grad_enabled, (self._grad_enabled,), {})
 
     def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *rest: Any, **more: Any) -> Any:
         """Create a node, name it as a site, and compute its example value."""
@@ -332,7 +332,7 @@ class CaptureTracer(fx.Tracer):
             return UNKNOWN
         args, kwargs = _plain(fx.map_arg(inputs, value_of))
         counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
-        with fx_trace._maybe_revert_all_patches(), fx_trace._is_fx_tracing_context(False), undrawn():
+        with torch_private.without_patches(), torch_private.not_tracing(), undrawn():
             try:
                 with self.fake_mode, counter:
                     if node.op == "call_module":
@@ -542,8 +542,8 @@ class CaptureTracer(fx.Tracer):
 
 
 _DATA_DEPENDENT = (
-    torch._subclasses.fake_tensor.DataDependentOutputException,
-    torch._subclasses.fake_tensor.DynamicOutputShapeException,
+    torch_private.DataDependentOutputException,
+    torch_private.DynamicOutputShapeException,
 )
 
 

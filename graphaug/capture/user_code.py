@@ -8,8 +8,6 @@ import types
 
 import torch
 
-import graphaug
-
 
 def user_line() -> str:
     """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
@@ -27,5 +25,8 @@ def is_internal(filename: str) -> bool:
 
 
 # by their place, not by name: a checkout of this project may well lie in a directory called graphaug
-_PACKAGES = tuple(os.path.dirname(os.path.abspath(str(m.__file__))) + os.sep for m in (torch, graphaug))
+_HERE = os.path.dirname(os.path.abspath(__file__))
+_PACKAGES = tuple(
+    folder + os.sep for folder in (os.path.dirname(str(torch.__file__)), os.path.dirname(_HERE))
+)
 _PLUMBING = ("/contextlib.py", "/functools.py", "/inspect.py")

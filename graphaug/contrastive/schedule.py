@@ -12,22 +12,33 @@ SHAPES = ("cosine", "linear", "supcontrast")
 class Schedule(Protocol):
     """What a learning rate is computed from; units: epochs, and shares of ``lr``."""
 
-    epochs: float
-    warmup: float
-    warmup_from: float | None
-    schedule: str
-    lr: float
-    lr_floor: float
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def warmup(self) -> float: ...
+    @property
+    def warmup_from(self) -> float | None: ...
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def lr_floor(self) -> float: ...
 
 
 class AugmentationSchedule(Protocol):
     """What the strength of an augmentation is computed from; probabilities, and epochs."""
 
-    epochs: int
-    rate: float
-    rate_end: float | None
-    subset: float
-    subset_end: float | None
+    @property
+    def epochs(self) -> int: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def rate_end(self) -> float | None: ...
+    @property
+    def subset(self) -> float: ...
+    @property
+    def subset_end(self) -> float | None: ...
 
 
 def learning_rate(config: Schedule, epoch: float) -> float:

@@ -19,6 +19,7 @@ from graphaug.capture.dataflow import before, carries_gradient, memory, reads, w
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.run import Split
+from graphaug.torch_private import set_grad_enabled
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
 
@@ -79,7 +80,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
         raise SparseBackwardError("the value at the cut is no single tensor")
     if batch.rows_of(value) != 0:
         raise SparseBackwardError("the value at the cut has its rows not in dimension 0")
-    if any(n.target is torch._C._set_grad_enabled for n in graph.nodes):
+    if any(n.target is set_grad_enabled for n in graph.nodes):
         raise SparseBackwardError("opened code switches gradients off and on itself")
 
     ahead = _with_sizes(graph, before(value))

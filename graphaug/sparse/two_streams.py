@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from graphaug.errors import SparseBackwardError
+from graphaug.torch_private import set_grad_enabled
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 """The types whose forward is known to be batch normalisation and nothing else."""
@@ -47,10 +48,10 @@ def pair(prefix: fx.Graph, norms: Collection[str]) -> fx.Graph:
 
     def run_stopped() -> None:
         if waiting:
-            both.call_function(torch._C._set_grad_enabled, (False,))
+            both.call_function(set_grad_enabled, (False,))
             for node in waiting:
                 gone[node] = both.node_copy(node, lambda n: gone[n])
-            both.call_function(torch._C._set_grad_enabled, (mode,))
+            both.call_function(set_grad_enabled, (mode,))
             waiting.clear()
 
     for node in prefix.nodes:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
-from torch.fx.graph_module import _forward_from_src
 
 from graphaug.augment.deep_augment import DeepAugment, check_probability
 from graphaug.capture.names import CONSTANTS
@@ -19,6 +18,7 @@ from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import SiteNotFound, did_you_mean
 from graphaug.surgery.plan import Plan
+from graphaug.torch_private import function_from_source
 
 # The registries of the root that the rewritten model and the user's model have in common.
 _SHARED = (
@@ -240,7 +240,7 @@ class AugmentedModule(fx.GraphModule):
 def _compiled(graph: fx.Graph) -> Any:
     """The function of a graph, with the model as its ``self``."""
     code = graph.python_code(root_module="self")
-    return _forward_from_src(code.src, code.globals, {})
+    return function_from_source(code.src, code.globals)
 
 
 @dataclass(frozen=True)

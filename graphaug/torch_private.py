@@ -1,0 +1,67 @@
+"""Private names of torch that the library uses, each with what stands in for it in versions that lack it.
+
+Everything else in the package uses torch's public names, and `torch.utils._pytree`, which torch itself documents for
+custom containers. Supported: torch 2.11 and later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
+from torch.fx import _symbolic_trace
+from torch.fx.graph_module import _forward_from_src
+
+__all__ = [
+    "DataDependentOutputException",
+    "DynamicOutputShapeException",
+    "FakeTensor",
+    "FakeTensorMode",
+    "current_patcher",
+    "function_from_source",
+    "not_tracing",
+    "set_grad_enabled",
+    "without_patches",
+]
+
+set_grad_enabled = torch._C._set_grad_enabled
+"""Sets the grad mode; unlike ``torch.set_grad_enabled`` a plain function, which a graph can hold as one node."""
+
+
+def function_from_source(source: str, names: dict[str, Any]) -> Any:
+    """The function ``forward`` of a generated source; torch keeps the source for tracebacks."""
+    return _forward_from_src(source, names, {})
+
+
+def current_patcher() -> Any:
+    """The patcher of the trace that is running, or None."""
+    return _symbolic_trace.CURRENT_PATCHER
+
+
+def without_patches() -> Any:
+    """A context in which the functions that a running trace has patched are torch's own again."""
+    return _symbolic_trace._maybe_revert_all_patches()
+
+
+@contextlib.contextmanager
+def not_tracing() -> Iterator[None]:
+    """A context in which torch does not take this thread for one that traces."""
+    if hasattr(_symbolic_trace, "_is_fx_tracing_context"):  # torch 2.12 and later: one flag a thread
+        with _symbolic_trace._is_fx_tracing_context(False):
+            yield
+        return
+    torch_2_11: Any = _symbolic_trace  # there it is one flag for all threads
+    before = torch_2_11._is_fx_tracing_flag
+    torch_2_11._is_fx_tracing_flag = False
+    try:
+        yield
+    finally:
+        torch_2_11._is_fx_tracing_flag = before
