@@ -4,81 +4,44 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 from torch import fx, nn
 
-from graphaug.augment.deep_augment import DeepAugment, check_choice, check_probability
+from graphaug.augment.deep_augment import check_probability
 from graphaug.capture.capture import Captured
 from graphaug.capture.target import Target
-from graphaug.capture.values import UNKNOWN, value_of
+from graphaug.capture.values import value_of
 from graphaug.errors import (
-    AlreadyRewritten,
-    BypassedSite,
-    InvalidOption,
     NotRewritten,
-    SelectorError,
-    SiteCountMismatch,
-    SiteNotFound,
     SparseBackwardError,
 )
 from graphaug.proof.equivalence import check_equivalence
-from graphaug.proof.separation import around, data_graph, find_bypass
+from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.select.model_structure import ModelStructure
-from graphaug.select.nodes import node_name
-from graphaug.select.resolve import At, resolve
+from graphaug.select.resolve import At
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, choose, flop_share, norms_to_open, probe_split
 from graphaug.sparse.run import Split
 from graphaug.surgery.freeze import freeze as freeze_pass
 from graphaug.surgery.module import AugmentedModule, Parts, constants_module
-from graphaug.surgery.place import call_of, fresh_names, place, place_eval
+from graphaug.surgery.place import fresh_names, place, place_eval
 from graphaug.surgery.plan import Plan, PlannedSite, Request
+from graphaug.surgery.requests import Options, augmentation_of, check_options, joined, requested, suggested
 from graphaug.surgery.unwrap import plain_model, unwrap_hint
-
-SEPARATES = "separates the input from the output"
-BYPASSED = "bypassed (allowed): "
 
 
 @overload
 def rewrite(
-    model: nn.Module,
-    at: At | Mapping[Any, float],
-    *,
-    rate: float = 0.5,
-    subset: float = 0.5,
-    stop_grad: bool = False,
-    sampling: str = "exact",
-    granularity: str = "element",
-    pairing: str = "any",
-    freeze: str | None = None,
-    side: str = "after",
-    exclude: At | None = None,
-    expect: int | None = None,
-    allow_bypass: bool = False,
-    backward: str = "auto",
-    example_inputs: Any = None,
-    dry_run: Literal[True],
+    model: nn.Module, at: At | Mapping[Any, float], *, dry_run: Literal[True], **options: Unpack[Options]
 ) -> Plan: ...
 @overload
 def rewrite(
     model: nn.Module,
     at: At | Mapping[Any, float],
     *,
-    rate: float = 0.5,
-    subset: float = 0.5,
-    stop_grad: bool = False,
-    sampling: str = "exact",
-    granularity: str = "element",
-    pairing: str = "any",
-    freeze: str | None = None,
-    side: str = "after",
-    exclude: At | None = None,
-    expect: int | None = None,
-    allow_bypass: bool = False,
-    backward: str = "auto",
-    example_inputs: Any = None,
     dry_run: Literal[False] = False,
+    **options: Unpack[Options],
 ) -> AugmentedModule: ...
 def rewrite(
     model: nn.Module,
@@ -140,55 +103,70 @@ def rewrite(
         SparseBackwardError: ``backward="sparse"`` and it would not be exact.
         UnsupportedModel: the model is wrapped, compiled, or no module.
     """
-    at, stop_grad, why = _suggested(at, stop_grad)
+    at, stop_grad, why = suggested(at, stop_grad)
     earlier = model if isinstance(model, AugmentedModule) else None
     model = plain_model(model)
-    options = Request(
-        Target(""), check_probability("rate", rate), subset, stop_grad, sampling, granularity, pairing
-    )
-    _augmentation(options)  # every option is checked before anything is looked at
-    check_choice("freeze", freeze)
-    check_choice("backward", backward)
-    if not isinstance(allow_bypass, bool):
-        raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
+    rate = check_probability("rate", rate)
+    options = Request(Target(""), rate, subset, stop_grad, sampling, granularity, pairing)
+    check_options(options, freeze, backward, allow_bypass)
 
     structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
-    requests = _requests(structure, at, options, side=side, exclude=exclude, expect=expect)
+    requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
     if earlier is not None:
-        requests = _joined(earlier, requests, freeze)
+        requests = joined(earlier, requests, freeze)
+    parts, split = _operate(structure, requests, freeze, backward, allow_bypass, why)
 
+    flags = [(m, m.training) for m in model.modules()]
+    aug = _build(parts, backward, split)
+    if dry_run:
+        for module, flag in flags:  # frozen norms went to eval mode
+            module.training = flag
+        return aug.plan
+    if parts.plan.freeze is not None:
+        for name in parts.plan.freeze.parameters:
+            model.get_parameter(name).requires_grad_(False)
+    return aug
+
+
+def _operate(
+    structure: ModelStructure,
+    requests: Sequence[Request],
+    freeze: str | None,
+    backward: str,
+    allow_bypass: bool,
+    why: str,
+) -> tuple[Parts, Split | None]:
+    """Capture, insert, prove that the cuts separate, and choose a backward; the model itself is only read."""
+    model = structure.model
     names = fresh_names(model, [r.target for r in requests])
     captured, graph, placed = place(structure, names, training=True)
     inside: frozenset[str] = frozenset()
     if backward == "sparse":
         inside = norms_to_open(graph, list(placed.values()), model)
         captured, graph, placed = place(structure, names, training=True, inside=inside)
-    notes = _check_sites(captured, graph, placed, allow_bypass)
+    notes = check_sites(captured, graph, placed, allow_bypass)
     frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
 
     eval_captured, eval_graph = place_eval(structure, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
-    surgery = Surgery(
-        structure,
-        captured,
-        lambda other: place(other, names, training=True, inside=inside)[:2],
-        graph,
-        list(placed.values()),
-        requests,
-        bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
-        frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
+    choice = choose(
+        backward,
+        Surgery(
+            structure,
+            captured,
+            lambda other: place(other, names, training=True, inside=inside)[:2],
+            graph,
+            list(placed.values()),
+            requests,
+            bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
+            frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
+        ),
     )
-    choice = choose(backward, surgery)
+    shares = {r.target: flop_share(graph, placed[r.target]) for r in requests if structure.count_flops}
     plan = Plan(
         model=structure.name,
         sites=tuple(
-            PlannedSite(
-                r,
-                names[r.target],
-                notes[r.target],
-                _shape(placed[r.target]),
-                flop_share(graph, placed[r.target]) if structure.count_flops else None,
-            )
+            PlannedSite(r, names[r.target], notes[r.target], _shape(placed[r.target]), shares.get(r.target))
             for r in requests
         ),
         nodes=len(graph.nodes),
@@ -200,37 +178,15 @@ def rewrite(
         assumptions=tuple(map(str, captured.assumptions)),
         notes=(*([why] if why else []), *_placement_notes(requests, placed), *_state_notes(captured)),
     )
-    added: dict[str, nn.Module] = {names[r.target]: _augmentation(r) for r in requests}
-    device = next((p.device for p in model.parameters()), None)
-    for module in added.values():
-        module.to(device)
+    added = _augmentations(model, {names[r.target]: r for r in requests})
     parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
-    flags = [(m, m.training) for m in model.modules()]
-    aug = _build(parts, backward, choice.split)
-    if dry_run:
-        for module, flag in flags:  # frozen norms went to eval mode
-            module.training = flag
-        return aug.plan
-    if frozen is not None:
-        for name in frozen.parameters:
-            model.get_parameter(name).requires_grad_(False)
-    return aug
+    return parts, choice.split
 
 
-def _suggested(at: Any, stop_grad: bool) -> tuple[Any, bool, str]:
-    """The site and the setting of an entry of ``advise(...)``, and why it was advised; anything else as it is.
-
-    Raises:
-        InvalidOption: the entry is for training without stopped gradients, and they were asked for.
-    """
-    site, stop, reason = (getattr(at, name, None) for name in ("at", "stop_grad", "reason"))
-    if not (isinstance(site, str) and isinstance(stop, bool)):
-        return at, stop_grad, ""
-    if stop_grad and not stop:
-        raise InvalidOption(
-            f"'{site}' is advised for stop_grad=False. Take an entry for stop_grad=True, or its site: at={site!r}."
-        )
-    return site, stop, f"advised: {reason}"
+def _augmentations(model: nn.Module, requests: Mapping[str, Request]) -> dict[str, nn.Module]:
+    """The modules that act at the sites, on the model's device."""
+    device = next((p.device for p in model.parameters()), None)
+    return {name: augmentation_of(request).to(device) for name, request in requests.items()}
 
 
 def _build(parts: Parts, backward: str, split: Split | None) -> AugmentedModule:
@@ -282,105 +238,6 @@ def strip(aug: nn.Module) -> nn.Module:
             model.get_parameter(name).requires_grad_(True)
     model.train(aug.training)
     return model
-
-
-def _augmentation(request: Request) -> DeepAugment:
-    return DeepAugment(
-        request.rate,
-        request.subset,
-        request.stop_grad,
-        request.sampling,
-        request.granularity,
-        request.pairing,
-    )
-
-
-def _requests(
-    structure: ModelStructure,
-    at: At | Mapping[Any, float],
-    options: Request,
-    *,
-    side: str,
-    exclude: At | None,
-    expect: int | None,
-) -> list[Request]:
-    """Resolve ``at`` into sites with their options."""
-    if not isinstance(at, Mapping):
-        targets = resolve(at, structure, side=side, exclude=exclude, expect=expect)
-        rates = dict.fromkeys(targets, options.rate)
-    else:
-        if not at:
-            raise SelectorError("at={} names no site: give {selector: rate}.")
-        rates = {}
-        for selector, rate in at.items():
-            check_probability(f"rate at {selector!r}", rate)
-            for target in resolve(selector, structure, side=side, exclude=exclude):
-                if target in rates:
-                    raise InvalidOption(f"at= gives '{target}' two rates: {rates[target]} and {rate}.")
-                rates[target] = float(rate)
-        if expect is not None and len(rates) != expect:
-            found = ", ".join(map(str, rates))
-            raise SiteCountMismatch(f"expect={expect}, but at= matches {len(rates)} sites: {found}.")
-    canonical = {dataclasses.replace(t, path=structure.canonical(t.path)): rate for t, rate in rates.items()}
-    return [dataclasses.replace(options, target=t, rate=rate) for t, rate in canonical.items()]
-
-
-def _joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | None) -> list[Request]:
-    """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
-    current = earlier.augmentations  # a rate may have been set since
-    before = [
-        dataclasses.replace(r, rate=current[r.target]._rate, subset=current[r.target]._subset)
-        for r in (site.request for site in earlier.plan.sites)
-    ]
-    taken = {call_of(r.target) for r in before}
-    again = [str(r.target) for r in requests if call_of(r.target) in taken]
-    if again:
-        raise AlreadyRewritten(
-            f"this model is already rewritten at {', '.join(again)}: use aug.set_rate to change the rate there, "
-            "or rewrite(strip(aug), ...) to start over."
-        )
-    if earlier.plan.freeze is not None or freeze is not None:
-        raise AlreadyRewritten(
-            "this model is already rewritten, and freeze has one cut to go by: "
-            "rewrite(strip(aug), at=[...]) with all sites in one call."
-        )
-    return [*before, *requests]
-
-
-def _check_sites(
-    captured: Captured, graph: fx.Graph, placed: Mapping[Target, fx.Node], allow_bypass: bool
-) -> dict[Target, str]:
-    """What there is to say of every site.
-
-    Raises:
-        BypassedSite: one does not separate the input from the output, and that is not allowed.
-        SiteNotFound: its value can be no batch of activations.
-    """
-    flow = data_graph(graph)
-    notes = {}
-    for target, cut in placed.items():
-        value = value_of(cut)
-        if value is not UNKNOWN and cut not in flow:
-            raise SiteNotFound(
-                f"'{target}' holds {_kind(value)}, which carries no gradient: choose a site with activations."
-            )
-        bypass = find_bypass(flow, cut)
-        if bypass is None:
-            notes[target] = SEPARATES
-            continue
-        how = around(bypass, captured)
-        if not allow_bypass:
-            use = "" if bypass.nearest is None else f"use '{node_name(bypass.nearest, captured)}', or "
-            raise BypassedSite(
-                f"'{target}' does not separate input from output: {how}. "
-                f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
-            )
-        notes[target] = f"{BYPASSED}{how}"
-    return notes
-
-
-def _kind(value: Any) -> str:
-    return f"{value.dtype} values" if hasattr(value, "dtype") else f"a {type(value).__name__}"
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

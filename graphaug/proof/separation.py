@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, writes
+from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
+from graphaug.errors import BypassedSite, SiteNotFound
 from graphaug.select.nodes import node_name
 
 if TYPE_CHECKING:  # imported where it is used: it takes half of the library's own import time
     import networkx as nx
+
+SEPARATES = "separates the input from the output"
+BYPASSED = "bypassed (allowed): "
 
 
 def data_graph(graph: fx.Graph) -> nx.DiGraph:
@@ -131,3 +137,39 @@ def around(bypass: Bypass, captured: Captured) -> str:
     join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
     quoted = join if join == "the output" else f"'{join}'"
     return f"{quoted} also receives '{value}'"
+
+
+def check_sites(
+    captured: Captured, graph: fx.Graph, placed: Mapping[Target, fx.Node], allow_bypass: bool
+) -> dict[Target, str]:
+    """What there is to say of every site.
+
+    Raises:
+        BypassedSite: one does not separate the input from the output, and that is not allowed.
+        SiteNotFound: its value can be no batch of activations.
+    """
+    flow = data_graph(graph)
+    notes = {}
+    for target, cut in placed.items():
+        value = value_of(cut)
+        if value is not UNKNOWN and cut not in flow:
+            raise SiteNotFound(
+                f"'{target}' holds {_kind(value)}, which carries no gradient: choose a site with activations."
+            )
+        bypass = find_bypass(flow, cut)
+        if bypass is None:
+            notes[target] = SEPARATES
+            continue
+        how = around(bypass, captured)
+        if not allow_bypass:
+            use = "" if bypass.nearest is None else f"use '{node_name(bypass.nearest, captured)}', or "
+            raise BypassedSite(
+                f"'{target}' does not separate input from output: {how}. "
+                f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
+            )
+        notes[target] = f"{BYPASSED}{how}"
+    return notes
+
+
+def _kind(value: Any) -> str:
+    return f"{value.dtype} values" if hasattr(value, "dtype") else f"a {type(value).__name__}"

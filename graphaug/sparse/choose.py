@@ -22,8 +22,9 @@ from graphaug.proof.coupling import first_coupled, probe, restored, statistics_m
 from graphaug.proof.equivalence import same
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.agreement import disagreement
+from graphaug.sparse.batch import Batch
 from graphaug.sparse.run import Split
-from graphaug.sparse.split import Batch, split
+from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair, two_stream_batch_norm
 from graphaug.surgery.plan import Request
 

@@ -17,6 +17,7 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import SiteNotFound, did_you_mean
+from graphaug.surgery.packing import pack_graph, unpack_graph
 from graphaug.surgery.plan import Plan
 from graphaug.torch_private import function_from_source
 
@@ -27,7 +28,6 @@ _SHARED = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
-_KEPT_META = ("site", "augmentation", "frozen")
 
 
 class Constants(nn.Module):
@@ -243,66 +243,22 @@ def _compiled(graph: fx.Graph) -> Any:
     return function_from_source(code.src, code.globals)
 
 
-@dataclass(frozen=True)
-class _Ref:
-    """Stands for a node, by its position in the graph."""
-
-    index: int
-
-
-def _pack_graph(graph: fx.Graph | None) -> list[tuple[Any, ...]] | None:
-    if graph is None:
-        return None
-    position = {node: i for i, node in enumerate(graph.nodes)}
-
-    def ref(value: Any) -> Any:
-        return fx.map_arg(value, lambda node: _Ref(position[node]))  # type: ignore[arg-type, return-value]
-
-    return [
-        (
-            n.op,
-            n.name,
-            n.target,
-            ref(n.args),
-            ref(n.kwargs),
-            {k: n.meta[k] for k in _KEPT_META if k in n.meta},
-        )
-        for n in graph.nodes
-    ]
-
-
-def _unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
-    if rows is None:
-        return None
-    graph = fx.Graph()
-    nodes: list[fx.Node] = []
-
-    def deref(value: Any) -> Any:
-        return fx.node.map_aggregate(value, lambda v: nodes[v.index] if isinstance(v, _Ref) else v)
-
-    for op, name, target, args, kwargs, meta in rows:
-        node = graph.create_node(op, target, deref(args), deref(kwargs), name)
-        node.meta.update(meta)
-        nodes.append(node)
-    return graph
-
-
 def _packed(aug: AugmentedModule) -> dict[str, Any]:
     parts = aug._parts
     return {
         "model": parts.model,
-        "training_graph": _pack_graph(parts.training_graph),
-        "eval_graph": _pack_graph(parts.eval_graph),
+        "training_graph": pack_graph(parts.training_graph),
+        "eval_graph": pack_graph(parts.eval_graph),
         "added": parts.added,
         "signature": parts.signature,
         "plan": parts.plan,
-        "split": None if parts.split is None else parts.split.with_graphs(_pack_graph),
+        "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
         "extra": aug._extra(),
     }
 
 
 def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
-    graph = _unpack_graph(packed["training_graph"])
+    graph = unpack_graph(packed["training_graph"])
     assert graph is not None
     model, added = packed["model"], packed["added"]
     modes = {m: m.training for m in [model, *model.modules()]}
@@ -310,11 +266,11 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
         Parts(
             model,
             graph,
-            _unpack_graph(packed["eval_graph"]),
+            unpack_graph(packed["eval_graph"]),
             added,
             packed["signature"],
             packed["plan"],
-            None if packed["split"] is None else packed["split"].with_graphs(_unpack_graph),
+            None if packed["split"] is None else packed["split"].with_graphs(unpack_graph),
         )
     )
     aug.__dict__.update(packed["extra"])

@@ -1,0 +1,54 @@
+"""The values of one graph at two batch sizes: which dimension counts the rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphaug.capture.values import UNKNOWN, describe, value_of
+from graphaug.errors import SparseBackwardError
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The values of one graph at two batch sizes, node by node."""
+
+    graph: fx.Graph
+    sizes: tuple[int, int]
+    other: dict[fx.Node, Any]
+
+    def rows_of(self, node: fx.Node) -> int | None:
+        """The dimension of a tensor that counts the rows, or None if it has none.
+
+        Raises:
+            SparseBackwardError: more than one dimension follows the batch size, or a multiple of it.
+        """
+        a, b = value_of(node), self.other.get(node, UNKNOWN)
+        if not isinstance(a, Tensor) or not isinstance(b, Tensor) or a.dim() != b.dim():
+            raise SparseBackwardError(f"the rows of {describe(node)} cannot be followed")
+        moving = [d for d in range(a.dim()) if a.shape[d] != b.shape[d]]
+        if not moving:
+            return None
+        if len(moving) > 1 or (a.shape[moving[0]], b.shape[moving[0]]) != self.sizes:
+            raise SparseBackwardError(f"{describe(node)} does not hold one row per sample")
+        return moving[0]
+
+    def merge_of(self, node: fx.Node) -> Any:
+        """How a plain value of the whole batch is made from those of its two parts."""
+
+        def compare(a: Any, b: Any) -> Any:
+            if isinstance(a, (tuple, list)) and type(a) is type(b) and len(a) == len(b):
+                return tuple(compare(s, t) for s, t in zip(a, b, strict=True))
+            if isinstance(a, Tensor):
+                raise SparseBackwardError(f"{describe(node)} leaves the prefix and is no plain number")
+            if a == b:
+                return "same"
+            if type(a) is int and type(b) is int and a * self.sizes[1] == b * self.sizes[0]:
+                return "sum"
+            raise SparseBackwardError(
+                f"{describe(node)} depends on the batch size in a way that cannot be split"
+            )
+
+        return compare(value_of(node), self.other.get(node, UNKNOWN))
