@@ -10,12 +10,13 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test pytest lint format coverage bench resume-test long-test clean
+.PHONY: help install demo test test-oldest pytest lint format coverage bench resume-test long-test clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
 	@echo "make test    lint, types and tests"
-	@echo "make lint    ruff and mypy only"
+	@echo "make test-oldest  the core's tests on torch 2.11, in an environment of its own"
+	@echo "make lint    ruff, mypy, and which room may import which"
 	@echo "make pytest  the tests only"
 	@echo "make format  rewrite the sources in the house format"
 	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
@@ -55,6 +56,18 @@ pytest: $(STAMP)
 
 resume-test: $(STAMP)
 	OMP_NUM_THREADS=1 GRAPHAUG_KILLS=20 $(BIN)/python -m pytest -s -m '' tests/contrastive/test_resume.py
+
+# The core on the oldest torch that is supported, in an environment of its own.
+OLDEST := .venv-oldest
+CORE_TESTS := tests/select tests/capture tests/proof tests/surgery tests/augment tests/sparse tests/verbs
+
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --editable '.[dev]' 'torch==2.11.*' 'torchvision==0.26.*'
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) $(wildcard $(CORE_TESTS))
 
 long-test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m long

@@ -24,6 +24,7 @@ from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, choose, flop_share, norms_to_open, probe_split
 from graphaug.sparse.run import Split
 from graphaug.surgery.freeze import freeze as freeze_pass
+from graphaug.surgery.methods import running_methods
 from graphaug.surgery.module import AugmentedModule, Parts, constants_module
 from graphaug.surgery.place import fresh_names, place, place_eval
 from graphaug.surgery.plan import Plan, PlannedSite, Request
@@ -176,7 +177,12 @@ def _operate(
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=(*([why] if why else []), *_placement_notes(requests, placed), *_state_notes(captured)),
+        notes=(
+            *([why] if why else []),
+            *_placement_notes(requests, placed),
+            *_state_notes(captured),
+            *_method_notes(model),
+        ),
     )
     added = _augmentations(model, {names[r.target]: r for r in requests})
     parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
@@ -261,6 +267,11 @@ def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Nod
 def _state_notes(captured: Captured) -> list[str]:
     names = ", ".join(captured.assigned)
     return [f"the forward sets {names} in every call; the rewritten model does not"] if names else []
+
+
+def _method_notes(model: nn.Module) -> list[str]:
+    names = ", ".join(running_methods(model))
+    return [f"called by themselves, these run the model without augmentation: {names}"] if names else []
 
 
 def _is_input(target: Target) -> bool:

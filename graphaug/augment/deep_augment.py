@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphaug.errors import BatchError, InvalidOption, did_you_mean
 
@@ -146,6 +146,9 @@ class DeepAugment(nn.Module):
         """
         if not self.training:
             return h
+        if isinstance(h, fx.Proxy):  # another tracing: this module is one node in it
+            tracer: Any = h.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (h,), {})
         return on_first(h, self._augment)
 
     def _augment(self, h: Tensor) -> Tensor:

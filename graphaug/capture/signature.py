@@ -171,6 +171,18 @@ class Signature:
             )
         return values
 
+    def take(self, args: Any, kwargs: Any) -> dict[str, Any]:
+        """The captured inputs out of the proxies of another tracer: positional ones by their place, others by name."""
+        place = {name: i for i, name in enumerate(self.positional)}
+        return {
+            e.name: e.default
+            if e.default is not _EMPTY
+            else kwargs[e.name]
+            if e.name not in place
+            else args[place[e.name]]
+            for e in self.captured
+        }
+
     def _checked(self, entry: Input, value: Any) -> Any:
         if entry.rank is None:
             return value

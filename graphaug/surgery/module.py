@@ -7,7 +7,7 @@ import copy
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
@@ -17,6 +17,8 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import SiteNotFound, did_you_mean
+from graphaug.surgery.aliases import ALIAS, at_path, speakable
+from graphaug.surgery.methods import watched
 from graphaug.surgery.packing import pack_graph, unpack_graph
 from graphaug.surgery.plan import Plan
 from graphaug.torch_private import function_from_source
@@ -66,6 +68,7 @@ class Parts:
     signature: Signature
     plan: Plan
     split: Steps | None = None
+    warned: set[str] = field(default_factory=set)
 
 
 class AugmentedModule(fx.GraphModule):
@@ -79,13 +82,15 @@ class AugmentedModule(fx.GraphModule):
         super().__init__(nn.Module(), fx.Graph(), class_name=f"Augmented{type(parts.model).__name__}")
         model = parts.model
         self.__dict__["_parts"] = parts
+        self.__dict__["_aliases"] = {}
         for name in _SHARED:
             self.__dict__[name] = model.__dict__[name]
         self._modules.update(model._modules)
         self._modules.update(parts.added)
         self.training = model.training
         self.__dict__["_own"] = frozenset()
-        self.graph = parts.training_graph
+        # past nn.Module.__setattr__, which takes it for a child where the model has one called graph
+        fx.GraphModule.graph.fset(self, speakable(parts.training_graph, AugmentedModule, self._aliases))  # type: ignore[attr-defined]
         self._set_modes(self.training)
         self.__dict__["_own"] = frozenset(self.__dict__)
 
@@ -101,13 +106,16 @@ class AugmentedModule(fx.GraphModule):
         cls._forward_training = cls.forward
         cls._forward_eval = cls.forward
         if parts.eval_graph is not None:
-            cls._forward_eval = _compiled(parts.eval_graph)
+            cls._forward_eval = _compiled(parts.eval_graph, self._aliases)
         if parts.split is not None:
             for name, graph in parts.split.graphs().items():
-                setattr(cls, f"_forward_{name}", _compiled(graph))
+                setattr(cls, f"_forward_{name}", _compiled(graph, self._aliases))
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            values = self._parts.signature.bind(args, kwargs)
+            if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
+                values = self._parts.signature.take(args, kwargs)
+            else:
+                values = self._parts.signature.bind(args, kwargs)
             if self.training:
                 split = self._parts.split
                 return self._forward_training(**values) if split is None else split.run(self, values)
@@ -126,6 +134,8 @@ class AugmentedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> AugmentedModule:
         """Set training mode; frozen modules with batch statistics stay in eval mode."""
         self._parts.model.train(mode)  # the model may override it, as backbones with frozen norms do
+        for module in self._later().values():
+            module.train(mode)
         self._set_modes(mode)
         return self
 
@@ -137,6 +147,11 @@ class AugmentedModule(fx.GraphModule):
         if freeze is not None and self._keeps_statistics:
             for path in freeze.modules:
                 self.get_submodule(path).eval()
+
+    def _later(self) -> dict[str, nn.Module]:
+        """Children that were added to the rewritten model itself."""
+        known = {*self._parts.model._modules, *self._parts.added}
+        return {name: m for name, m in self._modules.items() if m is not None and name not in known}
 
     @property
     def _keeps_statistics(self) -> bool:
@@ -212,19 +227,39 @@ class AugmentedModule(fx.GraphModule):
     # --- being the model ----------------------------------------------------------------------
 
     def __getattr__(self, name: str) -> Any:
+        if name.startswith(ALIAS):
+            return at_path(self, self.__dict__["_aliases"][name])
         try:
             return super().__getattr__(name)
         except AttributeError:
             parts = self.__dict__.get("_parts")
             if parts is None or name.startswith("__"):
                 raise
-            return getattr(parts.model, name)
+            value = getattr(parts.model, name)
+            if isinstance(value, types.MethodType) and name not in parts.warned:
+                return watched(value, parts.model, lambda: self.training, parts.warned)
+            return value
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         parts = self.__dict__.get("_parts")
         if parts is not None and name in parts.model._modules:
             setattr(parts.model, name, value)  # a new head is a new head for both
+
+    def add_module(self, name: str, module: nn.Module | None) -> None:
+        """Add a child, or exchange one; a child of the model is exchanged there as well."""
+        if name in self._modules:  # its name may be one that this class has an attribute of
+            self._modules[name] = module
+        else:
+            super().add_module(name, module)
+        if name in self._parts.model._modules:
+            self._parts.model._modules[name] = module
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """The module at a path; a child comes before an attribute of this class that has its name."""
+        first, _, rest = target.partition(".")
+        child = self._modules.get(first)
+        return super().get_submodule(target) if child is None else child.get_submodule(rest)
 
     def _extra(self) -> dict[str, Any]:
         """Attributes that were set on the rewritten model itself, after it was made."""
@@ -237,9 +272,9 @@ class AugmentedModule(fx.GraphModule):
         return _rebuild, (_packed(self),)
 
 
-def _compiled(graph: fx.Graph) -> Any:
+def _compiled(graph: fx.Graph, aliases: dict[str, list[str]]) -> Any:
     """The function of a graph, with the model as its ``self``."""
-    code = graph.python_code(root_module="self")
+    code = speakable(graph, AugmentedModule, aliases).python_code(root_module="self")
     return function_from_source(code.src, code.globals)
 
 
@@ -254,6 +289,7 @@ def _packed(aug: AugmentedModule) -> dict[str, Any]:
         "plan": parts.plan,
         "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
         "extra": aug._extra(),
+        "later": aug._later(),
     }
 
 
@@ -261,7 +297,7 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
     graph = unpack_graph(packed["training_graph"])
     assert graph is not None
     model, added = packed["model"], packed["added"]
-    modes = {m: m.training for m in [model, *model.modules()]}
+    modes = {m: m.training for m in [model, *model.modules(), *added.values()]}
     aug = AugmentedModule(
         Parts(
             model,
@@ -274,6 +310,7 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
         )
     )
     aug.__dict__.update(packed["extra"])
+    aug._modules.update(packed["later"])
     for module, mode in modes.items():
         module.training = mode
     return aug

@@ -1,0 +1,51 @@
+"""Names that generated code cannot write: a child called ``class`` or ``plan``, or with a quote in its name.
+
+A graph names children as ``self.layer1.conv``. That is no Python where a name is a keyword or no identifier, and
+another thing where the class of ``self`` has an attribute of that name. Such paths get an alias, which the rewritten
+model looks up.
+"""
+
+from __future__ import annotations
+
+import keyword
+from typing import Any
+
+from torch import fx, nn
+
+ALIAS = "graphaug_alias_"
+
+
+def speakable(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> fx.Graph:
+    """The graph itself, or if it names what cannot be written, a copy with aliases; their paths go into ``aliases``."""
+    if not any(_is_path(node) and _is_unspeakable(str(node.target), owner) for node in graph.nodes):
+        return graph
+    copied = fx.Graph()
+    mapping: dict[fx.Node, fx.Node] = {}
+    for node in graph.nodes:
+        new = mapping[node] = copied.node_copy(node, lambda n: mapping[n])
+        if _is_path(node) and _is_unspeakable(str(node.target), owner):
+            new.target = ALIAS + str(node.target).encode().hex()
+            aliases[new.target] = str(node.target).split(".")
+    return copied
+
+
+def at_path(owner: nn.Module, path: list[str]) -> Any:
+    """The module, parameter, buffer or constant at a path, whatever its names are."""
+    *parents, last = path
+    for parent in parents:
+        child = owner._modules[parent]
+        assert child is not None
+        owner = child
+    for registry in (owner._modules, owner._parameters, owner._buffers):
+        if last in registry:
+            return registry[last]
+    return getattr(owner, last)
+
+
+def _is_path(node: fx.Node) -> bool:
+    return node.op in ("call_module", "get_attr")
+
+
+def _is_unspeakable(path: str, owner: type) -> bool:
+    first, *rest = path.split(".")
+    return hasattr(owner, first) or any(not e.isidentifier() or keyword.iskeyword(e) for e in (first, *rest))

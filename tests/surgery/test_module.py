@@ -1,0 +1,156 @@
+"""The rewritten model is a module like any other. Oracle: the plain model, and what nn.Module does."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch.func import functional_call, stack_module_state
+from torch.optim.swa_utils import AveragedModel
+from torchvision.models.feature_extraction import create_feature_extractor
+
+import graphaug as ga
+
+TAKEN = (
+    "plan",
+    "original",
+    "dense",
+    "augmentations",
+    "graph",
+    "code",
+    "set_rate",
+    "recompile",
+    "print_readable",
+)
+ODD = ("class", "import", "it's", 'a "quoted" one', "$", "two words", "ünï", "1")
+
+
+class Named(nn.Module):
+    """A child, and one in a container, of the given name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.called, self.stem, self.inner = name, nn.Linear(8, 8), nn.ModuleDict()
+        self.add_module(name, nn.Linear(8, 8))
+        self.inner.add_module(name, nn.Linear(8, 8)) if name not in dir(nn.ModuleDict) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self._modules[self.called](self.stem(x))
+        return self.inner[self.called](h) if len(self.inner) else h
+
+
+class Methods(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.blocks = nn.Linear(8, 8), nn.ModuleList([nn.Linear(8, 8)])
+
+    def encode(self, x: Tensor) -> Tensor:
+        return self.first(x)
+
+    def embed(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+    def width(self) -> int:
+        return self.first.in_features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.embed(self.encode(x))
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2))
+
+
+@pytest.fixture
+def x() -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(6, 8)
+
+
+@pytest.mark.parametrize("name", [*TAKEN, *ODD])
+def test_a_child_may_have_any_name(name: str, x: Tensor) -> None:
+    model = Named(name)
+    aug = ga.rewrite(model, "stem", subset=0.0)
+    for mode in (True, False):
+        aug.train(mode)
+        assert torch.equal(aug(x), model(x))
+        assert torch.equal(copy.deepcopy(aug)(x), model(x))
+    assert torch.equal(pickle.loads(pickle.dumps(aug))(x), model(x))
+    assert aug.get_submodule(name) is model._modules[name]
+    assert list(aug.state_dict()) == list(model.state_dict())
+    assert torch.equal(torch.compile(aug.train(), backend="eager", fullgraph=True)(x), model(x))
+
+
+@pytest.mark.parametrize("name", ["class", "plan", "graph"])
+def test_a_child_of_any_name_is_a_site(name: str, x: Tensor) -> None:
+    aug = ga.rewrite(Named(name), name, rate=0.5, stop_grad=True)
+    ga.verify(aug, x)
+
+
+def test_children_added_later_switch_modes_and_are_copied(x: Tensor) -> None:
+    aug = ga.rewrite(chain(), "1")
+    aug.projector = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2), nn.Dropout(0.5))
+    for mode in (False, True):
+        aug.train(mode)
+        assert all(m.training is mode for m in aug.projector.modules())
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        assert list(twin.state_dict()) == list(aug.state_dict())
+        assert torch.equal(twin.projector.eval()(x[:, :2]), aug.projector.eval()(x[:, :2]))
+        assert twin.projector[0].weight is not aug.projector[0].weight
+
+
+def test_a_converted_norm_is_the_model_s_as_well() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    aug = nn.SyncBatchNorm.convert_sync_batchnorm(ga.rewrite(model, "1"))
+    assert isinstance(aug._modules["1"], nn.SyncBatchNorm)
+    assert ga.strip(aug)[1] is aug._modules["1"]
+
+
+def test_functional_call_stacking_averaging_and_export(x: Tensor) -> None:
+    model = chain()
+    aug = ga.rewrite(model, "1").eval()
+    other = {name: torch.randn_like(p) for name, p in model.named_parameters()}
+    assert torch.equal(functional_call(aug, other, (x,)), functional_call(model.eval(), other, (x,)))
+    stacked, _ = stack_module_state([aug])
+    assert list(stacked) == [name for name, _ in model.named_parameters()]
+    assert torch.equal(AveragedModel(aug).eval()(x), model(x))
+    assert torch.equal(torch.export.export(aug, (x,)).module()(x), model(x))
+
+
+def test_other_tracers_take_it(x: Tensor) -> None:
+    model = chain()
+    aug = ga.rewrite(model, "1")
+    assert torch.equal(fx.symbolic_trace(aug.eval())(x), model.eval()(x))
+    found: dict[str, Tensor] = {}
+    model[3].register_forward_hook(lambda _m, _a, out: found.update(out=out))
+    model(x)
+    assert torch.equal(
+        create_feature_extractor(aug, ["3"], suppress_diff_warning=True).eval()(x)["3"], found["out"]
+    )
+    training = fx.symbolic_trace(aug.train())
+    assert any(n.target == "deep_augment" for n in training.graph.nodes)
+
+
+def test_other_methods_are_named_by_the_plan_and_warn_once(x: Tensor) -> None:
+    model = Methods()
+    aug = ga.rewrite(model, "first")
+    assert "run the model without augmentation: encode, embed" in str(aug.plan)
+    with pytest.warns(UserWarning, match=r"Methods\.encode\(\) runs the model as it is"):
+        assert torch.equal(aug.encode(x), model.encode(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aug.encode(x)
+        assert aug.width() == 8
+        aug.eval().embed(x)
+
+
+def test_an_inner_call_of_a_method_does_not_warn(x: Tensor) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        ga.rewrite(Methods(), "first")(x)
