@@ -50,7 +50,7 @@ def check_choice(name: str, value: object) -> str:
 
 
 class DeepAugment(nn.Module):
-    """Dropout on a random subset of the rows of a batch (Deep Augmentation, design section 1).
+    """Dropout on a random subset of the rows of a batch (Deep Augmentation; docs/deep-augmentation.md).
 
     In training mode ``out = where(rows, stop(h * keep / (1 - rate)), h)``; in eval mode the identity.
     Rate and subset live in non-persistent buffers, so that changing them recompiles nothing and the

@@ -33,7 +33,7 @@ def block_list(model: nn.Module) -> str | None:
 
 
 def paper_stages(model: nn.Module) -> Mapping[int, str]:
-    """The paper's numbering of a model's sites (design section 1), as selector strings; empty if unknown.
+    """The paper's numbering of a model's sites, as selector strings; empty if unknown (docs/selection.md, Numbers).
 
     ResNets of torchvision and timm: -1 input, 0 stem, 1-4 ``layer1..layer4``, 5 pooled, 6 the head.
     Models with one list of blocks: 0 what enters the first block, i behind block i; ``graphaug.text``'s SimCSE also has

@@ -155,7 +155,11 @@ def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
 
 
 def floor(subset: float, share: float) -> float:
-    """The least time of a sparse step relative to the plain one (design section 5): 1 - (2/3)·s·f."""
+    """The least time of a sparse step relative to the plain one: 1 - (2/3)·s·f (docs/sparse-backward.md).
+
+    Of a step's time a third is the forward and two thirds the backward; that of the share ``subset`` of the rows is
+    saved in the share ``share`` of the network that lies before the cut.
+    """
     return 1 - 2 / 3 * subset * share
 
 
