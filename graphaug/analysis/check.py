@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import torch
+from joblib import Parallel, delayed, parallel_config
 
 from graphaug.analysis.advise import Advice
 from graphaug.errors import DataError, InvalidOption, did_you_mean
@@ -149,7 +147,11 @@ def check_advice(
         for seed, at, stop in jobs
     ]
     results: dict[int, dict[str, Any]] = {}
-    for i, result in _results(configs, data, workers):
+    trial = delayed(lambda i, config: (i, pretrain(config, data=data).result))
+    # joblib starts fresh processes: torch's threads would not survive a fork
+    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
+        found = Parallel(return_as="generator_unordered")(map(trial, range(len(configs)), configs))
+    for i, result in found:
         results[i] = result
         if on_trial is not None:
             seed, at, stop = jobs[i]
@@ -183,27 +185,6 @@ def _ranked(
     trials.sort(key=lambda t: -t.accuracy)
     statistics = rank_correlation([t.score for t in trials], [t.accuracy for t in trials])
     return Check(metric, epochs, tuple(found[None, False]), tuple(trials), *statistics)
-
-
-def _results(
-    configs: Sequence[PretrainConfig], data: ImageData, workers: int
-) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The probes of every trial with its number, as they come."""
-    if workers == 1:
-        for i, config in enumerate(configs):
-            yield i, pretrain(config, data=data).result
-        return
-    # spawned, not forked: torch's threads do not survive a fork
-    with ProcessPoolExecutor(
-        workers, multiprocessing.get_context("spawn"), torch.set_num_threads, (1,)
-    ) as pool:
-        futures = {pool.submit(_trial, config, data): i for i, config in enumerate(configs)}
-        for future in as_completed(futures):
-            yield futures[future], future.result()
-
-
-def _trial(config: PretrainConfig, data: ImageData) -> dict[str, Any]:
-    return pretrain(config, data=data).result
 
 
 def rank_correlation(

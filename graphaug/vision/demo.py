@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import torch
+from joblib import Parallel, delayed
 
 from graphaug.errors import RunDirectoryError
 from graphaug.vision.config import PretrainConfig
@@ -129,22 +128,14 @@ def run_demo(out: Path, *, epochs: int, seeds: int, workers: int, force: bool, r
 
 def _run_all(jobs: list[Job], workers: int, report: Report) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
-
-    def done(index: int, result: dict[str, Any]) -> None:
+    numbered = delayed(lambda index, job: (index, job.run()))
+    # joblib starts fresh processes: torch's threads would not survive a fork.
+    found = Parallel(workers, return_as="generator_unordered")(map(numbered, range(len(jobs)), jobs))
+    for index, result in found:
         results[index] = result
         few = result["few_labels"]["mean"]
         seed = f"{jobs[index].name}, seed {jobs[index].config.seed}"
         report(len(results), len(jobs), f"{seed}: {result['linear']:.1%}, with 5 labels a class {few:.1%}")
-
-    if workers == 1:
-        for index, job in enumerate(jobs):
-            done(index, job.run())
-    else:
-        # Spawned, not forked: torch's threads do not survive a fork.
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(job.run): index for index, job in enumerate(jobs)}
-            for future in as_completed(futures):
-                done(futures[future], future.result())
     return [results[index] for index in range(len(jobs))]
 
 
