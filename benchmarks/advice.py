@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from graphaug.analysis.check import METRICS, check_advice
-from graphaug.analysis.report.measure import advise_run
+from graphaug.analysis.report.measure_images import advise_images
 from graphaug.analysis.report.read import ImageRun, read_run
 from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.pretrain import pretrain
@@ -63,7 +63,7 @@ def examine(name: str, config: PretrainConfig, seeds: int, workers: int, directo
     result = pretrain(config, path).result
     run = read_run(path)
     assert isinstance(run, ImageRun)
-    advice, data = advise_run(run)
+    advice, data = advise_images(run)
     print(advice.similarity)
     print(advice)
     found: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Reading activations: a copy of the graph with a tap at every site, so that no hook is left behind."""
+"""Reading activations: a copy of the graph with an observer at every site, so that no hook is left behind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from graphaug.surgery.unwrap import plain_model
 Receive = Callable[[int, Tensor], None]
 
 
-class Tap(nn.Module):
+class Observer(nn.Module):
     """Hands what flows through it to a function, at once: what follows may change it in place."""
 
     def __init__(self) -> None:
@@ -44,50 +44,50 @@ class Tap(nn.Module):
 
 
 @dataclass(frozen=True)
-class Tapped:
-    """A model with taps, sharing everything with the user's.
+class ActivationReader:
+    """A model with observers, sharing everything with the user's.
 
     Attributes:
         module: computes what the model computes.
         names: of the sites, in the order in which the model computes them.
         targets: the same as `Target`s.
-        taps: the same, in the graph.
+        observers: theirs, in the graph.
     """
 
     module: AugmentedModule
     names: tuple[str, ...]
     targets: tuple[Target, ...]
-    taps: tuple[Tap, ...]
+    observers: tuple[Observer, ...]
 
     def __call__(self, inputs: Any, receive: Receive) -> Any:
         """Run in eval mode on one batch; ``receive(i, h)`` gets the value at the i-th site as soon as it is there."""
-        for i, tap in enumerate(self.taps):
-            tap.receive = lambda h, i=i: receive(i, h)
+        for i, observer in enumerate(self.observers):
+            observer.receive = lambda h, i=i: receive(i, h)
         try:
             # the user's own root is no module of ours, and has a mode too
             with evaluating(self.module.original), evaluating(self.module):
                 return self.module(**inputs) if isinstance(inputs, Mapping) else self.module(*inputs)
         finally:
-            for tap in self.taps:
-                tap.receive = None
+            for observer in self.observers:
+                observer.receive = None
 
 
-def tapped(
+def activation_reader(
     model: nn.Module,
     at: At,
     example_inputs: Any,
     *,
     augmentations: Mapping[Target, nn.Module] | None = None,
     tokens: bool = False,
-) -> Tapped:
-    """Put taps at every site that ``at`` selects; a module that is called several times has one for each call.
+) -> ActivationReader:
+    """Put observers at every site that ``at`` selects; a module that is called several times has one for each call.
 
     Args:
         model: the model, plain or rewritten; it is not changed.
         at: a selector or a list. Of a pattern or a class, in a list too, sites whose value is no batch of activations
             (masks, position tables) are left out.
         example_inputs: one batch, as `graphaug.rewrite` takes it.
-        augmentations: modules to call as well; where there is also a tap, before it.
+        augmentations: modules to call as well; where there is also an observer, before it.
         tokens: of a pattern or a class, leave out sites without a dimension of tokens too.
 
     Raises:
@@ -100,7 +100,7 @@ def tapped(
     spelled_out = [entry for entry in entries if not _is_pattern(entry)]
     named = set(resolve(spelled_out, structure, every_call=True)) if spelled_out else set()
     acting = dict(augmentations or {})
-    names = fresh_names(structure.model, [*wanted, *(t for t in acting if t not in wanted)], "tap")
+    names = fresh_names(structure.model, [*wanted, *(t for t in acting if t not in wanted)], "observer")
     captured, graph, placed = place(structure, names, training=False)
     rows = rows_of(example_inputs)
 
@@ -122,17 +122,19 @@ def tapped(
     order = {node: i for i, node in enumerate(graph.nodes)}
     chosen.sort(key=lambda t: order[placed[t]])
     for node in graph.nodes:
-        node.meta.pop("value", None)  # every activation of the example, which would stay as long as the taps
-    taps = {t: Tap() for t in chosen}
-    added: dict[str, nn.Module] = {names[t]: tap for t, tap in taps.items()}
+        node.meta.pop(
+            "value", None
+        )  # every activation of the example, which would stay as long as the observers
+    observers = {t: Observer() for t in chosen}
+    added: dict[str, nn.Module] = {names[t]: observer for t, observer in observers.items()}
     for target, module in acting.items():
-        added[names[target]] = nn.Sequential(module, taps[target]) if target in taps else module
+        added[names[target]] = nn.Sequential(module, observers[target]) if target in observers else module
     added |= constants_module(captured.constants)
     plan = Plan(type(structure.model).__name__, (), len(graph.nodes), (), False, "dense", "no augmentation")
     with evaluating(structure.model):  # its modules keep their modes
         signature = structure.signature.forget_examples()
         module = AugmentedModule(Parts(structure.model, graph, None, added, signature, plan))
-    return Tapped(module, _spelled(structure, chosen), tuple(chosen), tuple(taps.values()))
+    return ActivationReader(module, _spelled(structure, chosen), tuple(chosen), tuple(observers.values()))
 
 
 def _spelled(structure: ModelStructure, targets: Sequence[Target]) -> tuple[str, ...]:

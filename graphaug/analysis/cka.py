@@ -17,7 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.analysis.activations import Tapped, check_rows, in_full, sample_features, tapped
+from graphaug.analysis.activations import (
+    ActivationReader,
+    activation_reader,
+    check_rows,
+    in_full,
+    sample_features,
+)
 from graphaug.analysis.batches import batches, padding_mask, rows_of
 from graphaug.errors import BatchError, DataError, InvalidOption, did_you_mean
 from graphaug.select.resolve import At
@@ -109,19 +115,12 @@ def cka(
         DataError: there are no data, or not such as the forward takes, or the activations of a site are not finite.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
     """
-    for name, value in (("estimator", estimator), ("kernel", kernel), ("tokens", tokens)):
-        if value not in CHOICES[name]:
-            hint = did_you_mean(str(value), CHOICES[name])
-            raise InvalidOption(
-                f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, CHOICES[name]))}."
-            )
-    if not bandwidth > 0:
-        raise InvalidOption(f"bandwidth must be positive, not {bandwidth!r}.")
+    _check_options(bandwidth, estimator=estimator, kernel=kernel, tokens=tokens)
     models = [plain_model(m) for m in (model, other) if m is not None]
     chosen = [sites, sites if other_sites is None else other_sites]
     streams = [batches(m, b, batch_size) for m, b in zip(models, _shared(data, len(models)), strict=True)]
     gram = _linear if kernel == "linear" else lambda x: _rbf(x, bandwidth)
-    read: list[Tapped] = []
+    read: list[ActivationReader] = []
     sums: _Sums | None = None
     smallest, seen, largest, count = _SMALLEST[estimator], 0, 0, 0
     with torch.no_grad():
@@ -132,7 +131,7 @@ def cka(
                 continue  # what is left over at the end of the data
             if not read:
                 read = [
-                    tapped(m, at, x, tokens=tokens == "each")
+                    activation_reader(m, at, x, tokens=tokens == "each")
                     for m, at, x in zip(models, chosen, inputs, strict=False)
                 ]
                 sums = _Sums(len(read[0].names), len(read[1].names) if other is not None else None)
@@ -165,6 +164,17 @@ def cka(
     return CKA(read[0].names, read[-1].names, sums.values(), seen, estimator, kernel)
 
 
+def _check_options(bandwidth: float, **named: str) -> None:
+    for name, value in named.items():
+        if value not in CHOICES[name]:
+            hint = did_you_mean(str(value), CHOICES[name])
+            raise InvalidOption(
+                f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, CHOICES[name]))}."
+            )
+    if not bandwidth > 0:
+        raise InvalidOption(f"bandwidth must be positive, not {bandwidth!r}.")
+
+
 def _shared(data: Any, count: int) -> Sequence[Any]:
     """The data once for every model; what can be iterated only once is read once."""
     if count == 1 or isinstance(data, (Tensor, Mapping)):
@@ -176,7 +186,7 @@ def _shared(data: Any, count: int) -> Sequence[Any]:
     )
 
 
-def _stack(read: Tapped, inputs: Any, tokens: str, reduce: Callable[[Tensor], Tensor]) -> Tensor:
+def _stack(read: ActivationReader, inputs: Any, tokens: str, reduce: Callable[[Tensor], Tensor]) -> Tensor:
     """One centred Gram matrix a site: (sites, rows, rows)."""
     found: dict[int, Tensor] = {}
     mask, rows = padding_mask(inputs), rows_of(inputs)

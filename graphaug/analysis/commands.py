@@ -46,7 +46,7 @@ def advise(
     force: Force = False,
 ) -> None:
     """Suggest where to augment, from the similarity of the layers of RUN's encoder."""
-    from graphaug.analysis.check import METRICS
+    from graphaug.analysis.check import METRICS, check_advice
     from graphaug.analysis.report.read import ImageRun, TextRun, read_run, write_json
 
     if metric not in METRICS:
@@ -69,19 +69,14 @@ def advise(
         quiet()
         advice = advise_text(found, sts=sts, samples=samples)
     else:
-        from graphaug.analysis.report.measure import advise_run
+        from graphaug.analysis.report.measure_images import advise_images
 
         assert isinstance(found, ImageRun)
-        advice, data = advise_run(found, samples=samples)
+        advice, data = advise_images(found, samples=samples)
     print(advice.similarity)
     print(advice)
     result: dict[str, Any] = {"run": str(run), "advice": [dict(s) | {"score": s.score} for s in advice]}
     if check and isinstance(found, ImageRun) and data is not None:
-        from graphaug.analysis.check import check_advice
-
-        def report(done: int, total: int, line: str) -> None:
-            print(f"[{done}/{total}] {line}", file=sys.stderr)
-
         (checked,) = check_advice(
             advice,
             found.config,
@@ -90,12 +85,16 @@ def advise(
             seeds=range(seeds),
             metrics=(metric,),
             workers=workers,
-            on_trial=report,
+            on_trial=_report,
         )
         print(checked)
         result["check"] = checked.to_dict()
     if out is not None:
         write_json(out, result)
+
+
+def _report(done: int, total: int, line: str) -> None:
+    print(f"[{done}/{total}] {line}", file=sys.stderr)
 
 
 def analyze(

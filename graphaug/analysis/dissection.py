@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphaug.analysis.activations import Tapped, check_rows, first_of, tapped
+from graphaug.analysis.activations import ActivationReader, activation_reader
 from graphaug.analysis.batches import batches, rows_of
-from graphaug.augment.deep_augment import DeepAugment
+from graphaug.analysis.passes import RecordedAugmentation, random_direction, run_pass
 from graphaug.capture.dataflow import before, parameters_of
-from graphaug.capture.signature import map_tensors
 from graphaug.capture.target import Target
 from graphaug.errors import BatchError, DataError, NotRewritten
 from graphaug.select.model_structure import ModelStructure
@@ -145,13 +143,13 @@ def dissect(
         raise BatchError(f"a batch of {rows} rows says little: dissect needs 4 or more.")
     if at is None:
         at = [str(site) for site in sites(aug.original, inputs) if site.module is not aug.original]
-    augmentations = {t: _Recording(module) for t, module in aug.augmentations.items()}
+    augmentations = {t: RecordedAugmentation(module) for t, module in aug.augmentations.items()}
     cuts = _before_cuts(aug, list(augmentations), inputs)
-    read = tapped(aug.original, at, inputs, augmentations=augmentations)
+    read = activation_reader(aug.original, at, inputs, augmentations=augmentations)
     behind = _behind(read)
-    loss = loss or _direction(seed)
-    plain = _measure(read, augmentations, inputs, loss, seed, augmented=False)
-    found = _measure(read, augmentations, inputs, loss, seed, augmented=True)
+    loss = loss or random_direction(seed)
+    plain = run_pass(read, augmentations, inputs, loss, seed, augmented=False)
+    found = run_pass(read, augmentations, inputs, loss, seed, augmented=True)
     changed = torch.stack([a.rows for a in augmentations.values() if a.rows is not None]).any(0)
     if not changed.any():
         raise BatchError("no row was augmented: the subset rounds to 0 rows of this batch.")
@@ -174,94 +172,6 @@ def dissect(
     ]
     dropped = sum(a.zeros for a in augmentations.values()) / sum(a.units for a in augmentations.values())
     return Dissection(effects, int(changed.sum()), rows, dropped, *norms)
-
-
-class _Recording(nn.Module):
-    """An augmentation that remembers its last draw."""
-
-    def __init__(self, augmentation: DeepAugment) -> None:
-        super().__init__()
-        self.__dict__["augmentation"] = augmentation  # not a child: its mode is the user's
-        self.rows: Tensor | None = None
-        self.units = self.zeros = 0
-        self.active = False
-
-    def forward(self, value: Any) -> Any:
-        if not self.active:
-            return value
-        own: DeepAugment = self.__dict__["augmentation"]
-        draw_rows, draw_noise = own.draw_rows, own.draw_noise
-
-        def rows(count: int, device: torch.device) -> Tensor:
-            drawn = self.rows = draw_rows(count, device)
-            return drawn
-
-        def noise(h: Tensor) -> Tensor:
-            drawn = draw_noise(h)
-            whole = drawn.expand_as(h)[self.rows]
-            self.units, self.zeros = whole.numel(), int((whole == 0).sum())
-            return drawn
-
-        own.__dict__.update(draw_rows=rows, draw_noise=noise)
-        training, own.training = own.training, True
-        try:
-            return own(value)
-        finally:
-            own.training = training
-            del own.__dict__["draw_rows"], own.__dict__["draw_noise"]
-
-
-@dataclass(frozen=True)
-class _Run:
-    values: list[Tensor]
-    gradients: list[Tensor]
-    parameters: dict[str, Tensor]
-
-
-def _measure(
-    read: Tapped,
-    augmentations: Any,
-    inputs: Any,
-    loss: Callable[[Any], Tensor],
-    seed: int,
-    *,
-    augmented: bool,
-) -> _Run:
-    held: dict[int, Tensor] = {}
-    gradients: dict[int, Tensor] = {}
-
-    def receive(i: int, h: Tensor) -> None:
-        check_rows(h.shape[0], rows_of(inputs), read.names[i])
-        held[i] = h.detach().clone()
-        gradients[i] = torch.zeros_like(held[i])
-        if h.requires_grad:
-            h.register_hook(lambda g: gradients.__setitem__(i, g.detach()))
-
-    for augmentation in augmentations.values():
-        augmentation.active = augmented
-    model = read.module.original
-    with torch.random.fork_rng(), torch.enable_grad(), _unfrozen(model):
-        torch.manual_seed(seed)
-        output = read(map_tensors(torch.clone, inputs), receive)
-        parameters = dict(model.named_parameters())
-        found = torch.autograd.grad(loss(output), list(parameters.values()), allow_unused=True)
-    pairs = zip(parameters.items(), found, strict=True)
-    kept = {name: torch.zeros_like(p) if g is None else g for (name, p), g in pairs}
-    order = range(len(read.names))
-    return _Run([held[i] for i in order], [gradients[i] for i in order], kept)
-
-
-@contextlib.contextmanager
-def _unfrozen(model: nn.Module) -> Iterator[None]:
-    """Let everything have a gradient, so that frozen parts do not end the way down."""
-    frozen = [p for p in model.parameters() if not p.requires_grad and p.is_floating_point()]
-    for p in frozen:
-        p.requires_grad_(True)
-    try:
-        yield
-    finally:
-        for p in frozen:
-            p.requires_grad_(False)
 
 
 def _effect(
@@ -288,8 +198,8 @@ def _effect(
     )
 
 
-def _behind(read: Tapped) -> list[bool]:
-    """Of every tap, whether an augmentation is among what its value is computed from."""
+def _behind(read: ActivationReader) -> list[bool]:
+    """Of every observer, whether an augmentation is among what its value is computed from."""
     added = read.module._parts.added
     nodes = {
         n: added[n.target] for n in read.module.graph.nodes if n.op == "call_module" and n.target in added
@@ -299,7 +209,10 @@ def _behind(read: Tapped) -> list[bool]:
         return node in nodes and any(isinstance(m, kind) for m in nodes[node].modules())
 
     of_tap = {id(m): n for n, module in nodes.items() for m in module.modules()}
-    return [any(holds(n, _Recording) for n in before(of_tap[id(tap)])) for tap in read.taps]
+    return [
+        any(holds(n, RecordedAugmentation) for n in before(of_tap[id(observer)]))
+        for observer in read.observers
+    ]
 
 
 def _before_cuts(aug: AugmentedModule, targets: Sequence[Target], inputs: Any) -> list[set[str]]:
@@ -317,21 +230,6 @@ def _before_cuts(aug: AugmentedModule, targets: Sequence[Target], inputs: Any) -
         }
         found.append({name for name, p in model.named_parameters() if id(p) in owned})
     return found
-
-
-def _direction(seed: int) -> Callable[[Any], Tensor]:
-    def loss(output: Any) -> Tensor:
-        leaves = torch.utils._pytree.tree_leaves(output)
-        # with labels a model gives its own loss first, which has no rows
-        z = next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point() and t.dim()), None)
-        if z is None:
-            own: Tensor = first_of(output)
-            return own
-        generator = torch.Generator().manual_seed(seed)
-        projected: Tensor = (z * torch.randn(z.shape, generator=generator).to(z)).sum() / len(z)
-        return projected
-
-    return loss
 
 
 def _norm(tensors: list[Tensor]) -> float:

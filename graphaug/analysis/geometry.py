@@ -11,7 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphaug.analysis.activations import Tapped, check_rows, in_full, sample_features, tapped
+from graphaug.analysis.activations import (
+    ActivationReader,
+    activation_reader,
+    check_rows,
+    in_full,
+    sample_features,
+)
 from graphaug.analysis.batches import batches, padding_mask, rows_of
 from graphaug.errors import BatchError, DataError, InvalidOption
 from graphaug.select.resolve import At
@@ -179,13 +185,13 @@ def geometry(
     """
     _check_tokens(tokens)
     plain = plain_model(model)
-    read: Tapped | None = None
+    read: ActivationReader | None = None
     collected: tuple[list[list[Tensor]], list[list[Tensor]]] = ([], [])
     for pair in pairs:
         views = [next(iter(batches(plain, [view]))) for view in pair]
         if len(views) != 2 or rows_of(views[0]) != rows_of(views[1]):
             raise BatchError("geometry needs pairs (first, second) of batches with one number of rows.")
-        read = read or tapped(plain, sites, views[0])
+        read = read or activation_reader(plain, sites, views[0])
         for store, view in zip(collected, views, strict=True):
             store.append(_embeddings(read, view, tokens))
     if read is None:
@@ -215,10 +221,10 @@ def site_embeddings(
     """
     _check_tokens(tokens)
     plain = plain_model(model)
-    read: Tapped | None = None
+    read: ActivationReader | None = None
     collected: list[list[Tensor]] = []
     for inputs in batches(plain, data, batch_size):
-        read = read or tapped(plain, sites, inputs)
+        read = read or activation_reader(plain, sites, inputs)
         collected.append(_embeddings(read, inputs, tokens))
     assert read is not None
     return {
@@ -231,7 +237,7 @@ def _check_tokens(tokens: str) -> None:
         raise InvalidOption(f"tokens={tokens!r} is unknown. Known: 'mean', 'cls', 'flatten'.")
 
 
-def _embeddings(read: Tapped, inputs: Any, tokens: str) -> list[Tensor]:
+def _embeddings(read: ActivationReader, inputs: Any, tokens: str) -> list[Tensor]:
     found: dict[int, Tensor] = {}
     mask, rows = padding_mask(inputs), rows_of(inputs)
 

@@ -13,10 +13,12 @@ from typing import Any
 
 import graphaug
 from graphaug.analysis.report import figures
-from graphaug.analysis.report.measure import Study, study
-from graphaug.analysis.report.read import Run, read_run
+from graphaug.analysis.report.findings import RunAnalysis
+from graphaug.analysis.report.measure_images import analyze_images
+from graphaug.analysis.report.read import ImageRun, Run, TextRun, read_run
 from graphaug.contrastive.runs.files import make_folder, write_file
 from graphaug.errors import RunDirectoryError
+from graphaug.vision.data.images import ImageData
 
 REPORT = "report.html"
 
@@ -64,18 +66,41 @@ def analyze(
         raise RunDirectoryError(
             "runs on images are told in epochs and runs on text in steps: analyse the ones and the others apart."
         )
-    studies = {}
+    analyses = {}
     for name, run in found.items():
         if on_run is not None:
             on_run(name)
-        studies[name] = study(run, sts=sts, samples=samples)
+        analyses[name] = analyze_run(run, sts=sts, samples=samples)
     make_folder(target / "figures")
-    page = render(studies, target / "figures")
+    page = render(analyses, target / "figures")
     write_file(target / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
     return target / REPORT
 
 
-def render(studies: dict[str, Study], directory: Path) -> str:
+def analyze_run(
+    run: Run, *, data: ImageData | None = None, sts: str | os.PathLike[str] | None = None, samples: int = 512
+) -> RunAnalysis:
+    """Analyse a run on its own test images, or one on text on STS-B's development set.
+
+    Args:
+        run: as `read_run` gives it.
+        data: of a run on images: the data, already loaded; by default what the run was trained on.
+        sts: of a run on text: SentEval's directory or archive; by default the run's.
+        samples: how many test images, or sentences for CKA, to look at, at most; images as many of every class.
+
+    Raises:
+        DataError: the data are gone, or too few.
+        Whatever `cka` raises.
+    """
+    if isinstance(run, TextRun):
+        from graphaug.analysis.report.measure_text import analyze_text  # needs what graphaug[text] brings
+
+        return analyze_text(run, sts=sts, samples=samples)
+    assert isinstance(run, ImageRun)
+    return analyze_images(run, data=data, samples=samples)
+
+
+def render(analyses: dict[str, RunAnalysis], directory: Path) -> str:
     """Draw the figures into ``directory`` and return the page, with the figures inside."""
     import yaml
     from jinja2 import Environment, StrictUndefined
@@ -85,26 +110,28 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         written = figures.save(figure, directory / stem)
         return base64.b64encode(written["svg"].read_bytes()).decode()
 
-    moments = {name: s.moments for name, s in studies.items()}
-    words = next(iter(studies.values())).words
+    measurements = {name: s.measurements for name, s in analyses.items()}
+    words = next(iter(analyses.values())).words
     losses = {
         name: [
             (m.get("step", i) if words.time == "step" else i, m["loss"])
             for i, m in enumerate(s.run.metrics, 1)
         ]
-        for name, s in studies.items()
+        for name, s in analyses.items()
     }
     shared = {
-        "curves": embedded("curves", figures.curves(losses, moments, words)),
-        "plane": embedded("plane", figures.plane(moments, words)),
-        "spectrum": embedded("spectrum", figures.spectrum({name: s.spectrum for name, s in studies.items()})),
+        "curves": embedded("curves", figures.curves(losses, measurements, words)),
+        "plane": embedded("plane", figures.plane(measurements, words)),
+        "spectrum": embedded(
+            "spectrum", figures.spectrum({name: s.spectrum for name, s in analyses.items()})
+        ),
     }
     own = [
         {
             "cka": embedded(f"cka-{stem}", figures.heat_map(s.advice.similarity, s.advice.stretches, s.cuts)),
-            "sites": embedded(f"sites-{stem}", figures.sites(s.moments, s.cuts, words)),
+            "sites": embedded(f"sites-{stem}", figures.sites(s.measurements, s.cuts, words)),
         }
-        for stem, s in zip(_stems(studies), studies.values(), strict=True)
+        for stem, s in zip(_stems(analyses), analyses.values(), strict=True)
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
@@ -117,13 +144,13 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         files("graphaug.analysis.report").joinpath("report.html.j2").read_text("utf-8")
     )
     return template.render(
-        studies=list(studies.values()),
-        names=list(studies),
+        analyses=list(analyses.values()),
+        names=list(analyses),
         words=words,
         shared=shared,
         own=own,
         configurations=[
-            yaml.safe_dump(s.run.resolved, sort_keys=False, allow_unicode=True) for s in studies.values()
+            yaml.safe_dump(s.run.resolved, sort_keys=False, allow_unicode=True) for s in analyses.values()
         ],
         version=graphaug.__version__,
         picture=picture,
@@ -158,10 +185,10 @@ def _stems(names: Iterable[str]) -> list[str]:
     return stems
 
 
-def _marks(study: Study) -> str:
+def _marks(analysis: RunAnalysis) -> str:
     """What the heat map says about the cut."""
-    if not study.augmented:
+    if not analysis.augmented:
         return "This run was trained without Deep Augmentation."
-    if not study.cuts:
-        return f"What was augmented, {', '.join(study.augmented)}, is not among the compared sites."
-    return f"Dashed lines and ✂: what was augmented, {', '.join(study.cuts)}."
+    if not analysis.cuts:
+        return f"What was augmented, {', '.join(analysis.augmented)}, is not among the compared sites."
+    return f"Dashed lines and ✂: what was augmented, {', '.join(analysis.cuts)}."

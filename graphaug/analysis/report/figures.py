@@ -13,7 +13,7 @@ from torch import Tensor
 
 from graphaug.analysis.cka import CKA
 from graphaug.analysis.geometry import Geometry
-from graphaug.analysis.report.measure import IMAGES, Moment, Words
+from graphaug.analysis.report.findings import IMAGES, Measurement, Words
 from graphaug.analysis.segments import Stretch
 from graphaug.contrastive.runs.files import write_file
 
@@ -74,8 +74,8 @@ def heat_map(similarity: CKA, found: Sequence[Stretch] = (), cuts: Sequence[str]
     return figure
 
 
-def plane(runs: Mapping[str, Sequence[Moment]], words: Words = IMAGES) -> Figure:
-    """Alignment against uniformity, with arrows from one moment of a run to the next."""
+def plane(runs: Mapping[str, Sequence[Measurement]], words: Words = IMAGES) -> Figure:
+    """Alignment against uniformity, with arrows from one time of a run to the next."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4.5), layout="constrained")
@@ -83,15 +83,15 @@ def plane(runs: Mapping[str, Sequence[Moment]], words: Words = IMAGES) -> Figure
         xlabel="uniformity (log mean potential; lower spreads more)",
         ylabel="alignment (mean squared distance)",
     )
-    for i, (name, moments) in enumerate(runs.items()):
+    for i, (name, measurements) in enumerate(runs.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        points = [(m.uniformity, m.alignment) for m in moments]
+        points = [(m.uniformity, m.alignment) for m in measurements]
         axes.plot(*zip(*points, strict=True), marker, markersize=4, color=colour, label=name)
         for start, end in itertools.pairwise(points):
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
-        for at in {0, len(moments) - 1}:
+        for at in {0, len(measurements) - 1}:
             axes.annotate(
-                f"{words.time} {moments[at].time}",
+                f"{words.time} {measurements[at].time}",
                 points[at],
                 xytext=(4, 4),
                 textcoords="offset points",
@@ -103,30 +103,30 @@ def plane(runs: Mapping[str, Sequence[Moment]], words: Words = IMAGES) -> Figure
     return figure
 
 
-def sites(moments: Sequence[Moment], cuts: Sequence[str] = (), words: Words = IMAGES) -> Figure:
-    """Geometry of every site, a line for each moment of a run at which it was measured, the last one in bold."""
+def sites(measurements: Sequence[Measurement], cuts: Sequence[str] = (), words: Words = IMAGES) -> Figure:
+    """Geometry of every site, a line for each time at which it was measured, the last one in bold."""
     import matplotlib as mpl
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.figure import Figure
 
-    moments = [moment for moment in moments if moment.sites]
-    names = [g.site for g in moments[-1].sites]
+    measurements = [m for m in measurements if m.sites]
+    names = [g.site for g in measurements[-1].sites]
     # without the scale's yellow end, which is faint on white
     scale = ListedColormap(mpl.colormaps["viridis"](torch.linspace(0, 0.85, 256).numpy()))
     figure = Figure(figsize=(9, 8), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True)
-    times = Normalize(moments[0].time, max(moments[-1].time, moments[0].time + 1))
+    times = Normalize(measurements[0].time, max(measurements[-1].time, measurements[0].time + 1))
     for axes, (label, measure) in zip(panels.flat, _SITE_MEASURES.items(), strict=True):
         axes.set_ylabel(label)
-        for i, moment in enumerate(moments):
+        for i, measurement in enumerate(measurements):
             axes.plot(
                 range(len(names)),
-                [measure(g) for g in moment.sites],
-                color=scale(times(moment.time)),
+                [measure(g) for g in measurement.sites],
+                color=scale(times(measurement.time)),
                 marker=MARKERS[i % len(MARKERS)],
                 markersize=4,
-                linewidth=2.5 if moment is moments[-1] else 1,
+                linewidth=2.5 if measurement is measurements[-1] else 1,
             )
         for cut in cuts:
             axes.axvline(names.index(cut), color="#D55E00", linestyle="--", linewidth=1.2)
@@ -134,14 +134,14 @@ def sites(moments: Sequence[Moment], cuts: Sequence[str] = (), words: Words = IM
     for axes in panels[-1]:
         axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, fontsize=8)
         axes.set_xlabel("site")
-    if len(moments) > 1:
+    if len(measurements) > 1:
         figure.colorbar(ScalarMappable(times, scale), ax=panels, label=words.time, shrink=0.8)
     return figure
 
 
 def curves(
     runs: Mapping[str, Sequence[tuple[int, float]]],
-    moments: Mapping[str, Sequence[Moment]],
+    measurements: Mapping[str, Sequence[Measurement]],
     words: Words = IMAGES,
 ) -> Figure:
     """Loss, as (time, loss), and score over time."""
@@ -156,7 +156,7 @@ def curves(
         style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         if runs[name]:
             loss.plot(*zip(*runs[name], strict=True), label=name, **style)
-        probed = [(m.time, 100 * m.score) for m in moments[name] if m.score is not None]
+        probed = [(m.time, 100 * m.score) for m in measurements[name] if m.score is not None]
         if probed:
             score.plot(*zip(*probed, strict=True), label=name, **style)
     if not score.lines:

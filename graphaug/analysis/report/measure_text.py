@@ -11,16 +11,8 @@ from torch import Tensor
 
 from graphaug.analysis.advise import Advice, advise, candidates
 from graphaug.analysis.geometry import Geometry, site_embeddings
-from graphaug.analysis.report.measure import (
-    SEED,
-    Moment,
-    Study,
-    Words,
-    augmented_sites,
-    compare_layers,
-    first_rows,
-    spectrum,
-)
+from graphaug.analysis.report.findings import TEXT, Measurement, RunAnalysis
+from graphaug.analysis.report.layers import SEED, augmented_sites, compare_layers, first_rows, spectrum
 from graphaug.analysis.report.read import TextRun
 from graphaug.errors import DataError, EncoderError
 from graphaug.text.corpus.sentences import read_corpus
@@ -35,22 +27,14 @@ from graphaug.text.train import POSITIVE, check_dev
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-TEXT = Words(
-    "step",
-    "sentences",
-    ("Spearman on STS-B dev (×100)", "STS-B dev"),
-    "Spearman's correlation on STS-B's development set (×100)",
-    "positive pairs and all sentences of STS-B's development set",
-    2,
-    "",
-)
-
 HEAD = "head"
 """The site with the vectors that a sentence is compared by: in eval mode the first position of the last block."""
 
 
-def study_text(run: TextRun, *, sts: str | os.PathLike[str] | None = None, samples: int = 512) -> Study:
-    """Analyse a run on text, as `graphaug.analysis.report.measure.study` does.
+def analyze_text(
+    run: TextRun, *, sts: str | os.PathLike[str] | None = None, samples: int = 512
+) -> RunAnalysis:
+    """Analyse a run on text, as `graphaug.analysis.report.analyze.analyze_run` does.
 
     The geometry is over all sentences of STS-B's development set, CKA and the dissection are over some of them.
 
@@ -77,19 +61,19 @@ def study_text(run: TextRun, *, sts: str | os.PathLike[str] | None = None, sampl
     best = notes_of(run.path / BEST).get("step")
     if isinstance(best, int) and best != end:
         encoders.setdefault(best, run.path / BEST)
-    found = {step: moment for line in run.metrics if (moment := _recorded(line)) for step in [moment.time]}
+    found = {m.time: m for line in run.metrics if (m := _recorded(line))}
     top = torch.empty(0)
     for step, path in [*encoders.items(), (end, None)]:
         encoder = network if path is None else run.model(path)[0]
         embedded = _embedded(encoder, tokenizer, sentences, names)
         found[step] = _measured(step, embedded, dev, sentences)
         top = embedded[HEAD]  # the end's comes last
-    return Study(
+    return RunAnalysis(
         **vars(layers),
         run=run,
         words=TEXT,
         spectrum=spectrum(top, run),
-        moments=[found[step] for step in sorted(found)],
+        measurements=[found[step] for step in sorted(found)],
         scores={
             "STS-B dev": run.result.get("stsb_dev"),
             "best step on dev": run.result.get("best_on_dev", {}).get("stsb_dev"),
@@ -162,7 +146,7 @@ def _embedded(
     return {name: z[back] for name, z in site_embeddings(network, batches(), names).items()}
 
 
-def _measured(step: int, embedded: dict[str, Tensor], dev: StsTask, sentences: Sequence[str]) -> Moment:
+def _measured(step: int, embedded: dict[str, Tensor], dev: StsTask, sentences: Sequence[str]) -> Measurement:
     place = {text: i for i, text in enumerate(sentences)}
     positive = [i for i, gold in enumerate(dev.gold) if gold >= POSITIVE]
     first, second = ([place[side[i]] for i in positive] for side in (dev.first, dev.second))
@@ -173,11 +157,11 @@ def _measured(step: int, embedded: dict[str, Tensor], dev: StsTask, sentences: S
         score = sts_dev(lambda texts: z[[place[text] for text in texts]], dev)
     except EncoderError:  # all vectors are equal, or differ by rounding alone
         score = None
-    return Moment.of(step, own, score, sites)
+    return Measurement.of(step, own, score, sites)
 
 
-def _recorded(line: dict[str, Any]) -> Moment | None:
+def _recorded(line: dict[str, Any]) -> Measurement | None:
     """What the training wrote down of a step whose encoder it did not keep."""
     if "alignment" not in line:
         return None
-    return Moment(int(line["step"]), line["alignment"], line["uniformity"], score=line["stsb_dev"])
+    return Measurement(int(line["step"]), line["alignment"], line["uniformity"], score=line["stsb_dev"])

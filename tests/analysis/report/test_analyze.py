@@ -21,8 +21,9 @@ from graphaug import errors
 from graphaug.analysis import CKA, Geometry, Stretch, advise
 from graphaug.analysis.check import check_advice, rank_correlation
 from graphaug.analysis.report import figures
-from graphaug.analysis.report.analyze import _named, _stems, analyze, render
-from graphaug.analysis.report.measure import Moment, advise_run, balanced, study
+from graphaug.analysis.report.analyze import _named, _stems, analyze, analyze_run, render
+from graphaug.analysis.report.findings import Measurement
+from graphaug.analysis.report.measure_images import advise_images, balanced
 from graphaug.analysis.report.read import read_run
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData, ImageSet, load
@@ -67,7 +68,7 @@ def bare(run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def studied(run, digits):
-    return study(read_run(run), data=digits, samples=64)
+    return analyze_run(read_run(run), data=digits, samples=64)
 
 
 class Page(HTMLParser):
@@ -133,7 +134,7 @@ def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
 def test_a_run_whose_probes_are_missing(bare, digits, tmp_path):
     """It was stopped between its encoder and its result."""
     path = damaged(bare, tmp_path, "result.json", None)
-    cells = Page(render({"run": study(read_run(path), data=digits, samples=32)}, tmp_path)).cells
+    cells = Page(render({"run": analyze_run(read_run(path), data=digits, samples=32)}, tmp_path)).cells
     assert cells[:4] == ["run", "layer2", "yes", "0.5"]
     assert cells[7:10] == ["–", "–", "–"]
 
@@ -149,7 +150,7 @@ def variant(run, tmp_path, **changes):
 
 def test_a_run_augmented_everywhere(bare, tmp_path, digits):
     path = variant(bare, tmp_path, at=[], everywhere=True)
-    found = study(read_run(path), data=digits, samples=32)
+    found = analyze_run(read_run(path), data=digits, samples=32)
     assert found.augmented == ("relu", "layer1", "layer2", "layer3", "layer4", "flatten", "fc")
     assert found.cuts == ("relu", "layer1.1", "layer2.1", "layer3.1", "layer4.1", "flatten")
     assert found.dissection is not None
@@ -159,7 +160,7 @@ def test_a_run_augmented_everywhere(bare, tmp_path, digits):
 
 def test_a_cut_in_the_head(bare, tmp_path, digits):
     path = variant(bare, tmp_path, at=["fc.0"])
-    found = study(read_run(path), data=digits, samples=32)
+    found = analyze_run(read_run(path), data=digits, samples=32)
     assert (found.augmented, found.cuts, found.dissection) == (("fc.0",), (), None)
     assert "projection head" in found.undissected
     page = render({"run": found}, tmp_path)
@@ -168,7 +169,7 @@ def test_a_cut_in_the_head(bare, tmp_path, digits):
 
 
 def test_a_cut_that_is_no_candidate_is_compared_and_marked(bare, studied, tmp_path, digits):
-    found = study(read_run(variant(bare, tmp_path, at=["bn1"])), data=digits, samples=64)
+    found = analyze_run(read_run(variant(bare, tmp_path, at=["bn1"])), data=digits, samples=64)
     candidates = studied.advice
     assert found.cuts == ("bn1",)
     assert "bn1" in found.advice.similarity.rows
@@ -185,8 +186,8 @@ def test_images_without_labels(bare, tmp_path, digits, monkeypatch):
         return ImageSet(part.images, torch.zeros_like(part.labels))
 
     data = replace(digits, train=unlabelled(digits.train), test=unlabelled(digits.test), classes=("all",))
-    found = study(read_run(bare), data=data, samples=32)
-    assert all(m.score is None and m.tolerance is None for m in found.moments)
+    found = analyze_run(read_run(bare), data=data, samples=32)
+    assert all(m.score is None and m.tolerance is None for m in found.measurements)
     assert all(site.tolerance is None for site in found.sites)
     assert "Singular values" in render({"run": found}, tmp_path)
     begun = []
@@ -198,10 +199,10 @@ def test_images_without_labels(bare, tmp_path, digits, monkeypatch):
 
 def test_no_class_twice_among_the_samples(bare, digits):
     test = ImageSet(digits.test.images[:10], torch.arange(10))
-    found = study(read_run(bare), data=replace(digits, test=test), samples=32)
+    found = analyze_run(read_run(bare), data=replace(digits, test=test), samples=32)
     assert all(site.tolerance is None for site in found.sites)
-    assert found.moments[-1].tolerance is None
-    assert found.moments[-1].score is not None
+    assert found.measurements[-1].tolerance is None
+    assert found.measurements[-1].score is not None
 
 
 def test_trials_have_settings_of_their_own(studied, digits, monkeypatch):
@@ -301,17 +302,18 @@ def test_data_sorted_by_class_are_analysed_over_all_classes(bare, digits, monkey
     by_class = replace(digits, train=ordered(digits.train), test=ordered(digits.test))
     seen = []
     monkeypatch.setattr(
-        "graphaug.analysis.report.measure.knn_accuracy",
+        "graphaug.analysis.report.measure_images.knn_accuracy",
         lambda known, y, asked, labels: seen.extend([y, labels]) or 0.5,
     )
-    study(read_run(bare), data=by_class, samples=30)
+    analyze_run(read_run(bare), data=by_class, samples=30)
     assert all(len(labels.unique()) == 10 for labels in seen)
-    monkeypatch.setattr("graphaug.analysis.report.measure.load", lambda *_, **__: by_class)
+    monkeypatch.setattr("graphaug.analysis.report.measure_images.load", lambda *_, **__: by_class)
     looked = []
     monkeypatch.setattr(
-        "graphaug.analysis.report.measure.advise", lambda _, images, __: looked.append(images) or images
+        "graphaug.analysis.report.measure_images.advise",
+        lambda _, images, __: looked.append(images) or images,
     )
-    images, _ = advise_run(read_run(bare), samples=20)
+    images, _ = advise_images(read_run(bare), samples=20)
     plain = EvalView(8, *by_class.statistics())(by_class.test.images)
     labels = [
         int(by_class.test.labels[(plain[:, :1] - image[:1]).abs().sum((1, 2, 3)).argmin()])
@@ -322,21 +324,21 @@ def test_data_sorted_by_class_are_analysed_over_all_classes(bare, digits, monkey
 
 def test_study_of_a_run(studied):
     found = studied
-    assert [m.time for m in found.moments] == [0, 1, 2]
+    assert [m.time for m in found.measurements] == [0, 1, 2]
     # epoch 0 holds the final weights in this test
-    assert found.moments[0].alignment == pytest.approx(found.moments[2].alignment)
-    assert found.moments[1].alignment != pytest.approx(found.moments[2].alignment)
+    assert found.measurements[0].alignment == pytest.approx(found.measurements[2].alignment)
+    assert found.measurements[1].alignment != pytest.approx(found.measurements[2].alignment)
     assert found.cuts == ("layer2.1",)
     assert "fc" not in found.advice.similarity.rows
     assert float(found.spectrum.sum()) == pytest.approx(1)
-    for moment in found.moments:
+    for moment in found.measurements:
         assert [g.site for g in moment.sites] == list(found.advice.similarity.rows)
         features = next(g for g in moment.sites if g.site == "flatten")  # of the first views, as in a moment
         assert moment.alignment == pytest.approx(features.alignment, rel=1e-4)
         assert (moment.std, moment.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
         assert moment.tolerance == pytest.approx(features.tolerance, rel=1e-4)
-    assert found.sites == found.moments[-1].sites
-    first, second = (next(g for g in m.sites if g.site == "layer1.0") for m in found.moments[:2])
+    assert found.sites == found.measurements[-1].sites
+    first, second = (next(g for g in m.sites if g.site == "layer1.0") for m in found.measurements[:2])
     assert first != second  # each with the weights of its own snapshot
     assert found.dissection is not None
     assert found.dissection.effects[0].gradient == 0  # stopped below layer2
@@ -345,7 +347,7 @@ def test_study_of_a_run(studied):
 
 def test_knn_of_a_moment_is_scikit_learns(run, studied, digits):
     """With temperature and k aside: one neighbour, by cosine, on the encoder's features by a hook."""
-    last = studied.moments[-1]
+    last = studied.measurements[-1]
     model = read_run(run).model()
     view = EvalView(8, *digits.statistics())
     found = []
@@ -366,10 +368,10 @@ def test_a_run_without_augmentation_or_snapshots(tmp_path, digits):
         tmp_path / "plain",
         data=digits,
     )
-    found = study(read_run(tmp_path / "plain"), data=digits, samples=64)
+    found = analyze_run(read_run(tmp_path / "plain"), data=digits, samples=64)
     assert found.dissection is None
     assert found.cuts == ()
-    assert found.moments[-1].time == 1
+    assert found.measurements[-1].time == 1
     page = analyze([tmp_path / "plain"], tmp_path / "out", samples=64).read_text()
     assert "trained without Deep Augmentation" in page
 
@@ -438,7 +440,7 @@ def test_the_heat_map_shows_stretches_and_cut():
 
 
 def test_the_plane_the_curves_and_the_spectrum():
-    moments = [Moment(0, 0.5, -1.0, 0.1, 3.0, 8, 0.25), Moment(4, 0.2, -2.0, 0.1, 4.0, 8, 0.75)]
+    moments = [Measurement(0, 0.5, -1.0, 0.1, 3.0, 8, 0.25), Measurement(4, 0.2, -2.0, 0.1, 4.0, 8, 0.75)]
     (axes,) = figures.plane({"run": moments}).axes
     assert axes.get_xlabel().startswith("uniformity")
     assert axes.get_ylabel().startswith("alignment")
@@ -539,9 +541,9 @@ def test_commands(bare, graphaug, tmp_path):
 @pytest.mark.long
 def test_advice_is_checked_from_the_command_line(run, digits, graphaug, monkeypatch, tmp_path):
     """All of it, but for all sites: two settings and the plain run, on a part of the digits."""
-    monkeypatch.setattr("graphaug.analysis.report.measure.load", lambda *_, **__: digits)
+    monkeypatch.setattr("graphaug.analysis.report.measure_images.load", lambda *_, **__: digits)
     monkeypatch.setattr(
-        "graphaug.analysis.report.measure.candidates", lambda *_: ["relu", "layer2.1", "layer4.1"]
+        "graphaug.analysis.report.measure_images.candidates", lambda *_: ["relu", "layer2.1", "layer4.1"]
     )
     out = tmp_path / "advice.json"
     code, printed, said = graphaug(

@@ -12,8 +12,7 @@ import yaml
 from transformers import AutoModel, AutoTokenizer
 
 from graphaug import errors
-from graphaug.analysis.report.analyze import analyze, render
-from graphaug.analysis.report.measure import study
+from graphaug.analysis.report.analyze import analyze, analyze_run, render
 from graphaug.analysis.report.read import TextRun, read_run
 from graphaug.text.sts.tasks import load_tasks
 from graphaug.text.train import simcse
@@ -35,7 +34,7 @@ def run(tmp_path_factory, sts):
 
 @pytest.fixture(scope="module")
 def studied(run):
-    return study(read_run(run), samples=32)
+    return analyze_run(read_run(run), samples=32)
 
 
 def told(run):
@@ -45,14 +44,14 @@ def told(run):
 def test_moments_are_what_the_training_saw(run, studied):
     """The end is measured again, at a site of the captured graph; the others are read, or snapshots."""
     best = json.loads((run / "result.json").read_text())["best_on_dev"]["step"]
-    assert [m.time for m in studied.moments] == sorted({0, 4, 8, 3, 6, 9, 10})
+    assert [m.time for m in studied.measurements] == sorted({0, 4, 8, 3, 6, 9, 10})
     for line in told(run):
-        (moment,) = [m for m in studied.moments if m.time == line["step"]]
+        (moment,) = [m for m in studied.measurements if m.time == line["step"]]
         measured = (moment.alignment, moment.uniformity, moment.score)
         expected = (line["alignment"], line["uniformity"], line["stsb_dev"])
         assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert bool(moment.sites) == (line["step"] in (best, 10))
-    assert all(m.sites and m.rank and m.spread for m in studied.moments if m.time in (0, 4, 8, 10))
+    assert all(m.sites and m.rank and m.spread for m in studied.measurements if m.time in (0, 4, 8, 10))
     assert studied.scores["STS-B dev"] == told(run)[-1]["stsb_dev"]
 
 
@@ -118,7 +117,7 @@ def test_other_cuts(run, tmp_path, changes, augmented):
     shutil.copytree(run, path, ignore=shutil.ignore_patterns("snapshots", "best"))
     settings = yaml.safe_load((path / "config.yaml").read_text())
     (path / "config.yaml").write_text(yaml.safe_dump(settings | changes))
-    found = study(read_run(path), samples=16)
+    found = analyze_run(read_run(path), samples=16)
     assert found.augmented == found.cuts == augmented
     assert (found.dissection is not None) == bool(augmented)
 
@@ -145,10 +144,10 @@ def test_a_run_that_was_not_measured(run, sts, graphaug, tmp_path):
     assert "was trained without STS data" in said
     assert "--sts" in said
     assert not (tmp_path / "report").exists()
-    found = study(read_run(path), sts=sts, samples=16)
-    assert [m.time for m in found.moments] == [5]
+    found = analyze_run(read_run(path), sts=sts, samples=16)
+    assert [m.time for m in found.measurements] == [5]
     assert found.scores == {"STS-B dev": None, "best step on dev": None}
-    assert f"<td>{found.words.shown(found.moments[-1].score)}</td>" in render({"run": found}, tmp_path)
+    assert f"<td>{found.words.shown(found.measurements[-1].score)}</td>" in render({"run": found}, tmp_path)
 
 
 def test_advice_on_a_run_on_text(run, sts, graphaug, tmp_path):
