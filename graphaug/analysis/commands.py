@@ -11,6 +11,8 @@ import typer
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
 
 if TYPE_CHECKING:
+    from graphaug.analysis.advise import Advice
+    from graphaug.analysis.report.read import Run
     from graphaug.vision.data.images import ImageData
 
 Sts = Annotated[
@@ -47,7 +49,7 @@ def advise(
 ) -> None:
     """Suggest where to augment, from the similarity of the layers of RUN's encoder."""
     from graphaug.analysis.check import METRICS, check_advice
-    from graphaug.analysis.report.read import ImageRun, TextRun, read_run, write_json
+    from graphaug.analysis.report.read import ImageRun, read_run, write_json
 
     if metric not in METRICS:
         raise ConfigError(
@@ -61,18 +63,7 @@ def advise(
             f"--check pretrains on images, and {str(run)!r} is a run on text: leave it out, and try the sites with "
             "'graphaug simcse --at'."
         )
-    data: ImageData | None = None
-    if isinstance(found, TextRun):
-        from graphaug.analysis.report.measure_text import advise_text
-        from graphaug.text.sts.report import quiet
-
-        quiet()
-        advice = advise_text(found, sts=sts, samples=samples)
-    else:
-        from graphaug.analysis.report.measure_images import advise_images
-
-        assert isinstance(found, ImageRun)
-        advice, data = advise_images(found, samples=samples)
+    advice, data = _advice(found, sts, samples)
     print(advice.similarity)
     print(advice)
     result: dict[str, Any] = {"run": str(run), "advice": [dict(s) | {"score": s.score} for s in advice]}
@@ -91,6 +82,22 @@ def advise(
         result["check"] = checked.to_dict()
     if out is not None:
         write_json(out, result)
+
+
+def _advice(run: Run, sts: Path | None, samples: int) -> tuple[Advice, ImageData | None]:
+    """For a run of either kind, with the data of one on images."""
+    from graphaug.analysis.report.read import ImageRun, TextRun
+
+    if isinstance(run, ImageRun):
+        from graphaug.analysis.report.measure_images import advise_images
+
+        return advise_images(run, samples=samples)
+    from graphaug.analysis.report.measure_text import advise_text
+    from graphaug.text.sts.report import quiet
+
+    assert isinstance(run, TextRun)
+    quiet()
+    return advise_text(run, sts=sts, samples=samples), None
 
 
 def _report(done: int, total: int, line: str) -> None:

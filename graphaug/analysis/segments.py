@@ -97,6 +97,7 @@ def stretches(
     def inside(a: int, b: int) -> float:  # of the segment a … b-1
         return float(corner[b, b] - corner[a, b] - corner[b, a] + corner[a, a])
 
+    # Every segment is tried: unbiased CKA is not always positive definite, and then pruning (PELT) misses the optimum.
     best, origin = [0.0], [0]
     for b in range(1, n + 1):
         costs = [best[a] + trace[b] - trace[a] - inside(a, b) / (b - a) + 1 - threshold for a in range(b)]

@@ -13,11 +13,11 @@ OPTIMIZERS = ("sgd", "lars", "adamw")
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD whose step is scaled per layer: layer-wise adaptive rate scaling (You et al. 2017, algorithm 1).
+    """SGD whose step is scaled per layer: layer-wise adaptive rate scaling (You et al. 2017), in SimCLR's variant.
 
     For a parameter w with gradient g: ``d = g + wd·w``; where ``adapt`` holds for its group, d is multiplied by
-    ``trust · |w| / |d|`` (by 1 if either norm is 0); ``v = momentum·v + d``; ``w = w - lr·v``. SimCLR's variant: norms
-    and biases are neither decayed nor adapted, which `parameter_groups` sees to.
+    ``trust · |w| / |d|`` (by 1 if either norm is 0); ``v = momentum·v + d``; ``w = w - lr·v``. You et al. (algorithm 1)
+    divide by ``|g| + wd·|w|`` instead. Norms and biases are neither decayed nor adapted: `parameter_groups`.
 
     Args:
         params: parameters, or groups with their own ``weight_decay`` and ``adapt``.
