@@ -322,7 +322,7 @@ def test_data_sorted_by_class_are_analysed_over_all_classes(bare, digits, monkey
     assert sorted(labels) == sorted([*range(10)] * 2)
 
 
-def test_study_of_a_run(studied):
+def test_analysis_of_a_run(studied):
     found = studied
     assert [m.time for m in found.measurements] == [0, 1, 2]
     # epoch 0 holds the final weights in this test
@@ -331,12 +331,14 @@ def test_study_of_a_run(studied):
     assert found.cuts == ("layer2.1",)
     assert "fc" not in found.advice.similarity.rows
     assert float(found.spectrum.sum()) == pytest.approx(1)
-    for moment in found.measurements:
-        assert [g.site for g in moment.sites] == list(found.advice.similarity.rows)
-        features = next(g for g in moment.sites if g.site == "flatten")  # of the first views, as in a moment
-        assert moment.alignment == pytest.approx(features.alignment, rel=1e-4)
-        assert (moment.std, moment.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
-        assert moment.tolerance == pytest.approx(features.tolerance, rel=1e-4)
+    for measurement in found.measurements:
+        assert [g.site for g in measurement.sites] == list(found.advice.similarity.rows)
+        features = next(
+            g for g in measurement.sites if g.site == "flatten"
+        )  # of the first views, as in a measurement
+        assert measurement.alignment == pytest.approx(features.alignment, rel=1e-4)
+        assert (measurement.std, measurement.rank) == pytest.approx((features.std, features.rank), rel=1e-4)
+        assert measurement.tolerance == pytest.approx(features.tolerance, rel=1e-4)
     assert found.sites == found.measurements[-1].sites
     first, second = (next(g for g in m.sites if g.site == "layer1.0") for m in found.measurements[:2])
     assert first != second  # each with the weights of its own snapshot
@@ -345,7 +347,7 @@ def test_study_of_a_run(studied):
     assert found.samples == 64
 
 
-def test_knn_of_a_moment_is_scikit_learns(run, studied, digits):
+def test_knn_of_a_measurement_is_scikit_learns(run, studied, digits):
     """With temperature and k aside: one neighbour, by cosine, on the encoder's features by a hook."""
     last = studied.measurements[-1]
     model = read_run(run).model()
@@ -440,21 +442,24 @@ def test_the_heat_map_shows_stretches_and_cut():
 
 
 def test_the_plane_the_curves_and_the_spectrum():
-    moments = [Measurement(0, 0.5, -1.0, 0.1, 3.0, 8, 0.25), Measurement(4, 0.2, -2.0, 0.1, 4.0, 8, 0.75)]
-    (axes,) = figures.plane({"run": moments}).axes
+    measurements = [
+        Measurement(0, 0.5, -1.0, 0.1, 3.0, 8, 0.25),
+        Measurement(4, 0.2, -2.0, 0.1, 4.0, 8, 0.75),
+    ]
+    (axes,) = figures.plane({"run": measurements}).axes
     assert axes.get_xlabel().startswith("uniformity")
     assert axes.get_ylabel().startswith("alignment")
     assert axes.lines[0].get_xydata().tolist() == [[-1.0, 0.5], [-2.0, 0.2]]
     assert {t.get_text() for t in axes.texts} >= {"epoch 0", "epoch 4"}
-    loss, accuracy = figures.curves({"run": [(1, 3.0), (2, 2.0)]}, {"run": moments}).axes
+    loss, accuracy = figures.curves({"run": [(1, 3.0), (2, 2.0)]}, {"run": measurements}).axes
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss (nats)", "kNN accuracy (%)")
     assert loss.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 25.0], [4, 75.0]]
-    _, accuracy = figures.curves({"run": [(1, 3.0)]}, {"run": [replace(moments[0], score=None)]}).axes
+    _, accuracy = figures.curves({"run": [(1, 3.0)]}, {"run": [replace(measurements[0], score=None)]}).axes
     assert [t.get_text() for t in accuracy.texts] == ["not measured"]
     site = Geometry("a", 0.5, -1.0, 0.25, 3.0, 16, 8)
-    early = replace(moments[0], sites=(site, replace(site, site="b")))
-    late = replace(moments[1], sites=(replace(site, alignment=0.2), replace(site, site="b", rank=8.0)))
+    early = replace(measurements[0], sites=(site, replace(site, site="b")))
+    late = replace(measurements[1], sites=(replace(site, alignment=0.2), replace(site, site="b", rank=8.0)))
     *panels, bar = figures.sites([early, late], ["b"]).axes
     alone, _, std, rank = panels
     assert [line.get_ydata().tolist() for line in alone.lines[:2]] == [[0.5, 0.5], [0.2, 0.5]]
@@ -463,7 +468,7 @@ def test_the_plane_the_curves_and_the_spectrum():
     assert [t.get_text() for t in rank.get_xticklabels()] == ["a", "✂ b"]
     assert alone.lines[2].get_xdata() == [1, 1]  # the cut
     assert bar.get_ylabel() == "epoch"
-    assert len(figures.sites([late]).axes) == 4  # one moment needs no scale of epochs
+    assert len(figures.sites([late]).axes) == 4  # one measurement needs no scale of epochs
     (axes,) = figures.spectrum({"run": torch.tensor([0.7, 0.3, 0.0])}).axes
     assert axes.get_xlabel() == "dimension, by size"
     assert axes.lines[0].get_ydata() == pytest.approx([0.7, 0.3])

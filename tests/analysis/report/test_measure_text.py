@@ -41,16 +41,16 @@ def told(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_moments_are_what_the_training_saw(run, studied):
+def test_measurements_are_what_the_training_saw(run, studied):
     """The end is measured again, at a site of the captured graph; the others are read, or snapshots."""
     best = json.loads((run / "result.json").read_text())["best_on_dev"]["step"]
     assert [m.time for m in studied.measurements] == sorted({0, 4, 8, 3, 6, 9, 10})
     for line in told(run):
-        (moment,) = [m for m in studied.measurements if m.time == line["step"]]
-        measured = (moment.alignment, moment.uniformity, moment.score)
+        (measurement,) = [m for m in studied.measurements if m.time == line["step"]]
+        measured = (measurement.alignment, measurement.uniformity, measurement.score)
         expected = (line["alignment"], line["uniformity"], line["stsb_dev"])
         assert measured == pytest.approx(expected, rel=1e-4, abs=1e-5)
-        assert bool(moment.sites) == (line["step"] in (best, 10))
+        assert bool(measurement.sites) == (line["step"] in (best, 10))
     assert all(m.sites and m.rank and m.spread for m in studied.measurements if m.time in (0, 4, 8, 10))
     assert studied.scores["STS-B dev"] == told(run)[-1]["stsb_dev"]
 
