@@ -129,6 +129,7 @@ def main() -> None:
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
+    parser.add_argument("--name", default=None, help="of the machine, for the result file")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     warnings.simplefilter("ignore")
@@ -187,7 +188,9 @@ def main() -> None:
         "plan": plans["ours, sparse"],
         "rows": rows,
     }
-    name = f"gpu-{options.precision}" if options.device == "cuda" else f"cpu{os.cpu_count()}"
+    name = options.name or (
+        f"gpu-{options.precision}" if options.device == "cuda" else f"cpu{os.cpu_count()}"
+    )
     write(ROOT / f"benchmarks/results/text-step-{name}.json", json.dumps(result, indent=1) + "\n")
 
 

@@ -1,0 +1,48 @@
+"""benchmarks/gpu/run.sh is rehearsed on the CPU, so that the first minute on a GPU is not spent on a typing error."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.run import STEPS
+
+ROOT = Path(__file__).parent.parent
+
+
+def command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHON": sys.executable}
+    return subprocess.run(
+        [str(ROOT / "benchmarks/gpu/run.sh"), *arguments], capture_output=True, text=True, env=environment
+    )
+
+
+@pytest.mark.long  # every step trains or times something in a process of its own
+def test_every_step_runs_at_a_tiny_size_and_none_twice(tmp_path: Path) -> None:
+    first = command("--rehearse", "--out", str(tmp_path))
+    found = {step.name: json.loads((tmp_path / f"{step.name}.json").read_text()) for step in STEPS}
+    assert all(f["outcome"] == "done" for f in found.values()), [
+        (name, f["said"]) for name, f in found.items() if f["outcome"] != "done"
+    ]
+    assert first.returncode == 0
+    again = command("--rehearse", "--out", str(tmp_path))
+    assert again.stdout.count("done before") >= len(STEPS)
+
+
+def test_what_is_missing_is_said(tmp_path: Path) -> None:
+    unknown = command("--only", "everything")
+    assert unknown.returncode == 2
+    assert "invalid choice" in unknown.stderr
+    assert command("--wheels", str(tmp_path / "none")).returncode == 2
+
+
+def test_a_step_without_time_left_is_passed_over(tmp_path: Path) -> None:
+    done = command("--rehearse", "--out", str(tmp_path), "--minutes", "0")
+    assert done.returncode == 0
+    assert done.stdout.count("no time left") >= len(STEPS)
+    assert not list(tmp_path.glob("*.json"))
