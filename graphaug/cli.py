@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from graphaug.errors import ConfigError, GraphaugError
+from graphaug.printable import print_names as print
 
 try:
     import typer

@@ -12,6 +12,7 @@ from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
+from graphaug.errors import CaptureError
 from graphaug.proof.coupling import statistics_modules
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
@@ -198,10 +199,16 @@ def _backward(
 
 def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target, int]:
     numbers = {Target("", None, None, "before"): -1}
-    for number, text in structure.stages.items():
-        path, _, op = text.removesuffix(".input").rpartition(".")
-        for target in (Target(text, None, 0), Target(path, op, 0)):
-            numbers[target] = number
+    try:
+        stages = structure.stages
+    except CaptureError:  # the table shows what can be opened; a number may need more than that
+        return numbers
+    for number, text in stages.items():
+        name, _, call = text.removesuffix(".input").partition("@")
+        path, _, op = name.rpartition(".")
+        if not text.endswith(".input"):
+            for target in (Target(name, None, int(call or 0)), Target(path, op, int(call or 0))):
+                numbers[target] = number
     return numbers
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
+from graphaug.printable import print_names as print
 
 if TYPE_CHECKING:
     from graphaug.vision.data.images import ImageData

@@ -63,13 +63,15 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     """The settings in a YAML file; the ``config.yaml`` of a run is one.
 
     Raises:
-        ConfigError: there is no such file, it is no YAML mapping, or it has a key that is no setting.
+        ConfigError: there is no such file, it is no YAML mapping or too large for one, it has a key that is no setting.
 
     """
     import yaml
 
+    from graphaug.contrastive.yaml_files import read_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path)
     except OSError as error:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(

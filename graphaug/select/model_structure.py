@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from graphaug.capture.capture import Captured, capture
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import CaptureError, SelectorError
-from graphaug.select.stages import CONTAINERS, blocks_of, is_block_list, paper_stages
+from graphaug.select.stages import CONTAINERS, blocks_of, find_network, is_block_list, numbered_calls
 
 
 def ancestors(path: str) -> list[str]:
@@ -49,6 +50,7 @@ class ModelStructure:
         self._names = {id(m): path for path, m in self.by_path.items()}
         self._captured: dict[tuple[Any, ...], Captured] = {}
         self._hidden: set[str] = set()
+        self.unnumbered = ""
 
     @property
     def name(self) -> str:
@@ -64,10 +66,56 @@ class ModelStructure:
             found[path] = tuple(cls.__name__ for cls in mro[: mro.index(nn.Module)])
         return found
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[int, str]:
-        """The paper's numbering, where the model declares or the library knows it."""
-        return paper_stages(self.model)
+        """The paper's numbering, where the model declares or the library knows it.
+
+        Blocks are numbered as they run: one that a list holds once and that is called six times has six numbers.
+
+        Raises:
+            CaptureError: the model has blocks, and its forward cannot be captured.
+        """
+        network = find_network(self.model)
+        if isinstance(network, str):
+            self.unnumbered = network
+            return {}
+        if not network.blocks:
+            return network.stages()
+        blocks = [self.canonical(path) for path in network.blocks]
+        counts = self.calls(blocks)
+        order = self._order(blocks)
+        self.unnumbered = self._unclear(blocks, counts, order)
+        if self.unnumbered:
+            return {}
+        if len(order) == len(blocks) or self._passes(blocks[0]) > 1:
+            return network.stages()  # several passes over all of it: which one, the call says
+        return network.stages(numbered_calls(order))
+
+    def _order(self, blocks: Sequence[str]) -> list[str]:
+        """The blocks as they run, each as often as it does."""
+        captured = self.capture({a for path in blocks for a in self.around(path)})
+        wanted, sites = set(blocks), (node.meta.get("site") for node in captured.graph.nodes)
+        return [
+            s.path for s in sites if s is not None and s.op is None and s.side == "after" and s.path in wanted
+        ]
+
+    def _passes(self, block: str) -> int:
+        """How often what holds a list of blocks, the nearest module around it that is called itself, is called."""
+        around = [path for path in ancestors(block) if path]
+        counts = self.calls(around)
+        return next((counts[path] for path in reversed(around) if counts[path]), 1)
+
+    def _unclear(self, blocks: Sequence[str], counts: Mapping[str, int], order: Sequence[str]) -> str:
+        """Why a number would be a guess; empty if it would not."""
+        idle = next((path for path in blocks if not counts[path]), None)
+        if idle is not None:
+            return f"{idle!r} is never called"
+        passes = self._passes(blocks[0])
+        if len(order) == len(blocks) and list(order) != list(blocks):
+            return "its blocks run in another order than they are listed in"
+        if passes > 1 and any(counts[path] != passes for path in blocks):
+            return f"its blocks are called {len(order)} times in {passes} passes"
+        return ""
 
     @property
     def declared(self) -> Sequence[str]:

@@ -14,6 +14,7 @@ import typer
 
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError
+from graphaug.printable import print_names as print
 from graphaug.vision.config import PretrainConfig
 
 if TYPE_CHECKING:

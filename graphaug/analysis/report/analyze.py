@@ -17,6 +17,7 @@ from graphaug.analysis.report.measure import Study, study
 from graphaug.analysis.report.read import Run, read_run
 from graphaug.contrastive.runs.files import make_folder, write_file
 from graphaug.errors import RunDirectoryError
+from graphaug.printable import printable_lines
 
 REPORT = "report.html"
 
@@ -106,12 +107,12 @@ def render(studies: dict[str, Study], directory: Path) -> str:
         }
         for stem, s in zip(_stems(studies), studies.values(), strict=True)
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
 
     def picture(data: str, caption: str) -> Markup:
         return Markup(
             '<figure><img src="data:image/svg+xml;base64,{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
-        ).format(data, caption)
+        ).format(data, printable_lines(caption))
 
     template = environment.from_string(
         files("graphaug.analysis.report").joinpath("report.html.j2").read_text("utf-8")
@@ -156,6 +157,11 @@ def _stems(names: Iterable[str]) -> list[str]:
         seen[stem.lower()] += 1
         stems.append(stem)
     return stems
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page has it: names of runs and sites without control characters, markup as it is."""
+    return printable_lines(value) if type(value) is str else value
 
 
 def _marks(study: Study) -> str:

@@ -20,7 +20,7 @@ from graphaug.analysis.report.read import ImageRun, Run, TextRun
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.target import Target
 from graphaug.errors import DataError, GraphaugError
-from graphaug.select.stages import paper_stages
+from graphaug.sites import structure_of
 from graphaug.surgery.module import AugmentedModule
 from graphaug.vision.data.images import ImageData, load
 from graphaug.vision.models import classifier_path, classifier_replaced, features, projection_head, to_rgb
@@ -324,11 +324,11 @@ def _augmented(run: ImageRun, model: nn.Module, images: Tensor) -> tuple[list[Ta
 def augmented_sites(run: Run, network: nn.Module, samples: Any) -> tuple[list[Target], str]:
     """The sites that a run augmented in the network that it trained, or why they are not to be had."""
     at: list[str | int] = list(run.config.at)
-    if run.config.everywhere:
-        at = [number for number in paper_stages(network) if number >= 0]
-    if not at:
-        return [], ""
     try:
+        if run.config.everywhere:
+            at = [number for number in structure_of(network, first_rows(samples, 2)).stages if number >= 0]
+        if not at:
+            return [], ""
         return list(_rewritten(run, network, at, samples).augmentations), ""
     except GraphaugError as error:
         return [], str(error)
