@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
+from graphaug.options import refuse_without
 from graphaug.printable import print_names as print
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 def advise(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run directory of graphaug pretrain or graphaug simcse.")],
     samples: Annotated[
         int, typer.Option(min=16, help="Test images, or sentences, to compare layers on, at most.")
@@ -50,6 +52,8 @@ def advise(
     from graphaug.analysis.check import METRICS
     from graphaug.analysis.report.read import ImageRun, TextRun, read_run, write_json
 
+    if not check:
+        refuse_without(context, "--check", "epochs", "seeds", "workers", "metric")
     if metric not in METRICS:
         raise ConfigError(
             f"no metric is called {metric!r}.{did_you_mean(metric, METRICS)} There are {METRICS}."

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError, did_you_mean
+from graphaug.options import refuse_idle
 
 S = TypeVar("S", bound=Settings)
 
@@ -104,10 +105,12 @@ def settle(
     """Join settings, later ones first: ``given``, the ``file``, the preset ``name``, those of a ``run`` to resume.
 
     Raises:
-        ConfigError: what `preset`, `read_settings` and the configuration raise.
+        ConfigError: what `preset`, `read_settings` and the configuration raise; something in ``given`` does nothing.
 
     """
     settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
     settings |= preset(name, presets) if name is not None else {}
     settings |= read_settings(file, kind) if file is not None else {}
-    return kind.from_dict({**settings, **given})
+    wanted = kind.from_dict({**settings, **given})
+    refuse_idle(given, wanted.to_dict())
+    return wanted
