@@ -17,7 +17,7 @@ NODES = 10_000
 """Values and keys at most, those that an alias stands for counted each time."""
 
 
-class TooMuchYaml(yaml.YAMLError):
+class TooMuchYaml(yaml.YAMLError):  # type: ignore[misc]  # yaml has no types
     """A file is larger, deeper or wider than settings are."""
 
 

@@ -7,6 +7,7 @@ import struct
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -72,7 +73,8 @@ def _upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; as it is if that is missing, or cannot be read."""
     image.load()  # PIL turns a TIFF while it loads it, and then forgets its orientation
     try:
-        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation))
+        found: Any = image.getexif().get(ExifTags.Base.Orientation)
+        turn = _UPRIGHT.get(found)
     # A decoder of metadata raises as much of a zoo as those of pixels; the pixels are there, and are shown by viewers.
     except (OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, struct.error):
         return image
