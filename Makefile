@@ -10,7 +10,7 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest pytest lint format coverage bench resume-test long-test clean
+.PHONY: help install demo test test-oldest pytest lint format coverage bench resume-test long-test dist clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
@@ -23,6 +23,7 @@ help:
 	@echo "make resume-test  kill a run twenty times and resume it"
 	@echo "make long-test  the tests that make test leaves out"
 	@echo "make bench   time and memory of a training step: benchmarks/results/"
+	@echo "make dist    wheel and sdist in dist/, checked, and tried in environments with nothing else in them"
 	@echo "make clean   remove .venv and everything that was generated"
 
 $(STAMP): pyproject.toml
@@ -77,6 +78,14 @@ coverage: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.step
+
+# Only builds and tries: nothing is uploaded. `twine upload dist/*` is left to a person.
+dist: $(STAMP)
+	$(BIN)/python -m pip install --quiet 'build>=1.2' 'twine>=6'
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python tests/helpers/bare_environment.py dist
 
 clean:
 	rm -rf $(VENV) build dist demo runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

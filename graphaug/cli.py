@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from graphaug.errors import ConfigError, GraphaugError
+from graphaug.printable import print_names as print
 
 try:
     import typer
@@ -78,11 +79,13 @@ def _root(
 
 @app.command()
 def sites(model: Model, size: Size = None) -> None:
-    """Print what can be targeted in MODEL."""
+    """Print what can be targeted in MODEL, as wide as the terminal; a pipe gets the whole table."""
     import graphaug
+    from graphaug.table import terminal_width
     from graphaug.vision.models import build_model
 
-    print(graphaug.sites(build_model(model), example_inputs=_example(model, size)))
+    found = graphaug.sites(build_model(model), example_inputs=_example(model, size))
+    print(found.table(terminal_width()))
 
 
 @app.command()

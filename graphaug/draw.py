@@ -15,6 +15,7 @@ from torch import fx
 
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.errors import InvalidOption, NotRewritten
+from graphaug.printable import printable
 
 if TYPE_CHECKING:
     import networkx as nx
@@ -68,7 +69,8 @@ def draw_graph(aug: fx.GraphModule, path: str | os.PathLike[str]) -> Path:
     for node in nodes.values():
         column, layer = node.place
         box = {"boxstyle": "round,pad=0.35", "facecolor": COLOURS[node.part], "edgecolor": "0.35"}
-        axes.text(column, -layer, node.label, ha="center", va="center", fontsize=9, bbox=box, zorder=3)
+        text = axes.text(column, -layer, node.label, ha="center", va="center", fontsize=9, bbox=box, zorder=3)
+        text.set_parse_math(False)  # a dollar in a name begins no formula
     _draw_legend(axes, {node.part for node in nodes.values()}, bool(bypass))
     try:
         figure.savefig(path, dpi=150)
@@ -184,6 +186,7 @@ def _label(aug: fx.GraphModule, node: fx.Node) -> str:
 
 def _shorten(text: str, width: int = 30) -> str:
     """At most three lines of ``width`` characters."""
+    text = printable(text)
     return "\n".join(textwrap.wrap(text, width, max_lines=3, placeholder=" …", break_on_hyphens=False))
 
 

@@ -12,12 +12,15 @@ from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
+from graphaug.errors import CaptureError
+from graphaug.printable import printable
 from graphaug.proof.coupling import statistics_modules
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
 from graphaug.sparse.choose import SMALLEST_SAVING
 from graphaug.surgery.unwrap import plain_model
+from graphaug.table import Column, render
 
 
 @dataclass(frozen=True)
@@ -87,24 +90,30 @@ class Sites(Sequence[Site]):
         return str(self)
 
     def __str__(self) -> str:
-        columns: list[tuple[str, Callable[[Site], str]]] = [
-            ("site", str),
-            ("stage", lambda s: "" if s.stage is None else str(s.stage)),
-            ("class", lambda s: s.kind),
-            ("separates", lambda s: "yes" if s.separates else f"no: {s.bypass}"),
-            ("params before", lambda s: f"{s.params_before:6.1%}"),
+        return self.table()
+
+    def table(self, width: int | None = None) -> str:
+        """The table; in at most ``width`` characters a line, if given: what matters least is left out, and said."""
+
+        def column(title: str, text: Callable[[Site], str], rank: int = 0, cut: str | None = None) -> Column:
+            return Column(title, tuple(printable(text(site)) for site in self), rank, cut)
+
+        columns = [
+            column("site", str, cut="start"),
+            column("stage", lambda s: "" if s.stage is None else str(s.stage)),
+            column("class", lambda s: s.kind, 5),
+            column("separates", lambda s: "yes" if s.separates else f"no: {s.bypass}", cut="end"),
+            column("params before", lambda s: f"{s.params_before:6.1%}", 1),
         ]
         if any(s.shape is not None for s in self):
-            columns.append(
-                ("FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}")
-            )
-            columns.append(("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape))))
-            columns.append(("backward", lambda s: s.backward.removesuffix(" couples the rows")))
-        cells = [[title for title, _ in columns]] + [[text(s) for _, text in columns] for s in self]
-        widths = [max(len(row[i]) for row in cells) for i in range(len(columns))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
-        lines.insert(1, "  ".join("-" * w for w in widths))
-        return "\n".join([f"{self.model}: {len(self)} sites", *lines])
+            columns += [
+                column(
+                    "FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}", 4
+                ),
+                column("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape)), 2),
+                column("backward", lambda s: s.backward.removesuffix(" couples the rows"), 3),
+            ]
+        return "\n".join([f"{self.model}: {len(self)} sites", *render(columns, width)])
 
 
 def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = None) -> Sites:
@@ -113,7 +122,7 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
     Args:
         model: the model; it is not changed.
         example_inputs: a tensor, tuple or dict of inputs, for shapes and FLOPs (torch's own counter).
-        depth: how many levels of modules to open; by default those that hold lists of blocks.
+        depth: how many levels of modules to open; by default wrappers, and those that hold lists of blocks.
 
     Returns:
         A sequence of `Site`; ``print`` shows it as a table.
@@ -198,10 +207,16 @@ def _backward(
 
 def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target, int]:
     numbers = {Target("", None, None, "before"): -1}
-    for number, text in structure.stages.items():
-        path, _, op = text.removesuffix(".input").rpartition(".")
-        for target in (Target(text, None, 0), Target(path, op, 0)):
-            numbers[target] = number
+    try:
+        stages = structure.stages
+    except CaptureError:  # the table shows what can be opened; a number may need more than that
+        return numbers
+    for number, text in stages.items():
+        name, _, call = text.removesuffix(".input").partition("@")
+        path, _, op = name.rpartition(".")
+        if not text.endswith(".input"):
+            for target in (Target(name, None, int(call or 0)), Target(path, op, int(call or 0))):
+                numbers[target] = number
     return numbers
 
 

@@ -1,4 +1,4 @@
-"""The steps of `run.sh`, each a command in a process of its own, with its share of the time, and a log beside its result.
+"""The steps of `run.sh`, each a command in a process of its own with its share of the time and a log of its own.
 
     python -m benchmarks.gpu.run [--only STEP ...] [--minutes 25] [--out DIR] [--cifar DIR] [--rehearse]
 

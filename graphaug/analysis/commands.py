@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
+from graphaug.options import refuse_without
+from graphaug.printable import print_names as print
 
 if TYPE_CHECKING:
     from graphaug.analysis.advise import Advice
@@ -29,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
 
 def advise(
+    context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run directory of graphaug pretrain or graphaug simcse.")],
     samples: Annotated[
         int, typer.Option(min=16, help="Test images, or sentences, to compare layers on, at most.")
@@ -51,6 +54,8 @@ def advise(
     from graphaug.analysis.check import METRICS, check_advice
     from graphaug.analysis.report.read import ImageRun, read_run, write_json
 
+    if not check:
+        refuse_without(context, "--check", "epochs", "seeds", "workers", "metric")
     if metric not in METRICS:
         raise ConfigError(
             f"no metric is called {metric!r}.{did_you_mean(metric, METRICS)} There are {METRICS}."

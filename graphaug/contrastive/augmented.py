@@ -11,7 +11,7 @@ from torch import nn
 import graphaug
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError
-from graphaug.select.stages import paper_stages
+from graphaug.sites import structure_of
 
 
 @contextmanager
@@ -34,7 +34,7 @@ def deep_augmented(
     """
     sites: list[Any] = list(config.at)
     if config.everywhere:
-        sites = [number for number in paper_stages(model) if number >= 0]
+        sites = [number for number in structure_of(model, example()).stages if number >= 0]
         if not sites:
             raise ConfigError(f"{name} has no numbered stages: name the sites with at=.")
     if not sites:

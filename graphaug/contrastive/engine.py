@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from graphaug.contrastive.fitting import fitting
 from graphaug.contrastive.gather import all_rows, process_count, process_rank
 from graphaug.errors import CheckpointError, TrainingDiverged
 
@@ -237,13 +238,18 @@ class Engine:
             "processes": process_count(),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state.
+    def load_state_dict(self, state: Mapping[str, Any], name: str = "this checkpoint") -> None:
+        """Go on from a state; ``name`` says in errors where it comes from.
 
         Raises:
-            CheckpointError: it was made by another number of processes.
+            CheckpointError: it was made by another number of processes, or does not fit: a key is missing, a shape is
+                another one.
 
         """
+        with fitting(name):
+            self._load(state)
+
+    def _load(self, state: Mapping[str, Any]) -> None:
         if state["processes"] != process_count():
             raise CheckpointError(
                 f"this checkpoint was made by {state['processes']} process(es), and there are {process_count()}: "
@@ -252,6 +258,7 @@ class Engine:
         device = self.fabric.device
         self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _check_moments(self.optimizer)
         self.feed.load_state_dict(state["feed"])
         sums = {name: values[process_rank()].clone().to(device) for name, values in state["sums"].items()}
         self.position = Position(state["step"], state["lined"], sums, list(state["metrics"]))
@@ -260,6 +267,17 @@ class Engine:
         torch.set_rng_state(own["cpu"])
         if device.type == "cuda" and "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"], device)
+
+
+def _check_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ``ValueError`` for a moment of another shape than its parameter's: torch does not look, and broadcasts."""
+    for parameter, moments in optimizer.state.items():
+        for name, moment in moments.items():
+            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
+                raise ValueError(
+                    f"{name} of the optimizer has the shape {tuple(moment.shape)}, and its parameter "
+                    f"{tuple(parameter.shape)}"
+                )
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

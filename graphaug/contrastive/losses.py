@@ -33,6 +33,9 @@ def info_nce(
 
     ``mean_i -log( exp(cos(z1_i, z2_i)/τ) / Σ_j exp(cos(z1_i, z2_j)/τ) )``
 
+    Half precision is computed with in float32, inside of autocast too. A row of zeros has the cosine 0 to every other
+    row, and no gradient.
+
     Args:
         z1: ``(N, D)`` embeddings of the first views; normalised here.
         z2: ``(N, D)`` embeddings of the second views, row i the positive of row i.
@@ -54,19 +57,22 @@ def info_nce(
 
     """
     factor = _check(z1, z2, temperature, gather, scale)
-    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    all1, all2 = _candidates(z1, z2, gather)
-    own = _own_rows(z1, gather)
-    loss = F.cross_entropy(z1 @ all2.T / temperature, own)
-    if symmetric:
-        loss = (loss + F.cross_entropy(z2 @ all1.T / temperature, own)) / 2
-    return loss * factor
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = unit_rows(z1), unit_rows(z2)
+        all1, all2 = _candidates(z1, z2, gather)
+        own = _own_rows(z1, gather)
+        loss = F.cross_entropy(z1 @ all2.T / temperature, own)
+        if symmetric:
+            loss = (loss + F.cross_entropy(z2 @ all1.T / temperature, own)) / 2
+        return loss * factor
 
 
 def nt_xent(
     z1: Tensor, z2: Tensor, temperature: float = 0.5, *, gather: bool = False, scale: str = "mean"
 ) -> Tensor:
     """NT-Xent, Eq. 1 of SimCLR: each of the 2N rows is an anchor, the 2N-1 other rows are its candidates.
+
+    Half precision and rows of zeros: as for `info_nce`.
 
     Args:
         z1: ``(N, D)`` embeddings of the first views; normalised here.
@@ -85,15 +91,16 @@ def nt_xent(
 
     """
     factor = _check(z1, z2, temperature, gather, scale)
-    z1, z2 = F.normalize(z1, dim=1), F.normalize(z2, dim=1)
-    all1, all2 = _candidates(z1, z2, gather)
-    own = _own_rows(z1, gather)
-    own = torch.cat([own, own + len(all1)])
-    candidates = torch.cat([all1, all2])
-    logits = torch.cat([z1, z2]) @ candidates.T / temperature
-    itself = own[:, None] == torch.arange(len(candidates), device=own.device)
-    positive = (own + len(all1)) % len(candidates)
-    return F.cross_entropy(logits.masked_fill(itself, -math.inf), positive) * factor
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = unit_rows(z1), unit_rows(z2)
+        all1, all2 = _candidates(z1, z2, gather)
+        own = _own_rows(z1, gather)
+        own = torch.cat([own, own + len(all1)])
+        candidates = torch.cat([all1, all2])
+        logits = torch.cat([z1, z2]) @ candidates.T / temperature
+        itself = own[:, None] == torch.arange(len(candidates), device=own.device)
+        positive = (own + len(all1)) % len(candidates)
+        return F.cross_entropy(logits.masked_fill(itself, -math.inf), positive) * factor
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {
@@ -102,6 +109,19 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "info_nce_symmetric": partial(info_nce, symmetric=True),
 }
 """The losses by the name they have on the command line."""
+
+
+def unit_rows(z: Tensor) -> Tensor:
+    """The rows at length 1, in float32 or more; rows of zeros stay what they are, and have the gradient 0.
+
+    Not ``F.normalize``: its 1e-12 is 0 in float16, and in float32 it makes the gradient of such a row huge.
+    """
+    if z.dtype in (torch.float16, torch.bfloat16):
+        z = z.float()
+    length = torch.linalg.vector_norm(z, dim=1, keepdim=True)
+    none = length == 0
+    # Masked on both sides of the division: the gradient of the side that is not taken would be NaN times 0.
+    return torch.where(none, 0.0, z / torch.where(none, 1.0, length))
 
 
 def _candidates(z1: Tensor, z2: Tensor, gather: bool) -> tuple[Tensor, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError, did_you_mean
+from graphaug.options import refuse_idle
 
 S = TypeVar("S", bound=Settings)
 
@@ -63,13 +64,15 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     """The settings in a YAML file; the ``config.yaml`` of a run is one.
 
     Raises:
-        ConfigError: there is no such file, it is no YAML mapping, or it has a key that is no setting.
+        ConfigError: there is no such file, it is no YAML mapping or too large for one, it has a key that is no setting.
 
     """
     import yaml
 
+    from graphaug.contrastive.yaml_files import read_yaml
+
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = read_yaml(path)
     except OSError as error:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise ConfigError(
@@ -102,10 +105,12 @@ def settle(
     """Join settings, later ones first: ``given``, the ``file``, the preset ``name``, those of a ``run`` to resume.
 
     Raises:
-        ConfigError: what `preset`, `read_settings` and the configuration raise.
+        ConfigError: what `preset`, `read_settings` and the configuration raise; something in ``given`` does nothing.
 
     """
     settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
     settings |= preset(name, presets) if name is not None else {}
     settings |= read_settings(file, kind) if file is not None else {}
-    return kind.from_dict({**settings, **given})
+    wanted = kind.from_dict({**settings, **given})
+    refuse_idle(given, wanted.to_dict())
+    return wanted

@@ -86,7 +86,10 @@ class Finder:
         if number < 0:
             raise SelectorError(f"{number} is no stage: they are numbered from 0, and -1 is the model input.")
         if not stages:
-            raise SiteNotFound(f"{number}: the stages of {self.name} have no known numbers. {self.menu()}")
+            why = f": {self.structure.unnumbered}" if self.structure.unnumbered else ""
+            raise SiteNotFound(
+                f"{number}: the stages of {self.name} have no known numbers{why}. {self.menu()}"
+            )
         if number not in stages:
             span = f"0 to {max(stages)}, and -1 for the input"
             raise SiteNotFound(f"{number} is out of range: {self.name} has the stages {span}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -11,7 +12,7 @@ from graphaug.capture.capture import Captured, capture
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import CaptureError, SelectorError
-from graphaug.select.stages import CONTAINERS, blocks_of, is_block_list, paper_stages
+from graphaug.select.stages import CONTAINERS, blocks_of, find_network, is_block_list, numbered_calls
 
 
 def ancestors(path: str) -> list[str]:
@@ -49,6 +50,7 @@ class ModelStructure:
         self._names = {id(m): path for path, m in self.by_path.items()}
         self._captured: dict[tuple[Any, ...], Captured] = {}
         self._hidden: set[str] = set()
+        self.unnumbered = ""
 
     @property
     def name(self) -> str:
@@ -64,10 +66,56 @@ class ModelStructure:
             found[path] = tuple(cls.__name__ for cls in mro[: mro.index(nn.Module)])
         return found
 
-    @property
+    @cached_property
     def stages(self) -> Mapping[int, str]:
-        """The paper's numbering, where the model declares or the library knows it."""
-        return paper_stages(self.model)
+        """The paper's numbering, where the model declares or the library knows it.
+
+        Blocks are numbered as they run: one that a list holds once and that is called six times has six numbers.
+
+        Raises:
+            CaptureError: the model has blocks, and its forward cannot be captured.
+        """
+        network = find_network(self.model)
+        if isinstance(network, str):
+            self.unnumbered = network
+            return {}
+        if not network.blocks:
+            return network.stages()
+        blocks = [self.canonical(path) for path in network.blocks]
+        counts = self.calls(blocks)
+        order = self._order(blocks)
+        self.unnumbered = self._unclear(blocks, counts, order)
+        if self.unnumbered:
+            return {}
+        if len(order) == len(blocks) or self._passes(blocks[0]) > 1:
+            return network.stages()  # several passes over all of it: which one, the call says
+        return network.stages(numbered_calls(order))
+
+    def _order(self, blocks: Sequence[str]) -> list[str]:
+        """The blocks as they run, each as often as it does."""
+        captured = self.capture({a for path in blocks for a in self.around(path)})
+        wanted, sites = set(blocks), (node.meta.get("site") for node in captured.graph.nodes)
+        return [
+            s.path for s in sites if s is not None and s.op is None and s.side == "after" and s.path in wanted
+        ]
+
+    def _passes(self, block: str) -> int:
+        """How often what holds a list of blocks, the nearest module around it that is called itself, is called."""
+        around = [path for path in ancestors(block) if path]
+        counts = self.calls(around)
+        return next((counts[path] for path in reversed(around) if counts[path]), 1)
+
+    def _unclear(self, blocks: Sequence[str], counts: Mapping[str, int], order: Sequence[str]) -> str:
+        """Why a number would be a guess; empty if it would not."""
+        idle = next((path for path in blocks if not counts[path]), None)
+        if idle is not None:
+            return f"{idle!r} is never called"
+        passes = self._passes(blocks[0])
+        if len(order) == len(blocks) and list(order) != list(blocks):
+            return "its blocks run in another order than they are listed in"
+        if passes > 1 and any(counts[path] != passes for path in blocks):
+            return f"its blocks are called {len(order)} times in {passes} passes"
+        return ""
 
     @property
     def declared(self) -> Sequence[str]:
@@ -174,14 +222,39 @@ def _is_torch_leaf(module: nn.Module) -> bool:
 
 
 def openable(model: nn.Module, depth: int | None, everything: bool) -> list[str]:
-    """Modules worth opening for a table: those that hold lists of blocks, or all down to ``depth``."""
+    """Modules worth opening for a table: wrappers and those that hold lists of blocks, or all down to ``depth``."""
     paths = [p for p, m in model.named_modules() if list(m.children()) and not _is_torch_leaf(m)]
     if everything:
         return paths
     if depth is not None:
         return [p for p in paths if (p.count(".") + 1 if p else 0) <= depth - 1]
     lists = [p for p, m in model.named_modules() if is_block_list(m)]
-    return sorted({a for p in lists for a in [*ancestors(p), p]} | {""})
+    return sorted({a for p in lists for a in [*ancestors(p), p]} | {"", *_wrapped(model)})
+
+
+def _wrapped(model: nn.Module) -> list[str]:
+    """Paths of the network inside of a wrapper, of the one inside of that, and so on.
+
+    A wrapper holds one module with children of its own, or one that is no container and has more than half of the
+    parameters: a backbone beside its projection head.
+    """
+    path, module, found = "", model, list[str]()
+    while not is_block_list(module):
+        inner = {
+            name: m for name, m in module.named_children() if list(m.children()) and not _is_torch_leaf(m)
+        }
+        half = sum(p.numel() for p in module.parameters()) / 2
+        large = [
+            name
+            for name, m in inner.items()
+            if len(inner) == 1
+            or (not isinstance(m, CONTAINERS) and sum(p.numel() for p in m.parameters()) > half)
+        ]
+        if len(large) != 1:
+            break
+        path, module = f"{path}.{large[0]}".lstrip("."), inner[large[0]]
+        found.append(path)
+    return found
 
 
 def _ops(captured: Captured, path: str) -> list[str]:

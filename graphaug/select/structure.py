@@ -23,6 +23,10 @@ class Structure(Protocol):
         """The paper's numbering -> selector string; empty where it is not known."""
 
     @property
+    def unnumbered(self) -> str:
+        """Why it is not known, where that can be said; to be asked for after `stages`."""
+
+    @property
     def declared(self) -> Sequence[str]:
         """Paths of the stages that the model itself declares, for ``"stage[i]"``."""
 
@@ -56,6 +60,7 @@ class StaticStructure:
     operations: Mapping[str, Sequence[str]] = field(default_factory=dict)
     called: Mapping[str, int] = field(default_factory=dict)
     sites: Sequence[Any] = ()
+    unnumbered: str = ""
 
     def ops(self, path: str) -> Sequence[str]:
         """Look up in `operations`."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from graphaug.printable import print_names as print
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.commands import File, Force, Out, Preset, Resume, earlier_settings, with_settings
 

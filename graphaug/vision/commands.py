@@ -14,6 +14,8 @@ import typer
 
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError
+from graphaug.options import refuse_without
+from graphaug.printable import print_names as print
 from graphaug.vision.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -145,6 +147,7 @@ def presets() -> None:
 
 
 def probe(
+    context: typer.Context,
     runs: Runs,
     data: Data = None,
     linear: Annotated[
@@ -154,6 +157,8 @@ def probe(
     json_file: Json = None,
 ) -> None:
     """Probe the encoders of RUNS: linear with all and with few labels, nearest neighbours. The last epoch counts."""
+    if not linear:
+        refuse_without(context, "--linear", "epochs")
     from graphaug.vision.probes.probe import probe_run
 
     _each_run(runs, data, json_file, lambda run, images: probe_run(run, images, linear=linear, epochs=epochs))

@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphaug.contrastive.gather import process_count, process_rank
-from graphaug.contrastive.losses import LOSSES
+from graphaug.contrastive.losses import LOSSES, unit_rows
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.data.rows import image_rows
@@ -67,7 +66,7 @@ def embedding_spread(z: Tensor) -> Tensor:
         z: ``(N, D)``.
 
     """
-    return F.normalize(z, dim=1).var(0, correction=0).sum().sqrt()
+    return unit_rows(z).var(0, correction=0).sum().sqrt()
 
 
 class ImageFeed:

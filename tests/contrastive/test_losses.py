@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graphaug.contrastive.losses import LOSSES, info_nce, nt_xent
+from graphaug.contrastive.losses import LOSSES, info_nce, nt_xent, unit_rows
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -146,3 +146,38 @@ def test_two_processes_with_gathered_negatives_are_one_with_the_whole_batch(tmp_
         # the comparison means something: the prefix is trained, and the two processes' losses differ
         assert min(g.abs().max() for g in gradients.values()) > 1e-4
         assert abs(first[0] - second[0]) > 1e-4
+
+
+@pytest.mark.parametrize("loss", [nt_xent, info_nce], ids=["nt_xent", "info_nce"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("autocast", [False, True])
+def test_half_precision_with_rows_of_zeros_is_finite(loss, dtype, autocast):
+    z = torch.cat(pair(8, 32)).to(dtype)
+    z[[0, 5, 13]] = 0.0
+    z.requires_grad_()
+    unit = torch.nan_to_num(z.detach().double() / z.detach().double().norm(dim=1, keepdim=True))
+    cosines = unit @ unit.T  # a row of zeros: 0 to all others
+    if loss is nt_xent:
+        logits, positive = (cosines / 0.5).fill_diagonal_(-math.inf), (torch.arange(16) + 8) % 16
+    else:
+        logits, positive = cosines[:8, 8:] / 0.5, torch.arange(8)
+    with torch.autocast("cpu", dtype, enabled=autocast):
+        found = loss(*z.chunk(2))
+    found.backward()
+    assert found.item() == pytest.approx(F.cross_entropy(logits, positive).item(), rel=1e-5)
+    assert found.dtype == torch.float32
+    assert z.grad.isfinite().all()
+    assert z.grad[[0, 5, 13]].count_nonzero() == 0
+    assert z.grad.count_nonzero() > 0
+
+
+def test_large_embeddings_in_float16_do_not_overflow():
+    z1, z2 = (100 * torch.nn.functional.normalize(z) for z in pair(6, 512))
+    wanted = info_nce(z1, z2).item()
+    assert info_nce(50 * z1.half(), 50 * z2.half()).item() == pytest.approx(wanted, rel=1e-3)
+
+
+def test_the_gradient_of_unit_rows_is_that_of_the_definition():
+    z = pair(4, 3)[0].requires_grad_()
+    assert torch.autograd.gradcheck(unit_rows, z)
+    assert torch.allclose(unit_rows(z), F.normalize(z))

@@ -18,6 +18,7 @@ from graphaug.analysis.report.measure_images import analyze_images
 from graphaug.analysis.report.read import ImageRun, Run, TextRun, read_run
 from graphaug.contrastive.runs.files import make_folder, write_file
 from graphaug.errors import RunDirectoryError
+from graphaug.printable import printable_lines
 from graphaug.vision.data.images import ImageData
 
 REPORT = "report.html"
@@ -133,12 +134,12 @@ def render(analyses: dict[str, RunAnalysis], directory: Path) -> str:
         }
         for stem, s in zip(_stems(analyses), analyses.values(), strict=True)
     ]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
 
     def picture(data: str, caption: str) -> Markup:
         return Markup(
             '<figure><img src="data:image/svg+xml;base64,{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
-        ).format(data, caption)
+        ).format(data, printable_lines(caption))
 
     template = environment.from_string(
         files("graphaug.analysis.report").joinpath("report.html.j2").read_text("utf-8")
@@ -183,6 +184,11 @@ def _stems(names: Iterable[str]) -> list[str]:
         seen[stem.lower()] += 1
         stems.append(stem)
     return stems
+
+
+def _shown(value: Any) -> Any:
+    """A value as the page has it: names of runs and sites without control characters, markup as it is."""
+    return printable_lines(value) if type(value) is str else value
 
 
 def _marks(analysis: RunAnalysis) -> str:

@@ -6,7 +6,7 @@ import functools
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,13 +16,19 @@ from graphaug.analysis.geometry import Geometry
 from graphaug.analysis.report.findings import IMAGES, Measurement, Words
 from graphaug.analysis.segments import Stretch
 from graphaug.contrastive.runs.files import write_file
+from graphaug.printable import printable
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
 # Okabe & Ito's palette, which stays apart for the common forms of colour blindness.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+_NAMES: dict[str, Any] = {"fontsize": 8, "parse_math": False}
+"""How names of sites are written: a dollar in one begins no formula."""
 
 _SITE_MEASURES: dict[str, Callable[[Geometry], float]] = {
     "alignment (mean squared distance)": lambda g: g.alignment,
@@ -56,8 +62,8 @@ def heat_map(similarity: CKA, found: Sequence[Stretch] = (), cuts: Sequence[str]
     axes = figure.add_subplot(xlabel="site", ylabel="site")
     image = axes.imshow(similarity.values.numpy(), vmin=0, vmax=1, cmap="viridis", origin="lower")
     figure.colorbar(image, ax=axes, label=f"CKA ({similarity.estimator}, {similarity.kernel})", shrink=0.8)
-    axes.set_xticks(range(len(columns)), [_marked(c, cuts) for c in columns], rotation=90, fontsize=8)
-    axes.set_yticks(range(len(rows)), [_marked(r, cuts) for r in rows], fontsize=8)
+    axes.set_xticks(range(len(columns)), [_marked(c, cuts) for c in columns], rotation=90, **_NAMES)
+    axes.set_yticks(range(len(rows)), [_marked(r, cuts) for r in rows], **_NAMES)
     for stretch in found:
         corner = (stretch.start - 0.5, stretch.start - 0.5)
         axes.add_patch(
@@ -83,10 +89,11 @@ def plane(runs: Mapping[str, Sequence[Measurement]], words: Words = IMAGES) -> F
         xlabel="uniformity (log mean potential; lower spreads more)",
         ylabel="alignment (mean squared distance)",
     )
+    lines: dict[str, Line2D] = {}
     for i, (name, measurements) in enumerate(runs.items()):
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
         points = [(m.uniformity, m.alignment) for m in measurements]
-        axes.plot(*zip(*points, strict=True), marker, markersize=4, color=colour, label=name)
+        lines[name] = axes.plot(*zip(*points, strict=True), marker, markersize=4, color=colour)[0]
         for start, end in itertools.pairwise(points):
             axes.annotate("", end, start, arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.2})
         for at in {0, len(measurements) - 1}:
@@ -99,7 +106,7 @@ def plane(runs: Mapping[str, Sequence[Measurement]], words: Words = IMAGES) -> F
             )
     axes.margins(0.15)
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes, lines)
     return figure
 
 
@@ -132,7 +139,7 @@ def sites(measurements: Sequence[Measurement], cuts: Sequence[str] = (), words: 
             axes.axvline(names.index(cut), color="#D55E00", linestyle="--", linewidth=1.2)
         axes.grid(alpha=0.3)
     for axes in panels[-1]:
-        axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, fontsize=8)
+        axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, **_NAMES)
         axes.set_xlabel("site")
     if len(measurements) > 1:
         figure.colorbar(ScalarMappable(times, scale), ax=panels, label=words.time, shrink=0.8)
@@ -152,21 +159,22 @@ def curves(
     loss, score = figure.subplots(1, 2)
     loss.set(xlabel=words.time, ylabel="training loss (nats)")
     score.set(xlabel=words.time, ylabel=words.score[0])
+    lines: dict[str, Line2D] = {}
     for i, name in enumerate(runs):
         style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
         if runs[name]:
-            loss.plot(*zip(*runs[name], strict=True), label=name, **style)
+            lines[name] = loss.plot(*zip(*runs[name], strict=True), **style)[0]
         probed = [(m.time, 100 * m.score) for m in measurements[name] if m.score is not None]
         if probed:
-            score.plot(*zip(*probed, strict=True), label=name, **style)
+            score.plot(*zip(*probed, strict=True), **style)
     if not score.lines:
         score.text(0.5, 0.5, "not measured", transform=score.transAxes, ha="center")
     for axes in (loss, score):
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-    if loss.lines:
-        loss.legend(fontsize=8)
+    if lines:
+        _legend(loss, lines)
     return figure
 
 
@@ -178,13 +186,23 @@ def spectrum(runs: Mapping[str, Tensor]) -> Figure:
     axes = figure.add_subplot(
         xlabel="dimension, by size", ylabel="share of the singular values", yscale="log"
     )
+    lines: dict[str, Line2D] = {}
     for i, (name, values) in enumerate(runs.items()):
         shown = values[values > 1e-8 * values[0]] if len(values) else torch.ones(1)
-        axes.plot(range(1, len(shown) + 1), shown.tolist(), color=PALETTE[i % len(PALETTE)], label=name)
+        colour = PALETTE[i % len(PALETTE)]
+        lines[name] = axes.plot(range(1, len(shown) + 1), shown.tolist(), color=colour)[0]
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    _legend(axes, lines)
     return figure
 
 
 def _marked(name: str, cuts: Sequence[str]) -> str:
-    return f"✂ {name}" if name in cuts else name
+    return printable(f"✂ {name}" if name in cuts else name)
+
+
+def _legend(axes: Axes, lines: Mapping[str, Line2D]) -> None:
+    """A legend with the names as they are: a label is read as mathematics, and left out if it begins with ``_``."""
+    legend = axes.legend(list(lines.values()), list(map(str, range(len(lines)))), fontsize=8)
+    for text, name in zip(legend.get_texts(), lines, strict=True):
+        text.set_parse_math(False)
+        text.set_text(printable(name))

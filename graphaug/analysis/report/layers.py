@@ -17,7 +17,7 @@ from graphaug.analysis.report.read import Run
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.target import Target
 from graphaug.errors import DataError, GraphaugError
-from graphaug.select.stages import paper_stages
+from graphaug.sites import structure_of
 from graphaug.surgery.module import AugmentedModule
 
 SEED = 0  # of the samples looked at and of their views: the same for every run
@@ -75,11 +75,11 @@ def compare_layers(
 def augmented_sites(run: Run, network: nn.Module, samples: Any) -> tuple[list[Target], str]:
     """The sites that a run augmented in the network that it trained, or why they are not to be had."""
     at: list[str | int] = list(run.config.at)
-    if run.config.everywhere:
-        at = [number for number in paper_stages(network) if number >= 0]
-    if not at:
-        return [], ""
     try:
+        if run.config.everywhere:
+            at = [number for number in structure_of(network, first_rows(samples, 2)).stages if number >= 0]
+        if not at:
+            return [], ""
         return list(_rewritten(run, network, at, samples).augmentations), ""
     except GraphaugError as error:
         return [], str(error)

@@ -129,11 +129,13 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     import yaml
 
+    from graphaug.contrastive.yaml_files import read_yaml
+
     directory = Path(path)
     if not directory.is_dir():
         raise RunDirectoryError(f"{str(directory)!r} is no run directory: there is no such directory.")
     try:
-        resolved = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        resolved = read_yaml(directory / "config.yaml")
         settings = {k: v for k, v in resolved.items() if k not in NOT_SETTINGS}
         kind = _TEXT if "from_config" in settings else _IMAGES
         config = kind.settings.from_dict(settings)

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from graphaug.errors import DataError, InvalidOption, did_you_mean
 from graphaug.text.corpus.sentences import decode_lines
@@ -200,9 +201,27 @@ def _archive(data: Path, files: Iterable[str]) -> dict[str, bytes]:
             parts = member.name.split("/")
             for depth in (2, 3):
                 name = "/".join(parts[-depth:])
-                if name in wanted and name not in found and (stream := archive.extractfile(member)):
+                if name in wanted and name not in found and (stream := _content(archive, member)):
                     found[name] = stream.read()
     return found
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> IO[bytes] | None:
+    """A file of an archive, or what a link in it stands for; None for a directory or a device.
+
+    Raises:
+        DataError: a link to what is not in the archive, or to itself. Nothing outside of it is ever read.
+
+    """
+    try:
+        return archive.extractfile(member)
+    except (KeyError, RecursionError) as error:
+        loops = isinstance(error, RecursionError)
+        raise DataError(
+            f"STS data {str(archive.name)!r}: {member.name!r} is a link to {member.linkname!r}, which "
+            f"{'leads back to itself' if loops else 'is not in the archive'}. Make the archive of the files "
+            "themselves, with tar's --dereference."
+        ) from error
 
 
 def _elsewhere(data: Path, files: Sequence[str]) -> str:

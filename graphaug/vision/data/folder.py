@@ -75,10 +75,21 @@ def split_roots(path: Path) -> tuple[Path, Path | None]:
 
 
 def _folders(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    """The folders in a folder, hidden ones left out, by name.
+
+    Raises:
+        DataError: it cannot be listed.
+
+    """
+    try:
+        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
 
 
-def read_folder(root: Path, size: int, strict: bool, split: Split | None = None) -> Folder:
+def read_folder(
+    root: Path, size: int, strict: bool, split: Split | None = None, orient: bool = True
+) -> Folder:
     """Read ``root/CLASS/…`` from the cache, or decode it into the cache.
 
     Images are converted to RGB, the shorter side is resized to ``size`` pixels, and the centre is cut out.
@@ -88,6 +99,7 @@ def read_folder(root: Path, size: int, strict: bool, split: Split | None = None)
         size: height and width in pixels.
         strict: refuse unreadable images, instead of skipping them.
         split: which images are for training; all, by default. Training and test images are in the order of names.
+        orient: turn images as their EXIF orientation says.
 
     Raises:
         DataError: no class folders, no readable image in one of them, an unreadable image while ``strict``, or what
@@ -96,7 +108,9 @@ def read_folder(root: Path, size: int, strict: bool, split: Split | None = None)
     """
     listing = list_folder(root)
     images, contents, file = cached(
-        _place(root.resolve(), size, split), listing.digest, lambda: _Decoding(listing, size, split)
+        _place(root.resolve(), size, split, orient),
+        listing.digest,
+        lambda: _Decoding(listing, size, split, orient),
     )
     if strict and contents.skipped:
         raise DataError(
@@ -106,9 +120,9 @@ def read_folder(root: Path, size: int, strict: bool, split: Split | None = None)
     return Folder(images, labels, listing.classes, contents.train, tuple(contents.skipped), file)
 
 
-def _place(root: Path, size: int, split: Split | None) -> Path:
+def _place(root: Path, size: int, split: Split | None, orient: bool) -> Path:
     """The directory in the cache: named for a reader, told apart by a checksum."""
-    key = f"{root}\0{size}\0{split is not None}\0{VERSION}".encode(errors="surrogateescape")
+    key = f"{root}\0{size}\0{split is not None}\0{orient}\0{VERSION}".encode(errors="surrogateescape")
     return cache_root() / f"{root.name[:40]}-{size}-{hashlib.sha256(key).hexdigest()[:16]}"
 
 
@@ -126,30 +140,70 @@ class Listing:
 def list_folder(root: Path) -> Listing:
     """List ``root/CLASS/…``; the checksum is of names, sizes and times of modification.
 
+    Links are followed. Hidden folders, whose names begin with a dot, are not looked at: what a notebook server or a
+    file manager leaves there are copies.
+
     Raises:
-        DataError: no class folders, or one without a file that may be an image.
+        DataError: no class folders, one without a file that may be an image, or a folder that cannot be listed.
 
     """
-    classes = tuple(sorted(entry.name for entry in os.scandir(root) if entry.is_dir()))
+    classes = tuple(_folders(root))
     if not classes:
         raise DataError(
-            f"{str(root)!r} holds no class folders: images are expected in {root}/CLASS/, one folder a class."
+            f"{str(root)!r} holds no class folders: images are expected in {str(root / 'CLASS')!r}, one folder a "
+            "class. Hidden folders do not count."
         )
     files: list[Path] = []
     labels: list[int] = []
     digest = hashlib.sha256("\0".join(classes).encode(errors="surrogateescape"))
     for label, name in enumerate(classes):
         before = len(files)
-        for file in sorted((root / name).rglob("*")):
-            if file.suffix.lower() in EXTENSIONS and file.is_file():
-                found = file.stat()
-                line = f"\n{file.relative_to(root)}\0{found.st_size}\0{found.st_mtime_ns}"
-                digest.update(line.encode(errors="surrogateescape"))
-                files.append(file)
-                labels.append(label)
+        for file in sorted(_images_below(root / name)):
+            found = _state(file)
+            line = f"\n{file.relative_to(root)}\0{found.st_size}\0{found.st_mtime_ns}"
+            digest.update(line.encode(errors="surrogateescape"))
+            files.append(file)
+            labels.append(label)
         if len(files) == before:
             raise DataError(f"{str(root / name)!r} holds no readable image.")
     return Listing(root, classes, files, labels, digest.hexdigest())
+
+
+def _images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
+    """The files that may be images in a folder and in those below it, links to folders included, in any order.
+
+    A link to a folder that it lies in would lead round for ever; what is there is listed without it. A link to nothing
+    is listed too: it is an image that cannot be read, and not one that was never there.
+
+    Raises:
+        DataError: a folder cannot be listed.
+
+    """
+    try:
+        state = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError as error:
+        raise DataError(f"{str(folder)!r} cannot be read: {error.strerror or error}.") from error
+    above |= {(state.st_dev, state.st_ino)}
+    for entry in entries:
+        if entry.is_dir():
+            inner = os.stat(entry.path)
+            if not entry.name.startswith(".") and (inner.st_dev, inner.st_ino) not in above:
+                yield from _images_below(Path(entry.path), above)
+        elif Path(entry.name).suffix.lower() in EXTENSIONS and (entry.is_file() or _dangles(entry)):
+            yield Path(entry.path)
+
+
+def _dangles(entry: os.DirEntry[str]) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def _state(file: Path) -> os.stat_result:
+    """Of the file, or of a link to nothing itself."""
+    try:
+        return file.stat()
+    except OSError:
+        return file.lstat()
 
 
 class _Decoding:
@@ -159,8 +213,8 @@ class _Decoding:
     can be, which `settle` corrects.
     """
 
-    def __init__(self, listing: Listing, size: int, split: Split | None) -> None:
-        self.listing, self.size, self.split = listing, size, split
+    def __init__(self, listing: Listing, size: int, split: Split | None, orient: bool) -> None:
+        self.listing, self.size, self.split, self.orient = listing, size, split, orient
         self.most = len(listing.files)
         try:
             self.order = self._order(range(self.most))[0]
@@ -170,7 +224,7 @@ class _Decoding:
         self.errors: dict[int, str] = {}
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        images = decoded([self.listing.files[number] for number in self.order], self.size)
+        images = decoded([self.listing.files[number] for number in self.order], self.size, self.orient)
         for number, image in zip(self.order, images, strict=True):
             if isinstance(image, DataError):
                 self.errors[number] = str(image)

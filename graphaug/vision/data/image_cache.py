@@ -26,7 +26,7 @@ from torch import Tensor
 from graphaug.contrastive.runs.files import PART, alone, make_folder, write_file
 from graphaug.errors import DataError
 
-VERSION = 1
+VERSION = 2
 """Of the format and of the decoding; entries of another version are not looked at."""
 
 SAMPLED = 64

@@ -18,11 +18,15 @@ from torch import Tensor
 
 from graphaug.contrastive.runs.files import alone, make_folder
 from graphaug.errors import DataError, InvalidOption, did_you_mean
+from graphaug.printable import printable
 from graphaug.vision.data.folder import Folder, read_folder, split_roots
 from graphaug.vision.data.image_cache import data_root, map_images
 
 NAMES = ("digits", "cifar10", "cifar100")
-"""The data sets known by name; ``folder:PATH`` is the fourth spelling."""
+"""The data sets known by name; a folder is the fourth kind, spelled with one of `FOLDERS` before its path."""
+
+FOLDERS = {"folder:": True, "folder-as-stored:": False}
+"""How a folder is spelled, and whether its images are turned as their EXIF orientation says."""
 
 SPLIT_SEED = 0
 """Seed of the train/test split of data without one; not the seed of a run, so that runs compare."""
@@ -95,7 +99,8 @@ def load(
     """Load a data set.
 
     Args:
-        spec: ``digits``, ``cifar10``, ``cifar100`` or ``folder:PATH``.
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``folder:PATH``, or ``folder-as-stored:PATH``, which leaves pixels
+            as they lie in the file: EXIF orientation is not applied, as in torchvision's ImageFolder.
         root: where downloads are kept; by default ``$GRAPHAUG_DATA``, else ``~/.cache/graphaug``.
         size: height and width in pixels that images of a folder are brought to (default 32), and that a network sees.
         strict: refuse a folder with an unreadable image, instead of skipping it.
@@ -108,8 +113,9 @@ def load(
     """
     if size is not None and size < 1:
         raise InvalidOption(f"the image size must be at least 1 pixel, not {size}.")
-    if spec.startswith("folder:"):
-        return _folder(Path(spec.removeprefix("folder:")), size or 32, strict)
+    for prefix in FOLDERS:
+        if spec.startswith(prefix):
+            return _folder(prefix, Path(spec.removeprefix(prefix)), size or 32, strict)
     if spec == "digits":
         return _digits(size or 16)
     if spec in ("cifar10", "cifar100"):
@@ -192,18 +198,21 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
     return ImageData(name, train, part(False)[0], classes, view_size)
 
 
-def _folder(path: Path, size: int, strict: bool) -> ImageData:
+def _folder(prefix: str, path: Path, size: int, strict: bool) -> ImageData:
+    orient = FOLDERS[prefix]
     train_root, test_root = split_roots(path)
-    found = read_folder(train_root, size, strict, stratified_split if test_root is None else None)
-    name, train = f"folder:{path}", _rows(found, 0, found.train)
+    split = stratified_split if test_root is None else None
+    found = read_folder(train_root, size, strict, split, orient)
+    name, train = f"{prefix}{path}", _rows(found, 0, found.train)
     if test_root is None:
         test = _rows(found, found.train, len(found.labels))
         return ImageData(name, train, test, found.classes, size, skipped=found.skipped)
-    other = read_folder(test_root, size, strict)
+    other = read_folder(test_root, size, strict, orient=orient)
     if other.classes != found.classes:
         odd = sorted(set(found.classes) ^ set(other.classes))
         raise DataError(
-            f"{train_root} and {test_root} hold different classes: {', '.join(odd)} is in one only."
+            f"{str(train_root)!r} and {str(test_root)!r} hold different classes: {printable(', '.join(odd))} is in one "
+            "only."
         )
     test = _rows(other, 0, len(other.labels))
     return ImageData(name, train, test, found.classes, size, skipped=found.skipped + other.skipped)

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from graphaug.contrastive.losses import unit_rows
 from graphaug.errors import BatchError, DataError, InvalidOption
 
 
@@ -186,7 +186,7 @@ def knn_accuracy(
         raise InvalidOption(
             f"k must be at least 1 and the temperature positive, not {k!r} and {temperature!r}."
         )
-    train_x, test_x = F.normalize(train_x, dim=1), F.normalize(test_x, dim=1)
+    train_x, test_x = unit_rows(train_x), unit_rows(test_x)
     classes = int(train_y.max()) + 1
     correct = 0
     for x, y in zip(torch.split(test_x, 1024), torch.split(test_y, 1024), strict=True):

@@ -164,6 +164,43 @@ def test_an_archive_gives_what_its_directory_gives(folder, tmp_path, mode, above
     assert load_tasks(tmp_path / "data") == load_tasks(root)
 
 
+def linked(path, kind, **links):
+    """An archive with links in it: ``name="target"``, the names of STS-B's file and of another one."""
+    names = {"dev": "STS/STSBenchmark/sts-dev.csv", "other": "STS/STSBenchmark/other.csv"}
+    with tarfile.open(path, "w") as archive:
+        for name, target in links.items():
+            entry = tarfile.TarInfo(names[name])
+            entry.type, entry.linkname = kind, target
+            archive.addfile(entry)
+
+
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("target", ["sts-original.csv", "/etc/passwd", "../../../../etc/passwd"])
+def test_a_link_that_leads_out_of_an_archive_is_refused(tmp_path, kind, target):
+    linked(tmp_path / "sts.tar", kind, dev=target)
+    with pytest.raises(DataError, match=r"sts-dev\.csv' is a link to .*, which is not in the archive"):
+        load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"])
+
+
+def test_links_of_an_archive_that_lead_in_a_circle_are_refused(tmp_path):
+    linked(tmp_path / "sts.tar", tarfile.SYMTYPE, dev="other.csv", other="sts-dev.csv")
+    with pytest.raises(
+        DataError, match=r"sts-dev\.csv' is a link to 'other\.csv', which leads back to itself"
+    ):
+        load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"])
+
+
+def test_a_link_within_an_archive_is_followed(folder, tmp_path):
+    root = folder[0]
+    real = root / "STS" / "STSBenchmark" / "sts-dev.csv"
+    with tarfile.open(tmp_path / "sts.tar", "w") as archive:
+        archive.add(real, "STS/STSBenchmark/other.csv")
+        entry = tarfile.TarInfo("STS/STSBenchmark/sts-dev.csv")
+        entry.type, entry.linkname = tarfile.SYMTYPE, "other.csv"
+        archive.addfile(entry)
+    assert load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"]) == load_tasks(root, "dev", ["STS-B"])
+
+
 def test_broken_files_are_named_with_their_line(folder):
     root, _ = folder
 

@@ -46,7 +46,7 @@ def folder(tmp_path):
 def decodings(monkeypatch):
     """The files that were decoded, in a list that grows."""
     seen, read = [], decoding.read_image
-    monkeypatch.setattr(decoding, "read_image", lambda file, size: (seen.append(file), read(file, size))[1])
+    monkeypatch.setattr(decoding, "read_image", lambda file, *how: (seen.append(file), read(file, *how))[1])
     return seen
 
 
@@ -159,11 +159,11 @@ def test_a_damaged_entry_is_made_again(folder, cache, decodings, damage):
 def test_an_interrupted_entry_does_not_count(folder, cache, monkeypatch):
     read, seen = decoding.read_image, []
 
-    def interrupted(file, size):
+    def interrupted(file, *how):
         seen.append(file)
         if len(seen) == 7:
             raise KeyboardInterrupt
-        return read(file, size)
+        return read(file, *how)
 
     monkeypatch.setattr(decoding, "read_image", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -232,10 +232,10 @@ def test_without_a_place_for_it_the_folder_is_decoded_into_memory(folder, cache,
 def test_two_processes_at_once_make_one_entry(folder, cache):
     script = f"""
 from pathlib import Path
-from graphaug.contrastive import decoding
-from graphaug.contrastive.data import load
+from graphaug.vision.data import decoding
+from graphaug.vision.data.images import load
 seen, read = [], decoding.read_image
-decoding.read_image = lambda file, size: (seen.append(file), read(file, size))[1]
+decoding.read_image = lambda file, *how: (seen.append(file), read(file, *how))[1]
 data = load("folder:{folder}", size={SIZE})
 print(len(seen), len(data.train), int(data.train.images.sum()))
 """

@@ -1,0 +1,75 @@
+"""Settings from files that are too much: refused in words, before anything is built of them."""
+
+import resource
+from pathlib import Path
+
+import pytest
+import yaml
+
+from graphaug.contrastive.presets import read_settings
+from graphaug.contrastive.yaml_files import DEPTH, NODES, SIZE, read_yaml
+from graphaug.errors import ConfigError, RunDirectoryError
+from graphaug.vision.config import PretrainConfig
+
+
+def bomb(levels=9, width=9):
+    """Some three hundred bytes that stand for ``width ** levels`` values."""
+    lines = ["a0: &a0 [x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * width)}]" for i in range(1, levels + 1)]
+    return "\n".join(lines)
+
+
+TOO_MUCH = {
+    "deep": ("at: " + "[" * 100_000, "lie in each other"),
+    "deep maps": ("{a: " * 5000, "lie in each other"),
+    "deep blocks": ("\n".join(" " * i + "a:" for i in range(500)), "lie in each other"),
+    "wide": ("at: [" + "1, " * 100_000 + "]", "values"),
+    "aliases": (bomb(), "values"),
+    "long": ("# " + "x" * SIZE, "bytes"),
+    "number": ("lr: " + "9" * 5000, "cannot be read"),
+    "date": ("lr: 2001-99-99", "cannot be read"),
+    "binary": ("lr: !!binary /w==\nat: !!int 0x", "cannot be read"),
+    "code": ("lr: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+}
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+def test_what_no_settings_are_is_refused_without_being_built(name, tmp_path):
+    text, message = TOO_MUCH[name]
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ConfigError, match=message):
+        read_settings(file, PretrainConfig)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+    from graphaug.analysis.report.read import read_run
+
+    file.rename(tmp_path / "config.yaml")
+    with pytest.raises(RunDirectoryError, match=message):
+        read_run(tmp_path)
+
+
+@pytest.mark.parametrize("count", [NODES - 3, NODES - 2])
+def test_the_limit_of_values_counts_every_value_and_key(count, tmp_path):
+    # with the mapping, its key and the list itself: count + 3
+    Path(tmp_path / "a.yaml").write_text(f"at: [{', '.join(['1'] * count)}]")
+    if count + 3 <= NODES:
+        assert len(read_yaml(tmp_path / "a.yaml")["at"]) == count
+    else:
+        with pytest.raises(yaml.YAMLError, match="10,000 values"):
+            read_yaml(tmp_path / "a.yaml")
+
+
+def test_the_limit_of_depth(tmp_path):
+    for depth in (DEPTH, DEPTH + 1):
+        (tmp_path / "a.yaml").write_text("[" * depth + "]" * depth)
+        if depth <= DEPTH:
+            assert str(read_yaml(tmp_path / "a.yaml")).count("[") == depth
+        else:
+            with pytest.raises(yaml.YAMLError, match="line 1: more than 20"):
+                read_yaml(tmp_path / "a.yaml")
+
+
+def test_aliases_and_anchors_of_ordinary_settings_are_read(tmp_path):
+    (tmp_path / "a.yaml").write_text("jitter: &j [0.4, 0.4, 0.4, 0.1]\nother: *j\nlr: 1.0e-4\n")
+    assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load((tmp_path / "a.yaml").read_text())
