@@ -12,22 +12,53 @@ SHAPES = ("cosine", "linear", "supcontrast")
 class Schedule(Protocol):
     """What a learning rate is computed from; units: epochs, and shares of ``lr``."""
 
-    epochs: float
-    warmup: float
-    warmup_from: float | None
-    schedule: str
-    lr: float
-    lr_floor: float
+    @property
+    def epochs(self) -> int:
+        """Length of the run."""
+
+    @property
+    def warmup(self) -> float:
+        """Epochs in which the rate rises."""
+
+    @property
+    def warmup_from(self) -> float | None:
+        """Where the rise begins; None is a hundredth of ``lr``."""
+
+    @property
+    def schedule(self) -> str:
+        """One of `SHAPES`."""
+
+    @property
+    def lr(self) -> float:
+        """The largest learning rate."""
+
+    @property
+    def lr_floor(self) -> float:
+        """Where the schedule ends, as a share of ``lr``."""
 
 
 class AugmentationSchedule(Protocol):
     """What the strength of an augmentation is computed from; probabilities, and epochs."""
 
-    epochs: int
-    rate: float
-    rate_end: float | None
-    subset: float
-    subset_end: float | None
+    @property
+    def epochs(self) -> int:
+        """Length of the run."""
+
+    @property
+    def rate(self) -> float:
+        """Dropout probability at the start."""
+
+    @property
+    def rate_end(self) -> float | None:
+        """Dropout probability at the end; None keeps the first."""
+
+    @property
+    def subset(self) -> float:
+        """Share of augmented rows at the start."""
+
+    @property
+    def subset_end(self) -> float | None:
+        """Share of augmented rows at the end; None keeps the first."""
 
 
 def learning_rate(config: Schedule, epoch: float) -> float:

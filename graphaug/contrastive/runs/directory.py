@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.devices import world_size
+from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
