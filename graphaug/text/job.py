@@ -18,6 +18,7 @@ from graphaug.errors import EncoderError
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.corpus.masking import Masking
 from graphaug.text.encoders.encoder import TextEncoder, padding_id
+from graphaug.text.encoders.files import RUN
 from graphaug.text.encoders.load import notes_of
 from graphaug.text.model import Model, sizes, tokenized
 from graphaug.text.objective import TextFeed, TextObjective
@@ -140,6 +141,10 @@ class TextTraining(Training):
     def snapshot(self, run: RunDirectory, at: int) -> None:
         """Write the encoder as ``load_encoder`` reads it."""
         self.model.save(run.path / "snapshots" / f"step-{at:07d}", step=at)
+
+    def write(self, run: RunDirectory) -> None:
+        """Write ``encoder/``."""
+        self.model.save(run.path / RUN)
 
     def outcome(self) -> dict[str, Any]:
         """The best scores, and their step."""

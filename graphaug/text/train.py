@@ -14,7 +14,6 @@ from torch import Tensor
 
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.geometry import POSITIVE
-from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.life import run_task
 from graphaug.contrastive.runs.task import Curve, Task, Training
 from graphaug.errors import ConfigError, DataError, did_you_mean
@@ -170,10 +169,6 @@ class SimCSETask(Task[Model]):
         """What the last line says of the encoder, and beside it the best one."""
         line = metrics[-1]
         return {name: line[name] for name in ("step", "loss", *LOOKED_AT) if name in line} | outcome
-
-    def write(self, run: RunDirectory, model: Model) -> None:
-        """Write ``encoder/``."""
-        model.save(run.path / RUN)
 
 
 def check_dev(data: str | os.PathLike[str]) -> StsTask:

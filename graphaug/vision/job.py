@@ -122,6 +122,10 @@ class ImageTraining(Training):
         # One entry only: safetensors writes several in an order of their own in every process.
         run.snapshot(at, self.weights(), {"model": self.watch.config.model})
 
+    def write(self, run: RunDirectory) -> None:
+        """Write ``encoder.safetensors``."""
+        run.encoder(self.weights(), {"model": self.watch.config.model})
+
 
 def example_images(model: nn.Module, size: int) -> Tensor:
     """Four different images of one colour each."""

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.devices import world_size
-from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.life import run_task
 from graphaug.contrastive.runs.task import Task, Training
 from graphaug.contrastive.schedule import learning_rate
@@ -158,10 +157,6 @@ class ImageTask(Task[nn.Module]):
             counts = {"train_images": len(data.train), "test_images": len(data.test)}
             return {**counts, "classes": len(data.classes)}
         return probe(model, data, self.config.size)
-
-    def write(self, run: RunDirectory, model: nn.Module) -> None:
-        """Write ``encoder.safetensors``."""
-        run.encoder(model.state_dict(), {"model": self.config.model})
 
 
 def _check_sites(config: PretrainConfig) -> None:

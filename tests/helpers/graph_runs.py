@@ -120,6 +120,9 @@ class GraphTraining(Training):
     def snapshot(self, run, at):
         run.snapshot(at, self.weights(), {})
 
+    def write(self, run):
+        run.encoder(self.weights(), {})
+
 
 class GraphTask(Task[nn.Module]):
     restart = "begin another run with its weights"
@@ -157,9 +160,6 @@ class GraphTask(Task[nn.Module]):
             z = model(x, edges)
         means = torch.stack([z[labels == label].mean(0) for label in (0, 1)])
         return {"accuracy": float((torch.cdist(z, means).argmin(1) == labels).float().mean())}
-
-    def write(self, run, model):
-        run.encoder(model.state_dict(), {})
 
     def finished(self, path):
         model = self.build()

@@ -97,7 +97,6 @@ def run_task(
         return Finished(model, metrics, {})
     result = task.evaluate(model, metrics, outcome, torch.device(fabric.device.type))
     if directory is not None:
-        task.write(directory, model)
         directory.figure(lambda path: draw_curves(metrics, path, task.unit, task.curve))
         directory.result(result)
         Checkpoints(directory.checkpoints).clear()
@@ -138,6 +137,8 @@ def train(
                     error.args = (f"{error}{_way_on(checkpoints, task.restart)}",)
                     raise
                 callbacks.close()
+                if run is not None:
+                    training.write(run)
                 return training.weights(), metrics, training.outcome()
 
 

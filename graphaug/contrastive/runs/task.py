@@ -46,8 +46,8 @@ class Training(ABC):
     """One process's share of a run, ready for its first step.
 
     ``engine`` makes the steps. ``counts`` says how much there is to train on, and ``plans`` what the augmentation is:
-    both go into ``resolved`` of ``config.yaml``, and the counts to ``on_start``, too. If the objective's measures have a ``spread`` (`graphaug.contrastive.geometry.embedding_spread`), a collapse of the
-    embeddings ends the run.
+    both go into ``resolved`` of ``config.yaml``, and the counts to ``on_start``, too. If the objective's measures have
+    a ``spread`` (`graphaug.contrastive.geometry.embedding_spread`), a collapse of the embeddings ends the run.
     """
 
     engine: Engine
@@ -76,6 +76,10 @@ class Training(ABC):
     def snapshot(self, run: RunDirectory, at: int) -> None:
         """Keep the encoder as it is after ``at`` epochs or steps; called in one process."""
 
+    @abstractmethod
+    def write(self, run: RunDirectory) -> None:
+        """Write the trained model; called in one process, after the last step."""
+
     def outcome(self) -> dict[str, Any]:
         """Plain values that `Task.evaluate` needs from the training."""
         return {}
@@ -101,8 +105,12 @@ class Task(ABC, Generic[Model]):
                     yield GraphTraining(configured_engine(fabric, GraphObjective(network), feed, self.config), model)
 
             def evaluate(self, model, metrics, outcome, device): return {"linear": probe(model, self.data)}
-            def write(self, run, model): run.encoder(model.state_dict(), {"model": "gin"})
             def finished(self, path): return read_encoder(path / "encoder.safetensors")
+
+        class GraphTraining(Training):
+            def weights(self): return {name: t.cpu() for name, t in self.model.state_dict().items()}
+            def snapshot(self, run, at): run.snapshot(at, self.weights(), {"model": "gin"})
+            def write(self, run): run.encoder(self.weights(), {"model": "gin"})
 
         graphs = run_task(GraphTask(config), out, resume=True)
 
@@ -179,10 +187,6 @@ class Task(ABC, Generic[Model]):
         self, model: Model, metrics: list[dict[str, Any]], outcome: dict[str, Any], device: torch.device
     ) -> dict[str, Any]:
         """What ``result.json`` says of the trained model; called in the first process alone."""
-
-    @abstractmethod
-    def write(self, run: RunDirectory, model: Model) -> None:
-        """Write the trained model."""
 
 
 def configured_engine(
