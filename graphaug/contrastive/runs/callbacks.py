@@ -38,6 +38,7 @@ class Callbacks:
         self.last = task.config.epochs * steps
         self.unit = steps if task.unit == "epoch" else 1
         self.board: Board | None = None
+        self.snapped = -1  # the step of the last snapshot
 
     def begin(self, found: Checkpoint | None) -> None:
         """Go to the checkpoint, if there is one."""
@@ -76,6 +77,7 @@ class Callbacks:
             line |= self.training.look(line, self.run)
             if self.run is not None:
                 self.run.epoch(line)
+                self._snapshot(self.engine.position.step)  # before anyone hears of the line
             if self.board is not None:
                 self.board(line)
             self.emit(("line", line))
@@ -89,8 +91,9 @@ class Callbacks:
     def _snapshot(self, step: int) -> None:
         at, rest = divmod(step, self.unit)
         every = self.keeping.snapshot_every
-        if self.run is not None and every and not rest and at % every == 0:
+        if self.run is not None and every and not rest and at % every == 0 and step != self.snapped:
             self.training.snapshot(self.run, at)
+            self.snapped = step
 
     def _check_spread(self, step: int) -> None:
         """Refuse to keep a state whose embeddings have collapsed in the epoch that it is in the middle of."""
