@@ -36,9 +36,17 @@ def unbroken(tmp_path_factory):
     return out, graph_runs.run(out)
 
 
-def killed(out, step):
+@pytest.fixture(scope="module")
+def processes():
+    # A server that has imported everything forks processes that start at once; each is killed for itself.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["graph_runs", "lightning_fabric", "matplotlib.figure"])
+    return context
+
+
+def killed(processes, out, step):
     """Run in a process of its own that is killed when its checkpoint of that step is written."""
-    process = multiprocessing.get_context("spawn").Process(target=graph_runs.run, args=(out, step))
+    process = processes.Process(target=graph_runs.run, args=(out, step))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -105,10 +113,10 @@ def test_what_a_run_leaves_is_what_the_modality_brought(unbroken):
 
 
 @pytest.mark.parametrize("steps", [(2,), (4,), (6, 14), (16,)], ids=str)
-def test_killed_and_resumed_it_ends_as_an_unbroken_run(steps, unbroken, tmp_path):
+def test_killed_and_resumed_it_ends_as_an_unbroken_run(steps, processes, unbroken, tmp_path):
     """In the middle of an epoch, at its end, twice, and before the evaluation."""
     for step in steps:
-        killed(tmp_path / "run", step)
+        killed(processes, tmp_path / "run", step)
         assert Checkpoints(tmp_path / "run/checkpoints").latest().step == step
     with torch.random.fork_rng():
         torch.manual_seed(5)  # what was drawn in between does not matter
