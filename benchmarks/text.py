@@ -40,7 +40,7 @@ from graphaug.text.corpus.sentences import Corpus, read_corpus
 from graphaug.text.encoders.encoder import TextEncoder
 from graphaug.text.encoders.load import load_encoder
 from graphaug.text.encoders.pooling import POOLERS
-from graphaug.text.job import build
+from graphaug.text.model import build
 from graphaug.text.sts.evaluate import evaluate, sts_dev
 from graphaug.text.sts.tasks import TASKS, load_tasks
 from graphaug.text.train import simcse

@@ -34,8 +34,10 @@ from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus.sentences import read_corpus
 from graphaug.text.encoders.encoder import padding_id
 from graphaug.text.encoders.load import save_encoder
-from graphaug.text.job import Model, augmented, build, build_engine, sizes, tokenized
+from graphaug.text.job import build_engine
+from graphaug.text.model import Model, build, sizes, tokenized
 from graphaug.text.objective import TextFeed
+from graphaug.text.passes import augmented
 from graphaug.text.simcse import SimCSE
 
 Steps = Callable[[int], float]

@@ -17,9 +17,9 @@ except ImportError as missing:  # the core alone is installed
     raise SystemExit(f"the command line needs {missing.name}: pip install 'graphaug[train]'") from missing
 
 from graphaug.analysis import commands as analysis
+from graphaug.contrastive.runs.options import Force
 from graphaug.text import commands as text
-from graphaug.vision import commands as contrastive
-from graphaug.vision.commands import Force
+from graphaug.vision import commands as vision
 
 if TYPE_CHECKING:
     import torch
@@ -141,6 +141,19 @@ def demo(
     print(run_demo(out, epochs=epochs, seeds=seeds, workers=workers, force=force, report=report))
 
 
+@app.command()
+def presets() -> None:
+    """Print the presets, as YAML that --config reads."""
+    import yaml
+
+    from graphaug.text.presets import PRESETS as SENTENCES
+    from graphaug.vision.presets import PRESETS as IMAGES
+
+    for command, found in {"pretrain": IMAGES, "simcse": SENTENCES}.items():
+        for name, settings in found.items():
+            print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
+
+
 def _example(model: str, size: int | None) -> tuple[torch.Tensor, ...]:
     import torch
 
@@ -148,7 +161,7 @@ def _example(model: str, size: int | None) -> tuple[torch.Tensor, ...]:
     return (torch.zeros(2, 3, size, size),)
 
 
-for part in (contrastive, analysis, text):
+for part in (vision, analysis, text):
     part.register(app)
 
 if __name__ == "__main__":

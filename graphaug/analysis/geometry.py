@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graphaug.analysis.activations import (
@@ -19,56 +18,22 @@ from graphaug.analysis.activations import (
     sample_features,
 )
 from graphaug.analysis.batches import batches, padding_mask, rows_of
+from graphaug.contrastive.geometry import alignment, check_embeddings, on_sphere, pair_geometry, uniformity
 from graphaug.errors import BatchError, DataError, InvalidOption
 from graphaug.select.resolve import At
 from graphaug.surgery.unwrap import plain_model
 
-
-def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
-    """Mean distance of positive pairs, ``E ‖x̂ - ŷ‖^α`` (Wang & Isola, 2020, Eq. 2); 0 is perfect.
-
-    Args:
-        x: (N, D) embeddings, normalised here.
-        y: (N, D), row i the positive of row i.
-        alpha: power of the distance.
-
-    Raises:
-        BatchError: the shapes differ, or are not (N, D) with N of at least 1.
-    """
-    _check(x)
-    if x.shape != y.shape:
-        raise BatchError(f"positives need equal shapes, not {tuple(x.shape)} and {tuple(y.shape)}.")
-    return float((_unit(x) - _unit(y)).norm(dim=1).pow(alpha).mean())
-
-
-def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 1024) -> float:
-    """Log of the mean Gaussian potential over all pairs, ``log E exp(-t‖x̂ - ŷ‖²)`` (Wang & Isola, 2020, Eq. 3).
-
-    0 if all embeddings are one, towards ``-2t`` if they spread over the sphere; lower is more uniform.
-
-    Args:
-        x: (N, D) embeddings, normalised here; N of at least 2.
-        t: of the potential.
-        chunk: rows at a time: memory is (chunk, chunk), whatever N is.
-
-    A row of zeros has no place on the sphere and stays where it is: two of them are one point.
-
-    Raises:
-        BatchError: fewer than 2 rows, or not (N, D).
-        DataError: an embedding is not finite.
-        InvalidOption: a chunk of no rows.
-    """
-    _check(x, 2)
-    if chunk < 1:
-        raise InvalidOption(f"chunk is a number of rows, at least 1, not {chunk!r}.")
-    parts = _unit(x).split(chunk)
-    lengths = [a.square().sum(1) for a in parts]  # 1, but for rows of zeros
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
-    for i, a in enumerate(parts):
-        for b, length in zip(parts[i:], lengths[i:], strict=True):
-            potential = (a @ b.T).mul_(2).sub_(lengths[i][:, None]).sub_(length).mul_(t).exp_()
-            total += (potential.triu_(1) if a is b else potential).sum(dtype=torch.float64)
-    return float(torch.log(2 * total / (len(x) * (len(x) - 1))))
+__all__ = [
+    "Geometry",
+    "alignment",
+    "effective_rank",
+    "embedding_std",
+    "geometry",
+    "pair_geometry",
+    "site_embeddings",
+    "tolerance",
+    "uniformity",
+]
 
 
 def tolerance(x: Tensor, labels: Tensor) -> float:
@@ -82,14 +47,14 @@ def tolerance(x: Tensor, labels: Tensor) -> float:
         BatchError: shapes that do not fit.
         DataError: no class has two samples.
     """
-    _check(x)
+    check_embeddings(x)
     if labels.shape != x.shape[:1]:
         raise BatchError(f"{len(x)} embeddings need {len(x)} labels, not {tuple(labels.shape)}.")
     classes, index, counts = labels.unique(return_inverse=True, return_counts=True)
     pairs = (counts * (counts - 1)).sum()
     if pairs == 0:
         raise DataError("tolerance needs a class with two samples or more.")
-    unit = _unit(x).double()
+    unit = on_sphere(x).double()
     sums = unit.new_zeros(len(classes), x.shape[1]).index_add_(0, index, unit)
     return float((sums.square().sum() - unit.square().sum()) / pairs)
 
@@ -99,8 +64,8 @@ def embedding_std(x: Tensor) -> float:
 
     0 if they have collapsed to a point, about ``1/√D`` if they spread over the sphere.
     """
-    _check(x, 2)
-    return float(_unit(x).std(dim=0).mean())
+    check_embeddings(x, 2)
+    return float(on_sphere(x).std(dim=0).mean())
 
 
 def effective_rank(x: Tensor) -> float:
@@ -108,7 +73,7 @@ def effective_rank(x: Tensor) -> float:
 
     Between 1 and min(N - 1, D); 0 if all embeddings are one.
     """
-    _check(x, 2)
+    check_embeddings(x, 2)
     centred = x.double() - x.double().mean(0)
     values = torch.linalg.svdvals(centred)
     if values.sum() <= 1e-7 * x.double().norm():
@@ -257,49 +222,3 @@ def _over_places(h: Tensor) -> Tensor:
     last = len(set(sizes[:-1])) == 1 and len(set(sizes[1:])) > 1
     h = in_full(h)
     return h.flatten(1, -2).mean(1) if last else h.flatten(2).mean(2)
-
-
-def pair_geometry(
-    embed: Callable[[Sequence[str]], Tensor],
-    first: Sequence[str],
-    second: Sequence[str],
-    scores: Sequence[float],
-    *,
-    threshold: float = 4.0,
-) -> tuple[float, float]:
-    """Alignment and uniformity of a sentence encoder as SimCSE measures them (Gao et al., 2021, Sec. 4).
-
-    Args:
-        embed: sentences -> (sentences, D) embeddings.
-        first, second: the sentences of the pairs; on STS-B, its dev set.
-        scores: gold similarities, 0 to 5; pairs of ``threshold`` or more are the positives, NaN is skipped.
-        threshold: see ``scores``.
-
-    Returns:
-        Alignment over the positives, uniformity over all different sentences.
-
-    Raises:
-        BatchError: the three are not of one length.
-        DataError: no pair reaches the threshold.
-    """
-    if not len(first) == len(second) == len(scores):
-        raise BatchError(f"{len(first)} and {len(second)} sentences with {len(scores)} scores are no pairs.")
-    positives = [i for i, score in enumerate(scores) if score >= threshold]
-    if not positives:
-        raise DataError(f"no pair has a score of {threshold} or more: alignment has no positives.")
-    sentences = list(dict.fromkeys([*first, *second]))
-    place = {s: i for i, s in enumerate(sentences)}
-    z = embed(sentences)
-    x, y = (z[[place[side[i]] for i in positives]] for side in (first, second))
-    return alignment(x, y), uniformity(z)
-
-
-def _unit(x: Tensor) -> Tensor:
-    return F.normalize(x if x.dtype == torch.float64 else x.float(), dim=1)
-
-
-def _check(x: Tensor, rows: int = 1) -> None:
-    if x.dim() != 2 or len(x) < rows:
-        raise BatchError(f"embeddings (N, D) with N of at least {rows} are needed, not {tuple(x.shape)}.")
-    if not bool(x.isfinite().all()):
-        raise DataError("embeddings are not finite: the model has diverged, or its inputs are not finite.")

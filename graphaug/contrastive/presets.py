@@ -1,4 +1,4 @@
-"""Named settings of published runs, and settings from files: preset, then file, then command line."""
+"""Where settings come from: a preset, then a file, then the command line. Each modality has presets of its own."""
 
 from __future__ import annotations
 
@@ -15,38 +15,8 @@ S = TypeVar("S", bound=Settings)
 Presets = Mapping[str, Mapping[str, Any]]
 """Name → settings."""
 
-_SIMCLR: dict[str, Any] = {
-    "model": "resnet18-cifar",
-    "epochs": 1500,
-    "batch_size": 1024,
-    "optimizer": "sgd",
-    "lr": 0.5,
-    "momentum": 0.9,
-    "weight_decay": 1e-4,
-    "schedule": "supcontrast",
-    "warmup": 10.0,
-    "warmup_from": 0.01,
-    "lr_floor": 1e-3,
-    "loss": "nt_xent",
-    "loss_scale": "supcontrast",
-    "temperature": 0.5,
-    "projection": 128,
-    "crop": 0.2,
-    "jitter": [0.4, 0.4, 0.4, 0.1],
-    "jitter_p": 0.8,
-    "gray_p": 0.2,
-    "checkpoint_every": 10.0,
-    "watch_every": 25,
-}
 
-PRESETS: dict[str, dict[str, Any]] = {
-    "simclr-cifar10": {"data": "cifar10", **_SIMCLR},
-    "simclr-cifar100": {"data": "cifar100", **_SIMCLR},
-}
-"""The paper's CIFAR runs: SupContrast's SimCLR, whose head for a ResNet-18 is 512-512-128."""
-
-
-def preset(name: str, presets: Presets = PRESETS) -> dict[str, Any]:
+def preset(name: str, presets: Presets) -> dict[str, Any]:
     """The settings of a preset that differ from, or are meant to be seen beside, the defaults.
 
     Raises:
@@ -55,7 +25,7 @@ def preset(name: str, presets: Presets = PRESETS) -> dict[str, Any]:
     """
     if name not in presets:
         raise ConfigError(
-            f"no preset is called {name!r}.{did_you_mean(name, presets)} There are {', '.join(presets)}."
+            f"no preset is called {name!r}.{did_you_mean(name, presets)} There are {', '.join(presets) or 'none'}."
         )
     return dict(presets[name])
 
@@ -100,16 +70,18 @@ def settle(
     name: str | None = None,
     file: Path | None = None,
     run: Mapping[str, Any] | None = None,
-    presets: Presets = PRESETS,
+    presets: Presets | None = None,
 ) -> S:
     """Join settings, later ones first: ``given``, the ``file``, the preset ``name``, those of a ``run`` to resume.
+
+    ``presets``: those of this kind of run.
 
     Raises:
         ConfigError: what `preset`, `read_settings` and the configuration raise; something in ``given`` does nothing.
 
     """
     settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
-    settings |= preset(name, presets) if name is not None else {}
+    settings |= preset(name, presets or {}) if name is not None else {}
     settings |= read_settings(file, kind) if file is not None else {}
     wanted = kind.from_dict({**settings, **given})
     refuse_idle(given, wanted.to_dict())

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
+from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
 from graphaug.printable import print_names as print
 from graphaug.text.config import SimCSEConfig
-from graphaug.vision.commands import File, Force, Out, Preset, Resume, earlier_settings, with_settings
+from graphaug.text.presets import PRESETS
 
 
 def register(app: typer.Typer) -> None:
@@ -29,16 +30,13 @@ def simcse(
     settings: dict[str, Any],
 ) -> None:
     """Train an encoder of sentences with unsupervised SimCSE, with Deep Augmentation at --at."""
-    # Before the imports: a mistyped option should not wait for them.
-    from graphaug.contrastive.presets import settle
-    from graphaug.contrastive.runs.directory import RunDirectory
-    from graphaug.text.presets import PRESETS
-
-    earlier = earlier_settings(out, resume, force)
     for one, other in (("from_config", "encoder"), ("encoder", "from_config")):
         if one in settings:  # given by hand, it replaces the other one of a preset
             settings.setdefault(other, None)
-    wanted = settle(SimCSEConfig, settings, preset, config, earlier, PRESETS)
+    # Before the imports: a mistyped option should not wait for them.
+    wanted = settled(
+        SimCSEConfig, settings, PRESETS, out=out, preset=preset, config=config, resume=resume, force=force
+    )
 
     from graphaug.contrastive.devices import is_first_process
     from graphaug.contrastive.runs.progress import EpochProgress
@@ -46,8 +44,6 @@ def simcse(
     from graphaug.text.sts.report import quiet
 
     first = is_first_process()
-    if first:
-        RunDirectory(out, force, resume)  # refuse before the text is read
     quiet()
     from graphaug.text.train import simcse as run
 
@@ -63,7 +59,7 @@ def simcse(
             )
 
     steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
-    with EpochProgress(steps, "simcse", unit="step", shown=first) as progress:
+    with EpochProgress(steps, "simcse", unit="step", shown=first, score=_stsb) as progress:
         result = run(
             wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress, on_start=on_start
         ).result
@@ -76,6 +72,11 @@ def simcse(
                 f"uniformity {scores['uniformity']:.3f}  (step {scores['step']})"
             )
     print(f"written to {out}")
+
+
+def _stsb(line: dict[str, Any]) -> str:
+    """The score on STS-B's development set in a line of the metrics, where it was looked at."""
+    return f"STS-B dev {100 * line['stsb_dev']:.2f}" if "stsb_dev" in line else ""
 
 
 def sts(

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from graphaug.contrastive.gather import process_count, process_rank
+from graphaug.contrastive.geometry import embedding_spread
 from graphaug.contrastive.losses import info_nce
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.corpus.batches import epoch, pad
 from graphaug.text.corpus.masking import Masking
 from graphaug.text.corpus.mlm import MaskedHead, chosen_positions, labelled, masked_loss
 from graphaug.text.simcse import twice
-from graphaug.vision.objective import embedding_spread
 
 
 class TextObjective(nn.Module):

@@ -1,33 +1,36 @@
-"""Unsupervised SimCSE with Deep Augmentation: the pieces of a run put together, and its files."""
+"""Unsupervised SimCSE with Deep Augmentation: what text brings to a run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
-from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
-from graphaug.contrastive.runs.checkpoints import Checkpoints
-from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.devices import world_size
+from graphaug.contrastive.geometry import POSITIVE
+from graphaug.contrastive.runs.life import run_task
+from graphaug.contrastive.runs.task import Curve, Task, Training
 from graphaug.errors import ConfigError, DataError, did_you_mean
-from graphaug.text.config import SimCSEConfig
+from graphaug.text.config import SimCSEConfig, versions
 from graphaug.text.corpus.sentences import Corpus, fingerprint, read_corpus
-from graphaug.text.encoders.load import RUN, load_trainable
+from graphaug.text.encoders.files import RUN
+from graphaug.text.encoders.load import load_trainable
 from graphaug.text.encoders.models import SIZES
-from graphaug.text.job import Model, build, train
+from graphaug.text.job import LOOKED_AT, text_training
+from graphaug.text.model import Model, build
 from graphaug.text.sts.tasks import StsTask, load_tasks
 
 if TYPE_CHECKING:
+    from lightning_fabric import Fabric
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 __all__ = ["SimCSEResult", "simcse"]
-
-POSITIVE = 4.0
-"""Pairs of at least this gold score are alignment's: the threshold of `graphaug.analysis.geometry.pair_geometry`."""
 
 
 @dataclass(frozen=True)
@@ -85,46 +88,87 @@ def simcse(
         GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
 
     """
-    first = is_first_process()
-    run = RunDirectory(out, force, resume) if out is not None and first else None
-    if config.encoder is None and config.from_config is None:
-        raise ConfigError(
-            "no encoder: name one with encoder= (--encoder), or from_config= (--from-config) for random weights, one "
-            f"of {', '.join(SIZES)}."
-        )
-    if config.from_config is not None and config.from_config not in SIZES:
-        raise ConfigError(
-            f"no size is called {config.from_config!r}.{did_you_mean(config.from_config, SIZES)} "
-            f"There are {', '.join(SIZES)}."
-        )
-    _check_source(config, out)
-    if corpus is None:
-        if config.text is None:
-            raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
-        corpus = read_corpus(config.text)
-    _check_batch(config, len(corpus))
-    dev = None if config.sts is None else check_dev(config.sts)
-    if resume and out is not None:
-        done = RunDirectory.at(out).resumed(SimCSEConfig, config.to_dict(), fingerprint(corpus.lines))
-        if done is not None:
-            encoder, tokenizer, _ = load_trainable(Path(out) / RUN)
-            return SimCSEResult(encoder, tokenizer, done[1], done[0])
-    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
-    job = (config, corpus.lines, dev, None if out is None else str(out), resume)
+    counted = ("sentences", "truncated", "steps_per_epoch")
+    done = run_task(
+        SimCSETask(config, corpus),
+        out,
+        force=force,
+        resume=resume,
+        on_line=on_line,
+        on_start=on_start and (lambda counts: on_start({name: counts[name] for name in counted})),
+    )
+    return SimCSEResult(done.model.encoder, done.model.tokenizer, done.metrics, done.result)
 
-    def on_event(event: dict[str, Any]) -> None:
-        call = on_line if "step" in event else on_start
-        if call is not None:
-            call(event)
 
-    state, metrics, result = launch(fabric, train, *job, on_event=on_event)
-    model = _fresh(config, corpus)
-    model.load(state)
-    if run is not None:
-        run.figure(lambda path: _plot(metrics, path))
-        run.result(result)
-        Checkpoints(run.checkpoints).clear()
-    return SimCSEResult(model.encoder, model.tokenizer, metrics, result)
+class SimCSETask(Task[Model]):
+    """A training on text, scored on STS-B's development set; ``corpus``: already read, by default ``config.text``."""
+
+    unit = "step"
+    curve = Curve("stsb_dev", "Spearman on STS-B dev, ×100", 100.0)
+
+    def __init__(self, config: SimCSEConfig, corpus: Corpus | None = None) -> None:
+        self.config: SimCSEConfig = config
+        self.corpus = corpus
+        self.dev: StsTask | None = None
+
+    @property
+    def lines(self) -> tuple[str, ...]:
+        """The sentences, once they are read."""
+        assert self.corpus is not None
+        return self.corpus.lines
+
+    def check(self, out: Path | None, resume: bool) -> None:
+        """Refuse settings without an encoder, and one that lies where the new one goes."""
+        _check_encoder(self.config)
+        _check_source(self.config, out)
+
+    def read(self) -> None:
+        """Read text and development set, and refuse what nothing can be learned from, or said of."""
+        config = self.config
+        if self.corpus is None:
+            if config.text is None:
+                raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
+            self.corpus = read_corpus(config.text)
+        _check_batch(config, len(self.corpus))
+        self.dev = None if config.sts is None else check_dev(config.sts)
+
+    def facts(self) -> dict[str, Any]:
+        """How many sentences there are, and the text's hash."""
+        return fingerprint(self.lines)
+
+    def finished(self, path: Path) -> Model:
+        """The encoder of a finished run."""
+        return Model(*load_trainable(path / RUN))
+
+    def unused(self) -> bool:
+        """Whether all rows of a process's share are stopped, or SimCSE's head is not trained."""
+        config = self.config
+        rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
+        stopped = config.stop_grad and config.backward != "dense" and round(config.subset * rows) == rows
+        return stopped or not config.contrastive
+
+    def build(self) -> Model:
+        """The encoder that the settings name."""
+        return build(self.config, self.lines)
+
+    def training(self, fabric: Fabric, model: Model, fresh: bool) -> AbstractContextManager[Training]:
+        """See `text_training`."""
+        return text_training(fabric, model, self.config, self.lines, self.dev)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of the packages that a result depends on."""
+        return versions()
+
+    def load(self, model: Model, weights: dict[str, Tensor]) -> None:
+        """Take trained weights."""
+        model.load(weights)
+
+    def evaluate(
+        self, model: Model, metrics: list[dict[str, Any]], outcome: dict[str, Any], device: torch.device
+    ) -> dict[str, Any]:
+        """What the last line says of the encoder, and beside it the best one."""
+        line = metrics[-1]
+        return {name: line[name] for name in ("step", "loss", *LOOKED_AT) if name in line} | outcome
 
 
 def check_dev(data: str | os.PathLike[str]) -> StsTask:
@@ -143,16 +187,23 @@ def check_dev(data: str | os.PathLike[str]) -> StsTask:
     return dev
 
 
-def _fresh(config: SimCSEConfig, corpus: Corpus) -> Model:
-    """Build a model and leave torch's generators as they were."""
-    with torch.random.fork_rng(devices=[]):
-        return build(config, corpus.lines)
+def _check_encoder(config: SimCSEConfig) -> None:
+    if config.encoder is None and config.from_config is None:
+        raise ConfigError(
+            "no encoder: name one with encoder= (--encoder), or from_config= (--from-config) for random weights, one "
+            f"of {', '.join(SIZES)}."
+        )
+    if config.from_config is not None and config.from_config not in SIZES:
+        raise ConfigError(
+            f"no size is called {config.from_config!r}.{did_you_mean(config.from_config, SIZES)} "
+            f"There are {', '.join(SIZES)}."
+        )
 
 
-def _check_source(config: SimCSEConfig, out: str | os.PathLike[str] | None) -> None:
+def _check_source(config: SimCSEConfig, out: Path | None) -> None:
     if out is None or config.encoder is None or not os.path.exists(config.encoder):
         return
-    if Path(config.encoder).resolve().is_relative_to(Path(out).resolve()):
+    if Path(config.encoder).resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"the encoder {config.encoder!r} lies in the output directory {str(out)!r}, where the new one goes: "
             "choose another output directory."
@@ -170,26 +221,3 @@ def _check_batch(config: SimCSEConfig, sentences: int) -> None:
             f"batch_size={config.batch_size} for {processes} process(es): each needs the same number of sentences, and "
             f"at least 2. Give a multiple of {processes}, at least {2 * processes}."
         )
-
-
-def _unused(config: SimCSEConfig) -> bool:
-    """Whether a step may leave parameters without a gradient."""
-    rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
-    stopped = config.stop_grad and config.backward != "dense" and round(config.subset * rows) == rows
-    return stopped or not config.contrastive
-
-
-def _plot(metrics: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    steps = [line["step"] for line in metrics]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss (nats)")
-    axes.plot(steps, [line["loss"] for line in metrics], marker="." if len(metrics) < 50 else "")
-    scored = [line for line in metrics if "stsb_dev" in line]
-    if scored:
-        scores = axes.twinx()
-        points = ([line["step"] for line in scored], [100 * line["stsb_dev"] for line in scored])
-        scores.plot(*points, color="0.6", linestyle="--")
-        scores.set_ylabel("Spearman on STS-B dev, ×100 (dashed)")
-    figure.savefig(path, dpi=120)

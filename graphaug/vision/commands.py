@@ -1,33 +1,25 @@
-"""The commands about training: pretrain, presets, probe, transfer. Options of a run are made from its settings."""
+"""The commands about training on images: pretrain, probe, transfer."""
 
 from __future__ import annotations
 
-import inspect
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import Field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphaug.contrastive.settings import Settings
+from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
 from graphaug.errors import ConfigError
 from graphaug.options import refuse_without
 from graphaug.printable import print_names as print
 from graphaug.vision.config import PretrainConfig
+from graphaug.vision.presets import PRESETS
 
 if TYPE_CHECKING:
     from graphaug.vision.data.images import ImageData
 
-Out = Annotated[Path, typer.Option(help="Directory for the run's files.")]
-Preset = Annotated[str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")]
-File = Annotated[Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")]
-Resume = Annotated[
-    bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
-]
-Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
 Data = Annotated[
     str | None, typer.Option(help="digits, cifar10, cifar100 or folder:PATH; by default the run's.")
 ]
@@ -36,39 +28,12 @@ Runs = Annotated[
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the accuracies of each run to this file.")]
 
-_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
-
-UNSET = "none"
-"""What is typed for None, and for no site at all."""
-
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
     app.command()(with_settings(pretrain, PretrainConfig))
-    app.command()(presets)
     app.command()(probe)
     app.command()(transfer)
-
-
-def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callable[..., None]:
-    """Give a command that takes ``settings`` an option for every setting of a kind of run, none of them required.
-
-    The word `UNSET` is the way back from what a preset or a file gives, for settings that may be None or empty.
-    """
-    own = inspect.signature(command, eval_str=True).parameters.values()
-    options = [_option(item) for item in kind.items()]
-    names = [option.name for option in options]
-    optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
-
-    def run(**given: Any) -> None:
-        settings = {name: given.pop(name) for name in names}
-        values = {name: value for name, value in settings.items() if value not in (None, [])}
-        command(**given, settings={k: _unset(v) if k in optional else v for k, v in values.items()})
-
-    kept = [parameter for parameter in own if parameter.name != "settings"]
-    run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
-    run.__name__, run.__doc__ = command.__name__, command.__doc__
-    return run
 
 
 def pretrain(
@@ -82,11 +47,9 @@ def pretrain(
 ) -> None:
     """Pretrain with SimCLR, with Deep Augmentation at --at, and probe the encoder."""
     # Before the imports: a mistyped option should not wait for them.
-    from graphaug.contrastive.presets import settle
-    from graphaug.contrastive.runs.directory import RunDirectory
-
-    earlier = earlier_settings(out, resume, force)
-    wanted = settle(PretrainConfig, settings, preset, config, earlier)
+    wanted = settled(
+        PretrainConfig, settings, PRESETS, out=out, preset=preset, config=config, resume=resume, force=force
+    )
 
     from graphaug.contrastive.devices import is_first_process
     from graphaug.contrastive.runs.progress import EpochProgress
@@ -94,14 +57,10 @@ def pretrain(
     from graphaug.vision.pretrain import pretrain as run
 
     first = is_first_process()
-    if first:
-        RunDirectory(out, force, resume)  # refuse before the data are read
-    if earlier is not None:
-        RunDirectory.at(out).check_settings(PretrainConfig, wanted.to_dict())
     images = load(wanted.data, size=wanted.size, strict=wanted.strict)
     if first:
         _report_skipped(images)
-    with EpochProgress(wanted.epochs, shown=first) as progress:
+    with EpochProgress(wanted.epochs, shown=first, score=_neighbours) as progress:
         result = run(wanted, out, force=force, resume=resume, data=images, on_epoch=progress).result
     if not first:
         return
@@ -117,33 +76,9 @@ def pretrain(
     print(f"written to {out}")
 
 
-def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | None:
-    """The settings of the run to resume, if there is one."""
-    from graphaug.contrastive.runs.directory import RunDirectory
-
-    if resume and force:
-        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
-    if not resume:
-        return None
-    run = RunDirectory.at(out)
-    earlier = run.settings()
-    if earlier is None:
-        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
-    elif run.begins_again():
-        print(f"the run in {out} has no checkpoint yet: it begins again.", file=sys.stderr)
-    return earlier
-
-
-def presets() -> None:
-    """Print the presets, as YAML that --config reads."""
-    import yaml
-
-    from graphaug.contrastive.presets import PRESETS
-    from graphaug.text.presets import PRESETS as TEXT_PRESETS
-
-    for command, found in {"pretrain": PRESETS, "simcse": TEXT_PRESETS}.items():
-        for name, settings in found.items():
-            print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
+def _neighbours(line: dict[str, Any]) -> str:
+    """The accuracy of the nearest neighbours in a line of the metrics, where it was looked at."""
+    return f"kNN {line['knn']:.1%}" if "knn" in line else ""
 
 
 def probe(
@@ -219,41 +154,3 @@ def _report_skipped(images: ImageData) -> None:
         print(f"skipped {skipped}", file=sys.stderr)
     if images.skipped:
         print(f"{len(images.skipped)} unreadable image(s) skipped.", file=sys.stderr)
-
-
-def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of numbers that lets `UNSET` through."""
-
-    def number(text: str) -> Any:
-        return text if text == UNSET else kind(text)
-
-    return number
-
-
-def _unset(value: Any) -> Any:
-    """The value that was meant: None for `UNSET`, nothing for a list of it alone."""
-    if value == [UNSET]:
-        return []
-    return None if value == UNSET else value
-
-
-def _option(item: Field[Any]) -> inspect.Parameter:
-    """The command-line option of a setting: --batch-size for ``batch_size``."""
-    kind, flag = str(item.type), "--" + item.name.replace("_", "-")
-    names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
-    shown = "" if item.default in (None, ()) else f" [default: {item.default}]"
-    described: dict[str, Any] = {"help": item.metadata["help"] + shown, "show_default": False}
-    plain: Any = _KINDS.get(kind.split(" ")[0])
-    if kind.startswith("tuple"):
-        annotation: Any = list[float] | None if "float" in kind else list[str] | None
-    else:
-        annotation = plain | None
-    if "None" in kind and plain in (int, float):  # typer would refuse the word
-        described |= {
-            "parser": _or_unset(plain),
-            "metavar": f"{'INTEGER' if plain is int else 'FLOAT'}|{UNSET}",
-        }
-    option = typer.Option(*names, **described)
-    return inspect.Parameter(
-        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
-    )

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.gather import process_count, process_rank
-from graphaug.contrastive.losses import LOSSES, unit_rows
+from graphaug.contrastive.geometry import embedding_spread
+from graphaug.contrastive.losses import LOSSES
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.data.rows import image_rows
@@ -53,20 +54,6 @@ class ImageObjective(nn.Module):
             z1, z2 = z.chunk(2)
             loss = self.loss(z1, z2, self.temperature, gather=self.gather, scale=self.scale)
             return {"loss": loss, "spread": embedding_spread(z.detach())}
-
-
-def embedding_spread(z: Tensor) -> Tensor:
-    """The collapse measure: standard deviation of the normalised embeddings, 1 for isotropic ones, 0 for one point.
-
-    ``sqrt(D · mean over dimensions of the variance over rows)`` of ``z / |z|``: SimSiam's measure (Chen and He 2021,
-    section 4.1) times ``sqrt(D)``, so that it does not depend on the dimension. Equal to
-    ``sqrt(1 - |mean of the normalised rows|²)``.
-
-    Args:
-        z: ``(N, D)``.
-
-    """
-    return unit_rows(z).var(0, correction=0).sum().sqrt()
 
 
 class ImageFeed:

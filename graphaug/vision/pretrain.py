@@ -1,28 +1,32 @@
-"""SimCLR pretraining with Deep Augmentation: the pieces of a run put together, and its files."""
+"""SimCLR pretraining with Deep Augmentation: what images bring to a run."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from graphaug.contrastive.devices import is_first_process, launch, make_fabric, world_size
-from graphaug.contrastive.runs.checkpoints import Checkpoints
-from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.devices import world_size
+from graphaug.contrastive.runs.life import run_task
+from graphaug.contrastive.runs.task import Task, Training
 from graphaug.contrastive.schedule import learning_rate
 from graphaug.errors import ConfigError, DataError
-from graphaug.vision.config import PretrainConfig
+from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import ImageData, load
-from graphaug.vision.job import sized, train
+from graphaug.vision.job import image_training
 from graphaug.vision.models import build_model
 from graphaug.vision.probes.probe import probe
 from graphaug.vision.weights import load_weights
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 __all__ = ["PretrainResult", "learning_rate", "pretrain", "probe"]
 
@@ -75,45 +79,84 @@ def pretrain(
         GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
 
     """
-    _check_sites(config)
-    first = is_first_process()
-    run = RunDirectory(out, force, resume) if out is not None and first else None
-    if resume and out is not None:  # before data are read, or downloaded
-        RunDirectory.at(out).check_settings(PretrainConfig, config.to_dict())
-    data = data or load(config.data, size=config.size, strict=config.strict)
-    _check_batch(config, data)
-    _check_init(config, out, resume)
-    if resume and out is not None:
-        done = RunDirectory.at(out).resumed(PretrainConfig, sized(config, data), fingerprint(data))
-        if done is not None:
-            model = _fresh(config.model)
-            load_weights(model, out)
-            return PretrainResult(model, done[1], done[0])
-    fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=_unused(config))
-    if config.cuda_graphs and (fabric.device.type != "cuda" or fabric.world_size > 1):
-        raise ConfigError(
-            f"cuda_graphs needs one GPU, not {fabric.world_size} process(es) on {fabric.device}."
-        )
-    job = (config, data, None if out is None else str(out), resume)
-    state, metrics = launch(fabric, train, *job, on_event=on_epoch)
-    model = _fresh(config.model)
-    model.load_state_dict(state)
-    if not first:
-        return PretrainResult(model, metrics, {})
-    model.to(torch.device("cuda" if fabric.device.type == "cuda" else "cpu"))
-    result = _result(model, data, config)
-    if run is not None:
-        run.encoder(model.state_dict(), {"model": config.model})
-        run.figure(lambda path: _plot(metrics, path))
-        run.result(result)
-        Checkpoints(run.checkpoints).clear()
-    return PretrainResult(model, metrics, result)
+    done = run_task(ImageTask(config, data), out, force=force, resume=resume, on_line=on_epoch)
+    return PretrainResult(done.model, done.metrics, done.result)
 
 
-def _fresh(name: str) -> nn.Module:
-    """Build a model and leave torch's generators as they were."""
-    with torch.random.fork_rng(devices=[]):
-        return build_model(name)
+class ImageTask(Task[nn.Module]):
+    """SimCLR's pretraining, probed at its end; ``data``: already loaded, by default what ``config.data`` names."""
+
+    restart = "init= (--init) begins another run with its weights"
+
+    def __init__(self, config: PretrainConfig, data: ImageData | None = None) -> None:
+        self.config: PretrainConfig = config
+        self.given = data
+
+    @property
+    def data(self) -> ImageData:
+        """The images, once they are read."""
+        assert self.given is not None
+        return self.given
+
+    def check(self, out: Path | None, resume: bool) -> None:
+        """Refuse settings that do nothing, and to begin with what the run itself would remove."""
+        _check_sites(self.config)
+        _check_init(self.config, out, resume)
+
+    def read(self) -> None:
+        """Load the images, and refuse fewer than a batch."""
+        config = self.config
+        self.given = self.given or load(config.data, size=config.size, strict=config.strict)
+        _check_batch(config, self.data)
+
+    def settings(self) -> dict[str, Any]:
+        """The settings with the size of the views that the data decided."""
+        return {**self.config.to_dict(), "size": self.config.size or self.data.view_size}
+
+    def facts(self) -> dict[str, Any]:
+        """Counts and hashes of images and labels."""
+        return fingerprint(self.data)
+
+    def finished(self, path: Path) -> nn.Module:
+        """The model with the weights of a finished run."""
+        with torch.random.fork_rng(devices=[]):
+            model = self.build()
+        load_weights(model, path)
+        return model
+
+    def unused(self) -> bool:
+        """Whether all rows of a process's part of a batch are stopped."""
+        config = self.config
+        rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
+        subset = max(config.subset, config.subset_end or 0.0)
+        return config.stop_grad and config.backward != "dense" and round(subset * rows) >= rows
+
+    def build(self) -> nn.Module:
+        """The model, whole, with its own classifier."""
+        return build_model(self.config.model)
+
+    def training(self, fabric: Fabric, model: nn.Module, fresh: bool) -> AbstractContextManager[Training]:
+        """See `image_training`."""
+        return image_training(fabric, model, self.config, self.data, fresh)
+
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and of the packages that a result depends on."""
+        return versions()
+
+    def load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
+        """Take trained weights."""
+        model.load_state_dict(weights)
+
+    def evaluate(
+        self, model: nn.Module, metrics: list[dict[str, Any]], outcome: dict[str, Any], device: torch.device
+    ) -> dict[str, Any]:
+        """Probe the encoder; of images without labels there is nothing to probe, and their counts are given."""
+        data = self.data
+        model.to(device)
+        if len(data.classes) < 2:
+            counts = {"train_images": len(data.train), "test_images": len(data.test)}
+            return {**counts, "classes": len(data.classes)}
+        return probe(model, data, self.config.size)
 
 
 def _check_sites(config: PretrainConfig) -> None:
@@ -129,11 +172,11 @@ def _check_sites(config: PretrainConfig) -> None:
         )
 
 
-def _check_init(config: PretrainConfig, out: str | os.PathLike[str] | None, resume: bool) -> None:
+def _check_init(config: PretrainConfig, out: Path | None, resume: bool) -> None:
     """Refuse to begin with what the run itself would remove; one that goes on does not read it any more."""
     if config.init is None or out is None or resume:
         return
-    if Path(config.init).resolve().is_relative_to(Path(out).resolve()):
+    if Path(config.init).resolve().is_relative_to(out.resolve()):
         raise ConfigError(
             f"init={config.init!r} lies in the output directory {str(out)!r}, whose run would be replaced: choose "
             "another output directory."
@@ -152,29 +195,3 @@ def _check_batch(config: PretrainConfig, data: ImageData) -> None:
             f"accumulate={config.accumulate}): each needs the same number of images, and at least 2. "
             f"Give a multiple of {parts}, at least {2 * parts}."
         )
-
-
-def _unused(config: PretrainConfig) -> bool:
-    """Whether a step may leave parameters without a gradient: all rows of a process's part of a batch are stopped."""
-    rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
-    subset = max(config.subset, config.subset_end or 0.0)
-    return config.stop_grad and config.backward != "dense" and round(subset * rows) >= rows
-
-
-def _result(model: nn.Module, data: ImageData, config: PretrainConfig) -> dict[str, Any]:
-    if len(data.classes) < 2:  # images without labels: pretraining is fine, there is nothing to probe
-        return {"train_images": len(data.train), "test_images": len(data.test), "classes": len(data.classes)}
-    return probe(model, data, config.size)
-
-
-def _plot(metrics: list[dict[str, Any]], path: Path) -> None:
-    from matplotlib.figure import Figure
-
-    epochs = [line["epoch"] for line in metrics]
-    figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="loss (nats)")
-    axes.plot(epochs, [line["loss"] for line in metrics], marker="." if len(metrics) < 50 else "")
-    rates = axes.twinx()
-    rates.plot(epochs, [line["lr"] for line in metrics], color="0.6", linestyle="--")
-    rates.set_ylabel("learning rate (dashed)")
-    figure.savefig(path, dpi=120)

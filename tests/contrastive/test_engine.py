@@ -23,6 +23,7 @@ from torch import nn
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.contrastive.devices import launch, make_fabric
 from graphaug.contrastive.engine import Engine
+from graphaug.contrastive.geometry import embedding_spread
 from graphaug.contrastive.optim import LARS, build_optimizer
 from graphaug.contrastive.presets import settle
 from graphaug.contrastive.runs.checkpoints import Checkpoints
@@ -37,7 +38,7 @@ from graphaug.errors import (
 )
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.models import build_model
-from graphaug.vision.objective import embedding_spread
+from graphaug.vision.presets import PRESETS
 from graphaug.vision.pretrain import pretrain
 from graphaug.vision.views import SimCLRViews
 
@@ -50,7 +51,7 @@ def images():
 
 
 def test_the_presets_learning_rate_is_supcontrasts():
-    config = settle(PretrainConfig, {}, name="simclr-cifar10")
+    config = settle(PretrainConfig, {}, name="simclr-cifar10", presets=PRESETS)
     steps = 50000 // 1024
 
     def supcontrast(epoch, batch):
@@ -72,7 +73,7 @@ def test_the_presets_learning_rate_is_supcontrasts():
 def test_the_presets_are_the_papers_settings():
     from graphaug.vision.models import projection_head
 
-    config = settle(PretrainConfig, {}, name="simclr-cifar100")
+    config = settle(PretrainConfig, {}, name="simclr-cifar100", presets=PRESETS)
     assert (config.data, config.model) == ("cifar100", "resnet18-cifar")
     assert (config.loss, config.loss_scale) == ("nt_xent", "supcontrast")
     assert (config.lr, config.warmup_from, config.lr_floor, config.schedule) == (
@@ -354,7 +355,7 @@ def test_parameters_may_be_unused_where_all_rows_of_a_process_are_stopped(
         seen.append(unused)
         raise ConfigError("enough")
 
-    loop = importlib.import_module("graphaug.vision.pretrain")
+    loop = importlib.import_module("graphaug.contrastive.runs.life")
     monkeypatch.setattr(loop, "make_fabric", spy)
     config = replace(TINY, **{"at": ("layer4",), "subset": 1.0, "stop_grad": True, "devices": 2, **options})
     with pytest.raises(ConfigError, match="enough"):

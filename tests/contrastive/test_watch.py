@@ -5,7 +5,7 @@ from types import ModuleType
 
 import pytest
 
-from graphaug.contrastive.watch import Board
+from graphaug.contrastive.runs.watch import Board
 
 
 def test_without_tensorboard_nothing_is_written(tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.text import BOTH, RATES, SETTINGS, Journal, Setting, mean_path, one, scores, summary, table
 from graphaug.text.encoders.encoder import TextEncoder
-from graphaug.text.job import build
+from graphaug.text.model import build
 from graphaug.text.presets import PRESETS
 from graphaug.text.sts.tasks import TASKS, StsTask
 

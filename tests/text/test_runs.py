@@ -17,8 +17,9 @@ from graphaug.text.corpus.mlm import masked_head
 from graphaug.text.corpus.sentences import Corpus
 from graphaug.text.encoders.encoder import TextEncoder
 from graphaug.text.encoders.load import load_encoder, load_trainable, save_encoder
-from graphaug.text.job import Model, augmented, build, check_passes
+from graphaug.text.model import Model, build
 from graphaug.text.objective import TextFeed
+from graphaug.text.passes import augmented, check_passes
 from graphaug.text.simcse import SimCSE
 from graphaug.text.sts.tasks import load_tasks
 from graphaug.text.train import simcse
@@ -154,7 +155,7 @@ def test_best_is_of_the_step_that_the_result_names(left, tmp_path, data, monkeyp
 
     looks = iter([0.5, 0.1, 0.9, 0.2, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1])
     scores = lambda *_: {"stsb_dev": next(looks), "alignment": 1.0, "uniformity": -1.0}  # noqa: E731
-    monkeypatch.setattr(job._Hooks, "look", scores)
+    monkeypatch.setattr(job.TextTraining, "scores", scores)
     config = replace(text_runs.CONFIG, sts=str(data), report_every=1, checkpoint_every=2)
     broken_off(config, tmp_path / "run", 3)  # the best is of step 3, the checkpoint of step 2
     place = tmp_path / "run/best"

@@ -30,7 +30,7 @@ from graphaug.text.corpus.masking import IGNORED
 from graphaug.text.corpus.mlm import MaskedHead, chosen_positions, masked_head
 from graphaug.text.corpus.sentences import Corpus
 from graphaug.text.encoders.load import load_encoder, load_trainable, save_encoder
-from graphaug.text.job import build
+from graphaug.text.model import build
 from graphaug.text.objective import Reader, TextFeed, TextObjective
 from graphaug.text.presets import PRESETS
 from graphaug.text.simcse import SimCSE
@@ -303,7 +303,8 @@ def test_positions_are_those_with_labels(count):
 @pytest.mark.parametrize("acts", [True, False])
 def test_the_augmentation_acts_in_masked_language_if_asked_for(acts, tmp_path):
     """With every unit of block 1 dropped in every row, no token can be told from another there."""
-    from graphaug.text.job import Model, augmented
+    from graphaug.text.model import Model
+    from graphaug.text.passes import augmented
 
     model = Model(*_parts())
     config = replace(PLAIN, mlm=True, mlm_augment=acts, at=(1, 4), rate=1.0, subset=1.0)

@@ -45,8 +45,10 @@ def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
     path.write_text(first)
     from graphaug.contrastive.presets import settle
     from graphaug.vision.config import PretrainConfig
+    from graphaug.vision.presets import PRESETS
 
-    assert settle(PretrainConfig, {}, file=path) == settle(PretrainConfig, {}, name="simclr-cifar10")
+    named = settle(PretrainConfig, {}, name="simclr-cifar10", presets=PRESETS)
+    assert settle(PretrainConfig, {}, file=path) == named
     assert yaml.safe_load(second)["data"] == "cifar100"
 
 
@@ -54,10 +56,11 @@ def test_settings_come_from_preset_then_file_then_command_line(tmp_path):
     from graphaug.contrastive.presets import settle
     from graphaug.errors import ConfigError
     from graphaug.vision.config import PretrainConfig
+    from graphaug.vision.presets import PRESETS
 
     path = tmp_path / "settings.yaml"
     path.write_text("lr: 1e-1\nat: layer4\nepochs: 7\n")
-    config = settle(PretrainConfig, {"epochs": 3}, name="simclr-cifar10", file=path)
+    config = settle(PretrainConfig, {"epochs": 3}, name="simclr-cifar10", file=path, presets=PRESETS)
     assert (config.batch_size, config.lr, config.at, config.epochs) == (1024, 0.1, ("layer4",), 3)
     path.write_text("epoch: 7\n")
     with pytest.raises(ConfigError, match=r"no setting is called 'epoch'. Did you mean 'epochs'"):

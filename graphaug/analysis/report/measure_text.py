@@ -14,6 +14,7 @@ from graphaug.analysis.geometry import Geometry, site_embeddings
 from graphaug.analysis.report.findings import TEXT, Measurement, RunAnalysis
 from graphaug.analysis.report.layers import SEED, augmented_sites, compare_layers, first_rows, spectrum
 from graphaug.analysis.report.read import TextRun
+from graphaug.contrastive.geometry import POSITIVE
 from graphaug.errors import DataError, EncoderError
 from graphaug.text.corpus.sentences import read_corpus
 from graphaug.text.encoders.encoder import longest
@@ -22,7 +23,7 @@ from graphaug.text.job import BEST
 from graphaug.text.simcse import SimCSE
 from graphaug.text.sts.evaluate import sts_dev
 from graphaug.text.sts.tasks import StsTask, load_tasks
-from graphaug.text.train import POSITIVE, check_dev
+from graphaug.text.train import check_dev
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -96,7 +96,8 @@ class TextRun(Run):
         Raises:
             EncoderError: it cannot be loaded.
         """
-        from graphaug.text.encoders.load import RUN, load_trainable
+        from graphaug.text.encoders.files import RUN
+        from graphaug.text.encoders.load import load_trainable
         from graphaug.text.simcse import SimCSE
 
         encoder, tokenizer, _ = load_trainable(directory or self.path / RUN)

@@ -1,4 +1,5 @@
-"""A run on disk: its directory, its checkpoints, its settings compared with those of a resume.
+"""The life of a run, the same for every modality: what it writes, how it goes on, what happens between its steps.
 
-May import: errors, and the settings and processes of `graphaug.contrastive`.
+`task` is what a modality brings to it. May import: the core, and the rest of `graphaug.contrastive`, which knows
+nothing of runs.
 """

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
-from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, write_file
+from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file
 from graphaug.contrastive.settings import Settings
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
@@ -24,12 +24,6 @@ FOLDERS = ("checkpoints", "snapshots", "tensorboard", "encoder", "best")
 
 LOCK = ".lock"
 """Held by the process that writes; it is removed when the training is done."""
-
-
-def on_text(settings: Any) -> str:
-    """The end of a message about settings that are of no run on images: a hint, if they are of one on text."""
-    text = isinstance(settings, dict) and "from_config" in settings
-    return " It is a run on text: 'graphaug sts' scores it." if text else ""
 
 
 class RunDirectory:
@@ -101,23 +95,8 @@ class RunDirectory:
 
         """
         make_folder(self.path)
-        lock = self.path / LOCK
-        with open(lock, "wb") as file:
-            with suppress(ImportError):
-                import fcntl
-
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    raise RunDirectoryError(
-                        f"another process is training in {str(self.path)!r}: wait for it, or end it first."
-                    ) from error
-                except OSError:
-                    pass  # where files cannot be locked, nobody is kept out
-            try:
-                yield
-            finally:
-                lock.unlink(missing_ok=True)
+        with only_one(self.path / LOCK):
+            yield
 
     @property
     def checkpoints(self) -> Path:

@@ -66,6 +66,34 @@ def alone(lock: Path) -> Iterator[bool]:
         yield locked
 
 
+@contextmanager
+def only_one(lock: Path) -> Iterator[None]:
+    """Keep other processes from a directory, by a file in it that is removed afterwards; a kill gives it back too.
+
+    Where files cannot be locked, nobody is kept out.
+
+    Raises:
+        RunDirectoryError: another process has it, maybe the rest of a run that was killed.
+
+    """
+    with open(lock, "wb") as file:
+        with suppress(ImportError):
+            import fcntl
+
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunDirectoryError(
+                    f"another process is training in {str(lock.parent)!r}: wait for it, or end it first."
+                ) from error
+            except OSError:
+                pass
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
 def cannot_write(path: Path, error: OSError) -> RunDirectoryError:
     """The error for a file or directory that cannot be written."""
     return RunDirectoryError(f"{str(path)!r} cannot be written: {error.strerror or error}.")

@@ -15,16 +15,23 @@ class EpochProgress:
         title: in front of it.
         unit: what the metrics count: ``epoch`` or ``step``.
         shown: whether a bar is drawn; of several processes on one terminal one should.
+        score: what a line of the metrics says about the modality's own evaluation; empty where it was not looked at.
 
     """
 
     def __init__(
-        self, total: int, title: str = "pretraining", unit: str = "epoch", shown: bool = True
+        self,
+        total: int,
+        title: str = "pretraining",
+        unit: str = "epoch",
+        shown: bool = True,
+        score: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         self.total, self.title, self.unit, self.shown = total, title, unit, shown
+        self.score = score or (lambda _: "")
         self.console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
@@ -44,10 +51,8 @@ class EpochProgress:
         numbers = (
             f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.4g}  {metrics['views_per_second']:.0f} views/s"
         )
-        if "knn" in metrics:
-            numbers += f"  kNN {metrics['knn']:.1%}"
-        if "stsb_dev" in metrics:
-            numbers += f"  STS-B dev {100 * metrics['stsb_dev']:.2f}"
+        if score := self.score(metrics):
+            numbers += f"  {score}"
         done = metrics[self.unit]
         if self.console.is_terminal:
             self.bar.update(self.task, completed=done, numbers=numbers)

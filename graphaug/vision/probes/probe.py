@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.contrastive.runs.directory import RunDirectory, on_text
+from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import CheckpointError, DataError
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
@@ -60,11 +60,17 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     settings = RunDirectory.at(path).settings() if path.is_dir() else None
     if settings is None or "model" not in settings:
         raise CheckpointError(
-            f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{on_text(settings)}"
+            f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{_on_text(settings)}"
         )
     model = build_model(settings["model"])
     load_weights(model, path)
     return model.eval(), settings
+
+
+def _on_text(settings: Any) -> str:
+    """The end of a message about settings that are of no run on images: a hint, if they are of one on text."""
+    text = isinstance(settings, dict) and "from_config" in settings
+    return " It is a run on text: 'graphaug sts' scores it." if text else ""
 
 
 def _frozen(path: Path, data: ImageData) -> tuple[nn.Module, int, tuple[Tensor, Tensor, Tensor, Tensor]]:

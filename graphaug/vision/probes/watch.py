@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
-from graphaug.contrastive.watch import check_spread
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.models import features
@@ -19,12 +16,12 @@ LOOKED_AT = 10_000
 
 
 class Watch:
-    """Adds to the metrics of an epoch, and ends a run that learns nothing any more.
+    """The nearest-neighbour accuracy of a model that is being trained.
 
     Args:
         model: the whole model, whose features are looked at.
         data: labelled images; the first `LOOKED_AT` of a fixed permutation.
-        config: how often, and which spread of the embeddings counts as collapse.
+        config: how often.
         path: where the projection head is in the model; features are what enters it.
 
     """
@@ -37,18 +34,10 @@ class Watch:
         # Images without labels have no neighbours of their class.
         self.every = config.watch_every if len(data.classes) > 1 else 0
 
-    def __call__(self, line: dict[str, Any], look: bool = True) -> None:
-        """Look at an epoch's metrics, and with ``look`` for neighbours where they are due.
-
-        Raises:
-            TrainingCollapsed: behind the warm-up, the embeddings of different images are nearly the same.
-
-        """
-        epoch = line["epoch"]
-        if look and self.every and (epoch % self.every == 0 or epoch == self.config.epochs):
-            line["knn"] = self.knn()
-        if epoch > self.config.warmup:
-            check_spread(line, self.config.collapse)
+    def __call__(self, epoch: int) -> dict[str, float]:
+        """``knn``, where it is due after this epoch."""
+        due = self.every and (epoch % self.every == 0 or epoch == self.config.epochs)
+        return {"knn": self.knn()} if due else {}
 
     def knn(self) -> float:
         """Accuracy of the nearest-neighbour vote on the features, in eval mode."""

@@ -27,8 +27,9 @@ from graphaug.capture.signature import evaluating
 from graphaug.errors import EncoderError, InvalidOption
 from graphaug.text.corpus.tokenizer import train_wordpiece
 from graphaug.text.encoders.encoder import TextEncoder
-from graphaug.text.encoders.load import load_encoder, load_trainable, save_encoder, without_dropout
+from graphaug.text.encoders.load import load_encoder, load_trainable, save_encoder
 from graphaug.text.encoders.models import from_config
+from graphaug.text.encoders.pretrained import without_dropout
 
 SENTENCES = [
     "a b",

@@ -1,0 +1,140 @@
+"""Options of the commands that train: those of every run, and those that are made from its settings."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import Field
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from graphaug.contrastive import presets as named
+from graphaug.contrastive.devices import is_first_process
+from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.settings import Settings
+from graphaug.errors import ConfigError
+
+S = TypeVar("S", bound=Settings)
+
+Out = Annotated[Path, typer.Option(help="Directory for the run's files.")]
+Preset = Annotated[str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")]
+File = Annotated[Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
+]
+Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+
+UNSET = "none"
+"""What is typed for None, and for no site at all."""
+
+
+def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callable[..., None]:
+    """Give a command that takes ``settings`` an option for every setting of a kind of run, none of them required.
+
+    The word `UNSET` is the way back from what a preset or a file gives, for settings that may be None or empty.
+    """
+    own = inspect.signature(command, eval_str=True).parameters.values()
+    options = [_option(item) for item in kind.items()]
+    names = [option.name for option in options]
+    optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
+
+    def run(**given: Any) -> None:
+        settings = {name: given.pop(name) for name in names}
+        values = {name: value for name, value in settings.items() if value not in (None, [])}
+        command(**given, settings={k: _unset(v) if k in optional else v for k, v in values.items()})
+
+    kept = [parameter for parameter in own if parameter.name != "settings"]
+    run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    return run
+
+
+def settled(
+    kind: type[S],
+    settings: dict[str, Any],
+    presets: named.Presets,
+    *,
+    out: Path,
+    preset: str | None,
+    config: Path | None,
+    resume: bool,
+    force: bool,
+) -> S:
+    """The settings of the run that was asked for, after all that can be refused before its data are read.
+
+    Args:
+        kind: of settings.
+        settings: given by hand.
+        presets: of this kind of run.
+        out, preset, config, resume, force: the options of every run.
+
+    Raises:
+        ConfigError: no such preset, file or setting, or a run to go on with that has other settings.
+        RunDirectoryError: the output directory holds another run.
+
+    """
+    earlier = earlier_settings(out, resume, force)
+    wanted = named.settle(kind, settings, preset, config, earlier, presets)
+    if is_first_process():
+        RunDirectory(out, force, resume)
+    if earlier is not None:
+        RunDirectory.at(out).check_settings(kind, wanted.to_dict())
+    return wanted
+
+
+def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | None:
+    """The settings of the run to resume, if there is one."""
+    if resume and force:
+        raise ConfigError("--resume goes on with a run, --force replaces it: give one of them.")
+    if not resume:
+        return None
+    run = RunDirectory.at(out)
+    earlier = run.settings()
+    if earlier is None:
+        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
+    elif run.begins_again():
+        print(f"the run in {out} has no checkpoint yet: it begins again.", file=sys.stderr)
+    return earlier
+
+
+def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
+    """A parser of numbers that lets `UNSET` through."""
+
+    def number(text: str) -> Any:
+        return text if text == UNSET else kind(text)
+
+    return number
+
+
+def _unset(value: Any) -> Any:
+    """The value that was meant: None for `UNSET`, nothing for a list of it alone."""
+    if value == [UNSET]:
+        return []
+    return None if value == UNSET else value
+
+
+def _option(item: Field[Any]) -> inspect.Parameter:
+    """The command-line option of a setting: --batch-size for ``batch_size``."""
+    kind, flag = str(item.type), "--" + item.name.replace("_", "-")
+    names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
+    shown = "" if item.default in (None, ()) else f" [default: {item.default}]"
+    described: dict[str, Any] = {"help": item.metadata["help"] + shown, "show_default": False}
+    plain: Any = _KINDS.get(kind.split(" ")[0])
+    if kind.startswith("tuple"):
+        annotation: Any = list[float] | None if "float" in kind else list[str] | None
+    else:
+        annotation = plain | None
+    if "None" in kind and plain in (int, float):  # typer would refuse the word
+        described |= {
+            "parser": _or_unset(plain),
+            "metavar": f"{'INTEGER' if plain is int else 'FLOAT'}|{UNSET}",
+        }
+    option = typer.Option(*names, **described)
+    return inspect.Parameter(
+        item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
