@@ -25,7 +25,7 @@ from graphaug.augment.transform import (
 from graphaug.errors import BatchError, InvalidOption
 
 GRANULARITIES = ("element", "channel", "position", "block", "head")
-BLOCK_SIZE = 7  # Ghiasi et al. 2018, section 4.1
+BLOCK_SIZE = 7  # that of Ghiasi et al. 2018
 
 
 class Dropped(NamedTuple):
@@ -35,7 +35,7 @@ class Dropped(NamedTuple):
 
 
 class Dropout(Transform):
-    """Dropout, ``rows * kept / (1 - rate)`` (Srivastava et al. 2014, section 10), at some granularity.
+    """Dropout, ``rows * kept / (1 - rate)`` (Srivastava et al. 2014), at some granularity.
 
     Args:
         rate: probability of being dropped, in [0, 1]; a number for ``set``.

@@ -62,9 +62,9 @@ class Mix(Transform):
     ==============  ===================  ==================================================================
     mode            result               source
     ==============  ===================  ==================================================================
-    convex          ``λ·h + (1-λ)·p``    Manifold Mixup, Verma et al. 2019, equation 1; λ ~ Beta(alpha, alpha)
-    interpolate     ``h + λ·(p - h)``    DeVries & Taylor 2017, equation 2; MODALS (Cheung & Yeung 2021)
-    extrapolate     ``h + λ·(h - p)``    DeVries & Taylor 2017, equation 3; with ``partner="mean"`` MODALS
+    convex          ``λ·h + (1-λ)·p``    Manifold Mixup, Verma et al. 2019, with λ ~ Beta(alpha, alpha)
+    interpolate     ``h + λ·(p - h)``    DeVries & Taylor 2017; MODALS (Cheung & Yeung 2021)
+    extrapolate     ``h + λ·(h - p)``    DeVries & Taylor 2017; with ``partner="mean"`` MODALS
     difference      ``h + λ·(p - q)``    MODALS, with two partners
     ==============  ===================  ==================================================================
 
@@ -76,7 +76,7 @@ class Mix(Transform):
             Without alpha and lam: 0.5 for all modes but convex.
         partner: a ``"random"`` row (a permutation: every row is the partner of one); one of the ``"nearest"`` rows by
             Euclidean distance; the ``"mean"`` of the rows, which is measured on ``Context.batch`` if that is given.
-        neighbours: how many rows are nearest, 10 if not given (DeVries & Taylor 2017, section 3.3).
+        neighbours: how many rows are nearest, 10 if not given (DeVries & Taylor 2017).
         within_class: partners and means are of the row's own class; ``Context.labels`` are then needed.
         per: every ``"row"`` has a λ of its own, or the ``"batch"`` has one, as in Manifold Mixup's code.
         detach: no gradient reaches the partners, as if they had been stored (MODALS). A mean never has one.
@@ -176,7 +176,7 @@ class Mix(Transform):
 
 
 def mixed_cross_entropy(logits: Tensor, labels: Tensor, drawn: Mixed, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with the labels mixed as the rows were (Verma et al. 2019, section 2; Zhang et al. 2018).
+    """Cross-entropy with the labels mixed as the rows were (Verma et al. 2019; Zhang et al. 2018).
 
     A row that was mixed counts ``own · CE(own label) + (1 - own) · CE(partner's label)``, any other
     ``CE(own label)``. Rows that were extrapolated or moved by a difference keep their label.

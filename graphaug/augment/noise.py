@@ -41,9 +41,9 @@ class Noise(Transform):
         sigma: the size of the noise in units of ``scale``, at least 0; a number for ``set``.
         distribution: ``"gaussian"``, of standard deviation 1; ``"uniform"`` between -1 and 1.
         relative: what ``scale`` is. ``"absolute"``: 1, the units of the activations. ``"site"``: the standard deviation
-            over everything at the site. ``"feature"``: that of every feature over the rows (DeVries & Taylor 2017,
-            section 3.2). ``"class"``: that of every feature over the row's class (MODALS, Cheung & Yeung 2021, section
-            3.2). ``"neftune"``: ``1/sqrt(L·d)`` with L tokens of d channels, so that ``sigma`` is NEFTune's alpha (Jain
+            over everything at the site. ``"feature"``: that of every feature over the rows (DeVries & Taylor
+            2017). ``"class"``: that of every feature over the row's class (MODALS, Cheung & Yeung 2021).
+            ``"neftune"``: ``1/sqrt(L·d)`` with L tokens of d channels, so that ``sigma`` is NEFTune's alpha (Jain
             et al. 2023, algorithm 1); with a mask L is the number of the row's real tokens, and only those get noise.
 
     Standard deviations are unbiased, measured without gradient on ``Context.batch`` or else on the rows (``"class"``:

@@ -46,17 +46,17 @@ class NewStyle(NamedTuple):
 class Statistics(Transform):
     """MixStyle or DSU: ``(rows - mean) / std * new_std + new_mean``, with a row's statistics over its positions.
 
-    ``"mixstyle"`` (Zhou et al. 2021, equations 4 to 6): the new statistics are ``λ·own + (1-λ)·partner's`` with
-    λ ~ Beta(alpha, alpha) for each row, and no gradient passes through statistics. ``"dsu"`` (Li et al. 2022,
-    equations 3 to 8): they are drawn around the row's own, from a normal distribution with the standard deviation
-    that they have over the rows, and the gradient passes through all of it, as in the authors' code.
+    ``"mixstyle"`` (Zhou et al. 2021): the new statistics are ``λ·own + (1-λ)·partner's`` with
+    λ ~ Beta(alpha, alpha) for each row, and no gradient passes through statistics. ``"dsu"`` (Li et al. 2022):
+    they are drawn around the row's own, from a normal distribution with the standard deviation that they have over
+    the rows, and the gradient passes through all of it, as in the authors' code.
 
     Args:
         method: which.
         alpha: of MixStyle, above 0, 0.1 if not given; a number for ``set``.
         scale: of DSU, the noise in units of the standard deviation over rows, at least 0, 1 if not given; a number for
             ``set``.
-        probability: that a forward acts, on all its rows at once (0.5 in both papers; here 1, since which rows are
+        probability: that a forward acts, on all its rows at once (0.5 in the code of both; here 1, since which rows are
             augmented is drawn already); a number for ``set``.
         eps: added to each variance, above 0.
 

@@ -121,7 +121,7 @@ class Add(_Steer):
 
 
 class Replace(_Steer):
-    """Patching: v in place of the rows, at some tokens or all (Meng et al. 2022, section 2; Vig et al. 2020).
+    """Patching: v in place of the rows, at some tokens or all (Vig et al. 2020; Meng et al. 2022).
 
     Args:
         vector: of the shape of a row, or one number a channel; kept as a copy, without gradient and outside the

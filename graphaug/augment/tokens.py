@@ -29,7 +29,7 @@ class KeptTokens(NamedTuple):
 
 
 class Tokens(Transform):
-    """PatchDropout: each row keeps a random share of its tokens (Liu et al. 2023, "PatchDropout", section 3).
+    """PatchDropout: each row keeps a random share of its tokens (Liu et al. 2023).
 
     Of T tokens behind the prefix ``max(1, floor(keep * T))`` are kept, uniformly without replacement; with a mask real
     tokens come before padding. Nothing is scaled. All rows of a batch have to go through it, since they get
