@@ -113,6 +113,25 @@ def test_lower_precision_rounds_the_result_and_nothing_else(case: Case) -> None:
 
 
 @every
+def test_autocast_changes_nothing(case: Case) -> None:
+    """No matrix product of a transform's own is done in bfloat16."""
+    transform, rows = case.make(), case.rows(torch.float32)
+    expected = transform(rows, drawn(case, transform, rows))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(transform(rows, drawn(case, transform, rows)), expected)
+
+
+@every
+def test_no_rows_are_no_trouble(case: Case) -> None:
+    """A small share of a small batch is no row at all."""
+    transform, rows = case.make(), torch.zeros(0, *case.shape[1:])
+    context = Context(labels=torch.zeros(0, dtype=torch.long), source=torch.zeros(1, *case.shape[1:]))
+    out = transform(rows, transform.draw(rows, context))
+    assert out.shape[0] == 0
+    assert out.shape == rows.shape or transform.needs.new_tokens
+
+
+@every
 def test_rows_are_as_independent_as_declared(case: Case) -> None:
     """With the draws fixed, by the derivative of each row's result by the other rows, and by changing the others."""
     transform, rows = case.make(), case.rows()
