@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, cast
 
+from graphaug.contrastive.fitting import fitting
 from graphaug.contrastive.runs.checkpoints import Checkpoint, Checkpoints
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.task import Keeping, Task, Training
@@ -43,8 +44,10 @@ class Callbacks:
     def begin(self, found: Checkpoint | None) -> None:
         """Go to the checkpoint, if there is one."""
         if found is not None:
-            self.engine.load_state_dict(found.state)
-            self.training.load_state(found.state)
+            name = f"checkpoint {str(found.path)!r}"
+            self.engine.load_state_dict(found.state, name)
+            with fitting(name):
+                self.training.load_state(found.state)
         position = self.engine.position
         if self.run is not None:
             self.run.tidy()

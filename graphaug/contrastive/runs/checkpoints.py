@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import pickle
 import re
 import warnings
 from collections.abc import Mapping
@@ -155,5 +156,25 @@ def read(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {str(path)!r} is damaged: its SHA-256 is {found[:12]}…, and {expected[:12]}… was written."
         )
-    state: dict[str, Any] = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    unreadable = (
+        pickle.UnpicklingError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+        AttributeError,
+        EOFError,
+    )
+    try:
+        # Tensors and plain values only: no code of a file is ever run.
+        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except unreadable as error:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} passes its checksum, and holds no state that this version can read: it is no "
+            "file of torch's with tensors and plain values alone."
+        ) from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} holds a {type(state).__name__}, and no state of a run."
+        )
     return state

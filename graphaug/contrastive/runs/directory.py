@@ -16,6 +16,7 @@ from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file
 from graphaug.contrastive.settings import Settings
+from graphaug.contrastive.yaml_files import read_yaml
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
@@ -113,7 +114,7 @@ class RunDirectory:
         import yaml
 
         try:
-            found = yaml.safe_load((self.path / "config.yaml").read_text(encoding="utf-8"))
+            found = read_yaml(self.path / "config.yaml")
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -2,3 +2,7 @@
 
 May import: errors, `graphaug.contrastive`.
 """
+
+from graphaug.vision.data.images import ImageData, ImageSet, load
+
+__all__ = ["ImageData", "ImageSet", "load"]
