@@ -22,7 +22,7 @@ from graphaug.errors import (
     SiteNotFound,
     SparseBackwardError,
 )
-from graphaug.proof.equivalence import check_equivalence
+from graphaug.proof.faithful import as_captured, check_faithful
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.nodes import node_name
@@ -242,10 +242,9 @@ def _build(parts: Parts, backward: str) -> AugmentedModule:
     signature = parts.signature
     parts.signature = signature.forget_examples()
     aug = AugmentedModule(parts)
-    if signature.has_examples:
-        note = check_equivalence(parts.model, aug, signature)
-        if note:
-            parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
+    note = check_faithful(parts.model, as_captured(aug), signature)
+    if note:
+        parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
     if parts.split is not None:
         against = probe_split(aug, parts.split, signature)
         if against and backward == "sparse":
