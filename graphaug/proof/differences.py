@@ -126,11 +126,13 @@ def _argument(record: Record, first: Any, second: Any, order: Sequence[int]) -> 
             for mine, theirs in zip(first, second, strict=True):
                 if mine != theirs:
                     return _argument(record, mine, theirs, order)
+    if isinstance(first, tuple) and isinstance(second, tuple) and not _is_origin(first) and not _is_origin(second):
+        return "other arguments in the model than in the graph"
     return f"{_spelled(record, first, order)} in the model, and {_spelled(record, second, order)} in the graph"
 
 
 def _is_origin(token: tuple[Any, ...]) -> bool:
-    return bool(token) and token[0] in ("named", "value", "view", "number", "training")
+    return bool(token) and token[0] in ("named", "value", "view", "number", "training", "int", "float", "bool", "complex")
 
 
 def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:

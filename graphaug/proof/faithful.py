@@ -122,7 +122,7 @@ class _Shadow:
         real = {f"model.{name}": _materialised(p) for name, p in owned if p.numel() <= _MATERIALISED}
         try:
             # random states before anything else: code that looks at them is restored last
-            with undrawn(), warnings.catch_warnings():
+            with undrawn(), warnings.catch_warnings(), _as_traced() as asked:
                 warnings.simplefilter("ignore")
                 if real:
                     torch.func.functional_call(_Holder(self.model), real, (self._compare,))
@@ -131,6 +131,8 @@ class _Shadow:
         finally:
             for module, flag in flags:
                 module.training = flag
+        if asked and (note := check_equivalence(self.model, self.captured.run, self.signature)):
+            self.notes[note] = None  # where the model does something else when traced, its results are compared as well
         return list(self.notes)
 
     def _compare(self) -> None:
@@ -286,6 +288,29 @@ class _Holder(nn.Module):
 
     def forward(self, run: Callable[[], None]) -> None:
         run()
+
+
+@contextlib.contextmanager
+def _as_traced() -> Iterator[list[bool]]:
+    """Let transformers take the way through its masks that it takes when it is traced, as the capture did.
+
+    It looks at a mask's numbers otherwise, to leave out one that masks nothing. What is yielded is not empty if it asked.
+    """
+    asked: list[bool] = []
+
+    def is_tracing(*_: Any, **__: Any) -> bool:
+        asked.append(True)
+        return True
+
+    scopes = [vars(m) for name, m in list(sys.modules.items()) if name.partition(".")[0] == "transformers"]
+    patched = [(scope, scope["is_tracing"]) for scope in scopes if inspect.isfunction(scope.get("is_tracing"))]
+    for scope, _ in patched:
+        scope["is_tracing"] = is_tracing
+    try:
+        yield asked
+    finally:
+        for scope, before in patched:
+            scope["is_tracing"] = before
 
 
 def _materialised(tensor: Tensor) -> Tensor:

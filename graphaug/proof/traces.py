@@ -191,9 +191,11 @@ class Recorder(TorchDispatchMode):
         entry = Entry(name, args, modes, user_line(), effect, frozenset(_results(args)))
         self.record.entries.append(entry)
         for index, tensor in enumerate(results):
-            self._plain.discard(self._address(tensor))
+            place = self._address(tensor)
+            self._plain.discard(place)
+            if place not in self._memory:  # and no view of what was there before
+                self._fresh.add(place)
             self.name(tensor, Result(number, index))
-            self._fresh.add(self._address(tensor))
         return number
 
     def unseen(self, what: str) -> None:
