@@ -104,7 +104,9 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return False
     if a.layout is not torch.strided or a.is_meta:
         return True
-    return bool(torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b))
+    return bool(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+    )
 
 
 def _name(entry: Entry) -> str:
@@ -126,13 +128,30 @@ def _argument(record: Record, first: Any, second: Any, order: Sequence[int]) -> 
             for mine, theirs in zip(first, second, strict=True):
                 if mine != theirs:
                     return _argument(record, mine, theirs, order)
-    if isinstance(first, tuple) and isinstance(second, tuple) and not _is_origin(first) and not _is_origin(second):
+    if (
+        isinstance(first, tuple)
+        and isinstance(second, tuple)
+        and not _is_origin(first)
+        and not _is_origin(second)
+    ):
         return "other arguments in the model than in the graph"
-    return f"{_spelled(record, first, order)} in the model, and {_spelled(record, second, order)} in the graph"
+    return (
+        f"{_spelled(record, first, order)} in the model, and {_spelled(record, second, order)} in the graph"
+    )
 
 
 def _is_origin(token: tuple[Any, ...]) -> bool:
-    return bool(token) and token[0] in ("named", "value", "view", "number", "training", "int", "float", "bool", "complex")
+    return bool(token) and token[0] in (
+        "named",
+        "value",
+        "view",
+        "number",
+        "training",
+        "int",
+        "float",
+        "bool",
+        "complex",
+    )
 
 
 def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:
@@ -143,7 +162,9 @@ def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:
         if token[0] == "named":
             return f"'{token[1]}'"
         if token[0] in ("value", "number"):
-            return f"a tensor of plain numbers of shape {tuple(token[2])}" if token[0] == "value" else "a tensor"
+            return (
+                f"a tensor of plain numbers of shape {tuple(token[2])}" if token[0] == "value" else "a tensor"
+            )
         if token[0] in ("int", "float", "bool", "complex"):
             return str(token[1])
         if token[0] == "training":

@@ -109,7 +109,9 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
 class _Shadow:
     """Shadow runs of one model and its graph."""
 
-    def __init__(self, model: nn.Module, captured: CapturedModel, signature: Signature, *, shared: bool) -> None:
+    def __init__(
+        self, model: nn.Module, captured: CapturedModel, signature: Signature, *, shared: bool
+    ) -> None:
         self.model, self.captured, self.signature, self.shared = model, captured, signature, shared
         self.opened = [m for p, m in model.named_modules() if p in captured.opened or not p]
         self.graph_ids: dict[Any, int] = {}
@@ -118,7 +120,9 @@ class _Shadow:
     def compare(self) -> list[str]:
         """Compare in both modes and all situations; the notes for the plan."""
         flags = [(m, m.training) for m in (self.model, *self.captured.run.modules())]
-        owned = [(n, p) for n, p in (*self.model.named_parameters(), *self.model.named_buffers()) if p.is_meta]
+        owned = [
+            (n, p) for n, p in (*self.model.named_parameters(), *self.model.named_buffers()) if p.is_meta
+        ]
         real = {f"model.{name}": _materialised(p) for name, p in owned if p.numel() <= _MATERIALISED}
         try:
             # random states before anything else: code that looks at them is restored last
@@ -132,7 +136,9 @@ class _Shadow:
             for module, flag in flags:
                 module.training = flag
         if asked and (note := check_equivalence(self.model, self.captured.run, self.signature)):
-            self.notes[note] = None  # where the model does something else when traced, its results are compared as well
+            self.notes[note] = (
+                None  # where the model does something else when traced, its results are compared as well
+            )
         return list(self.notes)
 
     def _compare(self) -> None:
@@ -255,7 +261,10 @@ class _Shadow:
         record.left["the grad mode of the caller"] = (after[0], modes[0])
         record.left["autocast of the caller"] = (after[1], modes[1])
         tensors = [t for t in _leaves(output) if isinstance(t, Tensor)]
-        record.output = recorder.token(output), tuple((recorder.gradient(t), t.requires_grad) for t in tensors)
+        record.output = (
+            recorder.token(output),
+            tuple((recorder.gradient(t), t.requires_grad) for t in tensors),
+        )
         record.values = [t.detach().clone() for t in tensors]
 
     def _named(self, arguments: Any) -> dict[str, Tensor]:
@@ -303,7 +312,9 @@ def _as_traced() -> Iterator[list[bool]]:
         return True
 
     scopes = [vars(m) for name, m in list(sys.modules.items()) if name.partition(".")[0] == "transformers"]
-    patched = [(scope, scope["is_tracing"]) for scope in scopes if inspect.isfunction(scope.get("is_tracing"))]
+    patched = [
+        (scope, scope["is_tracing"]) for scope in scopes if inspect.isfunction(scope.get("is_tracing"))
+    ]
     for scope, _ in patched:
         scope["is_tracing"] = is_tracing
     try:
@@ -353,4 +364,3 @@ def _line_of(model: nn.Module, attribute: str) -> str:
                             file = function.__code__.co_filename.rpartition("/")[2]
                             return f" ({file} line {first + i})"
     return ""
-

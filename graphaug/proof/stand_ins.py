@@ -146,7 +146,9 @@ class StandIns:
         given = _tensors((args, kwargs))
         for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
             if not isinstance(leaf, Tensor) and _holds_tensor(leaf):
-                raise CannotStandIn(f"a closed {type(module).__name__} takes a {type(leaf).__name__} of tensors")
+                raise CannotStandIn(
+                    f"a closed {type(module).__name__} takes a {type(leaf).__name__} of tensors"
+                )
 
         def fake(tensor: Tensor) -> Tensor:
             if id(tensor) not in fakes:
@@ -225,7 +227,9 @@ def _fresh(like: _Like, number: int) -> Tensor:
     with torch.no_grad():
         made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
         if any(step == 0 and size > 1 for step, size in zip(like.stride, like.shape, strict=True)):
-            made = torch.empty(like.shape, dtype=like.dtype, device=like.device)  # an expanded one cannot be filled
+            made = torch.empty(
+                like.shape, dtype=like.dtype, device=like.device
+            )  # an expanded one cannot be filled
         if like.dtype.is_floating_point:
             generator = torch.Generator().manual_seed(number)
             made.copy_(torch.rand(like.shape, generator=generator) + 0.5)

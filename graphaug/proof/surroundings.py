@@ -20,10 +20,28 @@ import torch
 from torch import Tensor, nn
 
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_CONTAINERS = (list, dict, set, collections.deque, collections.OrderedDict, collections.defaultdict, collections.Counter)
+_CONTAINERS = (
+    list,
+    dict,
+    set,
+    collections.deque,
+    collections.OrderedDict,
+    collections.defaultdict,
+    collections.Counter,
+)
 _MOST = 20_000
 """Objects that are looked at."""
-_OF_TORCH = ("torch", "numpy", "builtins", "typing", "functools", "graphaug", "collections", "logging", "warnings")
+_OF_TORCH = (
+    "torch",
+    "numpy",
+    "builtins",
+    "typing",
+    "functools",
+    "graphaug",
+    "collections",
+    "logging",
+    "warnings",
+)
 _SKIPPED = frozenset({"training", "forward"})
 """Of a module's attributes: the mode is kept apart, and a stand-in's forward is none of the model's."""
 _REGISTRIES = frozenset(vars(nn.Module()))
@@ -71,7 +89,9 @@ class Surroundings:
                 self._slot(path, value)
                 for key, entry in list(value.items()):
                     if isinstance(entry, Tensor):
-                        self._tensors.append((f"{where}".removesuffix(name) + key, entry, (entry.detach(), *_of_tensor(entry))))
+                        self._tensors.append(
+                            (f"{where}".removesuffix(name) + key, entry, (entry.detach(), *_of_tensor(entry)))
+                        )
                     elif callable(entry) and not isinstance(entry, nn.Module):
                         self._walk(entry, f"{where} hook", 3)
             elif not isinstance(value, nn.Module):
@@ -135,7 +155,10 @@ class Surroundings:
             self._walk(default, f"a default of {name}", depth - 1)
         if vars(function):
             self._slot(name, vars(function))
-        inner = [function.__code__, *(c for c in function.__code__.co_consts if isinstance(c, types.CodeType))]
+        inner = [
+            function.__code__,
+            *(c for c in function.__code__.co_consts if isinstance(c, types.CodeType)),
+        ]
         for variable in {n for code in inner for n in code.co_names}:
             scope = function.__globals__
             if variable not in scope:
@@ -202,9 +225,19 @@ class Surroundings:
 
     def _holders(self) -> Iterator[tuple[str, Callable[[], Any], Callable[[Any], Any], Any]]:
         for name, cell, before in self._cells:
-            yield name, functools.partial(_content, cell), functools.partial(setattr, cell, "cell_contents"), before
+            yield (
+                name,
+                functools.partial(_content, cell),
+                functools.partial(setattr, cell, "cell_contents"),
+                before,
+            )
         for name, scope, variable, before in self._bindings:
-            yield name, functools.partial(scope.get, variable), functools.partial(scope.__setitem__, variable), before
+            yield (
+                name,
+                functools.partial(scope.get, variable),
+                functools.partial(scope.__setitem__, variable),
+                before,
+            )
         for name, cls, key, before in self._attributes:
             yield name, functools.partial(vars(cls).get, key), functools.partial(setattr, cls, key), before
 
@@ -220,7 +253,9 @@ class Surroundings:
         for _, holder, before in self._slots:
             if not _untouched(holder, before):
                 holder.clear()
-                holder.extend(before) if isinstance(holder, (list, collections.deque)) else holder.update(before)
+                holder.extend(before) if isinstance(holder, (list, collections.deque)) else holder.update(
+                    before
+                )
         for _, read, write, before in self._holders():
             if read() is not before:
                 write(before)

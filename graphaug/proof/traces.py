@@ -64,7 +64,17 @@ class Result:
 
 # Python sees the numbers, or the memory itself: what is done with them is in no record
 _UNSEEN = {
-    *("numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage", "apply_", "map_"),
+    *(
+        "numpy",
+        "__array__",
+        "tolist",
+        "data_ptr",
+        "__dlpack__",
+        "untyped_storage",
+        "storage",
+        "apply_",
+        "map_",
+    ),
     *("map2_", "__deepcopy__", "__reduce_ex__", "_typed_storage", "set_"),
 }
 # changes of a tensor that are no operations
@@ -367,4 +377,3 @@ def renumbered(token: Token, numbers: Mapping[int, int]) -> Token:
     if isinstance(token, tuple):
         return tuple(renumbered(part, numbers) for part in token)
     return token
-

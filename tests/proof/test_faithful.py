@@ -204,7 +204,10 @@ PLANTS: dict[str, tuple[Callable[[fx.Graph], None], str]] = {
     "another module": (another_module, "call of 'second' in the model is call of 'first'"),
     "one call more": (once_more, "call of 'second'"),
     "another operation": (another(torch.sub, torch.add), "'sub' in the model is 'add' in the graph"),
-    "the batch size is baked": (argument("reshape", 1, 4), "fails where the original does not .another batch size|on another batch size"),
+    "the batch size is baked": (
+        argument("reshape", 1, 4),
+        "fails where the original does not .another batch size|on another batch size",
+    ),
     "a tensor of other numbers": (another(torch.zeros, torch.ones), "'add' takes a tensor of plain numbers"),
     "a tensor of another size": (argument(torch.zeros, 0, 1), "a tensor of plain numbers of shape"),
     "the wrong value is returned": (
@@ -392,17 +395,35 @@ def test_a_model_that_cannot_run_with_stand_ins_is_tried() -> None:
 
 
 ARCHITECTURES = {
-    "torchvision": ("alexnet", "resnet18", "mobilenet_v2", "efficientnet_b0", "shufflenet_v2_x0_5", "mnasnet0_5"),
-    "timm": ("resnet10t", "convnext_atto", "vit_tiny_patch16_224", "mixer_s32_224", "regnetx_002", "ghostnet_050"),
+    "torchvision": (
+        "alexnet",
+        "resnet18",
+        "mobilenet_v2",
+        "efficientnet_b0",
+        "shufflenet_v2_x0_5",
+        "mnasnet0_5",
+    ),
+    "timm": (
+        "resnet10t",
+        "convnext_atto",
+        "vit_tiny_patch16_224",
+        "mixer_s32_224",
+        "regnetx_002",
+        "ghostnet_050",
+    ),
 }
 
 
-@pytest.mark.parametrize(("library", "name"), [(lib, n) for lib, names in ARCHITECTURES.items() for n in names])
+@pytest.mark.parametrize(
+    ("library", "name"), [(lib, n) for lib, names in ARCHITECTURES.items() for n in names]
+)
 def test_no_false_alarm(library: str, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if library == "timm":
-            model = pytest.importorskip("timm").create_model(name, drop_path_rate=0.1 if "convnext" in name else 0.0)
+            model = pytest.importorskip("timm").create_model(
+                name, drop_path_rate=0.1 if "convnext" in name else 0.0
+            )
         else:
             model = pytest.importorskip("torchvision").models.get_model(name, weights=None)
     path = [p for p, m in model.named_modules() if list(m.children())][-1]
