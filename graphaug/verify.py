@@ -94,8 +94,9 @@ def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Modu
         _seed(0)
         found = call(aug)
     if not same(expected, found):
+        gap = by_how_much(expected, found)
         raise VerificationError(
-            f"in eval mode the rewritten {type(model).__name__} differs from the original{by_how_much(expected, found)}: "
+            f"in eval mode the rewritten {type(model).__name__} differs from the original{gap}: "
             "an augmentation leaks into eval, or the graph is not the model."
         )
     return "eval mode: output bit-equal to the original"

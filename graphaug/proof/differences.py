@@ -14,7 +14,7 @@ from graphaug.proof.traces import Entry, Record, Result, live, renumbered
 
 @dataclass(frozen=True)
 class Difference:
-    """What differs, and where in the user's code; ``attribute`` names what was left changed, if that is what differs."""
+    """What differs, and where in the user's code; ``attribute`` names what was left changed, if that is it."""
 
     what: str
     line: str = ""

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.augment.deep_augment import DeepAugment
 from graphaug.capture.signature import Signature, map_tensors
 from graphaug.capture.state import python_draws, seed, undrawn
-from graphaug.augment.deep_augment import DeepAugment
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.differences import Difference, first_difference
 from graphaug.proof.equivalence import ANOTHER_LENGTH, check_equivalence, variants
@@ -303,7 +303,7 @@ class _Holder(nn.Module):
 def _as_traced() -> Iterator[list[bool]]:
     """Let transformers take the way through its masks that it takes when it is traced, as the capture did.
 
-    It looks at a mask's numbers otherwise, to leave out one that masks nothing. What is yielded is not empty if it asked.
+    It looks at a mask's numbers otherwise, to leave out one that masks nothing. The list is not empty if it asked.
     """
     asked: list[bool] = []
 
@@ -360,7 +360,7 @@ def _line_of(model: nn.Module, attribute: str) -> str:
                 with contextlib.suppress(OSError, TypeError):
                     lines, first = inspect.getsourcelines(function)
                     for i, line in enumerate(lines):
-                        if f".{name}" in line and "=" in line or f".{name}." in line or f"'{name}'" in line:
+                        if (f".{name}" in line and "=" in line) or f".{name}." in line or f"'{name}'" in line:
                             file = function.__code__.co_filename.rpartition("/")[2]
                             return f" ({file} line {first + i})"
     return ""

@@ -156,6 +156,8 @@ def record_draws(augmentation: DeepAugment, into: list[tuple[Tensor, Tensor]]) -
 
 
 def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module, Any], None]:
+    """A forward pre-hook that keeps what first enters an augmentation."""
+
     def record(_: nn.Module, args: tuple[Any, ...]) -> None:
         below.setdefault(target, first_tensor(args[0]))
 

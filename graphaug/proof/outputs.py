@@ -59,10 +59,12 @@ def distance(a: Any, b: Any, terms: float = 0.0) -> float:
 
 
 def by_how_much(a: Any, b: Any) -> str:
+    """How far two outputs are apart, in words."""
     gap = distance(a, b)
     return f" (by {gap:.2g})" if gap != float("inf") else " in its structure"
 
 
 def first_tensor(value: Any) -> Tensor:
+    """The first tensor in a nested value."""
     leaves = [v for v in torch.utils._pytree.tree_leaves(_plain(value)) if isinstance(v, Tensor)]
     return leaves[0]

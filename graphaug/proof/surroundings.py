@@ -334,8 +334,9 @@ def _is(a: Any, b: Any) -> bool:
 def _tables() -> list[Any]:
     """The tables of `functools.lru_cache` outside of torch."""
     kind = functools._lru_cache_wrapper
-    found = []
-    for entry in gc.get_objects():
-        if type(entry) is kind and (entry.__module__ or "").partition(".")[0] not in (*_OF_TORCH, "sympy"):
-            found.append(entry)
-    return found
+    others = (*_OF_TORCH, "sympy")
+    return [
+        t
+        for t in gc.get_objects()
+        if type(t) is kind and (t.__module__ or "").partition(".")[0] not in others
+    ]

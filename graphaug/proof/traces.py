@@ -1,7 +1,7 @@
 """A record of one forward: the closed modules it calls and the operations between them, with all they depend on.
 
-Two forwards with equal records compute the same. Operations are recorded as PyTorch dispatches them, so that it does not
-matter how Python spelled them; where a tensor comes from is told by its origin: an input, a tensor of the model, an
+Two forwards with equal records compute the same. Operations are recorded as PyTorch dispatches them, so that it does
+not matter how Python spelled them. Where a tensor comes from is told by its origin: an input, a tensor of the model, an
 earlier result, or, where nothing but plain numbers went into it, its value.
 """
 
@@ -153,7 +153,7 @@ class Recorder(TorchDispatchMode):
         return "view", owner, tensor.dtype, tuple(tensor.shape), _layout(tensor)
 
     def _value(self, tensor: Tensor, place: int) -> Token:
-        """A tensor that nothing but numbers went into, or that the code got from elsewhere: its value is what counts."""
+        """Of a tensor that only numbers went into, or that the code got from elsewhere, the value counts."""
         self._keep.append(tensor)
         kind = ("value", tensor.dtype, tuple(tensor.shape), tensor.device.type)
         if tensor.is_meta or tensor.layout is not torch.strided or tensor.numel() > _LARGE:
@@ -211,6 +211,10 @@ class Recorder(TorchDispatchMode):
     def unseen(self, what: str) -> None:
         """Note what the record cannot follow; the first is kept."""
         self.record.unseen = self.record.unseen or f"{what}{user_line()}"
+
+    def is_plain(self, tensor: Tensor) -> bool:
+        """Whether nothing but plain numbers went into a tensor."""
+        return self._address(tensor) in self._plain
 
     def paused(self) -> _Paused:
         """Record nothing in this block."""
@@ -329,9 +333,8 @@ class _Functions(TorchFunctionMode):
             recorder.add("requires_grad", recorder.token([args[0], value]), [], effect=True)
         elif name in _CHANGES:
             recorder.add(name, recorder.token(list(args)), [], effect=True)
-        elif name in _UNSEEN and args and isinstance(args[0], Tensor):
-            if recorder._address(args[0]) not in recorder._plain:
-                recorder.unseen(f"Tensor.{name} hands its numbers to other code than torch's")
+        elif name in _UNSEEN and args and isinstance(args[0], Tensor) and not recorder.is_plain(args[0]):
+            recorder.unseen(f"Tensor.{name} hands its numbers to other code than torch's")
         return func(*args, **(kwargs or {}))
 
 

@@ -352,8 +352,10 @@ def test_what_a_graph_forgets_is_found(kind: type[Net]) -> None:
     with pytest.raises(CaptureError, match=FORGOTTEN[kind]):
         checked(model, graph, x)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert set(vars(model)) == attributes and model.calls == 0
-    assert torch.equal(states[0], torch.get_rng_state()) and states[1] == random.getstate()
+    assert set(vars(model)) == attributes
+    assert model.calls == 0
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
 
 
 def test_a_constant_that_is_written_is_no_fresh_tensor() -> None:
