@@ -123,21 +123,14 @@ def _modes(first: Entry, second: Entry) -> str:
 
 def _argument(record: Record, first: Any, second: Any, order: Sequence[int]) -> str:
     """The first argument that differs, of the model and of the graph."""
-    if isinstance(first, tuple) and isinstance(second, tuple) and len(first) == len(second):
-        if not _is_origin(first) and not _is_origin(second):
-            for mine, theirs in zip(first, second, strict=True):
-                if mine != theirs:
-                    return _argument(record, mine, theirs, order)
-    if (
-        isinstance(first, tuple)
-        and isinstance(second, tuple)
-        and not _is_origin(first)
-        and not _is_origin(second)
-    ):
+    inside = [isinstance(t, tuple) and not _is_origin(t) for t in (first, second)]
+    if all(inside):
+        for mine, theirs in zip(first, second, strict=False):
+            if mine != theirs and len(first) == len(second):
+                return _argument(record, mine, theirs, order)
         return "other arguments in the model than in the graph"
-    return (
-        f"{_spelled(record, first, order)} in the model, and {_spelled(record, second, order)} in the graph"
-    )
+    mine, theirs = _spelled(record, first, order), _spelled(record, second, order)
+    return f"{mine} in the model, and {theirs} in the graph"
 
 
 def _is_origin(token: tuple[Any, ...]) -> bool:
