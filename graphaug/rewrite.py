@@ -16,7 +16,7 @@ from graphaug.errors import (
     NotRewritten,
     SparseBackwardError,
 )
-from graphaug.proof.equivalence import check_equivalence
+from graphaug.proof.faithful import as_captured, check_faithful
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
@@ -205,10 +205,9 @@ def _build(parts: Parts, backward: str, split: Split | None) -> AugmentedModule:
     signature = parts.signature
     parts.signature = signature.forget_examples()
     aug = AugmentedModule(parts)
-    if signature.has_examples:
-        note = check_equivalence(parts.model, aug, signature)
-        if note:
-            parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
+    note = check_faithful(parts.model, as_captured(aug), signature)
+    if note:
+        parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
     if split is not None:
         against = probe_split(aug, split, signature)
         if against and backward == "sparse":

@@ -12,6 +12,8 @@ from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 
+ANOTHER_LENGTH = "another sequence length"
+
 
 def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) -> str:
     """Run model and graph in eval mode on the examples, at another batch size and another length.
@@ -30,15 +32,15 @@ def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) ->
     examples = signature.examples
     if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *_tensors(examples)]):
         return "not compared with the original: it lies on the meta device"
-    variants = list(_variants(examples))
+    situations = list(variants(examples))
     with (
         unchanged(model),
         evaluating(model),
     ):  # both begin from one state: calls may count, or keep what they saw
-        expected = [_run(model, *signature.arrange(v), must=i == 0) for i, (_, v) in enumerate(variants)]
+        expected = [_run(model, *signature.arrange(v), must=i == 0) for i, (_, v) in enumerate(situations)]
     notes = []
     with unchanged(model), evaluating(model), evaluating(aug):
-        for (what, inputs), wanted in zip(variants, expected, strict=True):
+        for (what, inputs), wanted in zip(situations, expected, strict=True):
             if wanted is None:
                 continue  # the model itself does not take this size
             try:
@@ -84,7 +86,8 @@ def _call(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
         return model(*copies[0], **copies[1])
 
 
-def _variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The example, and the same at another batch size and another length: (what it is, the inputs)."""
     yield "the example", dict(examples)
     tensors = _tensors(examples)
     rows = {t.shape[0] for t in tensors if t.dim() > 0}
@@ -100,7 +103,7 @@ def _variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]
         def cut(t: Tensor) -> Tensor:
             return t[:, :shorter] if t.dim() >= 2 and t.shape[1] == shorter + 1 else t
 
-        yield "another sequence length", map_tensors(cut, dict(examples))
+        yield ANOTHER_LENGTH, map_tensors(cut, dict(examples))
 
 
 def _tensors(value: Any) -> list[Tensor]:

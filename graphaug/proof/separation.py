@@ -65,6 +65,8 @@ class Bypass:
     join: fx.Node
     nearest: fx.Node | None
     """The first node behind the cut that does separate, if there is one."""
+    other_entry: bool = False
+    """What passes is another entry of what lies at the cut itself."""
 
 
 def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
@@ -87,7 +89,7 @@ def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
                 nearest = step
                 break
             step = dominators[step]
-    return Bypass(*found, nearest)
+    return Bypass(*found, nearest, other_entry=found[0] is cut)
 
 
 def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
@@ -118,25 +120,55 @@ def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | Non
 
 
 def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
-    """The user of another entry than the first of a tuple at the cut: it is not augmented."""
+    """The user of another entry than the first of what lies at the cut: it is not augmented.
+
+    Who takes the whole takes the other entries with it, wherever they carry a gradient.
+    """
     value = value_of(cut)
-    if isinstance(value, Tensor):
+    if value is UNKNOWN or isinstance(value, Tensor):
         return None
     user: fx.Node
     for user in flow.successors(cut):
-        if user.target is operator.getitem and isinstance(user.args[1], int):
-            if value is UNKNOWN or not isinstance(value, (tuple, list)):
-                continue  # indexing a tensor of unknown value, as far as anyone can tell
-            if user.args[1] not in (0, -len(value)):
-                return user
+        if _past_the_first(_taken(user, value)):
+            return user
     return None
+
+
+def _taken(user: fx.Node, value: Any) -> list[tuple[bool, Any]]:
+    """The entries of a value that a user of it takes: (whether it is the first, the entry)."""
+    keys = list(value) if isinstance(value, Mapping) else list(range(len(value)))
+    entries = [(place == 0, value[key]) for place, key in enumerate(keys)]
+    if user.target is getattr and user.args[1] in keys:
+        return [entries[keys.index(user.args[1])]]
+    if user.target is not operator.getitem:
+        return entries
+    index = user.args[1]
+    if isinstance(index, str):
+        return [entries[keys.index(index)]] if index in keys else entries
+    if isinstance(index, int):
+        return entries[index:][:1]
+    bounds = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
+    return entries if any(isinstance(b, fx.Node) for b in bounds) else entries[index]  # type: ignore[index]
+
+
+def _past_the_first(entries: list[tuple[bool, Any]]) -> bool:
+    """Whether more than what the augmentation acts on, the first entry of the first, carries a gradient."""
+    for first, entry in entries:
+        if not first:
+            if carries_gradient(entry):
+                return True
+        elif isinstance(entry, (Mapping, tuple, list)) and len(entry) > 0:
+            inner = list(entry.values()) if isinstance(entry, Mapping) else list(entry)
+            if _past_the_first([(place == 0, part) for place, part in enumerate(inner)]):
+                return True
+    return False
 
 
 def around(bypass: Bypass, captured: Captured) -> str:
     """A bypass in words."""
     join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
     quoted = join if join == "the output" else f"'{join}'"
-    return f"{quoted} also receives '{value}'"
+    return f"{quoted} also receives {'another entry of ' if bypass.other_entry else ''}'{value}'"
 
 
 def check_sites(

@@ -196,7 +196,7 @@ def test_a_model_on_the_meta_device_is_captured(device: str) -> None:
         model = ConvNet()
     aug = ga.rewrite(model, "layer1.0.add", stop_grad=True, example_inputs=images().to(device))
     assert aug.plan.sites[0].shape == (6, 6, 8, 8)
-    assert "not compared with the original: it lies on the meta device" in str(aug.plan)
+    assert "compared" not in str(aug.plan)  # in the shadow, on small tensors of its shapes
     model.to_empty(device="cpu").load_state_dict(ConvNet().state_dict())
     x = images(4)
     assert torch.equal(aug.eval()(x), model.eval()(x))

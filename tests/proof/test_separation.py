@@ -384,3 +384,36 @@ def test_freeze_follows_what_is_written_in_place() -> None:
     model = Writes("filled")
     ga.rewrite(model, "c", freeze="before")
     assert not any(p.requires_grad for p in model.parameters())
+
+
+class Pair(nn.Module):
+    def __init__(self, second: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.second = nn.Linear(4, 4), nn.Linear(4, 4), second
+
+    def forward(self, x):
+        other = self.b(x)
+        return self.a(x), other if self.second else other.detach()
+
+
+class TakesBoth(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l = nn.Linear(4, 4)
+
+    def forward(self, pair):
+        return self.l(pair[0] + pair[1])
+
+
+def test_another_entry_that_a_closed_module_takes_is_a_bypass() -> None:
+    model, x = nn.Sequential(Pair(second=True), TakesBoth()), torch.randn(4, 4)
+    with pytest.raises(ga.BypassedSite, match="another entry of '0'"):
+        ga.rewrite(model, "0", stop_grad=True, example_inputs=x)
+
+
+def test_another_entry_without_a_gradient_is_none() -> None:
+    model, x = nn.Sequential(Pair(second=False), TakesBoth()), torch.randn(4, 4)
+    aug = ga.rewrite(model, "0", stop_grad=True, subset=1.0, example_inputs=x).train()
+    aug(x).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model[0].parameters())
+    assert "with every row stopped, none of 2 parameters below has a gradient" in str(ga.verify(aug, x))

@@ -1,0 +1,116 @@
+"""One augmentation fed with ones: every entry and every gradient tells what was done to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.augment.deep_augment import DeepAugment, noise_shape
+from graphaug.capture.target import Target
+from graphaug.errors import VerificationError
+from graphaug.proof.outputs import first_tensor
+from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.plan import Request
+
+_SCALE_TOLERANCE = 1e-2  # of the mean factor: float16 and bfloat16 round 1/(1-rate)
+
+
+def probe(
+    target: Target, augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[nn.Module], Any]
+) -> Iterator[str]:
+    """Run one node alone on ones, and check it against its closed form.
+
+    Raises:
+        VerificationError: rows, factors, rate or gradients are not what the plan says.
+    """
+    value = _value_at(augmentation, aug, call)
+    request = next(s.request for s in aug.plan.sites if s.request.target == target)
+    ones = torch.ones_like(value, dtype=torch.float64 if value.device.type == "cpu" else value.dtype)
+    ones.requires_grad_(True)
+    out = augmentation(ones)
+    (gradient,) = torch.autograd.grad(out.sum() + 0 * ones.sum(), ones)
+    rows, flat, slope = len(ones), out.detach().flatten(1), gradient.flatten(1)
+    changed = ~((flat == 1).all(1) & (slope == 1).all(1))
+
+    _check_rows(target, request, augmentation, changed)
+    _check_factors(target, augmentation, flat[changed], _decisions(augmentation, value, int(changed.sum())))
+    _check_gradient(target, request, slope[changed], flat[changed])
+    subset = augmentation._subset
+    count = f"{round(subset * rows)} of {rows}"
+    if request.sampling != "exact":
+        count = f"each of {rows} with probability {subset:g}"
+    rate = augmentation._rate
+    yield f"'{target}': {count} rows augmented, dropout at rate {rate:g} with its scale, other rows untouched"
+    if request.stop_grad:
+        yield f"'{target}': no gradient of augmented rows below the cut"
+
+
+def _check_rows(target: Target, request: Request, augmentation: DeepAugment, changed: Tensor) -> None:
+    rate, subset, rows = augmentation._rate, augmentation._subset, len(changed)
+    planned, found = round(subset * rows), int(changed.sum())
+    # whatever a row keeps is scaled: one that keeps all of it shows as well
+    visible = rate > 0 or request.stop_grad
+    if request.sampling == "exact" and visible and found != planned:
+        raise VerificationError(
+            f"'{target}': {found} of {rows} rows are augmented, planned were {planned} (subset {subset:g})."
+        )
+    if request.pairing == "one-sided" and bool(changed[rows // 2 :].any()):
+        raise VerificationError(
+            f"'{target}': rows of the second view are augmented despite pairing='one-sided'."
+        )
+
+
+def _check_factors(target: Target, augmentation: DeepAugment, entries: Tensor, decisions: int) -> None:
+    rate = augmentation._rate
+    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    legal = (entries == 0) | ((entries - scale).abs() <= _SCALE_TOLERANCE * max(scale, 1))
+    if not bool(legal.all()):
+        wrong = float(entries[~legal][0])
+        raise VerificationError(
+            f"'{target}': an augmented unit of value 1 became {wrong:.4g}; dropout at rate {rate:g} gives 0 or "
+            f"{scale:.4g} (inverted scaling)."
+        )
+    if entries.numel():
+        kept = (entries != 0).double().mean().item()
+        spread = 6 * max((rate * (1 - rate) / decisions) ** 0.5, 1e-12)
+        if abs(kept - (1 - rate)) > spread:
+            raise VerificationError(
+                f"'{target}': {1 - kept:.1%} of the units are dropped, the rate is {rate:.1%}."
+            )
+
+
+def _check_gradient(target: Target, request: Request, slope: Tensor, entries: Tensor) -> None:
+    """``slope`` and ``entries``: gradient and value of the augmented rows, each (rows, numbers of a row)."""
+    if request.stop_grad:
+        stopped = (slope == 0).all(1)
+        if not bool(stopped.all()):
+            raise VerificationError(
+                f"'{target}': stop_grad is on, but gradient of augmented rows passes the cut "
+                f"({int((~stopped).sum())} of {len(stopped)} rows)."
+            )
+    elif not torch.equal(slope, entries):
+        raise VerificationError(
+            f"'{target}': the gradient of the augmented rows is not that of their dropout."
+        )
+
+
+def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
+    shape = noise_shape(tuple(value.shape), augmentation.granularity)
+    return max(rows * int(torch.Size(shape).numel()) // max(shape[0], 1), 1)
+
+
+def _value_at(augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:
+    """The value that enters an augmentation on this batch."""
+    seen: list[Tensor] = []
+    handle = augmentation.register_forward_pre_hook(lambda _, args: seen.append(first_tensor(args[0])))
+    try:
+        with torch.no_grad():
+            call(aug)
+    finally:
+        handle.remove()
+    if not seen:
+        raise VerificationError("an augmentation of the plan is never called: the graph was edited.")
+    return seen[0].detach()

@@ -1,0 +1,165 @@
+"""The first difference between the records of a model and of its graph, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphaug.proof.traces import Entry, Record, Result, live, renumbered
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What differs, and where in the user's code; ``attribute`` names what was left changed, if that is it."""
+
+    what: str
+    line: str = ""
+    attribute: str = ""
+
+
+def first_difference(expected: Sequence[Record], found: Sequence[Record]) -> Difference | None:
+    """Compare the records of consecutive calls: of the model, and of the graph."""
+    for number, (a, b) in enumerate(zip(expected, found, strict=True)):
+        settled = _settled(expected, number)
+        difference = _operations(a, b) or _left(a, b, settled) or _values(a, b)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _operations(a: Record, b: Record) -> Difference | None:
+    mine, theirs = live(a), live(b)
+    left = {number: place for place, number in enumerate(mine)}
+    right = {number: place for place, number in enumerate(theirs)}
+    for i, j in zip(mine, theirs, strict=False):
+        first, second = a.entries[i], b.entries[j]
+        if first.name != second.name:
+            return Difference(f"{_name(first)} in the model is {_name(second)} in the graph", first.line)
+        if first.modes != second.modes:
+            return Difference(f"{_name(first)} runs {_modes(first, second)}", first.line)
+        if renumbered(first.args, left) != renumbered(second.args, right):
+            what = _argument(a, renumbered(first.args, left), renumbered(second.args, right), mine)
+            return Difference(f"{_name(first)} takes {what}", first.line)
+    if len(mine) > len(theirs):
+        entry = a.entries[mine[len(theirs)]]
+        return Difference(f"{_name(entry)} is missing from the graph", entry.line)
+    if len(theirs) > len(mine):
+        entry = b.entries[theirs[len(mine)]]
+        return Difference(f"{_name(entry)} is in the graph, and not in the model", entry.line)
+    if renumbered(a.output, left) != renumbered(b.output, right):
+        what = _argument(a, renumbered(a.output, left), renumbered(b.output, right), mine)
+        return Difference(f"the output is {what}")
+    return None
+
+
+def _left(a: Record, b: Record, settled: set[str]) -> Difference | None:
+    """What only one of them leaves changed, or to another value."""
+    mine = {number: place for place, number in enumerate(live(a))}
+    theirs = {number: place for place, number in enumerate(live(b))}
+    for name in dict.fromkeys([*a.left, *b.left]):
+        if name in settled and name not in b.left:
+            continue
+        if name not in a.left:
+            return Difference(f"the graph changes {name}, and the model does not", attribute=name)
+        if name not in b.left:
+            return Difference(f"the model changes '{name}', and the graph does not", attribute=name)
+        if renumbered(a.left[name], mine) != renumbered(b.left[name], theirs):
+            return Difference(f"'{name}' is left another in the graph than in the model", attribute=name)
+    return None
+
+
+def _settled(records: Sequence[Record], number: int) -> set[str]:
+    """Plain attributes that every call sets to the same: a note of the last size, no state that goes on."""
+    now = records[number].left
+    return {
+        name
+        for name, value in now.items()
+        if "generator" not in name
+        and "caller" not in name
+        and "deleted" not in name
+        and _is_plain(value)
+        and all(record.left.get(name, value) == value for record in records)
+    }
+
+
+def _is_plain(token: Any) -> bool:
+    if isinstance(token, tuple):
+        return all(map(_is_plain, token))
+    return token is None or isinstance(token, (str, int, torch.dtype, torch.device))
+
+
+def _values(a: Record, b: Record) -> Difference | None:
+    for first, second in zip(a.values, b.values, strict=True):
+        if not _equal(first, second):
+            return Difference("an output has another value")
+    return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    if a.layout is not torch.strided or a.is_meta:
+        return True
+    return bool(
+        torch.allclose(a, b, rtol=0, atol=0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
+    )
+
+
+def _name(entry: Entry) -> str:
+    return entry.name if " " in entry.name else f"'{entry.name.removeprefix('aten.').partition('.')[0]}'"
+
+
+def _modes(first: Entry, second: Entry) -> str:
+    for (kind, *mine), (_, *theirs) in zip(first.modes, second.modes, strict=True):
+        if mine != theirs:
+            on, off = ("with", "without") if any(mine) else ("without", "with")
+            return f"{on} {kind} in the model, and {off} in the graph"
+    return ""
+
+
+def _argument(record: Record, first: Any, second: Any, order: Sequence[int]) -> str:
+    """The first argument that differs, of the model and of the graph."""
+    inside = [isinstance(t, tuple) and not _is_origin(t) for t in (first, second)]
+    if all(inside):
+        for mine, theirs in zip(first, second, strict=False):
+            if mine != theirs and len(first) == len(second):
+                return _argument(record, mine, theirs, order)
+        return "other arguments in the model than in the graph"
+    mine, theirs = _spelled(record, first, order), _spelled(record, second, order)
+    return f"{mine} in the model, and {theirs} in the graph"
+
+
+def _is_origin(token: tuple[Any, ...]) -> bool:
+    return bool(token) and token[0] in (
+        "named",
+        "value",
+        "view",
+        "number",
+        "training",
+        "int",
+        "float",
+        "bool",
+        "complex",
+    )
+
+
+def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:
+    if isinstance(token, Result):
+        known = 0 <= token.entry < len(order)
+        return f"the result of {_name(record.entries[order[token.entry]])}" if known else "another result"
+    if isinstance(token, tuple) and token:
+        if token[0] == "named":
+            return f"'{token[1]}'"
+        if token[0] in ("value", "number"):
+            return (
+                f"a tensor of plain numbers of shape {tuple(token[2])}" if token[0] == "value" else "a tensor"
+            )
+        if token[0] in ("int", "float", "bool", "complex"):
+            return str(token[1])
+        if token[0] == "training":
+            return f"training={token[1]}"
+    return str(token)[:80]

@@ -1,0 +1,241 @@
+"""Stand-ins for closed modules: they return fresh tensors of the shapes that the module would, and compute nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from graphaug.capture.signature import map_tensors
+from graphaug.capture.state import undrawn
+from graphaug.proof.traces import Recorder
+
+
+class CannotStandIn(Exception):
+    """What a closed module returns cannot be told without running it in earnest."""
+
+
+@dataclass(frozen=True)
+class _Like:
+    """A tensor to be made."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+    requires_grad: bool
+
+
+@dataclass(frozen=True)
+class _Given:
+    """A tensor that the module was given, and returns as it is."""
+
+    index: int
+
+
+class StandIns:
+    """Stand-ins for the modules that are calls of the graph.
+
+    Args:
+        model: the model.
+        closed: paths of the modules that stay closed.
+        shared: take what one module returns for what its equals return (blocks of one class, options and sizes).
+    """
+
+    def __init__(self, model: nn.Module, closed: Iterable[str], *, shared: bool = True) -> None:
+        modules = dict(model.named_modules(remove_duplicate=False))
+        self._closed = {path: modules[path] for path in closed if path in modules}
+        self._shared = shared
+        self._known: dict[Any, Any] = {}
+        self._latest: dict[Any, Any] = {}
+        self._kinds: dict[int, Any] = {}
+        self._fakes: dict[int, Tensor] = {}
+        self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self._learning = False
+        self._home = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.recorder: Recorder | None = None
+
+    @contextlib.contextmanager
+    def in_place(self, identities: Mapping[str, nn.Module]) -> Iterator[None]:
+        """Let the stand-ins answer in this block, and ``identities`` return what they are given."""
+        patched: list[tuple[nn.Module, Any]] = []
+        try:
+            for path, module in self._closed.items():
+                patched.append((module, vars(module).get("forward")))
+                module.__dict__["forward"] = self._stand_in(path, module, vars(module).get("forward"))
+            for module in identities.values():
+                patched.append((module, vars(module).get("forward")))
+                module.__dict__["forward"] = lambda value, *_: value
+            yield
+        finally:
+            for module, before in reversed(patched):
+                if before is None:
+                    module.__dict__.pop("forward", None)
+                else:
+                    module.__dict__["forward"] = before
+
+    def _stand_in(self, path: str, module: nn.Module, own: Any) -> Any:
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            if self._learning or self.recorder is None:
+                run = own or type(module).forward.__get__(module)
+                return run(*args, **kwargs)
+            return self._answer(self.recorder, path, module, args, kwargs)
+
+        return forward
+
+    def _answer(
+        self, recorder: Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        given = _tensors((args, kwargs))
+        tokens = (
+            recorder.token(args),
+            recorder.token(kwargs),
+            tuple(recorder.gradient(t) for t in given),
+            ("training", tuple(dict.fromkeys(m.training for m in module.modules()))),
+        )
+        with recorder.paused():
+            template = self._template(module, args, kwargs)
+            number = len(recorder.record.entries)
+            made: list[Tensor] = []
+
+            def fill(leaf: Any) -> Any:
+                if isinstance(leaf, _Given):
+                    return given[leaf.index]
+                if not isinstance(leaf, _Like):
+                    return leaf
+                made.append(_fresh(leaf, number * 64 + len(made)))
+                return made[-1]
+
+            result = torch.utils._pytree.tree_map(fill, template)
+        recorder.add(f"call of '{path}'", tokens, made, effect=True)
+        return result
+
+    # --- what a module returns ------------------------------------------------------------------------
+
+    def _template(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        given = _tensors((args, kwargs))
+        sizes = tuple((tuple(t.shape), t.stride(), t.dtype, str(t.device)) for t in given)
+        rest = repr(map_tensors(lambda t: "tensor", (args, kwargs)))
+        key = (self._kind(module), module.training, sizes, rest)
+        tracked = tuple(t.requires_grad for t in given)
+        if not torch.is_grad_enabled() and key in self._latest:
+            return self._latest[key]  # the shapes are the same
+        if (key, tracked) not in self._known:
+            # whatever autocast makes of the dtypes in it: one that fits is all that the code around it needs
+            self._known[key, tracked] = self._latest[key] = self._learn(module, args, kwargs)
+        return self._known[key, tracked]
+
+    def _kind(self, module: nn.Module) -> Any:
+        if not self._shared:
+            return id(module)
+        if id(module) not in self._kinds:
+            owned = [*module.named_parameters(), *module.named_buffers()]
+            shapes = tuple((n, tuple(t.shape), t.dtype, t.requires_grad) for n, t in owned if not _lazy(t))
+            self._kinds[id(module)] = type(module), repr(module), shapes
+        return self._kinds[id(module)]
+
+    def _learn(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the module once on fake tensors, its own included: nothing of it changes."""
+        self._learning = True
+        fakes: dict[int, Tensor] = {}
+        given = _tensors((args, kwargs))
+        for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
+            if not isinstance(leaf, Tensor) and _holds_tensor(leaf):
+                raise CannotStandIn(
+                    f"a closed {type(module).__name__} takes a {type(leaf).__name__} of tensors"
+                )
+
+        def fake(tensor: Tensor) -> Tensor:
+            if id(tensor) not in fakes:
+                fakes[id(tensor)] = self._fake_input(tensor)
+            return fakes[id(tensor)]
+
+        try:
+            with undrawn(), self._fake_mode:
+                inputs = map_tensors(fake, (args, kwargs))
+                owned = [
+                    *module.named_parameters(remove_duplicate=False),
+                    *module.named_buffers(remove_duplicate=False),
+                ]
+                own = {name: self._fake(t) for name, t in owned}
+                result = torch.func.functional_call(module, own, *inputs)
+        except Exception as error:
+            raise CannotStandIn(
+                f"a closed {type(module).__name__} does not run without data ({type(error).__name__}: "
+                f"{(str(error).strip().splitlines() or [''])[0][:120]})"
+            ) from error
+        finally:
+            self._learning = False
+        places = {id(fakes[id(t)]): i for i, t in reversed(list(enumerate(given)))}
+
+        def template(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                if _holds_tensor(leaf):
+                    raise CannotStandIn(
+                        f"a closed {type(module).__name__} returns tensors inside of a {type(leaf).__name__}"
+                    )
+                return leaf
+            if id(leaf) in places:
+                return _Given(places[id(leaf)])
+            return _Like(tuple(leaf.shape), leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
+
+        return torch.utils._pytree.tree_map(template, result)
+
+    def _fake(self, tensor: Tensor) -> Tensor:
+        if id(tensor) not in self._fakes:
+            self._fakes[id(tensor)] = self._fake_input(tensor)
+        return self._fakes[id(tensor)]
+
+    def _fake_input(self, tensor: Tensor) -> Tensor:
+        with torch.no_grad():
+            device = self._home if tensor.is_meta else tensor.device
+            with self._fake_mode:
+                made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+        made.requires_grad_(tensor.requires_grad)
+        if isinstance(tensor, nn.Parameter):
+            return made
+        if not tensor.requires_grad:
+            return made
+        with self._fake_mode, torch.enable_grad():  # no leaf: closed code may write into it
+            return made.clone()
+
+
+def _lazy(tensor: Tensor) -> bool:
+    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+
+
+def _tensors(value: Any) -> list[Tensor]:
+    return [v for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
+
+
+def _holds_tensor(value: Any, depth: int = 3) -> bool:
+    if isinstance(value, Tensor):
+        return True
+    if depth == 0 or isinstance(value, (type, nn.Module)) or callable(value):
+        return False
+    inner = value if isinstance(value, (list, tuple, set)) else getattr(value, "__dict__", {}).values()
+    return any(_holds_tensor(v, depth - 1) for v in inner)
+
+
+def _fresh(like: _Like, number: int) -> Tensor:
+    """A tensor of that kind with numbers of its own, the same in every run; no leaf, so that code may write into it."""
+    with torch.no_grad():
+        made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
+        if any(step == 0 and size > 1 for step, size in zip(like.stride, like.shape, strict=True)):
+            made = torch.empty(
+                like.shape, dtype=like.dtype, device=like.device
+            )  # an expanded one cannot be filled
+        if like.dtype.is_floating_point:
+            generator = torch.Generator().manual_seed(number)
+            made.copy_(torch.rand(like.shape, generator=generator) + 0.5)
+        else:
+            made.fill_(like.dtype is torch.bool)
+    if not like.requires_grad or not torch.is_grad_enabled():
+        return made
+    with torch.enable_grad():  # a view of nothing, and no leaf
+        return made.requires_grad_().clone()

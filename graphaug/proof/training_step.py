@@ -1,0 +1,221 @@
+"""One training step of a rewritten model, against forward hooks on the original, and what it leaves below its cuts."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.augment.deep_augment import DeepAugment
+from graphaug.capture.target import Target
+from graphaug.errors import VerificationError
+from graphaug.proof.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder
+from graphaug.proof.outputs import distance, loss_of
+from graphaug.surgery.module import AugmentedModule
+
+Call = Callable[[nn.Module], Any]
+Seed = Callable[[int], None]
+
+
+def against_hooks(
+    aug: AugmentedModule, model: nn.Module, call: Call, tolerance: float, seed: Seed
+) -> Iterator[str]:
+    """Compare values and gradients of one training step with hooks on the original, under the same masks.
+
+    Raises:
+        VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
+    """
+    draws: dict[Target, list[tuple[Tensor, Tensor]]] = {t: [] for t in aug.augmentations}
+    buffers = [(b, b.clone()) for b in model.buffers()]
+    how = "training mode"
+    if aug.plan.backward == "sparse":
+        how += " (sparse; dropout and batch statistics of the model itself off)"
+        quieten(aug, model)  # two runs of the prefix draw other dropout than one
+    quiet = NoDropout() if aug.plan.backward == "sparse" else contextlib.nullcontext()
+    seed(1)
+    with quiet:
+        found, below = _recorded(aug, call, draws)
+    loss, weights = loss_of(found)
+    parameters = dict(model.named_parameters())
+    trained = {n: p for n, p in parameters.items() if p.requires_grad}
+    reached = {t: v for t, v in below.items() if v.requires_grad}
+    grads = _gradients(loss, [*trained.values(), *reached.values()])
+    mine = dict(zip(trained, grads, strict=False))
+
+    for b, saved in buffers:
+        b.copy_(saved)
+    seed(1)
+    with hooked(aug, model, draws), quiet:
+        expected = call(model)
+    other, _ = loss_of(expected, weights)
+    theirs = dict(zip(trained, _gradients(other, list(trained.values())), strict=True))
+    _compare(expected, found, theirs, mine, tolerance)
+    yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same masks"
+
+    _check_stopped(aug, dict(zip(reached, grads[len(trained) :], strict=True)), draws)
+    if aug.plan.freeze is not None:
+        still = [n for n in aug.plan.freeze.parameters if parameters[n].requires_grad]
+        if still:
+            raise VerificationError(f"frozen parameters are trainable: {', '.join(still[:5])}.")
+        yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
+
+
+def _recorded(
+    aug: AugmentedModule, call: Call, draws: Mapping[Target, list[tuple[Tensor, Tensor]]]
+) -> tuple[Any, dict[Target, Tensor]]:
+    """The output of one call, and what entered each augmentation; what they draw goes into ``draws``."""
+    below: dict[Target, Tensor] = {}
+    handles = []
+    for target, augmentation in aug.augmentations.items():
+        handles.append(augmentation.register_forward_pre_hook(recorder(below, target)))
+        record_draws(augmentation, draws[target])
+    try:
+        return call(aug), below
+    finally:
+        for handle in handles:
+            handle.remove()
+        for augmentation in aug.augmentations.values():
+            augmentation.__dict__.pop("draw_rows", None)
+            augmentation.__dict__.pop("draw_noise", None)
+
+
+def _gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
+    if not loss.requires_grad or not inputs:
+        return [None] * len(inputs)
+    return list(torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=keep))
+
+
+def _compare(
+    expected: Any,
+    found: Any,
+    theirs: Mapping[str, Tensor | None],
+    mine: Mapping[str, Tensor | None],
+    tolerance: float,
+) -> None:
+    worst = distance(expected, found)
+    if worst > tolerance:
+        raise VerificationError(
+            f"in training mode the output differs by {worst:.2g} (relative) from that of forward hooks "
+            "with the same masks."
+        )
+    largest = max((float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()), default=0.0)
+    for name in theirs:
+        gap = distance(theirs[name], mine[name], largest)
+        if gap > tolerance:
+            raise VerificationError(
+                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of forward hooks "
+                "with the same masks."
+            )
+
+
+def _check_stopped(
+    aug: AugmentedModule,
+    reaching: Mapping[Target, Tensor | None],
+    draws: Mapping[Target, list[tuple[Tensor, Tensor]]],
+) -> None:
+    for target, gradient in reaching.items():
+        site = next(s for s in aug.plan.sites if s.request.target == target)
+        if site.request.stop_grad and gradient is not None and site.note.startswith("separates"):
+            rows = draws[target][0][0]
+            leaked = gradient[rows].abs().max().item() if bool(rows.any()) else 0.0
+            if leaked:
+                raise VerificationError(
+                    f"'{target}': stopped rows pass a gradient of up to {leaked:.2g} below the cut."
+                )
+
+
+def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed) -> Iterator[str]:
+    """With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
+
+    What lies before the cut is found in the run itself: the value there depends on it, and the modules that own it had
+    all returned when the augmentation was called, and were not called again.
+
+    Raises:
+        VerificationError: a parameter has one; names it, and by how much.
+    """
+    for site in aug.plan.sites:
+        augmentation = aug.augmentations[site.request.target]
+        # a bypass that was allowed is said in the plan; of one half of the rows the other half passes
+        if not site.request.stop_grad or site.note.startswith("bypassed") or augmentation.pairing != "any":
+            continue
+        with _every_row(augmentation), aug.dense(), _order_of_calls(aug, model, augmentation) as order:
+            seed(2)
+            loss, _ = loss_of(call(aug))
+        before = order.only_before()
+        if order.value is None or not order.value.requires_grad or not before:
+            continue
+        at_cut = _gradients(order.value.double().sum(), list(before.values()), keep=True)
+        after = _gradients(loss, list(before.values()))
+        for name, feeds, gradient in zip(before, at_cut, after, strict=True):
+            if feeds is not None and gradient is not None and bool(gradient.any()):
+                raise VerificationError(
+                    f"'{site.request.target}': with every row stopped, {name!r} below the cut still has a gradient of "
+                    f"up to {float(gradient.abs().max()):.2g}: something passes around the augmentation."
+                )
+        count = sum(feeds is not None for feeds in at_cut)
+        yield f"'{site.request.target}': with every row stopped, none of {count} parameters below has a gradient"
+
+
+@contextlib.contextmanager
+def _every_row(augmentation: DeepAugment) -> Iterator[None]:
+    before = augmentation._subset
+    augmentation.set_subset(1.0)
+    try:
+        yield
+    finally:
+        augmentation.set_subset(before)
+
+
+class _Order:
+    """Which modules had returned when the augmentation was called, and which were called after that."""
+
+    def __init__(self, model: nn.Module, augmentation: DeepAugment) -> None:
+        self.model, self.augmentation = model, augmentation
+        self.value: Tensor | None = None
+        self.returned: set[nn.Module] = set()
+        self.later: set[nn.Module] = set()
+
+    def entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is self.augmentation:
+            leaves = torch.utils._pytree.tree_leaves(args)
+            self.value = (
+                self.value
+                if self.value is not None
+                else next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
+            )
+        elif self.value is not None:
+            self.later.add(module)
+
+    def left(self, module: nn.Module, *_: Any) -> None:
+        if self.value is None:
+            self.returned.add(module)
+
+    def only_before(self) -> dict[str, Tensor]:
+        """Trainable parameters whose owners ran before the augmentation, and only there."""
+        owners: dict[Tensor, list[nn.Module]] = {}
+        for module in self.model.modules():
+            for parameter in module._parameters.values():
+                if parameter is not None:
+                    owners.setdefault(parameter, []).append(module)
+        return {
+            name: p
+            for name, p in self.model.named_parameters()
+            if p.requires_grad and all(m in self.returned and m not in self.later for m in owners[p])
+        }
+
+
+@contextlib.contextmanager
+def _order_of_calls(aug: AugmentedModule, model: nn.Module, augmentation: DeepAugment) -> Iterator[_Order]:
+    order = _Order(model, augmentation)
+    handles = [
+        m.register_forward_pre_hook(order.entered) for m in (*model.modules(), augmentation) if m is not model
+    ]
+    handles += [m.register_forward_hook(order.left) for m in model.modules() if m is not model]
+    try:
+        yield order
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,150 @@
+"""Any forward, composed of idioms: the rewritten model is the model, or it was refused by an error of ours."""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from typing import Any
+
+import forwards
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import graphaug as ga
+
+# today's tracer ends the process, or draws from the model's own generator before it refuses
+LEFT = {"custom_function", "generator_of_its_own", "where_a_number"}
+NAMES = sorted(forwards.IDIOMS.keys() - LEFT)
+
+
+def built(names: tuple[str, ...]) -> nn.Module:
+    """A model of these blocks; the same weights each time."""
+    torch.manual_seed(0)
+    return nn.Sequential(*(forwards.IDIOMS[name]() for name in names))
+
+
+def fresh_surroundings() -> None:
+    """Globals, defaults and classes as they are at the start."""
+    forwards.GLOBAL.update(scale=0.5, calls=0)
+    forwards.ramp.cache_clear()
+    forwards.IDIOMS["mutable_default"].forward.__defaults__[0].clear()  # type: ignore[attr-defined]
+    for cls in forwards.IDIOMS.values():
+        if "factor" in vars(cls):
+            del cls.factor
+
+
+def trained(run: nn.Module, model: nn.Module) -> list[Any]:
+    """Three steps at two batch sizes in training mode, and the same in eval mode: all that can be seen of them."""
+    seen: list[Any] = []
+    torch.manual_seed(1)
+    random.seed(1)
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.05)
+    for mode in (True, False):
+        run.train(mode)
+        for step in range(3):
+            for rows in (4, 6):
+                x = torch.randn(
+                    rows, forwards.WIDTH, generator=torch.Generator().manual_seed(10 * step + rows)
+                )
+                optimizer.zero_grad()
+                output = run(x)
+                if output.requires_grad:
+                    output.square().mean().backward()
+                    optimizer.step()
+                seen.append(output.detach().clone())
+                seen.extend(None if p.grad is None else p.grad.clone() for p in model.parameters())
+                seen.extend(t.clone() for t in model.state_dict().values())
+                seen.append((torch.get_rng_state(), random.getstate(), torch.is_grad_enabled()))
+                seen.append(dict(forwards.GLOBAL))
+                seen.append([plain(vars(m)) for m in model.modules()])
+    return seen
+
+
+def plain(attributes: dict[str, Any]) -> dict[str, Any]:
+    """Attributes that are plain values, and of generators their state."""
+    found = {
+        k: v for k, v in attributes.items() if isinstance(v, (bool, int, float, str)) and k != "training"
+    }
+    return found | {k: v.getstate() for k, v in attributes.items() if isinstance(v, random.Random)}
+
+
+def equal(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a.shape == b.shape and torch.allclose(
+            a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True
+        )
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(equal, a, b))
+    return bool(a == b)
+
+
+def check(names: tuple[str, ...], site: int) -> str:
+    """The refusal, or an empty string for a rewritten model that is the model.
+
+    Raises:
+        AssertionError: it is another model, and nothing was said.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        fresh_surroundings()
+        plain_model = built(names)
+        try:
+            expected = trained(plain_model, plain_model)
+        except Exception:
+            return "the model itself fails"
+        fresh_surroundings()
+        model = built(names)
+        state = copy.deepcopy(model.state_dict())
+        refused = ""
+        try:
+            aug = ga.rewrite(
+                model, f"{site}.inner", example_inputs=torch.randn(4, 6), allow_bypass=True, expect=None
+            )
+        except ga.GraphaugError as error:
+            refused = type(error).__name__
+        assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), (
+            "rewriting moved a weight"
+        )
+        if not refused:
+            for augmentation in aug.augmentations.values():
+                augmentation.__dict__["forward"] = lambda h: h
+            try:
+                found = trained(aug, model)
+            except ga.GraphaugError as error:  # a call outside of what was captured
+                return f"call: {type(error).__name__}"
+            assert equal(expected, found), f"{names} at {site}: another model, and nothing was said"
+            return ""
+        fresh_surroundings()  # a model that was refused is as it was
+        assert equal(expected, trained(model, model)), f"{names} at {site}: refused, and the model is another"
+        return refused
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_idiom_is_kept_or_refused(name: str) -> None:
+    check((name,), 0)
+
+
+models = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).flatmap(
+    lambda names: st.tuples(st.just(tuple(names)), st.integers(0, len(names) - 1))
+)
+
+
+@settings(
+    max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None, database=None
+)
+@given(models)
+def test_composed_forwards(drawn: tuple[tuple[str, ...], int]) -> None:
+    check(*drawn)
+
+
+@pytest.mark.long
+@settings(
+    max_examples=2000, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None, database=None
+)
+@given(models)
+def test_composed_forwards_at_length(drawn: tuple[tuple[str, ...], int]) -> None:
+    check(*drawn)
