@@ -407,7 +407,7 @@ class TakesBoth(nn.Module):
 
 def test_another_entry_that_a_closed_module_takes_is_a_bypass() -> None:
     model, x = nn.Sequential(Pair(second=True), TakesBoth()), torch.randn(4, 4)
-    with pytest.raises(ga.BypassedSite, match="another entry of '0'"):
+    with pytest.raises(BypassedSite, match="another entry of '0'"):
         ga.rewrite(model, "0", stop_grad=True, example_inputs=x)
 
 
