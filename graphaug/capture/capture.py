@@ -17,6 +17,7 @@ from graphaug.capture.state import python_draws, unchanged, undrawn
 from graphaug.capture.target import Target
 from graphaug.capture.tracer import CaptureTracer
 from graphaug.capture.user_code import is_internal
+from graphaug.capture.walk import Walk
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.torch_private import FakeTensor
 
@@ -58,18 +59,17 @@ def capture(
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    tracer = CaptureTracer(
-        frozenset(opened) | {""},
-        signature,
-        marks=marks,
-        open_functions=open_functions,
-        count_flops=count_flops,
-    )
+    options: dict[str, Any] = {"marks": marks, "open_functions": open_functions, "count_flops": count_flops}
+    tracer: CaptureTracer | Walk
+    if signature.has_examples:
+        tracer = Walk(model, frozenset(opened) | {""}, signature, **options)
+    else:
+        tracer = CaptureTracer(frozenset(opened) | {""}, signature, **options)
     with unchanged(model) as state, torch.random.fork_rng(devices=[]), torch.enable_grad(), undrawn():
         model.train(training)
         try:
             draws = torch.get_rng_state(), python_draws()
-            graph = tracer.trace(model)
+            graph = tracer.record() if isinstance(tracer, Walk) else tracer.trace(model)
             if draws[1] != python_draws() or not torch.equal(draws[0], torch.get_rng_state()):
                 raise CaptureError(
                     f"{type(model).__name__}.forward cannot be captured: it draws random numbers in Python, and a "
@@ -96,7 +96,7 @@ def capture(
     )
 
 
-def _refuse_filled_constants(tracer: CaptureTracer, model: nn.Module) -> None:
+def _refuse_filled_constants(tracer: CaptureTracer | Walk, model: nn.Module) -> None:
     """Refuse an object that opened code makes and its modules fill: a graph would go on filling it.
 
     Raises:
@@ -132,7 +132,7 @@ def _holds_fake(value: Any, depth: int = 4) -> bool:
     return any(_holds_fake(v, depth - 1) for v in inner)
 
 
-def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signature: Signature) -> CaptureError:
+def _located(model: nn.Module, error: Exception, tracer: CaptureTracer | Walk, signature: Signature) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
     trace, where = error.__traceback__, ""
     while trace is not None:

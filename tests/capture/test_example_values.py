@@ -389,7 +389,7 @@ def states(model: nn.Module) -> Any:
 def test_a_random_decision_is_refused_not_taken_once(how: str) -> None:
     model = Draws(how)
     before = states(model)
-    with pytest.raises(CaptureError, match=r"draws random numbers|branches on the data in rand"):
+    with pytest.raises(CaptureError, match=r"draws random numbers|branches on the data in (rand|empty)"):
         ga.rewrite(model, "first", example_inputs=sequence())
     assert states(model) == before
 
@@ -505,14 +505,15 @@ def test_a_graph_that_differs_from_the_original_is_an_error(build: Any) -> None:
 
 
 class ReadsSizes(nn.Module):
-    """Reads a size off the example value itself, which no assumption records: a leak."""
+    """Reads a size where no function of torch is recorded, and no assumption: a leak."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.embed, self.first, self.dim = nn.Embedding(9, 4), nn.Linear(4, 4), dim
 
     def forward(self, ids: Tensor) -> Tensor:
-        size = ids.node.meta["value"].shape[self.dim] if hasattr(ids, "node") else ids.shape[self.dim]
+        with torch._C.DisableTorchFunction():
+            size = ids.shape[self.dim]
         return self.first(self.embed(ids)) * size
 
 
