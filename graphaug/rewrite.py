@@ -185,7 +185,10 @@ def _operate(
         ),
     )
     added = _augmentations(model, {names[r.target]: r for r in requests})
-    parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
+    facts = {True: captured.facts, False: place(structure, names, training=False, inside=inside)[0].facts}
+    parts = Parts(
+        model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
+    )
     return parts, choice.split
 
 

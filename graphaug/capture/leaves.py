@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from graphaug import torch_private
 from graphaug.capture.ledger import Ledger
 from graphaug.capture.signature import evaluating, map_tensors
-from graphaug.capture.state import undrawn
+from graphaug.capture.state import undrawn, undrawn_in_python
+from graphaug.capture.tables import Tables
 from graphaug.torch_private import FakeTensor
 
 DATA_DEPENDENT = (
@@ -29,14 +30,26 @@ class Leaves:
         why_unknown: of the last run, why sizes of its result depend on data; empty if they do not.
     """
 
-    def __init__(self, ledger: Ledger, name_of: Callable[[], str]) -> None:
-        self.ledger, self.name_of = ledger, name_of
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.tables: Tables | None = None
         self.why_unknown = ""
+
+    @contextlib.contextmanager
+    def _undrawn(self) -> Iterator[None]:
+        """Let closed code draw from no generator, the model's own ones included."""
+        states = self.tables.states() if self.tables else []
+        with undrawn_in_python():
+            try:
+                yield
+            finally:
+                if self.tables:
+                    self.tables.set_states(states)
 
     def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a closed module, with fakes for all that it owns."""
         self.why_unknown = ""
-        with undrawn():
+        with self._undrawn():
             try:
                 return self._fake(module, args, kwargs)
             except DATA_DEPENDENT as error:
@@ -53,7 +66,7 @@ class Leaves:
     def function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call a plain function."""
         self.why_unknown = ""
-        with undrawn():
+        with self._undrawn():
             try:
                 return function(*args, **kwargs)
             except (*DATA_DEPENDENT, NotImplementedError) as error:
@@ -100,7 +113,7 @@ class Leaves:
                 raise reason
         made: dict[int, Tensor] = {}
         try:
-            with torch_private.without_fakes(), torch.no_grad():
+            with torch_private.without_fakes(), torch.no_grad(), undrawn():
                 generator = torch.Generator().manual_seed(0)
 
                 def real(t: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import copy
 import functools
 import operator
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
 from graphaug.capture import operations
+from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.leaves import DATA_DEPENDENT, Leaves
 from graphaug.capture.ledger import Ledger, layout
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
@@ -49,7 +51,7 @@ class Recorder(TorchFunctionMode):
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger(root, self.fake_mode, self.create, self.refuse)
         self.ledger.recorder = self
-        self.leaves = Leaves(self.ledger, lambda: type(root).__name__)
+        self.leaves = Leaves(self.ledger)
         self.assumptions: dict[fx.Node, Assumption] = {}
         self.frames: list[Any] = []
         self.refused: CaptureError | None = None
@@ -205,6 +207,21 @@ class Recorder(TorchFunctionMode):
         if (function, node) not in self._reads:
             self._reads[function, node] = self.create("call_function", function, (node,), {})
         return self._reads[function, node]
+
+    def vary(self, node: fx.Node) -> None:
+        """Say that a node is no fact of the model: what is asked of it is checked."""
+        self._from_input.add(node)
+
+    def carries_data(self, value: Any) -> bool:
+        """Whether a value depends on the data in the inputs, or only on their sizes and types."""
+        data: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            if node.op == "placeholder" or (node.op == "get_attr" and isinstance(value_of(node), Tensor)):
+                data.add(node)
+            elif not reads_metadata(node) and any(n in data for n in node.all_input_nodes):
+                data.add(node)
+        leaves = torch.utils._pytree.tree_leaves(value)
+        return any(isinstance(t, Tensor) and self.ledger.node_of(t) in data for t in leaves)
 
     def assume_always(self, function: Any, args: tuple[Any, ...], expected: Any, what: str) -> None:
         """Record that the graph relies on what a function of torch says of its modes."""
@@ -432,7 +449,7 @@ class Recorder(TorchFunctionMode):
             )
         if torch.is_inference_mode_enabled():
             raise self.refuse("it opens an inference_mode region, which a graph does not keep")
-        if torch.initial_seed() != self._seed:
+        if torch.initial_seed() != self._seed and threading.active_count() == 1:  # else it may be another's
             raise self.refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
 
     # --- errors -----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, fx, nn
 
+from graphaug.capture.facts import Fact, is_plain, read_names
 from graphaug.capture.functions import AutogradCall
 from graphaug.capture.hooks import has_backward_hooks, has_global_hooks, run_forward_hooks, run_pre_hooks
 from graphaug.capture.ledger import holds, layout
@@ -23,7 +24,8 @@ from graphaug.capture.operations import Call
 from graphaug.capture.patches import Patches
 from graphaug.capture.recorder import Recorder
 from graphaug.capture.signature import Signature, map_tensors
-from graphaug.capture.sizes import Handle, is_tracked, plain
+from graphaug.capture.sizes import Float, Handle, is_tracked, plain
+from graphaug.capture.state import FILLED, ModelState
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.torch_private import FakeTensor
@@ -72,6 +74,8 @@ class Walk:
         self.edges: dict[Target, fx.Node] = {}
         self.hooked: set[str] = set()
         self.failed_in: str | None = None
+        self.facts: dict[tuple[str, str], Fact] = {}
+        self._numbers: dict[tuple[str, str], fx.Node] = {}
         self._entering: nn.Module | None = None
         self._running = False
 
@@ -87,8 +91,11 @@ class Walk:
 
     # --- the whole ----------------------------------------------------------------------------
 
-    def record(self) -> fx.Graph:
+    def record(self, state: ModelState) -> fx.Graph:
         """Run the forward on fakes of the examples.
+
+        Args:
+            state: the model as it was, to tell what the forward changes.
 
         Raises:
             CaptureError: it does what a graph cannot hold.
@@ -104,6 +111,7 @@ class Walk:
             try:
                 with recorder, recorder.aside():
                     result = self._run_opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
+                    self._write_back(state)
                     recorder.graph.create_node("output", "output", (self.ledger.lower(result),), {})
             finally:
                 self._running = False
@@ -147,6 +155,61 @@ class Walk:
         made = self.recorder.create("call_function", layout, (node,), {})
         made.meta["value"] = found
         self.recorder.assume(made, found)
+
+    # --- attributes ---------------------------------------------------------------------------
+
+    def _read_attribute(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
+        """A float of an opened module is read in every call; other numbers and switches are relied on."""
+        value = original(m, name)
+        if type(value) is float or is_plain(value):
+            with self.recorder.aside():
+                return self._noted(m, name, value)
+        return value
+
+    def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
+        path = self.ledger.paths.get(m)
+        if path not in self.opened or name not in vars(m) or (name == "training" and not path):
+            return value
+        assert path is not None
+        if type(value) is float:
+            return Float(self.recorder, value, functools.partial(self._number, path, name, value))
+        if name in vars(m) and not name.startswith("_") or name == "training":
+            self.facts.setdefault((path, name), Fact(path, name, value))
+        return value
+
+    def _number(self, path: str, name: str, value: float) -> fx.Node:
+        if (path, name) not in self._numbers:
+            node = self.recorder.create("get_attr", f"{path}.{name}".removeprefix("."), (), {})
+            node.meta["value"] = value
+            self._numbers[path, name] = node
+            self.recorder.vary(node)
+        return self._numbers[path, name]
+
+    def _write_back(self, state: ModelState) -> None:
+        """A node for every attribute that the forward sets.
+
+        Raises:
+            CaptureError: what it sets depends on what was there before, which a graph cannot follow.
+        """
+        for name, before in state.replaced():
+            path, _, attribute = name.rpartition(".")
+            if path not in self.opened:
+                continue
+            module = self.model.get_submodule(path)
+            value = getattr(module, attribute)
+            if is_plain(value) and is_plain(before) and value == before:
+                continue
+            kept = isinstance(before, Tensor) and isinstance(value, Tensor)
+            if not kept and (attribute in read_names(type(module)) or before is FILLED):
+                if not self.recorder.carries_data(value) and before is None and isinstance(value, Tensor):
+                    continue  # a table that is made of sizes alone; the graph makes it in every call
+                raise self.recorder.refuse(
+                    f"it keeps {name!r} from one call to the next",
+                    reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
+                )
+            self.facts.pop((path, attribute), None)
+            owner = self.ledger.lower(module)
+            self.recorder.create("call_function", setattr, (owner, attribute, self.ledger.lower(value)), {})
 
     # --- modules ------------------------------------------------------------------------------
 
@@ -209,6 +272,8 @@ class Walk:
             before = Target(path, None, number, "before")
             if before in self.marks:
                 args, kwargs = self._mark_input(before, args, kwargs)
+        if path:
+            self.facts.setdefault((path, ""), Fact(path, "", True if path in self.hooked or m._forward_hooks else None))
         self.recorder.frames.append(Frame(path, number, Counter()))
         try:
             with self.recorder.aside(0):
@@ -263,10 +328,16 @@ class Walk:
         classes = {c for m in self.model.modules() for c in type(m).__mro__ if "__call__" in vars(c)}
         for cls in (classes | {nn.Module}) - {object}:
             self.patches.method(cls, "__call__", self._called)
+        opened = {type(m) for m, path in self.ledger.paths.items() if path in self.opened}
+        for cls in (c for c in opened if c.__module__.partition(".")[0] != "torch"):
+            self.patches.method(cls, "__getattribute__", self._read_attribute)
         for name in _CHECKPOINTING & vars(torch.utils.checkpoint).keys():
             self.patches.method(torch.utils.checkpoint, name, self._refuse_checkpoint)
         self.patches.class_method(torch.autograd.Function, "apply", self._apply)
         self.patches.method(torch.autocast, "__enter__", self._refuse_autocast)
+        for name in ("manual_seed", "seed", "set_rng_state", "fork_rng"):
+            for owner in (o for o in (torch, torch.random) if hasattr(o, name)):
+                self.patches.method(owner, name, self._refuse_seed)
         for name in ("finfo", "iinfo"):
             self.patches.method(torch, name, functools.partial(self._type_info, name))
         for name in _MODES:
@@ -286,6 +357,9 @@ class Walk:
             reason=" A graph does not keep that: switch activation checkpointing off for the rewriting, or checkpoint "
             "inside the modules that stay closed.",
         )
+
+    def _refuse_seed(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
 
     def _refuse_autocast(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.refuse("it opens an autocast region of its own, which a graph does not keep")

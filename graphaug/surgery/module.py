@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from graphaug.augment.deep_augment import DeepAugment, check_probability
+from graphaug.capture.facts import Fact, check_facts
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
@@ -69,6 +70,8 @@ class Parts:
     plan: Plan
     split: Steps | None = None
     warned: set[str] = field(default_factory=set)
+    facts: Mapping[bool, tuple[Fact, ...]] = field(default_factory=dict)
+    """What the graphs of training (True) and eval mode rely on besides their inputs."""
 
 
 class AugmentedModule(fx.GraphModule):
@@ -116,6 +119,7 @@ class AugmentedModule(fx.GraphModule):
                 values = self._parts.signature.take(args, kwargs)
             else:
                 values = self._parts.signature.bind(args, kwargs)
+                check_facts(self._parts.model, self._parts.facts.get(self.training, ()))
             if self.training:
                 split = self._parts.split
                 return self._forward_training(**values) if split is None else split.run(self, values)
@@ -288,6 +292,7 @@ def _packed(aug: AugmentedModule) -> dict[str, Any]:
         "signature": parts.signature,
         "plan": parts.plan,
         "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
+        "facts": parts.facts,
         "extra": aug._extra(),
         "later": aug._later(),
     }
@@ -307,6 +312,7 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
             packed["signature"],
             packed["plan"],
             None if packed["split"] is None else packed["split"].with_graphs(unpack_graph),
+            facts=packed["facts"],
         )
     )
     aug.__dict__.update(packed["extra"])
