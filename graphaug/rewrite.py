@@ -9,6 +9,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import fx, nn
 
 from graphaug.augment.deep_augment import check_probability
+from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.capture import Captured
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
@@ -189,6 +190,7 @@ def _operate(
     parts = Parts(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
     )
+    parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
     return parts, choice.split
 
 

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
 from graphaug.capture.signature import evaluating, map_tensors
+from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.proof.equivalence import same
@@ -205,7 +206,7 @@ def _against_hooks(
     for target, augmentation in aug.augmentations.items():
         handles.append(augmentation.register_forward_pre_hook(_recorder(below, target)))
         _record_draws(augmentation, draws[target])
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    state = ModelState(model)
     how = "training mode"
     if aug.plan.backward == "sparse":
         how += " (sparse; dropout and batch statistics of the model itself off)"
@@ -231,8 +232,7 @@ def _against_hooks(
     mine = dict(zip(trained, grads, strict=False))
     reaching = dict(zip([t for t, v in below.items() if v.requires_grad], grads[len(trained) :], strict=True))
 
-    for b, saved in buffers:
-        b.copy_(saved)
+    state.restore()  # the model may also set its buffers
     torch.manual_seed(1)
     with hooked(aug, model, draws), quiet:
         expected = call(model)

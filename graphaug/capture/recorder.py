@@ -114,6 +114,10 @@ class Recorder(TorchFunctionMode):
             self.ledger.claim(value if owner is None else owner, node)
             return value if owner is None else owner
         if isinstance(value, (tuple, list)) and not isinstance(value, Size):
+            if type(value) in (tuple, list):  # its length may depend on a size, as that of split
+                counted = self._read_call(len, node)
+                counted.meta["value"] = len(value)
+                self.assume(counted, len(value))
             value = self.ledger.adopt(value, node)
             for i, entry in enumerate(value):
                 if isinstance(entry, Tensor):

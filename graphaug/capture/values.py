@@ -67,6 +67,8 @@ class ValueProxy(fx.Proxy):
     def __getattr__(self, name: str) -> Any:
         value = value_of(self.node)
         if value is UNKNOWN:
+            if name in ("dtype", "device"):  # no methods; what they are looked up in has to be seen
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
             return super().__getattr__(name)
         if name.startswith("_"):
             return getattr(value, name)  # protocol look-ups (numpy, dataclasses), never data

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 import torch.utils.checkpoint
+import torch.utils.dlpack
 from torch import Tensor, fx, nn
 
 from graphaug.capture.facts import Fact, is_plain, read_names
@@ -335,6 +336,9 @@ class Walk:
             self.patches.method(torch.utils.checkpoint, name, self._refuse_checkpoint)
         self.patches.class_method(torch.autograd.Function, "apply", self._apply)
         self.patches.method(torch.autocast, "__enter__", self._refuse_autocast)
+        for owner in (torch, torch.utils.dlpack):  # on a fake tensor it ends the process
+            if hasattr(owner, "to_dlpack"):
+                self.patches.method(owner, "to_dlpack", self._refuse_dlpack)
         for name in ("manual_seed", "seed", "set_rng_state", "fork_rng"):
             for owner in (o for o in (torch, torch.random) if hasattr(o, name)):
                 self.patches.method(owner, name, self._refuse_seed)
@@ -357,6 +361,15 @@ class Walk:
             reason=" A graph does not keep that: switch activation checkpointing off for the rewriting, or checkpoint "
             "inside the modules that stay closed.",
         )
+
+    def _guarded(self, original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
+        def guard(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs) if self.patches.here() else original(*args, **kwargs)
+
+        return guard
+
+    def _refuse_dlpack(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        raise self.recorder.refuse("it hands a tensor to other code by dlpack")
 
     def _refuse_seed(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
@@ -393,6 +406,8 @@ class Walk:
             if scope is None or not self.patches.first_visit(scope):
                 continue
             for name, fn in list(scope.items()):
+                if fn is _TO_DLPACK:
+                    self.patches.entry(scope, name, self._guarded(fn, self._refuse_dlpack))
                 function = isinstance(fn, types.FunctionType) and not name.startswith("__")
                 if function and (fn.__module__ or "torch").partition(".")[0] != "torch":
                     self.patches.entry(scope, name, self._leaf_function(fn))
@@ -444,6 +459,7 @@ class Walk:
 
 
 _MODULE_CALL = nn.Module.__call__
+_TO_DLPACK = torch.utils.dlpack.to_dlpack
 
 
 def _differentiable(t: Tensor) -> Tensor:

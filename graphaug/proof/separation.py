@@ -124,12 +124,20 @@ def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
         return None
     user: fx.Node
     for user in flow.successors(cut):
-        if user.target is operator.getitem and isinstance(user.args[1], int):
-            if value is UNKNOWN or not isinstance(value, (tuple, list)):
-                continue  # indexing a tensor of unknown value, as far as anyone can tell
-            if user.args[1] not in (0, -len(value)):
+        if value is UNKNOWN or not isinstance(value, (tuple, list, Mapping)):
+            continue  # indexing a tensor of unknown value, as far as anyone can tell
+        if user.target in (operator.getitem, getattr):
+            first = next(iter(value), None) if isinstance(value, Mapping) else -len(value)
+            if user.args[1] not in (0, first):
                 return user
+        elif _trained_entries(value) > 1:
+            return user  # it takes the tuple whole
     return None
+
+
+def _trained_entries(value: object) -> int:
+    """How many tensors with a gradient a nested value holds."""
+    return sum(isinstance(v, Tensor) and v.requires_grad for v in torch.utils._pytree.tree_leaves(value))
 
 
 def around(bypass: Bypass, captured: Captured) -> str:
