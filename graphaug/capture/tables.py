@@ -104,7 +104,7 @@ class Tables:
                     self._function(value, globals_too=False)
             elif isinstance(value, type):
                 continue
-            elif isinstance(value, _CONTAINERS) or hasattr(value, "cache_clear") or _is_own(value):
+            elif type(value) in _CONTAINERS or hasattr(value, "cache_clear") or _is_own(value):
                 self._visit(value, 2)
 
     def _function(self, function: Any, *, globals_too: bool) -> None:
@@ -132,7 +132,7 @@ class Tables:
         elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
             self._seen.add(id(value))
             self.generators.append(_state_of(value))
-        elif isinstance(value, _CONTAINERS):
+        elif type(value) in _CONTAINERS:
             self._keep(value)
             for entry in list(value.values() if isinstance(value, dict) else value):
                 self._visit(entry, depth - 1)
