@@ -9,8 +9,8 @@ from typing import Any, Literal, Unpack, overload
 from torch import fx, nn
 
 from graphaug.augment.deep_augment import check_probability
-from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import (

@@ -119,7 +119,9 @@ def _traced(tracer: CaptureTracer, model: nn.Module, state: ModelState) -> fx.Gr
     name, drawn = type(model).__name__, torch.get_rng_state()
     graph = tracer.trace(model)
     if not torch.equal(drawn, torch.get_rng_state()):
-        raise CaptureError(f"{name}.forward cannot be captured: it seeds torch's generator, or draws numbers as it is traced.")
+        raise CaptureError(
+            f"{name}.forward cannot be captured: it seeds torch's generator, or draws numbers as it is traced."
+        )
     kept = []
     for n, before in list(state.replaced()):
         path, _, attribute = n.rpartition(".")
@@ -132,7 +134,9 @@ def _traced(tracer: CaptureTracer, model: nn.Module, state: ModelState) -> fx.Gr
         else:
             kept.append(n)
     if kept:
-        raise CaptureError(f"{name}.forward needs example_inputs: it sets {', '.join(map(repr, kept))}, in every call.")
+        raise CaptureError(
+            f"{name}.forward needs example_inputs: it sets {', '.join(map(repr, kept))}, in every call."
+        )
     return graph
 
 
@@ -178,7 +182,9 @@ def _holds_fake(value: Any, depth: int = 4) -> bool:
     return any(_holds_fake(v, depth - 1) for v in inner)
 
 
-def _located(model: nn.Module, error: Exception, tracer: CaptureTracer | Walk, signature: Signature) -> CaptureError:
+def _located(
+    model: nn.Module, error: Exception, tracer: CaptureTracer | Walk, signature: Signature
+) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
     trace, where = error.__traceback__, ""
     while trace is not None:

@@ -146,6 +146,6 @@ def parameters_of(
 
 
 def writes_into_inputs(graph: fx.Graph) -> bool:
-    """Whether a graph changes in place what it is given, or what its model owns: run in part, it cannot be run again."""
+    """Whether a graph changes its inputs or its model in place: run in part, it cannot be run again."""
     owner = memory(graph)
     return any(writes(n) and owner[n].op in ("placeholder", "get_attr") for n in graph.nodes)

@@ -1,4 +1,4 @@
-"""What a captured graph relies on besides its inputs: numbers and switches of opened modules, and that they have no hooks."""
+"""What a captured graph relies on besides its inputs: numbers, switches and hooks of opened modules."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN = (bool, int, str, type(None))
 
 @dataclass(frozen=True)
 class Fact:
-    """An attribute of an opened module that its forward read, as it was; or with no name, that the module has no hooks."""
+    """What an attribute of an opened module was when its forward read it; without a name, that it has no hooks."""
 
     path: str
     name: str
@@ -33,7 +33,7 @@ class Fact:
         if not self.name:
             if has_hooks(module) if self.expected is None else has_backward_hooks(module):
                 raise AssumptionViolated(
-                    f"a hook was registered on {self.path!r}, which this model's graph has opened, after it was captured. "
+                    f"a hook was registered on {self.path!r}, which this model's graph has opened, after the capture. "
                     "Register it first, and call rewrite again."
                 )
             return

@@ -15,4 +15,5 @@ class AutogradCall:
         self.__module__ = cls.__module__
 
     def __call__(self, *args: Any) -> Any:
+        """Apply the function."""
         return self.cls.apply(*args)

@@ -1,4 +1,4 @@
-"""Running what stays closed: a module or a plain function, on fake tensors, or where those do not do on small real ones."""
+"""Running what stays closed, a module or a plain function: on fake tensors, or where those fail on real ones."""
 
 from __future__ import annotations
 
@@ -108,7 +108,9 @@ class Leaves:
         with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
         if isinstance(function, nn.Module):
             tensors = [*function.parameters(), *function.buffers()]
-            with_gradient = with_gradient or (torch.is_grad_enabled() and any(p.requires_grad for p in tensors))
+            with_gradient = with_gradient or (
+                torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
+            )
             if any(t.is_meta for t in tensors):
                 raise reason
         made: dict[int, Tensor] = {}
@@ -145,4 +147,6 @@ def _real(t: Tensor, generator: torch.Generator) -> Tensor:
         return t.detach().clone()
     if t.is_floating_point():
         return torch.randn(t.shape, generator=generator).to(t.dtype)
-    return torch.ones(t.shape, dtype=t.dtype) if t.dtype == torch.bool else torch.zeros(t.shape, dtype=t.dtype)
+    return (
+        torch.ones(t.shape, dtype=t.dtype) if t.dtype == torch.bool else torch.zeros(t.shape, dtype=t.dtype)
+    )

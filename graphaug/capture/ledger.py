@@ -1,4 +1,4 @@
-"""Which node of the graph every value of a recorded forward belongs to, and how a value becomes an argument of a node."""
+"""Which node every value of a recorded forward belongs to, and how a value becomes an argument of a node."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ class Ledger:
             self.claim(entry, node, (*keys, key))
 
     def adopt(self, value: Any, node: fx.Node, keys: tuple[Key, ...] = ()) -> Any:
-        """A value as opened code gets it from ``node``: its own tensors, and numbers that remember where they come from.
+        """A value as opened code gets it from ``node``, with numbers that remember where they come from.
 
-        What a module hands on as it is (its input, a parameter) becomes a tensor of its own here, as it is another site.
+        What a module hands on as it is (its input, a parameter) becomes a tensor of its own, for another site.
         """
         kind = type(value)
         if isinstance(value, Tensor):
@@ -155,7 +155,7 @@ class Ledger:
             return node
         if isinstance(value, FakeTensor):
             raise self.refuse(
-                "it uses a tensor that no recorded function of torch made: a value that a closed module keeps or a hook "
+                "it uses a tensor that no recorded function of torch made: one that a closed module keeps or a hook "
                 "computed, or the result of a scripted function, of torch.func, or of code outside of Python"
             )
         if is_functorch_wrapper(value):
@@ -210,11 +210,15 @@ class Ledger:
     def _lower_object(self, value: Any) -> Any:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             made = self.create("call_function", type(value), tuple(map(self.lower, value)), {})
-        elif dataclasses.is_dataclass(value) and isinstance(value, dict):  # a ModelOutput; its None fields stay out
+        elif dataclasses.is_dataclass(value) and isinstance(
+            value, dict
+        ):  # a ModelOutput; its None fields stay out
             filled = {k: self.lower(v) for k, v in value.items() if v is not None}
             made = self.create("call_function", type(value), (), filled)
         elif isinstance(value, OrderedDict):
-            made = self.create("call_function", type(value), ({k: self.lower(v) for k, v in value.items()},), {})
+            made = self.create(
+                "call_function", type(value), ({k: self.lower(v) for k, v in value.items()},), {}
+            )
         elif isinstance(value, (int, float, str, range)):  # enumerations, subclasses of str
             return value if not isinstance(value, range) else self.constant("object", value)
         elif dataclasses.is_dataclass(value) and not isinstance(value, type) and holds(value, self._is_made):
@@ -272,7 +276,9 @@ def layout(value: Any, depth: int = 3) -> str:
 
 def _is_structure(value: Any) -> bool:
     """Whether a value may hold tensors: a container, or a plain object."""
-    if is_tracked(value) or isinstance(value, (*_PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)):
+    if is_tracked(value) or isinstance(
+        value, (*_PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)
+    ):
         return False
     return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
 

@@ -45,11 +45,11 @@ _SWAPPED = {
 }  # fmt: skip
 # Tensor's own slots arrive as the methods that implement them; whether an operator was written tells the instruction
 _WRITTEN = {
-    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv, "true_divide": operator.truediv,
-    "matmul": operator.matmul, "remainder": operator.mod, "pow": operator.pow, "neg": operator.neg,
-    "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le, "eq": operator.eq, "ne": operator.ne,
-    "add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul, "div_": operator.itruediv,
-    "remainder_": operator.imod, "pow_": operator.ipow,
+    "add": operator.add, "sub": operator.sub, "mul": operator.mul, "div": operator.truediv,
+    "true_divide": operator.truediv, "matmul": operator.matmul, "remainder": operator.mod, "pow": operator.pow,
+    "neg": operator.neg, "gt": operator.gt, "ge": operator.ge, "lt": operator.lt, "le": operator.le,
+    "eq": operator.eq, "ne": operator.ne, "add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul,
+    "div_": operator.itruediv, "remainder_": operator.imod, "pow_": operator.ipow,
 }  # fmt: skip
 _OPERATORS = ("BINARY_", "COMPARE_", "UNARY_", "INPLACE_")
 
@@ -90,7 +90,17 @@ DATA_METHODS = {
 """Methods of a tensor that a graph cannot hold, with what they do to it."""
 
 SIZES = {"size", "stride"}
-COUNTS = {"dim", "ndimension", "numel", "nelement", "element_size", "storage_offset", "ndim", "itemsize", "nbytes"}
+COUNTS = {
+    "dim",
+    "ndimension",
+    "numel",
+    "nelement",
+    "element_size",
+    "storage_offset",
+    "ndim",
+    "itemsize",
+    "nbytes",
+}
 HANDLES = {"dtype", "device"}
 
 WITHOUT_GRAPH = {torch.equal: "compares", torch.allclose: "compares", torch.is_nonzero: "branches on"}

@@ -55,7 +55,11 @@ class Patches:
     def method(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
         """Replace an attribute of a class or a module by a function that gets the original first."""
         saved = vars(owner).get(name, _MISSING)
-        original = getattr(owner, name) if saved is _MISSING or isinstance(saved, (classmethod, staticmethod)) else saved
+        original = (
+            getattr(owner, name)
+            if saved is _MISSING or isinstance(saved, (classmethod, staticmethod))
+            else saved
+        )
 
         def guard(*args: Any, **kwargs: Any) -> Any:
             if self.here():

@@ -1,4 +1,4 @@
-"""The recorder: runs a model's forward on fake tensors and writes down the functions of torch that opened code calls."""
+"""The recorder: a model's forward on fake tensors, and the functions of torch that opened code calls as a graph."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import functools
 import operator
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,8 +22,8 @@ from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.leaves import DATA_DEPENDENT, Leaves
 from graphaug.capture.ledger import Ledger, layout
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
-from graphaug.capture.signature import Signature, map_tensors
-from graphaug.capture.sizes import DATA, Float, Handle, Int, Text, Tracked, is_tracked, plain, unknown
+from graphaug.capture.signature import Signature
+from graphaug.capture.sizes import DATA, Float, Handle, Int, Text, Tracked, plain, unknown
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal, user_line
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
@@ -82,7 +81,9 @@ class Recorder(TorchFunctionMode):
         if func is torch_private.set_grad_enabled:
             return self._set_grad_mode(func, bool(args[0]))
         if func is torch.device:
-            return args[0] if type(args[0]) is Handle and len(args) == 1 else func(*plain(args), **plain(kwargs))
+            return (
+                args[0] if type(args[0]) is Handle and len(args) == 1 else func(*plain(args), **plain(kwargs))
+            )
         call = operations.classify(func, sys._getframe(1))
         if call.kind == "get":
             return self._attribute(args[0], call.target, func)
@@ -133,7 +134,9 @@ class Recorder(TorchFunctionMode):
         owned = (t for t in leaves if isinstance(t, Tensor) and id(t) in self.ledger.owned)
         return {id(self.ledger.fake(t)): t for t in owned}
 
-    def evaluate(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, int]:
+    def evaluate(
+        self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Any, int]:
         """Run something closed, with its FLOPs if they are counted."""
         counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
         with self.aside(), counter:
@@ -191,7 +194,12 @@ class Recorder(TorchFunctionMode):
             self.assume(make(), value)
             return value
         if isinstance(value, Size):
-            return Size([Int(self, n, functools.partial(self._read, operator.getitem, make(), i)) for i, n in enumerate(value)])
+            return Size(
+                [
+                    Int(self, n, functools.partial(self._read, operator.getitem, make(), i))
+                    for i, n in enumerate(value)
+                ]
+            )
         if value is DATA or isinstance(value, float):
             return Float(self, value, make)
         if isinstance(value, int):
@@ -220,9 +228,8 @@ class Recorder(TorchFunctionMode):
         """Whether a value depends on the data in the inputs, or only on their sizes and types."""
         data: set[fx.Node] = set()
         for node in self.graph.nodes:
-            if node.op == "placeholder" or (node.op == "get_attr" and isinstance(value_of(node), Tensor)):
-                data.add(node)
-            elif not reads_metadata(node) and any(n in data for n in node.all_input_nodes):
+            given = node.op == "placeholder" or (node.op == "get_attr" and isinstance(value_of(node), Tensor))
+            if given or (not reads_metadata(node) and any(n in data for n in node.all_input_nodes)):
                 data.add(node)
         leaves = torch.utils._pytree.tree_leaves(value)
         return any(isinstance(t, Tensor) and self.ledger.node_of(t) in data for t in leaves)
@@ -249,7 +256,11 @@ class Recorder(TorchFunctionMode):
             self.assume(made, length)
             return length
         if name == "__iter__":
-            return iter(tensor.unbind(0)) if self._is_fact(self.ledger.node_of(tensor)) else self._iterate(tensor)
+            return (
+                iter(tensor.unbind(0))
+                if self._is_fact(self.ledger.node_of(tensor))
+                else self._iterate(tensor)
+            )
         if name == "size":
             shape = self._attribute(tensor, "shape", None)
             dim = args[1] if len(args) > 1 else kwargs.get("dim")
@@ -301,13 +312,24 @@ class Recorder(TorchFunctionMode):
             self._set_value(made, value)
             self.ledger.claim(value, made)
             return value
-        if name in ("grad_fn", "layout", "grad", "is_leaf", "_version", "names", "_backward_hooks", "__dict__"):
+        if name in (
+            "grad_fn",
+            "layout",
+            "grad",
+            "is_leaf",
+            "_version",
+            "names",
+            "_backward_hooks",
+            "__dict__",
+        ):
             return value
         if type(value) is int and self._is_fact(node):
             return value
         if type(value) is bool and not self._is_fact(node):
             self._known(node, "asks about")
-        return self.tracked(value, make) if isinstance(value, (int, float, torch.dtype, torch.device)) else value
+        return (
+            self.tracked(value, make) if isinstance(value, (int, float, torch.dtype, torch.device)) else value
+        )
 
     def _sizes(self, held: Tensor, node: fx.Node | None = None) -> Any:
         shape = self._raw(getattr, (held, "shape"), {})
@@ -460,8 +482,12 @@ class Recorder(TorchFunctionMode):
 
     def refuse(self, why: str, *, reason: str = "") -> CaptureError:
         """A `CaptureError` that names the model, the file and the line of the opened code that runs."""
-        advice = reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
-        error = CaptureError(f"{type(self.root).__name__}.forward cannot be captured: {why}{user_line()}.{advice}")
+        advice = (
+            reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
+        )
+        error = CaptureError(
+            f"{type(self.root).__name__}.forward cannot be captured: {why}{user_line()}.{advice}"
+        )
         self.refused = self.refused or error  # also where opened code catches it
         return error
 

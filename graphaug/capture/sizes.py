@@ -1,23 +1,26 @@
 """Numbers, dtypes and devices that opened code reads off its tensors, and the questions it asks of them.
 
-A recorded forward runs on fake tensors, which *are* tensors. What must not become a constant of the graph are the things
-that it reads off them: a size, a dtype, a device. They are objects that remember where they come from. Arithmetic on them is
-arithmetic in the graph; whatever needs the value itself (a branch, ``range``, ``hash``, a look-up, a format) gets it, and
-the graph then checks in every call that it is the same.
+A recorded forward runs on fake tensors, which *are* tensors. What must not become a constant of the graph are the
+things that it reads off them: a size, a dtype, a device. They are objects that remember where they come from.
+Arithmetic on them is arithmetic in the graph; whatever needs the value itself (a branch, ``range``, ``hash``, a look-up, a format)
+gets it, and the graph then checks in every call that it is the same.
 
-No C code believes them to be something that they are not: torch sees its own ``SymInt`` and ``SymFloat``, or an object with
-``__torch_function__``, and hands the call to the recorder; everything else has to go through a method below.
+No C code believes them to be something that they are not: torch sees its own ``SymInt`` and ``SymFloat``, or an object
+with ``__torch_function__``, and hands the call to the recorder; everything else has to go through a method below.
 """
 
 from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+
+from graphaug.capture.user_code import in_message
 
 Recorder = Any  # what records; it builds on this file
 
@@ -101,13 +104,13 @@ class _Number(Tracked):
         return hash(self._ask())
 
     def __repr__(self) -> str:
-        return repr(self._ask())
+        return repr(self._value if in_message(sys._getframe(1)) else self._ask())
 
     def __str__(self) -> str:
-        return str(self._ask())
+        return str(self._value if in_message(sys._getframe(1)) else self._ask())
 
     def __format__(self, spec: str) -> str:
-        return format(self._ask(), spec)
+        return format(self._value if in_message(sys._getframe(1)) else self._ask(), spec)
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._ask(), digits) if digits is not None else round(self._ask())
@@ -144,9 +147,8 @@ class _Number(Tracked):
     @property
     def node(self) -> Any:
         """What torch's own C code asks a SymInt for, past every recorded function: the value as a constant."""
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
         import sympy
+        from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         value = self._ask()
         if isinstance(value, int):
@@ -195,6 +197,7 @@ class Text(Tracked, str):
     """The type of a device, as a string whose comparisons are recorded."""
 
     def __new__(cls, recorder: Recorder, value: str, make: Callable[[], fx.Node]) -> Text:
+        """Make one."""
         self = str.__new__(cls, value)
         self._set(recorder, value, make)
         return self
@@ -270,7 +273,7 @@ def is_tracked(value: Any) -> bool:
 
 
 def plain(value: Any) -> Any:
-    """The value on the example, in nested tuples, lists, dicts and slices; containers without any stay what they are."""
+    """The value on the example, in nested tuples, lists, dicts and slices; containers without any are kept."""
     kind = type(value)
     if kind in (Int, Float, Handle, Text):
         return 0.5 if value._value is DATA else value._value

@@ -62,7 +62,9 @@ class ModelState:
         """The paths of `changes`, each with what was there before: None if nothing was."""
         held = {path: (attributes, m) for path, m, attributes in self._held}
         registered = {
-            (path, name): before for path, name, _, before in self._contents if name in ("_parameters", "_buffers")
+            (path, name): before
+            for path, name, _, before in self._contents
+            if name in ("_parameters", "_buffers")
         }
         for name in dict.fromkeys(self.changes()):
             path, _, attribute = name.rpartition(".")

@@ -20,7 +20,18 @@ from graphaug.capture.sizes import is_tracked
 from graphaug.torch_private import FakeTensor
 
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
-_FOREIGN = ("torch", "numpy", "builtins", "typing", "collections", "functools", "abc", "enum", "types", "graphaug")
+_FOREIGN = (
+    "torch",
+    "numpy",
+    "builtins",
+    "typing",
+    "collections",
+    "functools",
+    "abc",
+    "enum",
+    "types",
+    "graphaug",
+)
 _DEPTH = 3
 
 
@@ -119,7 +130,9 @@ class Tables:
             self._namespace(function.__globals__)
 
     def _visit(self, value: Any, depth: int) -> None:
-        if depth == 0 or isinstance(value, (Tensor, nn.Module, str, bytes, int, float, type, types.ModuleType, type(None))):
+        if depth == 0 or isinstance(
+            value, (Tensor, nn.Module, str, bytes, int, float, type, types.ModuleType, type(None))
+        ):
             return
         if isinstance(value, (types.FunctionType, types.MethodType)):
             self._function(value, globals_too=False)
@@ -143,7 +156,12 @@ class Tables:
 
     def _keep(self, held: Any) -> None:
         self._seen.add(id(held))
-        self._contents.append((held, dict(held) if isinstance(held, dict) else set(held) if isinstance(held, set) else list(held)))
+        self._contents.append(
+            (
+                held,
+                dict(held) if isinstance(held, dict) else set(held) if isinstance(held, set) else list(held),
+            )
+        )
 
 
 def _is_of_a_capture(value: Any) -> bool:
@@ -156,7 +174,11 @@ _REGISTRIES = frozenset(vars(nn.Module()))
 def _is_own(value: Any) -> bool:
     """Whether a value is a plain object of the user's, or of the model's library."""
     cls = type(value)
-    return hasattr(value, "__dict__") and cls.__module__.partition(".")[0] not in _FOREIGN and isinstance(vars(value), dict)
+    return (
+        hasattr(value, "__dict__")
+        and cls.__module__.partition(".")[0] not in _FOREIGN
+        and isinstance(vars(value), dict)
+    )
 
 
 def _cells(function: types.FunctionType) -> Iterator[Any]:
@@ -175,7 +197,9 @@ def _state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:
             lambda: _comparable(generator.bit_generator.state),
             lambda state: setattr(generator.bit_generator, "state", _plain(state)),
         )
-    return lambda: _comparable(generator.get_state(legacy=False)), lambda state: generator.set_state(_plain(state))
+    return lambda: _comparable(generator.get_state(legacy=False)), lambda state: generator.set_state(
+        _plain(state)
+    )
 
 
 def _comparable(state: Any) -> Any:

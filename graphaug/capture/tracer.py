@@ -302,7 +302,9 @@ class CaptureTracer(fx.Tracer):
         if kind not in ("placeholder", "output"):
             self._sync_grad_mode()
             if torch.initial_seed() != self._seed and threading.active_count() == 1:
-                raise self.refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
+                raise self.refuse(
+                    "it seeds torch's generator, and a graph would go on drawing from the caller's"
+                )
             if self._autocast != (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")):
                 raise self.refuse("it opens an autocast region of its own, which a graph does not keep")
         return super().create_node(kind, *args, **kwargs)

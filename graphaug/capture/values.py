@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphaug.capture.user_code import is_internal
+from graphaug.capture.user_code import in_message, is_internal
 from graphaug.errors import AssumptionViolated
 
 
@@ -127,11 +127,13 @@ class ValueProxy(fx.Proxy):
         return id(self)
 
     def __str__(self) -> str:
-        self._asked("prints")
+        if not in_message(sys._getframe(1)):
+            self._asked("prints")
         return super().__str__()
 
     def __format__(self, spec: str) -> str:
-        self._asked("prints")
+        if not in_message(sys._getframe(1)):
+            self._asked("prints")
         return super().__format__(spec)
 
 

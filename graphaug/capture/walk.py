@@ -104,14 +104,18 @@ class Walk:
         """
         recorder = self.recorder
         if has_global_hooks():
-            raise recorder.refuse("hooks are registered for all modules of the process", reason=" Remove them first.")
+            raise recorder.refuse(
+                "hooks are registered for all modules of the process", reason=" Remove them first."
+            )
         with self.patches, recorder.fake_mode:
             positional, keywords = self.signature.arrange(self._placeholders())
             self._patch()
             self._running = True
             try:
                 with recorder, recorder.aside():
-                    result = self._run_opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
+                    result = self._run_opened(
+                        self.model, "", 0, self.model.forward, tuple(positional), keywords
+                    )
                     self._write_back(state)
                     recorder.graph.create_node("output", "output", (self.ledger.lower(result),), {})
             finally:
@@ -174,7 +178,7 @@ class Walk:
         assert path is not None
         if type(value) is float:
             return Float(self.recorder, value, functools.partial(self._number, path, name, value))
-        if name in vars(m) and not name.startswith("_") or name == "training":
+        if (name in vars(m) and not name.startswith("_")) or name == "training":
             self.facts.setdefault((path, name), Fact(path, name, value))
         return value
 
@@ -274,7 +278,9 @@ class Walk:
             if before in self.marks:
                 args, kwargs = self._mark_input(before, args, kwargs)
         if path:
-            self.facts.setdefault((path, ""), Fact(path, "", True if path in self.hooked or m._forward_hooks else None))
+            self.facts.setdefault(
+                (path, ""), Fact(path, "", True if path in self.hooked or m._forward_hooks else None)
+            )
         self.recorder.frames.append(Frame(path, number, Counter()))
         try:
             with self.recorder.aside(0):
@@ -364,7 +370,9 @@ class Walk:
 
     def _guarded(self, original: Callable[..., Any], replacement: Callable[..., Any]) -> Callable[..., Any]:
         def guard(*args: Any, **kwargs: Any) -> Any:
-            return replacement(original, *args, **kwargs) if self.patches.here() else original(*args, **kwargs)
+            return (
+                replacement(original, *args, **kwargs) if self.patches.here() else original(*args, **kwargs)
+            )
 
         return guard
 
@@ -372,7 +380,9 @@ class Walk:
         raise self.recorder.refuse("it hands a tensor to other code by dlpack")
 
     def _refuse_seed(self, *_: Any, **__: Any) -> Any:
-        raise self.recorder.refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
+        raise self.recorder.refuse(
+            "it seeds torch's generator, and a graph would go on drawing from the caller's"
+        )
 
     def _refuse_autocast(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.refuse("it opens an autocast region of its own, which a graph does not keep")

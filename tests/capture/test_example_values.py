@@ -499,7 +499,8 @@ class ReadsGlobals(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("build", "message"), [(Counts, "keeps 'calls' from one call"), (ReadsGlobals, "differs from the original on")]
+    ("build", "message"),
+    [(Counts, "keeps 'calls' from one call"), (ReadsGlobals, "differs from the original on")],
 )
 def test_a_graph_that_differs_from_the_original_is_an_error(build: Any, message: str) -> None:
     model = build()
