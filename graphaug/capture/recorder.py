@@ -303,8 +303,8 @@ class Recorder(TorchFunctionMode):
         if name == "shape":
             if self._is_fact(node):
                 return self._raw(getattr, (held, "shape"), {})
-            self._known(node, "asks for the shape of")
-            return self._sizes(held, node)
+            sizes = self._sizes(held, node)
+            return Size(map(doubtful, sizes)) if _is_unknown(node) else sizes
         value = self._raw(getattr, (held, name), {})
         make = functools.partial(self._read, getattr, node, name)
         if isinstance(value, Tensor):
@@ -368,9 +368,10 @@ class Recorder(TorchFunctionMode):
 
     def derived(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """Arithmetic on numbers."""
-        known = not any(map(unknown, args))
-        value = function(*map(plain, args)) if known else DATA
-        return self.tracked(value, functools.partial(self._compute, function, args, value))
+        data = any(is_tracked(a) and a._value is DATA for a in args)
+        value = DATA if data else function(*map(plain, args))
+        found = self.tracked(value, functools.partial(self._compute, function, args, value))
+        return doubtful(found) if any(map(unknown, args)) else found
 
     def _compute(self, function: Any, args: tuple[Any, ...], value: Any) -> fx.Node:
         lowered = tuple(self.ledger.lower(a) for a in args)
@@ -398,7 +399,7 @@ class Recorder(TorchFunctionMode):
         value = tracked._value
         if self.inside:
             return value
-        if value is DATA:
+        if unknown(tracked):
             raise self.refuse(f"it {verb} the data in {describe(tracked._fx_node())}")
         self.assume(tracked._fx_node(), value)
         return value

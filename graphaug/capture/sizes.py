@@ -2,8 +2,8 @@
 
 A recorded forward runs on fake tensors, which *are* tensors. What must not become a constant of the graph are the
 things that it reads off them: a size, a dtype, a device. They are objects that remember where they come from.
-Arithmetic on them is arithmetic in the graph; whatever needs the value itself (a branch, ``range``, ``hash``, a look-up, a format)
-gets it, and the graph then checks in every call that it is the same.
+Arithmetic on them is arithmetic in the graph; whatever needs the value itself (a branch, ``range``, ``hash``, a
+look-up, a format) gets it, and the graph then checks in every call that it is the same.
 
 No C code believes them to be something that they are not: torch sees its own ``SymInt`` and ``SymFloat``, or an object
 with ``__torch_function__``, and hands the call to the recorder; everything else has to go through a method below.
@@ -41,6 +41,8 @@ class Tracked:
     _value: Any
     _make: Callable[[], fx.Node]
     _made: fx.Node | None
+    _doubtful: bool = False
+    """Whether the value on the example may depend on data: it is good enough to run on, and no answer to a question."""
 
     def _set(self, recorder: Recorder, value: Any, make: Callable[[], fx.Node]) -> None:
         object.__setattr__(self, "_recorder", recorder)
@@ -295,4 +297,11 @@ def plain(value: Any) -> Any:
 
 def unknown(value: Any) -> bool:
     """Whether a number depends on data."""
-    return is_tracked(value) and value._value is DATA
+    return is_tracked(value) and (value._value is DATA or value._doubtful)
+
+
+def doubtful(value: Any) -> Any:
+    """The number, marked as one that may depend on data."""
+    if is_tracked(value):
+        object.__setattr__(value, "_doubtful", True)
+    return value
