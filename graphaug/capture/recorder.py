@@ -23,7 +23,18 @@ from graphaug.capture.leaves import DATA_DEPENDENT, Leaves
 from graphaug.capture.ledger import Ledger, layout
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
 from graphaug.capture.signature import Signature
-from graphaug.capture.sizes import DATA, Float, Handle, Int, Text, Tracked, plain, unknown
+from graphaug.capture.sizes import (
+    DATA,
+    Float,
+    Handle,
+    Int,
+    Text,
+    Tracked,
+    doubtful,
+    is_tracked,
+    plain,
+    unknown,
+)
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal, user_line
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
