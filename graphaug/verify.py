@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
 from graphaug.capture.signature import evaluating, map_tensors
-from graphaug.capture.state import ModelState
+from graphaug.capture.state import ModelState, unchanged
 from graphaug.capture.target import Target
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.proof.equivalence import same
@@ -79,7 +79,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
 
     model = aug._parts.model
     claims = []
-    with _untouched(aug, model):
+    with _untouched(aug, model), unchanged(model):
         claims.append(_eval_equals(aug, model, call))
         aug.train()
         with aug.dense():

@@ -129,7 +129,7 @@ def _traced(tracer: CaptureTracer, model: nn.Module, state: ModelState) -> fx.Gr
             continue
         module = model.get_submodule(path)
         value = vars(module).get(attribute, module._buffers.get(attribute))
-        if isinstance(before, Tensor) and issubclass(type(value), fx.Proxy):
+        if attribute in module._buffers and issubclass(type(value), fx.Proxy):
             tracer.write_attribute(module, attribute, value)
         else:
             kept.append(n)

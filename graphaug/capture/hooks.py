@@ -13,7 +13,7 @@ def run_pre_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, An
     args = tuple(args)
     for key, hook in list(module._forward_pre_hooks.items()):
         if key in module._forward_pre_hooks_with_kwargs:
-            found = hook(module, args, kwargs)  # type: ignore[misc]
+            found = hook(module, args, kwargs)
             if found is not None:
                 args, kwargs = found
         else:
@@ -27,7 +27,7 @@ def run_forward_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     """What a module's forward hooks make of its output."""
     for key, hook in list(module._forward_hooks.items()):
         if key in module._forward_hooks_with_kwargs:
-            found = hook(module, tuple(args), kwargs, output)  # type: ignore[misc]
+            found = hook(module, tuple(args), kwargs, output)
         else:
             found = hook(module, tuple(args), output)
         if found is not None:

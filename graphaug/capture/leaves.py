@@ -53,7 +53,7 @@ class Leaves:
             try:
                 return self._fake(module, args, kwargs)
             except DATA_DEPENDENT as error:
-                reason = error
+                reason: Exception = error
                 if module.training:  # observers and samplers look at data in training only
                     with evaluating(module), contextlib.suppress(Exception):
                         return self._fake(module, args, kwargs)

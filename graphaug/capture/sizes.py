@@ -118,16 +118,16 @@ class _Number(Tracked):
         return round(self._ask(), digits) if digits is not None else round(self._ask())
 
     def __trunc__(self) -> int:
-        return math.trunc(self._ask())
+        return math.trunc(self._ask())  # type: ignore[no-any-return]
 
     def __floor__(self) -> int:
-        return math.floor(self._ask())
+        return math.floor(self._ask())  # type: ignore[no-any-return]
 
     def __ceil__(self) -> int:
-        return math.ceil(self._ask())
+        return math.ceil(self._ask())  # type: ignore[no-any-return]
 
     def __divmod__(self, other: Any) -> Any:
-        return self // other, self % other  # type: ignore[operator]
+        return self // other, self % other
 
     def __rdivmod__(self, other: Any) -> Any:
         return other // self, other % self
@@ -149,13 +149,13 @@ class _Number(Tracked):
     @property
     def node(self) -> Any:
         """What torch's own C code asks a SymInt for, past every recorded function: the value as a constant."""
-        import sympy
+        import sympy  # type: ignore[import-untyped]
         from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
         value = self._ask()
         if isinstance(value, int):
-            return ShapeEnv().create_symintnode(sympy.Integer(value), hint=value).node
-        return ShapeEnv().create_symfloatnode(sympy.Float(value), hint=value).node
+            return ShapeEnv().create_symintnode(sympy.Integer(value), hint=value).node  # type: ignore[union-attr]
+        return ShapeEnv().create_symfloatnode(sympy.Float(value), hint=value).node  # type: ignore[union-attr]
 
 
 for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
@@ -167,7 +167,7 @@ for _name in ("neg", "pos", "abs"):
     setattr(_Number, f"__{_name}__", _unary(getattr(operator, _name)))
 
 
-class Int(_Number, torch.SymInt):
+class Int(_Number, torch.SymInt):  # type: ignore[misc, override]
     """An integer: a size, a rank, a product of sizes."""
 
     def __init__(self, recorder: Recorder, value: Any, make: Callable[[], fx.Node]) -> None:
@@ -184,7 +184,7 @@ for _name in ("and", "or", "xor", "lshift", "rshift"):
     setattr(Int, f"__r{_name}__", _binary(_function, reverse=True))
 
 
-class Float(_Number, torch.SymFloat):
+class Float(_Number, torch.SymFloat):  # type: ignore[misc, override]
     """A floating-point number: a quotient of sizes, a scale of the module, an item of a tensor."""
 
     def __init__(self, recorder: Recorder, value: Any, make: Callable[[], fx.Node]) -> None:

@@ -469,7 +469,7 @@ class Walk:
 
 
 _MODULE_CALL = nn.Module.__call__
-_TO_DLPACK = torch.utils.dlpack.to_dlpack
+_TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
 
 
 def _differentiable(t: Tensor) -> Tensor:
