@@ -10,6 +10,7 @@ from torch import fx, nn
 
 from graphaug.augment.deep_augment import check_probability
 from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import (
@@ -185,7 +186,11 @@ def _operate(
         ),
     )
     added = _augmentations(model, {names[r.target]: r for r in requests})
-    parts = Parts(model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split)
+    facts = {True: captured.facts, False: place(structure, names, training=False, inside=inside)[0].facts}
+    parts = Parts(
+        model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
+    )
+    parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
     return parts, choice.split
 
 

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensor,
     FakeTensorMode,
+    unset_fake_temporarily,
 )
 from torch.fx import _symbolic_trace
 from torch.fx.graph_module import _forward_from_src
@@ -27,8 +28,10 @@ __all__ = [
     "FakeTensorMode",
     "current_patcher",
     "function_from_source",
+    "is_functorch_wrapper",
     "not_tracing",
     "set_grad_enabled",
+    "without_fakes",
     "without_patches",
 ]
 
@@ -39,6 +42,15 @@ set_grad_enabled = torch._C._set_grad_enabled
 def function_from_source(source: str, names: dict[str, Any]) -> Any:
     """The function ``forward`` of a generated source; torch keeps the source for tracebacks."""
     return _forward_from_src(source, names, {})
+
+
+without_fakes = unset_fake_temporarily
+"""A context in which tensors that are made are real, inside of one in which they are fake."""
+
+
+def is_functorch_wrapper(tensor: torch.Tensor) -> bool:
+    """Whether a tensor is what a transform of torch.func hands to its function."""
+    return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def current_patcher() -> Any:

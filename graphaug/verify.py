@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from graphaug.capture.signature import evaluating, map_tensors
-from graphaug.capture.state import undrawn
+from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.proof.closed_forms import probe
 from graphaug.proof.equivalence import same
@@ -67,7 +67,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
 
     model = aug._parts.model
     claims = []
-    with _untouched(aug, model):
+    with _untouched(aug, model), unchanged(model):
         claims.append(_eval_equals(aug, model, call))
         aug.train()
         with aug.dense():

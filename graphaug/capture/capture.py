@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.facts import Fact, is_plain
 from graphaug.capture.names import Assumption
+from graphaug.capture.patches import LOCK
 from graphaug.capture.signature import Signature
-from graphaug.capture.state import python_draws, unchanged, undrawn
+from graphaug.capture.state import ModelState, python_draws, unchanged, undrawn_in_python
+from graphaug.capture.tables import Tables
 from graphaug.capture.target import Target
 from graphaug.capture.tracer import CaptureTracer
 from graphaug.capture.user_code import is_internal
+from graphaug.capture.walk import Walk
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.torch_private import FakeTensor
 
@@ -38,7 +42,9 @@ class Captured:
     edges: dict[Target, fx.Node] = field(default_factory=dict)
     """Inputs and outputs of opened modules, marked where asked for."""
     assigned: tuple[str, ...] = ()
-    """Attributes that opened code sets in every call, and the graph does not."""
+    """Attributes that opened code sets in every call."""
+    facts: tuple[Fact, ...] = ()
+    """Numbers and switches of opened modules that the graph relies on."""
 
 
 def capture(
@@ -58,19 +64,23 @@ def capture(
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    tracer = CaptureTracer(
-        frozenset(opened) | {""},
-        signature,
-        marks=marks,
-        open_functions=open_functions,
-        count_flops=count_flops,
-    )
-    with unchanged(model) as state, torch.random.fork_rng(devices=[]), torch.enable_grad(), undrawn():
-        model.train(training)
+    options: dict[str, Any] = {"marks": marks, "open_functions": open_functions, "count_flops": count_flops}
+    tracer: CaptureTracer | Walk
+    if signature.has_examples:
+        tracer = Walk(model, frozenset(opened) | {""}, signature, **options)
+    else:
+        tracer = CaptureTracer(frozenset(opened) | {""}, signature, **options)
+    tables = Tables(model)
+    with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python():
         try:
-            draws = torch.get_rng_state(), python_draws()
-            graph = tracer.trace(model)
-            if draws[1] != python_draws() or not torch.equal(draws[0], torch.get_rng_state()):
+            model.train(training)
+            draws = python_draws(), tables.states()
+            if isinstance(tracer, Walk):
+                tracer.recorder.leaves.tables = tables
+                graph = tracer.record(state)
+            else:
+                graph = _traced(tracer, model, state)
+            if draws != (python_draws(), tables.states()):
                 raise CaptureError(
                     f"{type(model).__name__}.forward cannot be captured: it draws random numbers in Python, and a "
                     "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
@@ -83,6 +93,9 @@ def capture(
             raise
         except Exception as error:
             raise _located(model, error, tracer, signature) from error
+        finally:
+            tables.set_states(draws[1])
+            tables.restore()
     _drop_dead(graph)
     return Captured(
         graph,
@@ -93,10 +106,47 @@ def capture(
         tracer.calls,
         tracer.edges,
         assigned,
+        tuple(tracer.facts.values()) if isinstance(tracer, Walk) else (),
     )
 
 
-def _refuse_filled_constants(tracer: CaptureTracer, model: nn.Module) -> None:
+def _traced(tracer: CaptureTracer, model: nn.Module, state: ModelState) -> fx.Graph:
+    """Trace without examples.
+
+    Raises:
+        CaptureError: the forward sets attributes, or seeds torch's generator.
+    """
+    name, drawn = type(model).__name__, torch.get_rng_state()
+    graph = tracer.trace(model)
+    if not torch.equal(drawn, torch.get_rng_state()):
+        raise CaptureError(
+            f"{name}.forward cannot be captured: it seeds torch's generator, or draws numbers as it is traced."
+        )
+    kept = []
+    for n, before in list(state.replaced()):
+        path, _, attribute = n.rpartition(".")
+        if path not in tracer.opened or _same(model, n, before):
+            continue
+        module = model.get_submodule(path)
+        value = vars(module).get(attribute, module._buffers.get(attribute))
+        if attribute in module._buffers and issubclass(type(value), fx.Proxy):
+            tracer.write_attribute(module, attribute, value)
+        else:
+            kept.append(n)
+    if kept:
+        raise CaptureError(
+            f"{name}.forward needs example_inputs: it sets {', '.join(map(repr, kept))}, in every call."
+        )
+    return graph
+
+
+def _same(model: nn.Module, name: str, before: Any) -> bool:
+    path, _, attribute = name.rpartition(".")
+    value = vars(model.get_submodule(path)).get(attribute)
+    return is_plain(value) and is_plain(before) and value == before
+
+
+def _refuse_filled_constants(tracer: CaptureTracer | Walk, model: nn.Module) -> None:
     """Refuse an object that opened code makes and its modules fill: a graph would go on filling it.
 
     Raises:
@@ -132,7 +182,9 @@ def _holds_fake(value: Any, depth: int = 4) -> bool:
     return any(_holds_fake(v, depth - 1) for v in inner)
 
 
-def _located(model: nn.Module, error: Exception, tracer: CaptureTracer, signature: Signature) -> CaptureError:
+def _located(
+    model: nn.Module, error: Exception, tracer: CaptureTracer | Walk, signature: Signature
+) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
     trace, where = error.__traceback__, ""
     while trace is not None:

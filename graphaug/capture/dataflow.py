@@ -143,3 +143,9 @@ def parameters_of(
             except AttributeError:
                 return []
     return []
+
+
+def writes_into_inputs(graph: fx.Graph) -> bool:
+    """Whether a graph changes its inputs or its model in place: run in part, it cannot be run again."""
+    owner = memory(graph)
+    return any(writes(n) and owner[n].op in ("placeholder", "get_attr") for n in graph.nodes)

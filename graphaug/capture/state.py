@@ -20,6 +20,9 @@ _REGISTRIES = ("_parameters", "_buffers", "_modules")
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
+FILLED: Any = object()
+"""Stands for the earlier contents of a container that was filled."""
+
 SMALL = 1 << 20
 """Parameters of at most so many numbers are put back: prototypes that a forward writes, not whole weights."""
 
@@ -54,6 +57,23 @@ class ModelState:
             else:
                 changed = [name] if _entries(before) != _entries(value) else []
             yield from (f"{path}.{k}".removeprefix(".") for k in changed)
+
+    def replaced(self) -> Iterator[tuple[str, Any]]:
+        """The paths of `changes`, each with what was there before: None if nothing was."""
+        held = {path: (attributes, m) for path, m, attributes in self._held}
+        registered = {
+            (path, name): before
+            for path, name, _, before in self._contents
+            if name in ("_parameters", "_buffers")
+        }
+        for name in dict.fromkeys(self.changes()):
+            path, _, attribute = name.rpartition(".")
+            attributes, module = held.get(path, ({}, None))
+            for registry in ("_parameters", "_buffers"):
+                attributes = {**registered.get((path, registry), {}), **attributes}
+            before = attributes.get(attribute)
+            same = module is not None and before is not None and vars(module).get(attribute) is before
+            yield name, FILLED if same else before
 
     def restore(self) -> None:
         """Put everything back."""
@@ -105,17 +125,28 @@ def python_draws() -> tuple[Any, Any]:
 
 
 @contextlib.contextmanager
-def undrawn() -> Iterator[None]:
-    """Let nothing that runs here draw from Python's, numpy's or torch's generators, nor seed them."""
-    python, numpy, ours = random.getstate(), sys.modules.get("numpy"), torch.get_rng_state()
+def undrawn_in_python() -> Iterator[None]:
+    """Let nothing that runs here draw from Python's or numpy's generators, nor seed them."""
+    python, numpy, before = random.getstate(), sys.modules.get("numpy"), python_draws()
     state = None if numpy is None else numpy.random.get_state()
-    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     try:
         yield
     finally:
-        random.setstate(python)
-        if numpy is not None and state is not None:
-            numpy.random.set_state(state)
+        if before != python_draws():  # else another thread's are left alone
+            random.setstate(python)
+            if numpy is not None and state is not None:
+                numpy.random.set_state(state)
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Let nothing that runs here draw from Python's, numpy's or torch's generators, nor seed them."""
+    ours = torch.get_rng_state()
+    gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    try:
+        with undrawn_in_python():
+            yield
+    finally:
         torch.set_rng_state(ours)
         if gpus is not None:
             torch.cuda.set_rng_state_all(gpus)

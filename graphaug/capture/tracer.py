@@ -11,17 +11,21 @@ import inspect
 import itertools
 import operator
 import sys
+import threading
 import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils.checkpoint
 from torch import Size, Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
+from graphaug.capture.hooks import has_hooks
 from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
 from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import undrawn
@@ -40,6 +44,7 @@ _FACTORIES = [
 
 # these draw: never once at capture, always anew in a call
 _UNIFORM = torch.rand  # itself, also while it is patched
+_MAKES = set(_FACTORIES) - {"finfo", "iinfo"}
 _DRAWS = {_UNIFORM, torch.randn, torch.randint, torch.randperm}
 
 
@@ -57,6 +62,22 @@ class _Refused:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.apply(*args, **kwargs)
+
+
+class _Untouched(TorchFunctionMode):
+    """Refuses to write into a tensor of the model while it is traced: that would be done, and not be in the graph."""
+
+    def __init__(self, owned: Mapping[int, Any], refuse: Callable[[str], CaptureError]) -> None:
+        super().__init__()
+        self.owned, self.refuse = owned, refuse
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at one call of torch."""
+        name = getattr(func, "__name__", "")
+        writes = name in ("__set__", "__setitem__") or (name.endswith("_") and not name.endswith("__"))
+        if writes and args and id(args[0]) in self.owned and not isinstance(args[0], FakeTensor):
+            raise self.refuse(f"it writes into {self.owned[id(args[0])][1]!r}, which needs example_inputs")
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass
@@ -103,9 +124,11 @@ class CaptureTracer(fx.Tracer):
         """Trace the model with the signature's inputs."""
         self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self._tensors = _tensor_names(root)
+        self._seed = torch.initial_seed()
         self._grad_enabled = torch.is_grad_enabled()
         self._autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
-        return super().trace(root, None)
+        with _Untouched(self._tensors, self.refuse):
+            return super().trace(root, None)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
@@ -164,6 +187,11 @@ class CaptureTracer(fx.Tracer):
         kwargs: dict[str, Any],
     ) -> Any:
         self._patch_functions(m)
+        if path and has_hooks(m):
+            raise self.refuse(
+                f"module {path!r}, which has to be opened, has hooks, and these need example_inputs",
+                reason=" Give example_inputs, remove the hooks, or choose a site outside that module.",
+            )
         if path and Target(path, None, call, "before") in self.marks:
             args, kwargs = self._mark_input(Target(path, None, call, "before"), args, kwargs)
         self._frames.append(_Frame(path, call, Counter()))
@@ -273,6 +301,10 @@ class CaptureTracer(fx.Tracer):
         """Create a node, under the grad mode that opened code is in."""
         if kind not in ("placeholder", "output"):
             self._sync_grad_mode()
+            if torch.initial_seed() != self._seed and threading.active_count() == 1:
+                raise self.refuse(
+                    "it seeds torch's generator, and a graph would go on drawing from the caller's"
+                )
             if self._autocast != (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")):
                 raise self.refuse("it opens an autocast region of its own, which a graph does not keep")
         return super().create_node(kind, *args, **kwargs)
@@ -433,6 +465,8 @@ class CaptureTracer(fx.Tracer):
         """Lower a Python object to what a node can hold."""
         if issubclass(type(a), fx.Proxy):  # type(), because a ValueProxy's class answers for its value
             return a.node
+        if isinstance(a, np.generic):
+            return a.item()
         if isinstance(a, FakeTensor):
             return self._origin(a)
         if isinstance(a, Tensor):
@@ -456,6 +490,12 @@ class CaptureTracer(fx.Tracer):
             return super().create_arg(a)
         except NotImplementedError:
             return self._constant("object", a)
+
+    def write_attribute(self, module: nn.Module, name: str, value: Any) -> None:
+        """Set an attribute of a module to a proxy's value, at the end of the graph."""
+        with self.graph.inserting_before(next(n for n in self.graph.nodes if n.op == "output")):
+            owner = self._constant("module", module)
+            self.graph.call_function(setattr, (owner, name, value.node))
 
     def _remember(self, node: fx.Node) -> None:
         """Note whose example values these are: a hook on a closed module may hand them to opened code."""
@@ -577,7 +617,8 @@ def _leaf_function(tracer: CaptureTracer, fn: Callable[..., Any]) -> Callable[..
         if getattr(fn, "__name__", "") in _ASKS_WHETHER_TRACED:
             return True  # it is; and the answer is no fact about the inputs
         constant = not any(isinstance(a, fx.Proxy) for a in _flatten((args, kwargs)))
-        if (constant and fn not in _DRAWS) or tracer.opens_function(args, kwargs):
+        makes = fn in _DRAWS or getattr(fn, "__name__", "") in _MAKES  # made anew in every call
+        if (constant and not makes) or tracer.opens_function(args, kwargs):
             return fn(*args, **kwargs)
         return tracer.create_proxy("call_function", fn, args, kwargs)
 

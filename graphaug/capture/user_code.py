@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import sys
 import types
@@ -19,11 +20,26 @@ def user_line() -> str:
     return ""
 
 
+def in_message(frame: types.FrameType) -> bool:
+    """Whether a frame is at a statement that makes a message: an assertion, an error, a warning, a log entry."""
+    lines = [linecache.getline(frame.f_code.co_filename, frame.f_lineno - back).strip() for back in range(4)]
+    for line in lines:
+        if line.startswith(_MESSAGES):
+            return True
+        if not line or line.startswith(("if ", "return ", "for ")) or line.endswith(":"):
+            return False
+    return False
+
+
 def is_internal(filename: str) -> bool:
     """Whether a file is torch's, ours, or plumbing of the standard library."""
     return filename.startswith(("<", *_PACKAGES)) or filename.endswith(_PLUMBING)
 
 
+_MESSAGES = (
+    *("assert ", "raise ", "warnings.warn", "warn(", "logger.", "logging.", "print("),
+    *("torch._assert", "_assert("),
+)
 # by their place, not by name: a checkout of this project may well lie in a directory called graphaug
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PACKAGES = tuple(

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from graphaug.capture.user_code import in_message, is_internal
 from graphaug.errors import AssumptionViolated
 
 
@@ -53,11 +54,21 @@ class ValueProxy(fx.Proxy):
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # isinstance(proxy, torch.Tensor) has to answer for the value
         value = value_of(self.node)
-        return ValueProxy if value is UNKNOWN else type(value)
+        if value is UNKNOWN:
+            self._asked("asks for the type of")
+            return ValueProxy
+        return type(value)
+
+    def _asked(self, verb: str) -> None:
+        """Refuse a question that opened code asks of a value that nobody knows."""
+        if not is_internal(sys._getframe(2).f_code.co_filename):
+            raise self.tracer.refuse(f"it {verb} {describe(self.node)}", unknown=True)
 
     def __getattr__(self, name: str) -> Any:
         value = value_of(self.node)
         if value is UNKNOWN:
+            if name in ("dtype", "device"):  # no methods; what they are looked up in has to be seen
+                return self.tracer.create_proxy("call_function", getattr, (self, name), {})
             return super().__getattr__(name)
         if name.startswith("_"):
             return getattr(value, name)  # protocol look-ups (numpy, dataclasses), never data
@@ -112,7 +123,18 @@ class ValueProxy(fx.Proxy):
             self.tracer.create_proxy("call_function", setattr, (self, name, value), {})
 
     def __hash__(self) -> int:
+        self._asked("looks up")
         return id(self)
+
+    def __str__(self) -> str:
+        if not in_message(sys._getframe(1)):
+            self._asked("prints")
+        return super().__str__()
+
+    def __format__(self, spec: str) -> str:
+        if not in_message(sys._getframe(1)):
+            self._asked("prints")
+        return super().__format__(spec)
 
 
 def _in_place(function: Callable[[Any, Any], Any]) -> Callable[[ValueProxy, Any], Any]:

@@ -80,10 +80,19 @@ def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> An
 
 
 def _call(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
-    copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
-    with undrawn(), torch.no_grad():
+    def run() -> Any:
+        copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
         seed(0)
         return model(*copies[0], **copies[1])
+
+    with undrawn(), torch.no_grad():
+        try:
+            return run()
+        except RuntimeError as error:
+            if "requires_grad" not in str(error) and "require gradient" not in str(error):
+                raise
+            with torch.enable_grad():  # a forward that registers hooks on its activations
+                return map_tensors(Tensor.detach, run())
 
 
 def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:

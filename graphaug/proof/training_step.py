@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
 from graphaug.proof.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder
@@ -29,7 +30,7 @@ def against_hooks(
         VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
     """
     draws: dict[Target, list[tuple[Tensor, Tensor]]] = {t: [] for t in aug.augmentations}
-    buffers = [(b, b.clone()) for b in model.buffers()]
+    state = ModelState(model)
     how = "training mode"
     if aug.plan.backward == "sparse":
         how += " (sparse; dropout and batch statistics of the model itself off)"
@@ -45,8 +46,7 @@ def against_hooks(
     grads = _gradients(loss, [*trained.values(), *reached.values()])
     mine = dict(zip(trained, grads, strict=False))
 
-    for b, saved in buffers:
-        b.copy_(saved)
+    state.restore()  # the model may also set its buffers
     seed(1)
     with hooked(aug, model, draws), quiet:
         expected = call(model)

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from graphaug.augment.deep_augment import DeepAugment, check_probability
+from graphaug.capture.facts import Fact, check_facts
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
-from graphaug.errors import SiteNotFound, did_you_mean
+from graphaug.errors import AssumptionViolated, SiteNotFound, did_you_mean
 from graphaug.surgery.aliases import ALIAS, at_path, speakable
 from graphaug.surgery.methods import watched
 from graphaug.surgery.packing import pack_graph, unpack_graph
@@ -69,6 +70,10 @@ class Parts:
     plan: Plan
     split: Steps | None = None
     warned: set[str] = field(default_factory=set)
+    facts: Mapping[bool, tuple[Fact, ...]] = field(default_factory=dict)
+    """What the graphs of training (True) and eval mode rely on besides their inputs."""
+    runs_original: bool = False
+    """Whether a call in eval mode that the graph was not captured for runs the original model."""
 
 
 class AugmentedModule(fx.GraphModule):
@@ -112,10 +117,19 @@ class AugmentedModule(fx.GraphModule):
                 setattr(cls, f"_forward_{name}", _compiled(graph, self._aliases))
 
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._parts.runs_original and not self.training and not isinstance(args, fx.Proxy):
+                try:
+                    return graph_forward(self, *args, **kwargs)
+                except AssumptionViolated:  # whatever the model accepts: here it is the model
+                    return self._parts.model.forward(*args, **kwargs)
+            return graph_forward(self, *args, **kwargs)
+
+        def graph_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
                 values = self._parts.signature.take(args, kwargs)
             else:
                 values = self._parts.signature.bind(args, kwargs)
+                check_facts(self._parts.model, self._parts.facts.get(self.training, ()))
             if self.training:
                 split = self._parts.split
                 return self._forward_training(**values) if split is None else split.run(self, values)
@@ -288,6 +302,8 @@ def _packed(aug: AugmentedModule) -> dict[str, Any]:
         "signature": parts.signature,
         "plan": parts.plan,
         "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
+        "facts": parts.facts,
+        "runs_original": parts.runs_original,
         "extra": aug._extra(),
         "later": aug._later(),
     }
@@ -307,6 +323,8 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
             packed["signature"],
             packed["plan"],
             None if packed["split"] is None else packed["split"].with_graphs(unpack_graph),
+            facts=packed["facts"],
+            runs_original=packed["runs_original"],
         )
     )
     aug.__dict__.update(packed["extra"])

@@ -120,7 +120,6 @@ def test_examples_that_the_model_itself_refuses(model: nn.Module, site: str, exa
 # --- calls ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [True, False])
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -134,12 +133,19 @@ def test_examples_that_the_model_itself_refuses(model: nn.Module, site: str, exa
     ],
     ids=["floats", "rank 1", "rank 3", "list", "mask", "none", "more"],
 )  # fmt: skip
-def test_calls_unlike_the_examples_are_refused(call: dict[str, Any], message: str, mode: bool) -> None:
-    aug = ga.rewrite(Encoder(), "first", example_inputs={"input_ids": ids(), "attention_mask": mask()}).train(
-        mode
-    )
+def test_calls_unlike_the_examples_are_refused(call: dict[str, Any], message: str) -> None:
+    """In training; in eval mode the model itself runs, whatever it does with them."""
+    aug = ga.rewrite(Encoder(), "first", example_inputs={"input_ids": ids(), "attention_mask": mask()})
     with pytest.raises(AssumptionViolated, match=message):
         aug(**{"attention_mask": mask(), **call})
+
+
+@pytest.mark.parametrize("more", [{"attention_mask": None}, {"attention_mask": mask().float()}, {"other": 3}])
+def test_in_eval_mode_whatever_the_model_accepts_is_accepted(more: dict[str, Any]) -> None:
+    model = Encoder().eval()
+    aug = ga.rewrite(model, "first", example_inputs={"input_ids": ids(), "attention_mask": mask()}).eval()
+    call = {"attention_mask": mask(), **more}
+    assert torch.equal(aug(ids(), **call), model(ids(), **call))
 
 
 def test_another_precision_of_the_model_takes_its_own_inputs() -> None:

@@ -242,13 +242,14 @@ def test_an_assumption_is_recorded_shown_and_checked(body: Any, what: str, seen:
     assert recorded in str(aug.plan)
     assert what.partition("[")[2] in recorded
     aug(sequence(7, 6))
-    for mode in (True, False):
-        with pytest.raises(AssumptionViolated, match="captured for") as caught:
-            aug.train(mode)(sequence(3, 5))
-        message = str(caught.value)
-        assert recorded in message
-        assert f"this call has {seen}" in message
-        assert "example_inputs" in message
+    with pytest.raises(AssumptionViolated, match="captured for") as caught:
+        aug.train()(sequence(3, 5))
+    message = str(caught.value)
+    assert recorded in message
+    assert f"this call has {seen}" in message
+    assert "example_inputs" in message
+    other = sequence(3, 5)
+    assert torch.equal(aug.eval()(other), model.eval()(other))  # there the model itself runs
 
 
 def test_what_only_the_sizes_of_parameters_decide_is_no_assumption() -> None:
@@ -389,7 +390,7 @@ def states(model: nn.Module) -> Any:
 def test_a_random_decision_is_refused_not_taken_once(how: str) -> None:
     model = Draws(how)
     before = states(model)
-    with pytest.raises(CaptureError, match=r"draws random numbers|branches on the data in rand"):
+    with pytest.raises(CaptureError, match=r"draws random numbers|branches on the data in (rand|empty)"):
         ga.rewrite(model, "first", example_inputs=sequence())
     assert states(model) == before
 
@@ -440,26 +441,28 @@ class Stateful(nn.Module):
         return self.last(h)
 
 
-KINDS = ["count", "keep", "append", "fill", "buffer", "hook"]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_side_effects_of_a_captured_forward_do_not_reach_the_model(kind: str) -> None:
-    model = Stateful(kind).eval()
-    before, log, seen = fingerprint(model), list(model.log), dict(model.seen)
+@pytest.mark.parametrize("kind", ["keep", "buffer"])
+def test_an_attribute_that_a_forward_sets_is_set_in_every_call(kind: str) -> None:
+    """Bit for bit what the model sets; capturing itself sets nothing."""
+    model, plain = Stateful(kind).eval(), Stateful(kind).eval()
+    plain.load_state_dict(model.state_dict())
+    before = fingerprint(model)
     aug = ga.rewrite(model, "first", example_inputs=sequence())
     assert fingerprint(model) == before
+    name = "kept" if kind == "keep" else "mean"
+    for rows in (3, 5):
+        assert torch.equal(aug(sequence(rows)), plain(sequence(rows)))
+        assert torch.equal(getattr(model, name), getattr(plain, name))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("count", "calls"), ("append", "log"), ("fill", "seen")])
+def test_what_a_forward_keeps_from_call_to_call_is_refused_by_name(kind: str, name: str) -> None:
+    model = Stateful(kind).eval()
+    before, log, seen = fingerprint(model), list(model.log), dict(model.seen)
+    with pytest.raises(CaptureError, match=rf"keeps '{name}' from one call to the next"):
+        ga.rewrite(model, "first", example_inputs=sequence())
+    assert fingerprint(model) == before
     assert (model.calls, model.log, model.seen) == (0, log, seen)
-    assert torch.equal(aug(sequence(5)), model(sequence(5)))
-
-
-@pytest.mark.parametrize(
-    ("kind", "name"), [("count", "calls"), ("keep", "kept"), ("append", "log"), ("buffer", "mean")]
-)
-def test_the_plan_says_what_a_forward_would_have_kept(kind: str, name: str) -> None:
-    aug = ga.rewrite(Stateful(kind), "first", example_inputs=sequence())
-    (note,) = aug.plan.notes
-    assert f"sets {name} in every call" in note
 
 
 # --- the last check ---------------------------------------------------------------------------------
@@ -495,24 +498,28 @@ class ReadsGlobals(nn.Module):
         return self.first(x) + behind_the_back(x)
 
 
-@pytest.mark.parametrize("build", [Counts, ReadsGlobals])
-def test_a_graph_that_differs_from_the_original_is_an_error(build: Any) -> None:
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [(Counts, "keeps 'calls' from one call"), (ReadsGlobals, "differs from the original on")],
+)
+def test_a_graph_that_differs_from_the_original_is_an_error(build: Any, message: str) -> None:
     model = build()
     before = fingerprint(model)
-    with pytest.raises(CaptureError, match="differs from the original on"):
+    with pytest.raises(CaptureError, match=message):
         ga.rewrite(model, "first", allow_bypass=True, example_inputs=sequence())
     assert fingerprint(model) == before
 
 
 class ReadsSizes(nn.Module):
-    """Reads a size off the example value itself, which no assumption records: a leak."""
+    """Reads a size where no function of torch is recorded, and no assumption: a leak."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.embed, self.first, self.dim = nn.Embedding(9, 4), nn.Linear(4, 4), dim
 
     def forward(self, ids: Tensor) -> Tensor:
-        size = ids.node.meta["value"].shape[self.dim] if hasattr(ids, "node") else ids.shape[self.dim]
+        with torch._C.DisableTorchFunction():
+            size = ids.shape[self.dim]
         return self.first(self.embed(ids)) * size
 
 

@@ -625,12 +625,16 @@ def test_a_forward_with_optional_inputs_is_called_as_before() -> None:
 
     model, x = Masked().eval(), features()
     plain = ga.rewrite(model, "first")
+    for given in ({"mask": torch.ones(6, 4)}, {"scale": 2.0}):  # in eval mode the model itself runs
+        assert torch.equal(plain(x, **given), model(x, **given))
     for call in (lambda m: m(x), lambda m: m(x=x), lambda m: m(x, None), lambda m: m(x, scale=1.0)):
         assert torch.equal(call(plain), call(model))
+    plain.train()
     with pytest.raises(GraphaugError, match="captured without 'mask'"):
         plain(x, torch.ones(6, 4))
     with pytest.raises(GraphaugError, match="captured without 'scale'"):
         plain(x, scale=2.0)
+    plain.eval()
     masked = ga.rewrite(model, "first", example_inputs={"x": x, "mask": torch.ones(6, 4)})
     mask = features(seed=3)
     assert torch.equal(masked(x, mask), model(x, mask))

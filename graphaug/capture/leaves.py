@@ -1,0 +1,152 @@
+"""Running what stays closed, a module or a plain function: on fake tensors, or where those fail on real ones."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphaug import torch_private
+from graphaug.capture.ledger import Ledger
+from graphaug.capture.signature import evaluating, map_tensors
+from graphaug.capture.state import undrawn, undrawn_in_python
+from graphaug.capture.tables import Tables
+from graphaug.torch_private import FakeTensor
+
+DATA_DEPENDENT = (
+    torch_private.DataDependentOutputException,
+    torch_private.DynamicOutputShapeException,
+)
+
+
+class Leaves:
+    """Runs modules and functions for their example values; nothing of the model moves.
+
+    Attributes:
+        why_unknown: of the last run, why sizes of its result depend on data; empty if they do not.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self.ledger = ledger
+        self.tables: Tables | None = None
+        self.why_unknown = ""
+
+    @contextlib.contextmanager
+    def _undrawn(self) -> Iterator[None]:
+        """Let closed code draw from no generator, the model's own ones included."""
+        states = self.tables.states() if self.tables else []
+        with undrawn_in_python():
+            try:
+                yield
+            finally:
+                if self.tables:
+                    self.tables.set_states(states)
+
+    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a closed module, with fakes for all that it owns."""
+        self.why_unknown = ""
+        with self._undrawn():
+            try:
+                return self._fake(module, args, kwargs)
+            except DATA_DEPENDENT as error:
+                reason: Exception = error
+                if module.training:  # observers and samplers look at data in training only
+                    with evaluating(module), contextlib.suppress(Exception):
+                        return self._fake(module, args, kwargs)
+            except Exception as error:
+                reason = error
+            result = self._small(module, args, kwargs, reason)
+        self._note(reason)
+        return result
+
+    def function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a plain function."""
+        self.why_unknown = ""
+        with self._undrawn():
+            try:
+                return function(*args, **kwargs)
+            except (*DATA_DEPENDENT, NotImplementedError) as error:
+                reason: Exception = error
+            result = self._small(function, args, kwargs, reason)
+        self._note(reason)
+        return result
+
+    def _note(self, reason: Exception) -> None:
+        if isinstance(reason, DATA_DEPENDENT):
+            said = str(reason).splitlines()
+            self.why_unknown = said[0] if said else type(reason).__name__
+
+    def _fake(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        try:
+            return self._call(module, args, kwargs, self.ledger.fake)
+        except RuntimeError as error:
+            if "requires_grad flags of leaf" not in str(error):
+                raise
+            args, kwargs = map_tensors(Tensor.detach, (args, kwargs))  # leaves, as in the user's hands
+            return self._call(module, args, kwargs, self.ledger.fake)
+
+    @staticmethod
+    def _call(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stand_in: Callable[[Tensor], Tensor]
+    ) -> Any:
+        """Run a module on stand-ins of its tensors, so that not even a running mean of the user's changes."""
+        owned = itertools.chain(
+            module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
+        )
+        return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
+
+    def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
+        """Run on real tensors of the example's shapes, whose numbers mean nothing; its result as fakes.
+
+        Raises:
+            the reason why fakes did not do, if these do not either.
+        """
+        with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
+        if isinstance(function, nn.Module):
+            tensors = [*function.parameters(), *function.buffers()]
+            with_gradient = with_gradient or (
+                torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
+            )
+            if any(t.is_meta for t in tensors):
+                raise reason
+        made: dict[int, Tensor] = {}
+        try:
+            with torch_private.without_fakes(), torch.no_grad(), undrawn():
+                generator = torch.Generator().manual_seed(0)
+
+                def real(t: Tensor) -> Tensor:
+                    if id(t) not in made:
+                        made[id(t)] = _real(t, generator)
+                    return made[id(t)]
+
+                args, kwargs = map_tensors(real, (args, kwargs))
+                if isinstance(function, nn.Module):
+                    result = self._call(function, args, kwargs, lambda t: t.detach().clone())
+                else:
+                    result = function(*args, **kwargs)
+        except Exception:
+            raise reason from None
+
+        def fake(t: Tensor) -> Tensor:
+            found = self.ledger.fake_mode.from_tensor(t.detach())
+            return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
+
+        return map_tensors(fake, result)
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    return (t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor))
+
+
+def _real(t: Tensor, generator: torch.Generator) -> Tensor:
+    if not isinstance(t, FakeTensor):
+        return t.detach().clone()
+    if t.is_floating_point():
+        return torch.randn(t.shape, generator=generator).to(t.dtype)
+    return (
+        torch.ones(t.shape, dtype=t.dtype) if t.dtype == torch.bool else torch.zeros(t.shape, dtype=t.dtype)
+    )

@@ -1,0 +1,90 @@
+"""What is replaced while a forward is recorded, for the recording thread alone.
+
+One capture runs at a time. Other threads see the replaced functions too, and for them each is what it was.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any
+
+LOCK = threading.RLock()
+"""Held through a capture."""
+
+_MISSING = object()
+
+
+class Patches:
+    """Replaced attributes of classes and modules, put back at the end of the block.
+
+    A replacement acts in the thread that made it, and only while ``active()`` is true.
+    """
+
+    def __init__(self, active: Callable[[], bool]) -> None:
+        self._active = active
+        self._thread = threading.get_ident()
+        self._saved: list[tuple[Any, str, Any]] = []
+        self._scopes: set[int] = set()
+
+    def __enter__(self) -> Patches:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for owner, name, value in reversed(self._saved):
+            if isinstance(owner, dict):
+                owner[name] = value
+            elif value is _MISSING:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+        self._saved.clear()
+
+    def here(self) -> bool:
+        """Whether this is the recording thread, in opened code."""
+        return threading.get_ident() == self._thread and self._active()
+
+    def first_visit(self, scope: dict[str, Any]) -> bool:
+        """Whether a namespace is seen for the first time."""
+        if id(scope) in self._scopes:
+            return False
+        self._scopes.add(id(scope))
+        return True
+
+    def method(self, owner: Any, name: str, replacement: Callable[..., Any]) -> None:
+        """Replace an attribute of a class or a module by a function that gets the original first."""
+        saved = vars(owner).get(name, _MISSING)
+        original = (
+            getattr(owner, name)
+            if saved is _MISSING or isinstance(saved, (classmethod, staticmethod))
+            else saved
+        )
+
+        def guard(*args: Any, **kwargs: Any) -> Any:
+            if self.here():
+                return replacement(original, *args, **kwargs)
+            return original(*args, **kwargs)
+
+        guard.__wrapped__ = original  # type: ignore[attr-defined]
+        guard.__name__ = getattr(original, "__name__", name)
+        self._saved.append((owner, name, saved))
+        setattr(owner, name, guard)
+
+    def class_method(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+        """The same for a class method: the replacement gets the original, bound to the class, then the class."""
+        saved = vars(owner)[name]
+
+        def guard(cls: type, *args: Any, **kwargs: Any) -> Any:
+            original = saved.__get__(None, cls)
+            if self.here():
+                return replacement(original, cls, *args, **kwargs)
+            return original(*args, **kwargs)
+
+        self._saved.append((owner, name, saved))
+        setattr(owner, name, classmethod(guard))
+
+    def entry(self, scope: dict[str, Any], name: str, value: Any) -> None:
+        """Replace a name in a module's namespace by a function that looks at `here` itself."""
+        self._saved.append((scope, name, scope[name]))
+        scope[name] = value

@@ -1,0 +1,491 @@
+"""What a recorded forward may do: every case against the plain model, or refused by an error that says why."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from networks import features, fingerprint
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import AssumptionViolated, BypassedSite, CaptureError
+
+KEPT: dict[int, Tensor] = {}
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Net(nn.Module):
+    """A layer, a body in Python, a layer."""
+
+    def __init__(self, body: Callable[[Any, Tensor], Any]) -> None:
+        super().__init__()
+        self.a, self.b, self.body = nn.Linear(4, 4), nn.Linear(4, 4), body
+
+    def forward(self, x: Tensor) -> Any:
+        return self.b(self.body(self, self.a(x)))
+
+
+def made(body: Any, examples: bool = True, at: str = "a") -> tuple[nn.Module, Any]:
+    torch.manual_seed(0)
+    model = Net(body)
+    return model, ga.rewrite(model, at, subset=0.0, example_inputs=features() if examples else None)
+
+
+def same(model: nn.Module, aug: nn.Module, rows: tuple[int, ...] = (6, 3)) -> None:
+    for mode in (True, False):
+        model.train(mode), aug.train(mode)
+        for n in rows:
+            torch.testing.assert_close(aug(features(n, seed=n)), model(features(n, seed=n)), rtol=0, atol=0)
+
+
+# --- questions whose answer leaks -------------------------------------------------------------------
+
+LEAKS: dict[str, Any] = {
+    "set of sizes": lambda m, h: h * 2 if h.shape[1] in {4, 16} else h,
+    "set of dtypes": lambda m, h: h * 2 if h.dtype in {torch.float32, torch.float64} else h,
+    "table": lambda m, h: h * {4: 2.0, 16: 3.0}.get(h.shape[1], 1.0),
+    "text": lambda m, h: h * 2 if f"{h.shape[1]}" in {"4"} else h,
+    "tuple": lambda m, h: h * 2 if h.shape == (6, 4) else h,
+    "device": lambda m, h: h * 2 if h.device.type == "cpu" else h,
+    "range": lambda m, h: sum((h * i for i in range(h.shape[1])), h),
+    "list": lambda m, h: h + len([0] * h.shape[1]),
+    "maximum": lambda m, h: h * max(h.shape[1], 3),
+    "finfo": lambda m, h: h.clamp(min=torch.finfo(h.dtype).min),
+    "root": lambda m, h: h / h.shape[1] ** 0.5,
+    "numpy": lambda m, h: h * np.sqrt(4.0),
+    "int": lambda m, h: h * 2 if isinstance(h.shape[0], int) else h,
+    "where": lambda m, h: torch.where(h > 0, h, 0.0),
+    "pow": lambda m, h: torch.pow(h, 2) + 2**h + (1 - h) / 2 + 1 / (h.abs() + 1),
+}
+
+
+@pytest.mark.parametrize("kind", LEAKS)
+def test_what_is_asked_of_a_size_is_answered_as_in_the_model(kind: str) -> None:
+    model, aug = made(LEAKS[kind])
+    same(model, aug, (6,))
+    for n in (3, 9):  # with another number of rows it is the model, or raises
+        try:
+            found = aug.train()(features(n))
+        except AssumptionViolated:
+            assert kind == "tuple"
+        else:
+            torch.testing.assert_close(found, model.train()(features(n)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["set of sizes", "set of dtypes", "table", "text"])
+def test_without_examples_such_a_question_is_refused(kind: str) -> None:
+    with pytest.raises(CaptureError, match=r"needs example_inputs: .*\(test_recorder.py line \d+\)"):
+        made(LEAKS[kind], examples=False)
+
+
+@pytest.mark.parametrize("name", ["is_grad_enabled", "is_autocast_enabled"])
+def test_a_mode_that_was_asked_for_is_an_assumption(name: str) -> None:
+    arguments = () if name == "is_grad_enabled" else ("cpu",)
+    model, aug = made(lambda m, h: h * 2 if getattr(torch, name)(*arguments) else h)
+    assert any(name in text for text in aug.plan.assumptions)
+    same(model, aug)
+    mode = torch.no_grad() if name == "is_grad_enabled" else torch.autocast("cpu", torch.bfloat16)
+    with mode, pytest.raises(AssumptionViolated, match=name):
+        aug.train()(features())
+    with mode:
+        assert torch.equal(aug.eval()(features()), model.eval()(features()))
+
+
+# --- what is made in every call ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("examples", [True, False])
+@pytest.mark.parametrize(
+    "make",
+    [lambda: torch.zeros(1), lambda: torch.tensor([0.0]), lambda: torch.full((1,), 0.0)],
+    ids=["zeros", "tensor", "full"],
+)
+def test_a_tensor_that_opened_code_makes_does_not_accumulate(make: Any, examples: bool) -> None:
+    def body(m: Any, h: Tensor) -> Tensor:
+        total = make()
+        total += h.pow(2).mean()
+        return h + total
+
+    model, aug = made(body, examples)
+    for _ in range(3):
+        out = aug(features())
+        torch.testing.assert_close(out, model(features()), rtol=0, atol=0)
+        out.sum().backward()
+
+
+def test_grad_mode_behind_a_block_is_the_callers() -> None:
+    def body(m: Any, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = h.abs().mean(1, keepdim=True)
+        with torch.enable_grad():
+            h = h * 2
+        return h / (scale + 1)
+
+    model, aug = made(body)
+    same(model, aug)
+    with torch.no_grad():
+        assert aug(features()).requires_grad == model(features()).requires_grad
+        assert not torch.is_grad_enabled()
+    assert aug(features()).requires_grad
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_an_autocast_block_is_refused_whatever_it_sets(enabled: bool) -> None:
+    def body(m: Any, h: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=enabled):
+            return h @ h.new_ones(4, 4)
+
+    with pytest.raises(CaptureError, match="autocast"):
+        made(body)
+
+
+# --- the model's own state --------------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.l, self.p, self.scale, self.times = nn.Linear(4, 4), 0.5, 1.0, 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.dropout(self.l(x), self.p, self.training) * self.scale
+        for _ in range(self.times):
+            h = h + 1
+        return h
+
+
+def test_numbers_of_opened_modules_are_read_in_every_call_or_checked() -> None:
+    model, x = nn.Sequential(Scaled(), nn.Linear(4, 4)), features()
+    aug = ga.rewrite(model, "0.l", subset=0.0, example_inputs=x)
+    model[0].p, model[0].scale = 0.0, 3.0
+    same(model, aug)
+    model[0].times = 3
+    with pytest.raises(AssumptionViolated, match=r"0\.times == 1, and now it is 3"):
+        aug.train()(x)
+    same(model.eval(), aug.eval(), ()), torch.testing.assert_close(aug.eval()(x), model.eval()(x))
+
+
+def test_a_flag_of_a_single_module_is_noticed() -> None:
+    model, x = nn.Sequential(Scaled(), nn.Linear(4, 4)), features()
+    aug = ga.rewrite(model, "0.l", subset=0.0, example_inputs=x).train()
+    model[0].eval()
+    with pytest.raises(AssumptionViolated, match=r"0\.training == True"):
+        aug(x)
+
+
+class Momentum(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.query, self.key, self.how = nn.Linear(4, 4), nn.Linear(4, 4), how
+        self.key.requires_grad_(False)
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        with torch.no_grad():
+            for q, k in zip(self.query.parameters(), self.key.parameters(), strict=True):
+                if self.how == "data":
+                    k.data = k.data * 0.5 + q.data * 0.5
+                else:
+                    k.mul_(0.5).add_(q, alpha=0.5)
+            keys = self.key(b)
+        return self.query(a) @ keys.T
+
+
+@pytest.mark.parametrize("examples", [True, False])
+@pytest.mark.parametrize("how", ["data", "in place"])
+def test_a_momentum_update_is_in_the_graph_or_refused(how: str, examples: bool) -> None:
+    net, x = Momentum(how), features()
+    plain, before = copy.deepcopy(net), fingerprint(net)
+    call = functools.partial(
+        ga.rewrite, net, "query", subset=0.0, example_inputs=(x, x) if examples else None
+    )
+    if how == "data" or not examples:
+        with pytest.raises(CaptureError, match=r"key\.weight"):
+            call()
+        assert fingerprint(net)["bytes"] == before["bytes"]
+        return
+    aug = call()
+    assert fingerprint(net)["bytes"] == before["bytes"]
+    for _ in range(3):
+        torch.testing.assert_close(aug(x, x), plain(x, x), rtol=0, atol=0)
+
+
+# --- hooks ------------------------------------------------------------------------------------------
+
+
+def hooked() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Sequential(nn.Linear(4, 4), nn.Tanh()), nn.Linear(4, 4))
+
+
+@pytest.mark.parametrize("kind", ["forward", "pre"])
+def test_hooks_of_an_opened_module_are_called_as_they_are_by_then(kind: str) -> None:
+    model, x, seen = hooked(), features(), []
+    if kind == "forward":
+        handle = model[0].register_forward_hook(lambda m, args, out: seen.append(1) or out * 2)
+    else:
+        handle = model[0].register_forward_pre_hook(lambda m, args: seen.append(1) or (args[0] * 2,))
+    aug = ga.rewrite(model, "0.0", subset=0.0, example_inputs=x, allow_bypass=True).eval()
+    seen.clear()  # of the runs that compare the graph with the model
+    assert torch.equal(aug(x), model.eval()(x))
+    assert len(seen) == 2
+    handle.remove()
+    assert torch.equal(aug(x), model(x))
+
+
+def test_a_hook_that_is_registered_later_is_noticed() -> None:
+    model, x = hooked(), features()
+    aug = ga.rewrite(model, "0.0", subset=0.0, example_inputs=x).train()
+    model[0].register_forward_hook(lambda m, args, out: out * 2)
+    with pytest.raises(AssumptionViolated, match="a hook was registered on '0'"):
+        aug(x)
+    assert torch.equal(aug.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize("examples", [True, False])
+def test_a_backward_hook_of_an_opened_module_is_refused(examples: bool) -> None:
+    model = hooked()
+    model[0].register_full_backward_hook(lambda *_: None)
+    with pytest.raises(CaptureError, match="module '0', which has to be opened, has"):
+        ga.rewrite(model, "0.0", example_inputs=features() if examples else None)
+
+
+# --- what is kept elsewhere -------------------------------------------------------------------------
+
+
+@functools.cache
+def cached(n: int) -> Tensor:
+    return torch.arange(n).float()
+
+
+class Holder:
+    positions: Any = None
+
+
+def of_module(m: Any, n: int) -> Tensor:
+    if n not in KEPT:
+        KEPT[n] = torch.arange(n).float()
+    return KEPT[n]
+
+
+def of_default(m: Any, n: int, kept: dict[int, Tensor] = {}) -> Tensor:  # noqa: B006
+    return kept.setdefault(n, torch.arange(n).float())
+
+
+def of_object(m: Any, n: int) -> Tensor:
+    if m.holder.positions is None:
+        m.holder.positions = torch.arange(n).float()
+    return m.holder.positions
+
+
+class Tabled(nn.Module):
+    def __init__(self, table: Any) -> None:
+        super().__init__()
+        self.a, self.table, self.holder = nn.Linear(4, 4), table, Holder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) + self.table(self, int(x.shape[1]))
+
+
+@pytest.mark.parametrize("at", ["1", "0.a"], ids=["closed", "opened"])
+@pytest.mark.parametrize(
+    "table",
+    [lambda m, n: cached(n), of_module, of_default, of_object],
+    ids=["cache", "module", "default", "object"],
+)
+def test_tables_keep_no_fake_tensor(table: Any, at: str) -> None:
+    KEPT.clear()
+    cached.cache_clear()
+    model, x = nn.Sequential(Tabled(table), nn.Linear(4, 4)).eval(), features()
+    aug = ga.rewrite(model, at, subset=0.0, example_inputs=x).eval()
+    assert type(model(x)) is Tensor
+    assert torch.equal(aug(x), model(x))
+
+
+@pytest.mark.parametrize("generator", [random.Random(0), np.random.default_rng(0)], ids=["random", "numpy"])
+def test_generators_of_the_models_own_are_refused_and_left_alone(generator: Any) -> None:
+    before = copy.deepcopy(generator).random()
+    model = Net(lambda m, h: h * float(m.generator.random()))
+    model.generator = generator
+    with pytest.raises(CaptureError, match="draws random numbers"):
+        ga.rewrite(model, "a", example_inputs=features())
+    assert copy.deepcopy(generator).random() == before
+
+
+def test_seeded_noise_is_refused() -> None:
+    def body(m: Any, h: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return h @ torch.randn(4, 4)
+
+    with pytest.raises(CaptureError, match="seeds torch's generator"):
+        made(body)
+
+
+# --- structure --------------------------------------------------------------------------------------
+
+
+def test_a_constant_before_a_tensor_in_the_signature() -> None:
+    class Flagged(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor, flag: bool = False, mask: Any = None) -> Tensor:
+            h = self.a(x)
+            return h if mask is None else h * mask
+
+    model, x, mask = Flagged(), features(), features(seed=1)
+    for example in ({"x": x, "flag": False, "mask": mask}, (x, False, mask)):
+        aug = ga.rewrite(model, "a", subset=0.0, example_inputs=example)
+        assert torch.equal(aug(x, False, mask), model(x, False, mask))
+
+
+def test_a_tuple_that_is_handed_on_whole_is_a_bypass() -> None:
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.a(x), self.a(x) * 2
+
+    class Both(nn.Module):
+        def forward(self, pair: tuple[Tensor, Tensor]) -> Tensor:
+            return pair[0] + pair[1]
+
+    with pytest.raises(BypassedSite):
+        ga.rewrite(nn.Sequential(Pair(), Both()), "0", stop_grad=True, example_inputs=features())
+
+
+def test_numbers_that_a_closed_module_returns_are_followed() -> None:
+    class Sized(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, int]:
+            return x * 2, x.shape[0]
+
+    class Whole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.part = nn.Linear(4, 4), Sized()
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, rows = self.part(self.a(x))
+            return h.reshape(1, rows, 4)[0] / rows
+
+    model = Whole()
+    same(model, ga.rewrite(model, "a", subset=0.0, example_inputs=features()), (2, 6, 9))
+
+
+def test_a_tensor_hook_in_a_forward_is_called_in_every_step() -> None:
+    kept: list[Tensor] = []
+
+    def body(m: Any, h: Tensor) -> Tensor:
+        h.register_hook(kept.append)
+        return h
+
+    _, aug = made(body)
+    kept.clear()
+    for step in (1, 2):
+        aug(features()).sum().backward()
+        assert len(kept) == step
+
+
+# --- threads and processes --------------------------------------------------------------------------
+
+
+def test_two_threads_may_rewrite_at_once() -> None:
+    errors: list[Exception] = []
+
+    def work() -> None:
+        for _ in range(3):
+            try:
+                model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+                aug = ga.rewrite(model, "0", subset=0.0, example_inputs=features())
+                assert torch.equal(aug(features()), model(features()))
+            except Exception as error:
+                errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+
+
+CALLS = {
+    "function": "Reverse.apply(h)",
+    "function bound earlier": "reverse(h)",
+    "scripted": "scripted(h)",
+    "vmap": "torch.vmap(lambda row: row * 2)(h)",
+    "fork": "torch.jit.wait(torch.jit.fork(lambda z: z * 2, h))",
+    "dlpack": "torch.utils.dlpack.from_dlpack(torch.utils.dlpack.to_dlpack(h.detach())) + h",
+    "deepcopy": "copy.deepcopy(h)",
+    "constructor": "torch.Tensor(h)",
+    "asarray": "torch.asarray(h)",
+    "numpy": "torch.from_numpy(h.detach().numpy()) + h",
+}
+SCRIPT = """
+import copy, sys, torch
+from torch import nn
+import graphaug as ga
+
+class Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(context, h):
+        return h.clone()
+    @staticmethod
+    def backward(context, g):
+        return -g
+
+reverse = Reverse.apply
+
+@torch.jit.script
+def scripted(h: torch.Tensor):
+    return h * 2
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+    def forward(self, x):
+        h = self.a(x)
+        return self.b({call})
+
+model, x = Net(), torch.randn(6, 4)
+try:
+    aug = ga.rewrite(model, at="a", subset=0.0, example_inputs=x)
+except ga.GraphaugError:
+    sys.exit(0)
+grads = []
+for m in (model, aug):
+    model.zero_grad()
+    out = m(x)
+    out.square().sum().backward()
+    grads.append([out.detach()] + [p.grad.clone() for p in model.parameters()])
+sys.exit(0 if all(torch.equal(a, b) for a, b in zip(*grads)) else 1)
+"""
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_no_call_ends_the_process(kind: str, tmp_path: Path) -> None:
+    """Equal in values and gradients, or refused; in a process of its own, whose exit code tells."""
+    script = tmp_path / "case.py"  # scripted functions need their source
+    script.write_text(SCRIPT.replace("{call}", CALLS[kind]))
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(script)],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-500:]
