@@ -119,12 +119,12 @@ class AugmentedModule(fx.GraphModule):
         def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
             if self._parts.runs_original and not self.training and not isinstance(args, fx.Proxy):
                 try:
-                    return graph_forward(self, *args, **kwargs)
+                    return graph_forward(self, args, kwargs)
                 except AssumptionViolated:  # whatever the model accepts: here it is the model
                     return self._parts.model.forward(*args, **kwargs)
-            return graph_forward(self, *args, **kwargs)
+            return graph_forward(self, args, kwargs)
 
-        def graph_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        def graph_forward(self: Any, args: Any, kwargs: Any) -> Any:
             if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
                 values = self._parts.signature.take(args, kwargs)
             else:

@@ -118,7 +118,7 @@ def test_examples_may_lie_on_the_meta_device() -> None:
         model, x = ConvNet(), torch.empty(2, 3, 8, 8)
     plan = ga.rewrite(model, "layer1", example_inputs=x).plan
     assert plan.sites[0].shape == (2, 6, 8, 8)
-    assert "meta device" in str(plan)
+    assert "not compared" not in str(plan)  # the shadow run computes nothing
 
 
 # --- opened code that looks at its inputs ---------------------------------------------------------
