@@ -206,11 +206,11 @@ def _against_hooks(
     for target, augmentation in aug.augmentations.items():
         handles.append(augmentation.register_forward_pre_hook(_recorder(below, target)))
         _record_draws(augmentation, draws[target])
-    state = ModelState(model)
     how = "training mode"
     if aug.plan.backward == "sparse":
         how += " (sparse; dropout and batch statistics of the model itself off)"
         _quieten(aug, model)  # two runs of the prefix draw other dropout than one
+    state = ModelState(model)
     quiet = _NoDropout() if aug.plan.backward == "sparse" else contextlib.nullcontext()
     try:
         torch.manual_seed(1)

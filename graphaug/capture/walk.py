@@ -173,7 +173,7 @@ class Walk:
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
         path = self.ledger.paths.get(m)
-        if path not in self.opened or name not in vars(m) or (name == "training" and not path):
+        if name in _OF_THE_BACKWARD or path not in self.opened or name not in vars(m) or (name == "training" and not path):
             return value
         assert path is not None
         if type(value) is float:
@@ -469,6 +469,7 @@ class Walk:
 
 
 _MODULE_CALL = nn.Module.__call__
+_OF_THE_BACKWARD = ("gradient_checkpointing", "grad_checkpointing")  # switches that change no value and no gradient
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
 
 
