@@ -91,6 +91,8 @@ class Recorder(TorchFunctionMode):
             return func(*args, **kwargs)
         if func is torch_private.set_grad_enabled:
             return self._set_grad_mode(func, bool(args[0]))
+        if func is torch._assert and not isinstance(args[0], Tensor):  # of sizes: an assumption by now
+            return func(*plain(args))
         if func is torch.device:
             return (
                 args[0] if type(args[0]) is Handle and len(args) == 1 else func(*plain(args), **plain(kwargs))

@@ -173,7 +173,8 @@ class Walk:
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
         path = self.ledger.paths.get(m)
-        if path not in self.opened or name not in vars(m) or (name == "training" and not path):
+        by_mode = name == "training" and not path  # each mode has its graph
+        if by_mode or name in _OF_THE_BACKWARD or path not in self.opened or name not in vars(m):
             return value
         assert path is not None
         if type(value) is float:
@@ -212,6 +213,8 @@ class Walk:
                     f"it keeps {name!r} from one call to the next",
                     reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
                 )
+            if type(value) is bool:  # "done once": what it stands for (hooks of transformers) was undone with it
+                continue
             self.facts.pop((path, attribute), None)
             owner = self.ledger.lower(module)
             self.recorder.create("call_function", setattr, (owner, attribute, self.ledger.lower(value)), {})
@@ -469,6 +472,10 @@ class Walk:
 
 
 _MODULE_CALL = nn.Module.__call__
+_OF_THE_BACKWARD = (
+    "gradient_checkpointing",
+    "grad_checkpointing",
+)  # switches that change no value and no gradient
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
 
 

@@ -30,11 +30,11 @@ def against_hooks(
         VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
     """
     draws: dict[Target, list[tuple[Tensor, Tensor]]] = {t: [] for t in aug.augmentations}
-    state = ModelState(model)
     how = "training mode"
     if aug.plan.backward == "sparse":
         how += " (sparse; dropout and batch statistics of the model itself off)"
         quieten(aug, model)  # two runs of the prefix draw other dropout than one
+    state = ModelState(model)
     quiet = NoDropout() if aug.plan.backward == "sparse" else contextlib.nullcontext()
     seed(1)
     with quiet:

@@ -152,8 +152,8 @@ def test_the_fix_in_that_message_works(called_before: bool) -> None:
     assert torch.equal(found.loss, expected.loss)
     assert len(found.hidden_states) == len(expected.hidden_states) == 4
     assert all(map(torch.equal, found.hidden_states, expected.hidden_states))
-    with pytest.raises(AssumptionViolated, match="lacks"):
-        aug(**text())
+    with pytest.raises(AssumptionViolated, match="lacks"):  # in eval mode the model itself would run
+        aug.train()(**text())
 
 
 # --- Hugging Face Trainer ---------------------------------------------------------------------------
