@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
+from graphaug.augment.rows import Rows
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.target import Target
 from graphaug.errors import NotRewritten, VerificationError
@@ -113,13 +114,18 @@ def _probe(
     ones.requires_grad_(True)
     out = augmentation(ones)
     (gradient,) = torch.autograd.grad(out.sum() + 0 * ones.sum(), ones)
-    rows, flat, slope = len(ones), out.detach().flatten(1), gradient.flatten(1)
+    rows = ones.shape[augmentation.place.dim] // augmentation.place.slices
+    own = [_slices(torch.arange(rows) == row, ones, augmentation.place) for row in range(rows)]
+    flat, slope = (
+        torch.stack([t.index_select(augmentation.place.dim, index).flatten() for index in own])
+        for t in (out.detach(), gradient)
+    )
 
     untouched = (flat == 1).all(1) & (slope == 1).all(1)
     changed = ~untouched
     scale = 0.0 if rate == 1 else 1 / (1 - rate)
     stopped = (slope == 0).all(1)
-    planned = round(subset * rows)
+    planned = augmentation._exactly(rows)
     visible = rate > 0 or request.stop_grad
     if request.sampling == "exact" and visible:
         # a row may by chance keep everything (or drop it all) only where rate and width allow it
@@ -172,8 +178,9 @@ def _probe(
 
 
 def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
-    shape = noise_shape(tuple(value.shape), augmentation.granularity)
-    return max(rows * int(torch.Size(shape).numel()) // max(shape[0], 1), 1)
+    place = augmentation.place
+    shape = noise_shape(tuple(value.shape), augmentation.granularity, place.dim)
+    return max(rows * int(torch.Size(shape).numel()) * place.slices // max(shape[place.dim], 1), 1)
 
 
 def _value_at(augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:
@@ -261,9 +268,11 @@ def _against_hooks(
 
     for target, gradient in reaching.items():
         request = next(s.request for s in aug.plan.sites if s.request.target == target)
+        place = aug.augmentations[target].place
         rows = draws[target][0][0]
         if request.stop_grad and gradient is not None and aug.plan.sites[0].note.startswith("separates"):
-            leaked = gradient[rows].abs().max().item() if bool(rows.any()) else 0.0
+            stopped = gradient.index_select(place.dim, _slices(rows, gradient, place))
+            leaked = stopped.abs().max().item() if bool(rows.any()) else 0.0
             if leaked:
                 raise VerificationError(
                     f"'{target}': stopped rows pass a gradient of up to {leaked:.2g} below the cut."
@@ -341,23 +350,29 @@ def hooked(
             handle.remove()
 
 
-def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool) -> Any:
+def _slices(rows: Tensor, value: Tensor, place: Rows) -> Tensor:
+    """The indices of the chosen rows' slices: by the definition, index ``(o * B + b) * inner + i`` is row ``b``'s."""
+    index = torch.arange(value.shape[place.dim], device=value.device)
+    return index[rows.to(value.device)[index // place.inner % len(rows)]]
+
+
+def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool, place: Rows) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)([_oracle(value[0], rows, noise, stop), *value[1:]])
+        return type(value)([_oracle(value[0], rows, noise, stop, place), *value[1:]])
     if not isinstance(value, Tensor):
         first = next(iter(value))
-        return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop)})
-    out = value.clone()
-    # a sparse step draws noise for the augmented rows alone
-    dropped = value[rows] * (noise[rows] if noise.shape[0] == len(rows) else noise)
-    out[rows] = dropped.detach() if stop else dropped
-    return out
+        return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop, place)})
+    index = _slices(rows, value, place)
+    if noise.shape[place.dim] == value.shape[place.dim]:
+        noise = noise.index_select(place.dim, index)  # a sparse step draws noise for the augmented rows alone
+    dropped = value.index_select(place.dim, index) * noise
+    return value.index_copy(place.dim, index, (dropped.detach() if stop else dropped).to(value.dtype))
 
 
 def _redraw(augmentation: DeepAugment, value: Any) -> None:
     """Use up the random numbers that the augmentation used, so that the model's own dropout draws the same."""
     h = _first(value)
-    augmentation.draw_rows(h.shape[0], h.device)
+    augmentation.draw_rows(h.shape[augmentation.place.dim] // augmentation.place.slices, h.device)
     augmentation.draw_noise(h)
 
 
@@ -371,7 +386,7 @@ def _hook(
         if next(counter) != (target.call or 0) or not draws:  # a sparse step without rows to stop draws none
             return value
         _redraw(augmentation, value)
-        return _oracle(value, *draws[0], stop)
+        return _oracle(value, *draws[0], stop, augmentation.place)
 
     module = model.get_submodule(target.path)
     if target.side == "after":
@@ -400,7 +415,7 @@ def _interpreted(
                 if not draws[place]:
                     return args[0]
                 _redraw(aug.augmentations[place], args[0])
-                return _oracle(args[0], *draws[place][0], stop)
+                return _oracle(args[0], *draws[place][0], stop, aug.augmentations[place].place)
             return super().call_module(target, args, kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
