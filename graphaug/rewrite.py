@@ -9,6 +9,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import fx, nn
 
 from graphaug.augment.deep_augment import check_probability
+from graphaug.augment.rows import Rows
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
@@ -18,12 +19,12 @@ from graphaug.errors import (
     SparseBackwardError,
 )
 from graphaug.proof.faithful import as_captured, check_faithful
+from graphaug.proof.samples import find_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of
-from graphaug.sparse.choose import Surgery, choose, flop_share, norms_to_open, probe_split
-from graphaug.sparse.run import Split
+from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open, probe_split
 from graphaug.surgery.freeze import freeze as freeze_pass
 from graphaug.surgery.methods import running_methods
 from graphaug.surgery.module import AugmentedModule, Parts, constants_module
@@ -61,6 +62,7 @@ def rewrite(
     expect: int | None = None,
     allow_bypass: bool = False,
     backward: str = "auto",
+    rows: int | None = None,
     example_inputs: Any = None,
     dry_run: bool = False,
 ) -> AugmentedModule | Plan:
@@ -85,10 +87,13 @@ def rewrite(
         expect: how many sites must match; with it, a module called several times is taken in all its calls.
         allow_bypass: accept a site that does not separate the input from the output.
         backward: ``"dense"`` runs the whole backward; ``"sparse"`` skips that of stopped rows below the cut,
-            or raises; ``"auto"`` is sparse where that is proved exact, and the plan says why not.
+            or raises; ``"proved"`` does so only where rows are proved independent; ``"auto"`` is sparse where
+            they are, or where the example shows nothing against it and an operation is unknown, and the plan says
+            which of it, and why not.
+        rows: the dimension of the inputs that holds the samples, where it is not the one along which nothing meets.
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
-            more), for forwards that look at their inputs. Only the final check and the probe behind a sparse
-            backward compute with it.
+            more), for forwards that look at their inputs. Only the final check, and the probe behind a sparse
+            backward that is not proved, compute with it.
         dry_run: return the plan and build nothing.
 
     Returns:
@@ -102,7 +107,7 @@ def rewrite(
         InvalidOption: an option is outside its domain.
         AlreadyRewritten: the model is augmented at that site already.
         SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
-        SparseBackwardError: ``backward="sparse"`` and it would not be exact.
+        SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved.
         UnsupportedModel: the model is wrapped, compiled, or no module.
     """
     at, stop_grad, why = suggested(at, stop_grad)
@@ -110,16 +115,16 @@ def rewrite(
     model = plain_model(model)
     rate = check_probability("rate", rate)
     options = Request(Target(""), rate, subset, stop_grad, sampling, granularity, pairing)
-    check_options(options, freeze, backward, allow_bypass)
+    check_options(options, freeze, backward, allow_bypass, rows)
 
     structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
     requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
     if earlier is not None:
         requests = joined(earlier, requests, freeze)
-    parts, split = _operate(structure, requests, freeze, backward, allow_bypass, why)
+    parts, choice = _operate(structure, requests, freeze, backward, allow_bypass, why, rows)
 
     flags = [(m, m.training) for m in model.modules()]
-    aug = _build(parts, backward, split)
+    aug = _build(parts, backward, choice)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag
@@ -137,7 +142,8 @@ def _operate(
     backward: str,
     allow_bypass: bool,
     why: str,
-) -> tuple[Parts, Split | None]:
+    rows: int | None,
+) -> tuple[Parts, Choice]:
     """Capture, insert, prove that the cuts separate, and choose a backward; the model itself is only read."""
     model = structure.model
     names = fresh_names(model, [r.target for r in requests])
@@ -151,6 +157,9 @@ def _operate(
 
     eval_captured, eval_graph = place_eval(structure, names, graph, inside)
     constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
+    cuts = [placed[r.target] for r in requests]
+    examples = structure.signature.examples if structure.signature.has_examples else {}
+    samples = find_samples(model, graph, cuts, examples, captured.constants, rows)
     choice = choose(
         backward,
         Surgery(
@@ -158,8 +167,9 @@ def _operate(
             captured,
             lambda other: place(other, names, training=True, inside=inside)[:2],
             graph,
-            list(placed.values()),
+            cuts,
             requests,
+            samples,
             bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
             frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
         ),
@@ -168,8 +178,11 @@ def _operate(
     plan = Plan(
         model=structure.name,
         sites=tuple(
-            PlannedSite(r, names[r.target], notes[r.target], _shape(placed[r.target]), shares.get(r.target))
-            for r in requests
+            PlannedSite(
+                r, names[r.target], notes[r.target], shape, shares.get(r.target), place.describe(shape)
+            )
+            for r, place in zip(requests, samples.places, strict=True)
+            for shape in [_shape(placed[r.target])]
         ),
         nodes=len(graph.nodes),
         opened=tuple(sorted(captured.opened - {""})),
@@ -179,28 +192,31 @@ def _operate(
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
         notes=(
-            *([why] if why else []),
+            *filter(None, [why, samples.note]),
             *_placement_notes(requests, placed),
             *_state_notes(captured),
             *_method_notes(model),
         ),
     )
-    added = _augmentations(model, {names[r.target]: r for r in requests})
+    added = _augmentations(model, [names[r.target] for r in requests], requests, samples.places)
     facts = {True: captured.facts, False: place(structure, names, training=False, inside=inside)[0].facts}
     parts = Parts(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
     )
     parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
-    return parts, choice.split
+    return parts, choice
 
 
-def _augmentations(model: nn.Module, requests: Mapping[str, Request]) -> dict[str, nn.Module]:
+def _augmentations(
+    model: nn.Module, names: Sequence[str], requests: Sequence[Request], places: Sequence[Rows]
+) -> dict[str, nn.Module]:
     """The modules that act at the sites, on the model's device."""
     device = next((p.device for p in model.parameters()), None)
-    return {name: augmentation_of(request).to(device) for name, request in requests.items()}
+    made = [augmentation_of(r, place).to(device) for r, place in zip(requests, places, strict=True)]
+    return dict(zip(names, made, strict=True))
 
 
-def _build(parts: Parts, backward: str, split: Split | None) -> AugmentedModule:
+def _build(parts: Parts, backward: str, choice: Choice) -> AugmentedModule:
     """Build the model, and check what can only be checked by running it: its outputs, its rows.
 
     Raises:
@@ -213,12 +229,12 @@ def _build(parts: Parts, backward: str, split: Split | None) -> AugmentedModule:
     note = check_faithful(parts.model, as_captured(aug), signature)
     if note:
         parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
-    if split is not None:
-        against = probe_split(aug, split, signature)
-        if against and backward == "sparse":
+    if choice.split is not None:
+        against = probe_split(aug, choice.split, signature, choice.proved)
+        if against and backward in ("sparse", "proved"):
             site = parts.plan.sites[0].request.target
             raise SparseBackwardError(
-                f"backward='sparse' is not possible at '{site}': {against}. Use 'dense'."
+                f"backward='{backward}' is not possible at '{site}': {against}. Use 'dense'."
             )
         if against:
             parts.split = None

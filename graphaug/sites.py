@@ -15,6 +15,8 @@ from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.printable import printable
 from graphaug.proof.coupling import statistics_modules
+from graphaug.proof.rows import Proof
+from graphaug.proof.samples import proofs_of
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
@@ -39,6 +41,8 @@ class Site:
         bypass: what leads around it, in words; empty if it separates.
         params_before: share of the parameters up to and including the site, in [0, 1].
         shape: shape of its value on the example, if there was one.
+        rows: where the samples lie in its value: the dimension, "0, 5 each" for five slices of each sample, and with a
+            question mark where only its size tells. Empty without an example.
         flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
         stage: its number in the paper's numbering, if it has one.
         backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
@@ -60,6 +64,7 @@ class Site:
     flops_before: float | None = None
     stage: int | None = None
     backward: str = ""
+    rows: str = ""
 
     def __str__(self) -> str:
         return self.path if self.calls <= 1 else f"{self.path}@{self.call}"
@@ -111,6 +116,7 @@ class Sites(Sequence[Site]):
                     "FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}", 4
                 ),
                 column("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape)), 2),
+                column("rows", lambda s: s.rows, 2),
                 column("backward", lambda s: s.backward.removesuffix(" couples the rows"), 3),
             ]
         return "\n".join([f"{self.model}: {len(self)} sites", *render(columns, width)])
@@ -155,11 +161,17 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
     reach = _Before(structure.model, captured)
     known = structure.signature.has_examples
     flow = data_graph(captured.graph)
+    nodes = [
+        n for n in captured.graph.nodes if target_of(n) is not None and n in flow and not reads_no_data(n)
+    ]
+    proofs: dict[fx.Node, Proof] = {}
+    if known and not everything:
+        examples = structure.signature.examples
+        proofs = proofs_of(structure.model, captured.graph, nodes, examples, captured.constants)
     found = []
-    for node in captured.graph.nodes:
+    for node in nodes:
         target = target_of(node)
-        if target is None or node not in flow or reads_no_data(node):
-            continue
+        assert target is not None
         bypass = find_bypass(flow, node)
         value = value_of(node)
         module = structure.model.get_submodule(target.path)
@@ -179,16 +191,24 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
                 shape=tuple(value.shape) if isinstance(value, Tensor) else None,
                 flops_before=reach.flops(node),
                 stage=stages.get(target),
-                backward=_backward(structure.model, captured, node, bypass is None, reach.flops(node))
+                backward=_backward(
+                    structure.model, captured, node, bypass is None, reach.flops(node), proofs.get(node)
+                )
                 if known
                 else "",
+                rows=_rows(proofs.get(node)),
             )
         )
     return Sites(structure.name, found)
 
 
 def _backward(
-    model: nn.Module, captured: Captured, node: fx.Node, separates: bool, share: float | None
+    model: nn.Module,
+    captured: Captured,
+    node: fx.Node,
+    separates: bool,
+    share: float | None,
+    proof: Proof | None,
 ) -> str:
     """What "auto" would choose, as far as that can be told without running anything."""
     if not separates:
@@ -202,7 +222,20 @@ def _backward(
         return f"dense: {type(coupling[1]).__name__} '{coupling[0]}' couples the rows"
     if share is not None and 0.5 * share < SMALLEST_SAVING:
         return f"dense: it would save {0.5 * share:.0%} only"
-    return "sparse: if the probe agrees"
+    if proof is not None and proof.verdict == "coupled":
+        return f"dense: rows meet: {proof.meeting}"
+    return "sparse" if proof is not None and proof.verdict == "proved" else "sparse: if the probe agrees"
+
+
+def _rows(proof: Proof | None) -> str:
+    """Where the samples lie, in few words."""
+    if proof is None:
+        return ""
+    place = proof.place or proof.sizes
+    if place is None:
+        return "?"
+    each = f", {place.slices} each" if place.slices > 1 else ""
+    return f"{place.dim}{each}{'' if proof.place else '?'}"
 
 
 def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target, int]:

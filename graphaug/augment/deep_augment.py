@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.augment.rows import BATCH, Rows
 from graphaug.errors import BatchError, InvalidOption, did_you_mean
 
 Sampling = Literal["exact", "bernoulli"]
@@ -19,7 +20,7 @@ CHOICES: dict[str, tuple[str | None, ...]] = {
     "granularity": ("element", "channel", "position"),
     "pairing": ("any", "one-sided"),
     "freeze": (None, "before", "after"),
-    "backward": ("auto", "dense", "sparse"),
+    "backward": ("auto", "dense", "sparse", "proved"),
 }
 
 
@@ -68,6 +69,10 @@ class DeepAugment(nn.Module):
         pairing: ``"any"`` row, or ``"one-sided"``: the first half of the rows only. ``subset`` stays a
             share of *all* rows, so one-sided augmentation reaches at most 0.5; bernoulli then draws
             each row of the first half with probability ``2 * subset``.
+        place: where the rows, which are samples, lie in the value; by default along dimension 0.
+
+    A batch of a single row is augmented as the share says after rounding: exactly at a subset above 0.5, never below or
+    at it; with bernoulli sampling with probability ``subset``; under one-sided pairing never, as it has no first half.
 
     Raises:
         InvalidOption: a value outside its domain.
@@ -84,6 +89,7 @@ class DeepAugment(nn.Module):
         sampling: str = "exact",
         granularity: str = "element",
         pairing: str = "any",
+        place: Rows = BATCH,
     ) -> None:
         super().__init__()
         self._rate = check_probability("rate", rate)
@@ -94,6 +100,7 @@ class DeepAugment(nn.Module):
         self.sampling = check_choice("sampling", sampling)
         self.granularity = check_choice("granularity", granularity)
         self.pairing = check_choice("pairing", pairing)
+        self.place = place
         self.check_pairing(self._subset)
         # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number, and starts its trace,
         # autograd's included, once more when it finds that it was none
@@ -138,10 +145,10 @@ class DeepAugment(nn.Module):
         self.subset.fill_(value)
 
     def forward(self, h: Any) -> Any:
-        """Augment a batch ``h`` of shape (rows, …); of a tuple or mapping, its first entry.
+        """Augment a batch ``h`` of shape (rows, …), or with its rows elsewhere; of a tuple or mapping, its first entry.
 
         Raises:
-            BatchError: in training mode, with fewer than 2 rows, an odd number of rows under
+            BatchError: in training mode, without rows, with an odd number of rows above 1 under
                 one-sided pairing, or a value that is no floating-point tensor of rank 2 or more.
         """
         if not self.training:
@@ -153,32 +160,38 @@ class DeepAugment(nn.Module):
 
     def _augment(self, h: Tensor) -> Tensor:
         self.check_batch(h)
-        rows = self.draw_rows(h.shape[0], h.device)
+        rows = self.draw_rows(self.place.count(h.shape), h.device)
         out = h * self.draw_noise(h)
         if self.stop_grad:
             out = out.detach()
-        return torch.where(rows.view(-1, *[1] * (h.dim() - 1)), out, h)
+        return torch.where(self.place.over(rows, h), out, h)
 
     def check_batch(self, h: Tensor) -> None:
         """Raise ``BatchError`` unless ``h`` is a batch that this augmentation is defined for."""
         self.check_value(h)
-        self.check_rows(h.shape[0])
+        slices, size = self.place.slices, h.shape[self.place.dim]
+        if size % slices:
+            raise BatchError(
+                f"Deep Augmentation was placed where every sample has {slices} slices of dimension {self.place.dim}, "
+                f"and a value of shape {tuple(h.shape)} has {size}: rewrite the model for such inputs."
+            )
+        self.check_rows(size // slices)
 
     def check_value(self, h: Tensor) -> None:
         """Raise ``BatchError`` unless ``h`` holds activations: a floating-point tensor of rank 2 or more."""
-        if h.dim() < 2 or not h.is_floating_point():
+        if h.dim() < 2 or h.dim() <= self.place.dim or not h.is_floating_point():
             raise BatchError(
                 f"Deep Augmentation needs a floating-point batch (rows, features, …), "
                 f"not a {h.dtype} tensor of shape {tuple(h.shape)}: choose another site."
             )
 
     def check_rows(self, rows: int) -> None:
-        """Raise ``BatchError`` for fewer than 2 rows, or an odd number of them under one-sided pairing."""
-        if rows < 2:
+        """Raise ``BatchError`` for no rows, or an odd number of them above 1 under one-sided pairing."""
+        if rows < 1:
             raise BatchError(
-                f"Deep Augmentation draws a subset of the rows of a batch: {rows} row is too few, give 2 or more."
+                "Deep Augmentation draws a subset of the rows of a batch, and this one has 0 rows."
             )
-        if self.pairing == "one-sided" and rows % 2:
+        if self.pairing == "one-sided" and rows % 2 and rows > 1:
             raise BatchError(f"pairing='one-sided' needs two views stacked as [x1; x2]: {rows} rows is odd.")
 
     def draw_rows(self, rows: int, device: torch.device) -> Tensor:
@@ -189,7 +202,7 @@ class DeepAugment(nn.Module):
             # that neither a new subset nor a new batch size is a new program
             drawn = torch.randperm(eligible, device=device) < torch.round(self.subset * rows)
         else:
-            share = self.subset * (rows / eligible)
+            share = self.subset * (rows / max(eligible, 1))
             drawn = torch.rand(eligible, device=device) < share
         if eligible == rows:
             return drawn
@@ -197,7 +210,7 @@ class DeepAugment(nn.Module):
 
     def draw_noise(self, h: Tensor) -> Tensor:
         """Draw the dropout's factors, 0 or 1/(1-rate), broadcastable to ``h`` and of its dtype."""
-        uniform = torch.rand(noise_shape(tuple(h.shape), self.granularity), device=h.device)
+        uniform = torch.rand(noise_shape(tuple(h.shape), self.granularity, self.place.dim), device=h.device)
         kept = uniform >= self.rate.to(uniform.dtype)
         # at rate 1 nothing is kept: the scale must be finite there, or 0 * inf makes NaN
         scale = torch.where(self.rate < 1, 1 / (1 - self.rate), 0.0)
@@ -207,14 +220,18 @@ class DeepAugment(nn.Module):
         """How many of ``rows`` rows an exact draw augments, as a plain number.
 
         Raises:
-            BatchError: fewer than 2 rows, or an odd number under one-sided pairing.
+            BatchError: no rows, or an odd number above 1 under one-sided pairing.
         """
         self.check_rows(rows)
-        return round(self._subset * rows)
+        return self._exactly(rows)
 
     def count_rows(self, rows: int) -> int | None:
         """How many of ``rows`` rows are augmented, or None if that is itself random."""
-        return round(self._subset * rows) if self.sampling == "exact" else None
+        return self._exactly(rows) if self.sampling == "exact" else None
+
+    def _exactly(self, rows: int) -> int:
+        eligible = rows // 2 if self.pairing == "one-sided" else rows
+        return min(round(self._subset * rows), eligible)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DeepAugment:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
@@ -233,17 +250,25 @@ class DeepAugment(nn.Module):
         )
 
 
-def noise_shape(shape: tuple[int, ...], granularity: str) -> tuple[int, ...]:
+def noise_shape(shape: tuple[int, ...], granularity: str, rows: int = 0) -> tuple[int, ...]:
     """The shape of the dropout decisions for a batch of ``shape``: 1 along what is dropped together.
 
-    N×C×H×W (and any rank above 3): channels are dimension 1. N×T×D: the last dimension. N×D: the last.
+    N×C×H×W (and any rank above 3): channels are the dimension behind the rows. N×T×D and T×N×D: the last dimension.
+    N×D: the last.
+
+    Args:
+        shape: of the value.
+        granularity: what is dropped together.
+        rows: the dimension of the rows.
     """
     rank = len(shape)
-    channel = 1 if rank > 3 else rank - 1
+    channel = (rows + 1) % rank if rank > 3 else rank - 1
+    if channel == rows:
+        channel = rank - 2
     if granularity == "element":
         return shape
     if granularity == "channel":
-        return tuple(n if i in (0, channel) else 1 for i, n in enumerate(shape))
+        return tuple(n if i in (rows, channel) else 1 for i, n in enumerate(shape))
     return tuple(1 if i == channel else n for i, n in enumerate(shape))
 
 

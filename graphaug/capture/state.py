@@ -28,9 +28,14 @@ SMALL = 1 << 20
 
 
 class ModelState:
-    """What a model's modules hold, and the contents of their lists, dicts and sets."""
+    """What a model's modules hold, and the contents of their lists, dicts and sets.
 
-    def __init__(self, model: nn.Module) -> None:
+    Args:
+        model: the model.
+        tensors: whether to keep the contents of small tensors, too.
+    """
+
+    def __init__(self, model: nn.Module, tensors: bool = True) -> None:
         self._held = [(path, m, dict(vars(m))) for path, m in model.named_modules()]
         self._contents = [
             (path, name, value, copy.copy(value))
@@ -41,7 +46,8 @@ class ModelState:
         configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
         self._configs = [(config, dict(vars(config))) for config in configs.values()]
         small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
-        self._tensors = [(t, t._version, t.detach().clone()) for t in (*model.buffers(), *small)]
+        kept = (*model.buffers(), *small) if tensors else ()
+        self._tensors = [(t, t._version, t.detach().clone()) for t in kept]
 
     def changes(self) -> Iterator[str]:
         """Paths of the attributes that were set or filled since; training flags do not count."""
@@ -105,9 +111,9 @@ def _entries(container: Any) -> list[Any]:
 
 
 @contextlib.contextmanager
-def unchanged(model: nn.Module) -> Iterator[ModelState]:
+def unchanged(model: nn.Module, tensors: bool = True) -> Iterator[ModelState]:
     """Put every module's attributes, tensors and flags back afterwards."""
-    state, grad_mode = ModelState(model), torch.is_grad_enabled()
+    state, grad_mode = ModelState(model, tensors), torch.is_grad_enabled()
     try:
         yield state
     finally:

@@ -213,7 +213,9 @@ class Walk:
                     f"it keeps {name!r} from one call to the next",
                     reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
                 )
-            if type(value) is bool:  # "done once": what it stands for (hooks of transformers) was undone with it
+            if (
+                type(value) is bool
+            ):  # "done once": what it stands for (hooks of transformers) was undone with it
                 continue
             self.facts.pop((path, attribute), None)
             owner = self.ledger.lower(module)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
+from graphaug.proof.hook_oracle import slices
 from graphaug.proof.outputs import first_tensor
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
@@ -32,14 +33,20 @@ def probe(
     ones.requires_grad_(True)
     out = augmentation(ones)
     (gradient,) = torch.autograd.grad(out.sum() + 0 * ones.sum(), ones)
-    rows, flat, slope = len(ones), out.detach().flatten(1), gradient.flatten(1)
+    place = augmentation.place
+    rows = ones.shape[place.dim] // place.slices
+    own = [slices(torch.arange(rows) == row, ones, place) for row in range(rows)]
+    flat, slope = (
+        torch.stack([t.index_select(place.dim, index).flatten() for index in own])
+        for t in (out.detach(), gradient)
+    )
     changed = ~((flat == 1).all(1) & (slope == 1).all(1))
 
     _check_rows(target, request, augmentation, changed)
     _check_factors(target, augmentation, flat[changed], _decisions(augmentation, value, int(changed.sum())))
     _check_gradient(target, request, slope[changed], flat[changed])
     subset = augmentation._subset
-    count = f"{round(subset * rows)} of {rows}"
+    count = f"{augmentation._exactly(rows)} of {rows}"
     if request.sampling != "exact":
         count = f"each of {rows} with probability {subset:g}"
     rate = augmentation._rate
@@ -50,7 +57,7 @@ def probe(
 
 def _check_rows(target: Target, request: Request, augmentation: DeepAugment, changed: Tensor) -> None:
     rate, subset, rows = augmentation._rate, augmentation._subset, len(changed)
-    planned, found = round(subset * rows), int(changed.sum())
+    planned, found = augmentation._exactly(rows), int(changed.sum())
     # whatever a row keeps is scaled: one that keeps all of it shows as well
     visible = rate > 0 or request.stop_grad
     if request.sampling == "exact" and visible and found != planned:
@@ -98,8 +105,9 @@ def _check_gradient(target: Target, request: Request, slope: Tensor, entries: Te
 
 
 def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
-    shape = noise_shape(tuple(value.shape), augmentation.granularity)
-    return max(rows * int(torch.Size(shape).numel()) // max(shape[0], 1), 1)
+    place = augmentation.place
+    shape = noise_shape(tuple(value.shape), augmentation.granularity, place.dim)
+    return max(rows * int(torch.Size(shape).numel()) * place.slices // max(shape[place.dim], 1), 1)
 
 
 def _value_at(augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:

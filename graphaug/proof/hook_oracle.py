@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.rows import Rows
 from graphaug.capture.target import Target
 from graphaug.proof.outputs import first_tensor
 from graphaug.surgery.module import AugmentedModule
@@ -63,23 +64,29 @@ def hooked(
             handle.remove()
 
 
-def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool) -> Any:
+def slices(rows: Tensor, value: Tensor, place: Rows) -> Tensor:
+    """The indices of the chosen rows' slices: by the definition, index ``(o * B + b) * inner + i`` is row ``b``'s."""
+    index = torch.arange(value.shape[place.dim], device=value.device)
+    return index[rows.to(value.device)[index // place.inner % len(rows)]]
+
+
+def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool, place: Rows) -> Any:
     if isinstance(value, (tuple, list)):
-        return type(value)([_oracle(value[0], rows, noise, stop), *value[1:]])
+        return type(value)([_oracle(value[0], rows, noise, stop, place), *value[1:]])
     if not isinstance(value, Tensor):
         first = next(iter(value))
-        return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop)})
-    out = value.clone()
-    # a sparse step draws noise for the augmented rows alone
-    dropped = value[rows] * (noise[rows] if noise.shape[0] == len(rows) else noise)
-    out[rows] = dropped.detach() if stop else dropped
-    return out
+        return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop, place)})
+    index = slices(rows, value, place)
+    if noise.shape[place.dim] == value.shape[place.dim]:
+        noise = noise.index_select(place.dim, index)  # a sparse step draws noise for the augmented rows alone
+    dropped = value.index_select(place.dim, index) * noise
+    return value.index_copy(place.dim, index, (dropped.detach() if stop else dropped).to(value.dtype))
 
 
 def _redraw(augmentation: DeepAugment, value: Any) -> None:
     """Use up the random numbers that the augmentation used, so that the model's own dropout draws the same."""
     h = first_tensor(value)
-    augmentation.draw_rows(h.shape[0], h.device)
+    augmentation.draw_rows(h.shape[augmentation.place.dim] // augmentation.place.slices, h.device)
     augmentation.draw_noise(h)
 
 
@@ -93,7 +100,7 @@ def _hook(
         if next(counter) != (target.call or 0) or not draws:  # a sparse step without rows to stop draws none
             return value
         _redraw(augmentation, value)
-        return _oracle(value, *draws[0], stop)
+        return _oracle(value, *draws[0], stop, augmentation.place)
 
     module = model.get_submodule(target.path)
     if target.side == "after":
@@ -122,7 +129,7 @@ def _interpreted(
                 if not draws[place]:
                     return args[0]
                 _redraw(aug.augmentations[place], args[0])
-                return _oracle(args[0], *draws[place][0], stop)
+                return _oracle(args[0], *draws[place][0], stop, aug.augmentations[place].place)
             return super().call_module(target, args, kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

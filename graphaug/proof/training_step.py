@@ -13,7 +13,7 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder
+from graphaug.proof.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder, slices
 from graphaug.proof.outputs import distance, loss_of
 from graphaug.surgery.module import AugmentedModule
 
@@ -120,7 +120,9 @@ def _check_stopped(
         site = next(s for s in aug.plan.sites if s.request.target == target)
         if site.request.stop_grad and gradient is not None and site.note.startswith("separates"):
             rows = draws[target][0][0]
-            leaked = gradient[rows].abs().max().item() if bool(rows.any()) else 0.0
+            place = aug.augmentations[target].place
+            stopped = gradient.index_select(place.dim, slices(rows, gradient, place))
+            leaked = stopped.abs().max().item() if bool(rows.any()) else 0.0
             if leaked:
                 raise VerificationError(
                     f"'{target}': stopped rows pass a gradient of up to {leaked:.2g} below the cut."

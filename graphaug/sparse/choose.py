@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +17,14 @@ from graphaug.capture.signature import Signature
 from graphaug.capture.state import seed, undrawn
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
-from graphaug.proof.coupling import first_coupled, probe, restored, statistics_modules
+from graphaug.proof.coupling import first_coupled, prefix_modules, probe, restored, statistics_modules
 from graphaug.proof.equivalence import same
+from graphaug.proof.rows import quiet
+from graphaug.proof.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.agreement import disagreement
 from graphaug.sparse.batch import Batch
+from graphaug.sparse.kept import Kept
 from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair, two_stream_batch_norm
@@ -37,11 +39,12 @@ Measured by benchmarks/step.py: at 0.08 BERT-base gains nothing, at 0.17 all mod
 
 @dataclass(frozen=True)
 class Choice:
-    """A backward, the reason for it in a clause, and for a sparse one how the graph is split."""
+    """A backward, the reason for it in a clause, and for a sparse one how the graph is split and if that is proved."""
 
     kind: str
     reason: str
     split: Split | None = None
+    proved: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,7 @@ class Surgery:
         graph: the training graph, with the augmentation inserted.
         cuts: the augmentations' nodes.
         requests: their options.
+        samples: where the rows lie, and what is proved of them.
         bypass: what leads around a cut, in words; empty if every cut separates.
         frozen: names of the parameters that the freeze will freeze.
     """
@@ -65,6 +69,7 @@ class Surgery:
     graph: fx.Graph
     cuts: Sequence[fx.Node]
     requests: Sequence[Request]
+    samples: Samples
     bypass: str
     frozen: frozenset[str]
 
@@ -77,16 +82,17 @@ def choose(backward: str, surgery: Surgery) -> Choice:
         surgery: the rewrite.
 
     Raises:
-        SparseBackwardError: ``backward="sparse"`` and it would not be exact; says why and what to do.
+        SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved; says
+            why and what to do.
     """
     if backward == "dense":
         return Choice("dense", "asked for")
     try:
         return _sparse(backward, surgery)
     except SparseBackwardError as error:
-        if backward == "sparse":
+        if backward in ("sparse", "proved"):
             raise SparseBackwardError(
-                f"backward='sparse' is not possible at '{surgery.requests[0].target}': {error}. "
+                f"backward='{backward}' is not possible at '{surgery.requests[0].target}': {error}. "
                 "Use backward='dense', or 'auto' to be told by aug.plan."
             ) from error
         return Choice("dense", str(error))
@@ -114,19 +120,33 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
     streams = backward == "sparse" and all(_is_open_norm(graph, path, module) for path, module in norms)
     if norms and not streams:
         path, module = (
-            norms[0] if backward == "auto" else next(n for n in norms if not _is_open_norm(graph, *n))
+            norms[0] if backward != "sparse" else next(n for n in norms if not _is_open_norm(graph, *n))
         )
         hooked = type(module) in BATCH_NORMS and not is_plain_norm(module)
         hooks = ", and has hooks, which two streams would not call" if hooked else ""
         raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
+    proof = surgery.samples.proofs[0]
+    if proof.verdict == "coupled" or (proof.verdict == "statistics" and not streams):
+        kept_state = proof.meeting is not None and proof.meeting.kind == "state"
+        raise refuse(f"{proof.meeting}" if kept_state else f"rows meet: {proof.meeting}")
+    if proof.verdict == "unknown" and backward == "proved":
+        raise refuse(f"rows are not proved independent: {proof.meeting}")
+    if proof.verdict == "unknown" and any(surgery.samples.dims.values()):
+        raise refuse(
+            f"rows are not proved independent ({proof.meeting}), and are tried along dimension 0 only"
+        )
     share = flop_share(graph, cut)
     saving = request.subset * share
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
-    found = split(graph, cut, _two_sizes(surgery))
+    found = split(graph, cut, _two_sizes(surgery), surgery.samples.places[0])
+    kept = Kept(module for _, module in prefix_modules(graph, cut, model))
+    found = dataclasses.replace(found, least=proof.least, kept=None if norms else kept)
     size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
     if not norms:
-        return Choice("sparse", f"rows proved independent; {size}", found)
+        if proof.verdict == "proved":
+            return Choice("sparse", f"rows proved independent; {size}", found, proved=True)
+        return Choice("sparse", f"tried, not proved ({proof.meeting}); {size}", found)
     paths = [path for path, _ in norms]
     found = dataclasses.replace(found, two_streams=pair(found.prefix, paths))
     dropped = "the gradient that stopped rows get through the statistics is dropped"
@@ -176,25 +196,17 @@ def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[
 def _two_sizes(surgery: Surgery) -> Batch:
     """Capture once more at another batch size, and pair the values of the two graphs."""
     structure, captured, graph = surgery.structure, surgery.captured, surgery.graph
-    examples = structure.signature.examples
-    sizes = {
-        v.shape[0]
-        for v in torch.utils._pytree.tree_leaves(dict(examples))
-        if isinstance(v, Tensor) and v.dim()
-    }
-    if len(sizes) != 1:
-        raise SparseBackwardError("the inputs do not share their first dimension, the rows")
-    rows = sizes.pop()
+    rows, dims = surgery.samples.count, surgery.samples.dims
     more = rows + 3
 
     def enlarge(v: Any) -> Any:
-        if not isinstance(v, Tensor) or v.dim() == 0:
+        if not isinstance(v, Tensor) or id(v) not in dims:
             return v
-        return v.index_select(0, torch.arange(more, device=v.device) % rows)
+        return v.index_select(dims[id(v)], torch.arange(more, device=v.device) % rows)
 
-    bigger = torch.utils._pytree.tree_map(enlarge, dict(examples))
+    bigger = torch.utils._pytree.tree_map(enlarge, dict(structure.signature.examples))
     try:
-        with _no_log("torch._subclasses.fake_tensor"):
+        with quiet("torch._subclasses.fake_tensor"):
             other, other_graph = surgery.recapture(ModelStructure(structure.model, bigger))
     except CaptureError as error:
         raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
@@ -207,26 +219,20 @@ def _two_sizes(surgery: Surgery) -> Batch:
     return Batch(graph, (rows, more), values)
 
 
-@contextlib.contextmanager
-def _no_log(name: str) -> Iterator[None]:
-    """Torch logs an error before it raises it."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
+def probe_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
+    """Run a split model on its example; the reason against it, or an empty string.
 
-
-def probe_split(aug: Any, found: Split, signature: Signature) -> str:
-    """Run the coupling probe on a split model and its example; the reason against it, or an empty string."""
+    Of rows that are proved independent no more is tried than whether what both parts need can be computed beside them.
+    """
     examples = dict(signature.examples)
+    if proved and found.shared is None:
+        return ""
     if any(
         t.is_meta
         for t in [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
         if isinstance(t, Tensor)
     ):
-        return "the model lies on the meta device, where rows cannot be probed"
+        return "" if proved else "the model lies on the meta device, where rows cannot be probed"
     args, kwargs = signature.arrange(examples)
     values = signature.bind(tuple(args), kwargs)
     flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
@@ -234,6 +240,8 @@ def probe_split(aug: Any, found: Split, signature: Signature) -> str:
     try:
         if found.shared is not None and (against := _against_shared(aug, found, values)):
             return against
+        if proved:
+            return ""
         if (
             found.two_streams is not None
         ):  # the statistics are what the streams share; all else must not couple
@@ -245,7 +253,8 @@ def probe_split(aug: Any, found: Split, signature: Signature) -> str:
                 shared = aug._forward_shared(**values) if found.shared is not None else ()
             inputs = [*(values[name] for name in found.inputs), *shared]
             rows = list(found.rows)
-            against = probe(lambda taken: aug._forward_prefix(*taken)[0], inputs, rows, aug.original)
+            first = found.place.first
+            against = probe(lambda taken: first(aug._forward_prefix(*taken)[0]), inputs, rows, aug.original)
             if against.startswith("row "):
                 with contextlib.suppress(Exception):  # it only makes a reason more precise
                     against += first_coupled(aug, found.prefix, inputs, rows)

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, fx
 
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.rows import BATCH, Rows
+from graphaug.sparse.kept import Kept
 
 Merge = Literal["same", "sum"]
 _GRAPHS = ("shared", "prefix", "suffix", "two_streams")
@@ -30,6 +32,9 @@ class Split:
         crossing: how the crossing values of the two runs make that of all rows.
         augmentation: name of the augmentation's module.
         batch: name of the input and its dimension that tell the number of rows.
+        place: where the rows lie in the value at the cut.
+        least: so many rows every part must have.
+        kept: the modules of the prefix, as they were when it was split; the step is dense once they have changed.
         two_streams: the prefix on both sets of rows at once, where they share batch statistics; see two_streams.
     """
 
@@ -41,6 +46,9 @@ class Split:
     crossing: tuple[Any, ...]
     augmentation: str
     batch: tuple[str, int]
+    place: Rows = BATCH
+    least: int = 1
+    kept: Kept | None = None
     two_streams: fx.Graph | None = None
 
     def graphs(self) -> dict[str, fx.Graph]:
@@ -72,6 +80,10 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     augmentation: DeepAugment = getattr(owner, plan.augmentation)
     if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
         return owner._forward_training(**values)
+    if (
+        plan.kept is not None and not plan.kept.holds()
+    ):  # a hook, another child, a switch: nothing is proved of that
+        return owner._forward_training(**values)
     shared: tuple[Any, ...] = ()
     if plan.shared is not None:
         with torch.no_grad():
@@ -83,6 +95,8 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     stopped = augmentation.stopped_rows(rows)
     if stopped == rows and augmentation._subset < 1:
         # of so small a batch, by rounding alone: a parameter without any gradient is no surprise at subset=1 only
+        return owner._forward_training(**values)
+    if 0 < stopped < plan.least or 0 < rows - stopped < plan.least:  # what is proved is not of so few rows
         return owner._forward_training(**values)
 
     if stopped == 0:
@@ -113,7 +127,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
         h_gone = h_gone.detach() * augmentation.draw_noise(h_gone)
-        h = rows_of(torch.cat([h_gone, h_kept]), 0, torch.argsort(order))
+        h = like(plan.place.take(plan.place.join(h_gone, h_kept), torch.argsort(order)), h_kept)
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
 
@@ -137,7 +151,11 @@ def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, c
 
 def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:
     """Some rows of a tensor, in its own memory format: ``index_select`` alone gives a contiguous one."""
-    chosen = value.index_select(dimension, index)
+    return like(value.index_select(dimension, index), value)
+
+
+def like(chosen: Tensor, value: Tensor) -> Tensor:
+    """A tensor in the memory format of another: joining and selecting give contiguous ones."""
     if (
         value.dim() == 4
         and not value.is_contiguous()

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
@@ -24,8 +25,8 @@ from graphaug.torch_private import set_grad_enabled
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
 
 
-def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
-    """Split a training graph at the augmentation node ``cut``.
+def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> Split:
+    """Split a training graph at the augmentation node ``cut``, where rows lie at ``place``.
 
     Raises:
         SparseBackwardError: it cannot be split; the message is the reason, as a clause.
@@ -35,8 +36,6 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
     assert isinstance(value, fx.Node)
     if not isinstance(value_of(value), Tensor):
         raise SparseBackwardError("the value at the cut is no single tensor")
-    if batch.rows_of(value) != 0:
-        raise SparseBackwardError("the value at the cut has its rows not in dimension 0")
     if any(n.target is set_grad_enabled for n in graph.nodes):
         raise SparseBackwardError("opened code switches gradients off and on itself")
 
@@ -83,6 +82,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch) -> Split:
         crossing=tuple(batch.merge_of(n) for n in crossing),
         augmentation=str(cut.target),
         batch=(str(counted.target), dimension),
+        place=place,
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx, nn
 
 ALIAS = "graphaug_alias_"
-_BREAKS_QUOTES = set("\"\\\n\r\0")
+_BREAKS_QUOTES = set('"\\\n\r\0')
 
 
 def speakable(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> fx.Graph:
@@ -50,4 +50,6 @@ def _is_path(node: fx.Node) -> bool:
 def _is_unspeakable(path: str, owner: type) -> bool:
     """Whether torch's generated code would be no Python, or mean something else; it quotes what is no identifier."""
     first, *rest = path.split(".")
-    return hasattr(owner, first) or any(keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest))
+    return hasattr(owner, first) or any(
+        keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest)
+    )

@@ -39,6 +39,7 @@ class PlannedSite:
         note: what else there is to know of it ("bypassed: 'add' also receives …").
         shape: shape of the value on the example, if there was one.
         flops_before: share of the forward FLOPs up to the site, in [0, 1], if they were counted.
+        rows: where the rows, which are samples, lie in the value, in words.
     """
 
     request: Request
@@ -46,6 +47,7 @@ class PlannedSite:
     note: str
     shape: tuple[int, ...] | None = None
     flops_before: float | None = None
+    rows: str = "dimension 0"
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,7 @@ class Plan:
             rows.append(("", site.note))
             if site.shape is not None:
                 rows.append(("", "value " + "×".join(map(str, site.shape))))
+            rows.append(("", f"rows: {site.rows}"))
         rows.append(("backward", f"{self.backward}: {self.reason}"))
         if self.freeze is not None:
             where = "up to and including the cut" if self.freeze.side == "before" else "behind the cut"

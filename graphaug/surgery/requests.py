@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
 from graphaug.augment.deep_augment import DeepAugment, check_choice, check_probability
+from graphaug.augment.rows import BATCH, Rows
 from graphaug.errors import AlreadyRewritten, InvalidOption, SelectorError, SiteCountMismatch
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At, resolve
@@ -30,20 +31,25 @@ class Options(TypedDict, total=False):
     expect: int | None
     allow_bypass: bool
     backward: str
+    rows: int | None
     example_inputs: Any
 
 
-def check_options(options: Request, freeze: str | None, backward: str, allow_bypass: bool) -> None:
+def check_options(
+    options: Request, freeze: str | None, backward: str, allow_bypass: bool, rows: int | None
+) -> None:
     """Raise ``InvalidOption`` if one of the options is outside its domain."""
     augmentation_of(options)
     check_choice("freeze", freeze)
     check_choice("backward", backward)
+    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
+        raise InvalidOption(f"rows={rows!r} is no dimension of the inputs: give 0, 1, …")
     if not isinstance(allow_bypass, bool):
         raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
 
 
-def augmentation_of(request: Request) -> DeepAugment:
-    """The module that does what was requested at a site."""
+def augmentation_of(request: Request, place: Rows = BATCH) -> DeepAugment:
+    """The module that does what was requested at a site, where the rows lie as told."""
     return DeepAugment(
         request.rate,
         request.subset,
@@ -51,6 +57,7 @@ def augmentation_of(request: Request) -> DeepAugment:
         request.sampling,
         request.granularity,
         request.pairing,
+        place,
     )
 
 

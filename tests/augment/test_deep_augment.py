@@ -13,6 +13,7 @@ from torch import Tensor
 
 from graphaug import DeepAugment
 from graphaug.augment.deep_augment import noise_shape
+from graphaug.augment.rows import Rows
 from graphaug.errors import BatchError, InvalidOption
 
 SHAPES = {"N×C×H×W": (8, 16, 5, 5), "N×T×D": (8, 7, 40), "N×D": (8, 300)}
@@ -326,7 +327,6 @@ def test_a_transformers_output_stays_what_it_is() -> None:
 @pytest.mark.parametrize(
     ("h", "message"),
     [
-        (torch.ones(1, 5), "1 row is too few"),
         (torch.ones(0, 5), "0 row"),
         (torch.ones(5), r"shape \(5,\)"),
         (torch.tensor(1.0), r"shape \(\)"),
@@ -388,3 +388,74 @@ def test_one_sided_pairing_keeps_its_limit_when_the_subset_changes() -> None:
     with pytest.raises(InvalidOption, match=r"at most 0\.5"):
         node.set_subset(0.75)
     assert float(node.subset) == 0.5
+
+
+# --- rows that are samples, wherever they lie -----------------------------------------------------------
+
+PLACES = [Rows(0), Rows(1), Rows(0, 1, 3), Rows(0, 2, 1), Rows(1, 2, 3), Rows(2)]
+
+
+@pytest.mark.parametrize("granularity", ["element", "channel", "position"])
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_a_sample_is_augmented_with_all_of_its_slices_or_not_at_all(place: Rows, granularity: str) -> None:
+    count, rate = 6, 0.5
+    shape = [7, 8, 40]
+    shape[place.dim] = place.outer * count * place.inner
+    node = DeepAugment(rate, 0.5, True, granularity=granularity, place=place)
+    h = torch.ones(shape, requires_grad=True)
+    out = node(h)
+    out.sum().backward()
+    index = torch.arange(shape[place.dim])
+    owner = index // place.inner % count  # the definition
+    changed = []
+    for sample in range(count):
+        own = index[owner == sample]
+        slope = h.grad.index_select(place.dim, own)
+        value = out.index_select(place.dim, own)
+        assert bool((slope == 0).all()) or bool((slope == 1).all())
+        changed.append(bool((slope == 0).all()))
+        if not changed[-1]:
+            assert bool((value == 1).all())
+        else:
+            assert set(value.unique().tolist()) <= {0.0, 2.0}
+    assert sum(changed) == 3
+
+
+@pytest.mark.parametrize("place", PLACES, ids=str)
+def test_samples_are_taken_and_joined_where_they_lie(place: Rows) -> None:
+    shape = [7, 8, 9]
+    shape[place.dim] = place.outer * 6 * place.inner
+    h = torch.randn(shape)
+    order = torch.randperm(6)
+    first, second = place.take(h, order[:2]), place.take(h, order[2:])
+    assert torch.equal(place.take(place.join(first, second), torch.argsort(order)), h)
+    index = torch.arange(shape[place.dim])
+    for sample in range(6):
+        own = h.index_select(place.dim, index[index // place.inner % 6 == sample])
+        assert torch.equal(place.take(h, torch.tensor([sample])), own)
+        assert torch.equal(place.first(h)[sample].flatten().sort().values, own.flatten().sort().values)
+
+
+def test_a_value_that_holds_no_whole_samples_is_refused() -> None:
+    with pytest.raises(BatchError, match="3 slices"):
+        DeepAugment(place=Rows(0, 1, 3))(torch.ones(7, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "counts"),
+    [
+        ({"subset": 0.5}, {0}),
+        ({"subset": 0.0}, {0}),
+        ({"subset": 1.0}, {1}),
+        ({"subset": 0.75}, {1}),
+        ({"subset": 0.5, "sampling": "bernoulli"}, {0, 1}),
+        ({"subset": 0.5, "pairing": "one-sided"}, {0}),
+        ({"subset": 0.25, "pairing": "one-sided", "sampling": "bernoulli"}, {0}),
+    ],
+    ids=str,
+)
+def test_a_batch_of_one_row_is_augmented_as_the_share_rounds(options: Any, counts: set[int]) -> None:
+    torch.manual_seed(0)
+    node = DeepAugment(rate=1.0, **options)
+    found = {int((node(torch.ones(1, 50)) == 0).all()) for _ in range(30)}
+    assert found == counts

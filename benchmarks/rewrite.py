@@ -1,0 +1,104 @@
+"""Processor time of `graphaug.rewrite` against an eager training step of the same model and batch.
+
+``python -m benchmarks.rewrite [names]``: one row a model; with ``--depth`` BERTs of 2 to 24 layers, whose times should
+grow as their layers do. Both are timed in one process by processor time, so that a busy machine matters little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphaug as ga
+
+ROWS, TOKENS = 8, 64
+TARGET = 2.0
+"""So many steps a rewrite may take."""
+
+
+def _text(model: nn.Module) -> tuple[nn.Module, Any]:
+    ids = torch.randint(1000, (ROWS, TOKENS))
+    return model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def bert(layers: int = 12) -> tuple[nn.Module, Any, str]:
+    from transformers import BertConfig, BertModel
+
+    model = BertModel(BertConfig(num_hidden_layers=layers), add_pooling_layer=False)
+    return *_text(model), f"encoder.layer.{layers // 2}"
+
+
+def gpt2() -> tuple[nn.Module, Any, str]:
+    from transformers import GPT2Config, GPT2Model
+
+    return *_text(GPT2Model(GPT2Config(use_cache=False))), "h.6"
+
+
+def _image(name: str, at: str) -> tuple[nn.Module, Any, str]:
+    import torchvision
+
+    return torchvision.models.get_model(name, weights=None), torch.randn(ROWS, 3, 224, 224), at
+
+
+MODELS: dict[str, Callable[[], tuple[nn.Module, Any, str]]] = {
+    "BERT-base": bert,
+    "GPT-2": gpt2,
+    "ViT-B/16": lambda: _image("vit_b_16", "encoder.layers.encoder_layer_6"),
+    "Swin-T": lambda: _image("swin_t", "features.5"),
+    "ConvNeXt-T": lambda: _image("convnext_tiny", "features.5"),
+    "ResNet-50": lambda: _image("resnet50", "layer3"),
+}
+
+
+def step(model: nn.Module, x: Any) -> None:
+    """A forward and a backward."""
+    out = model(**x) if isinstance(x, dict) else model(x)
+    out = out if isinstance(out, Tensor) else out[0]
+    out.square().mean().backward()
+    model.zero_grad()
+
+
+def seconds(run: Callable[[], Any], times: int = 2) -> float:
+    """The least processor time of a few runs."""
+    taken = []
+    for _ in range(times):
+        begin = time.process_time()
+        run()
+        taken.append(time.process_time() - begin)
+    return min(taken)
+
+
+def measure(build: Callable[[], tuple[nn.Module, Any, str]]) -> tuple[float, float, str]:
+    """Processor seconds of a rewrite and of a step, and what was chosen."""
+    model, x, at = build()
+    model.train()
+    one = seconds(lambda: step(model, x))
+    plan = ga.rewrite(model, at, stop_grad=True, example_inputs=x, dry_run=True)
+    taken = seconds(lambda: ga.rewrite(model, at, stop_grad=True, example_inputs=x, dry_run=True), 1)
+    return taken, one, f"{plan.backward}: {plan.reason}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", choices=[[], *MODELS], default=[])
+    parser.add_argument("--depth", action="store_true", help="BERTs of 2 to 24 layers instead")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    chosen = {name: MODELS[name] for name in options.names or MODELS}
+    if options.depth:
+        chosen = {f"BERT, {n} layers": (lambda n=n: bert(n)) for n in (2, 6, 12, 24)}
+    print("| model | rewrite (s) | step (s) | steps | backward |\n| --- | ---: | ---: | ---: | --- |")
+    for name, build in chosen.items():
+        taken, one, what = measure(build)
+        print(f"| {name} | {taken:.2f} | {one:.2f} | {taken / one:.2f} | {what} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,85 @@
+"""Rows are samples: where the data of every sample lie in a value, and how to mask, take and join them there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Samples along one dimension: at index ``(o * B + b) * inner + i`` of it lies sample ``b`` of ``B``.
+
+    ``Rows(0)`` is an ordinary batch, ``Rows(1)`` a sequence-first one, ``Rows(0, 1, 5)`` holds five frames or windows
+    of each sample behind each other, ``Rows(0, 2)`` two views, one batch behind the other. What lies in the slices of
+    a sample depends on that sample alone, and not on ``b`` or ``B``.
+
+    Attributes:
+        dim: the dimension.
+        outer: how many times the whole batch stands behind each other along it.
+        inner: how many neighbours a sample has there.
+        uniform: every layout of that many slices fits: they are equal, or drawn independently of each other.
+    """
+
+    dim: int
+    outer: int = 1
+    inner: int = 1
+    uniform: bool = False
+
+    def at(self, dim: int) -> Rows:
+        """The same rows along another dimension."""
+        return Rows(dim, self.outer, self.inner, self.uniform)
+
+    @property
+    def slices(self) -> int:
+        """How many slices along the dimension belong to each sample."""
+        return self.outer * self.inner
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether every sample is one slice."""
+        return self.outer == self.inner == 1
+
+    def count(self, shape: tuple[int, ...] | torch.Size) -> int:
+        """The number of samples in a value of this shape."""
+        return shape[self.dim] // self.slices
+
+    def describe(self, shape: tuple[int, ...] | None) -> str:
+        """In words: ``dimension 1 of 7×6×16, 6 samples``."""
+        if shape is None:
+            return f"dimension {self.dim}"
+        text = f"dimension {self.dim} of {'×'.join(map(str, shape))}, {self.count(shape)} samples"
+        if self.inner > 1:
+            text += f" of {self.inner} slices each"
+        return text + (f", {self.outer} times" if self.outer > 1 else "")
+
+    def over(self, mask: Tensor, value: Tensor) -> Tensor:
+        """A mask of samples, of shape (B,), as one that broadcasts against the value."""
+        if not self.is_plain:
+            mask = mask.view(1, -1, 1).expand(self.outer, -1, self.inner).reshape(-1)
+        return mask.view(*[1] * self.dim, -1, *[1] * (value.dim() - 1 - self.dim))
+
+    def take(self, value: Tensor, index: Tensor) -> Tensor:
+        """The samples at ``index``, in that order, each with all of its slices."""
+        if self.is_plain:
+            return value.index_select(self.dim, index)
+        parts = value.unflatten(self.dim, (self.outer, -1, self.inner))
+        return parts.index_select(self.dim + 1, index).flatten(self.dim, self.dim + 2)
+
+    def join(self, first: Tensor, second: Tensor) -> Tensor:
+        """The samples of one value before those of another."""
+        if self.outer == 1:
+            return torch.cat([first, second], self.dim)
+        parts = [t.unflatten(self.dim, (self.outer, -1)) for t in (first, second)]
+        return torch.cat(parts, self.dim + 1).flatten(self.dim, self.dim + 1)
+
+    def first(self, value: Tensor) -> Tensor:
+        """The value with the samples in dimension 0, all that is a sample's behind it."""
+        moved = value.movedim(self.dim, 0)
+        return moved.unflatten(0, (self.outer, -1, self.inner)).movedim(1, 0)
+
+
+BATCH = Rows(0)
+"""An ordinary batch: every index of dimension 0 is a sample."""

@@ -1,0 +1,277 @@
+"""Row provenance: where every sample lies in a value of a model, and a proof that no sample sees another on the way."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.autograd.function import BackwardCFunction
+from torch.nn.parameter import is_lazy
+
+from graphaug.capture.state import unchanged, undrawn
+from graphaug.proof.follow import Follow, Watch, following, module_paths
+from graphaug.proof.outside import Outside, stated
+from graphaug.proof.places import Meeting, Rows, State
+from graphaug.proof.symbols import PRIME, RowCount
+
+Verdict = Literal["proved", "coupled", "statistics", "unknown"]
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a trace tells of the rows of a value.
+
+    Attributes:
+        verdict: "proved": no row sees another, in value or gradient; "coupled": they meet, in ``meeting``;
+            "statistics": in batch statistics only; "unknown": something could not be followed.
+        place: where the samples lie in the value, or None if that cannot be told.
+        meeting: the first operation at which rows meet or are lost, or None.
+        statistics: every normalisation by statistics of the batch.
+        operations: how many operations were followed.
+        sizes: where they lie as far as sizes tell: the one dimension that is as long as there are rows.
+        least: the least number of rows that it holds for: 1, or 2 where the code asks whether there is more than one.
+    """
+
+    verdict: Verdict
+    place: Rows | None
+    meeting: Meeting | None = None
+    statistics: tuple[Meeting, ...] = ()
+    operations: int = 0
+    sizes: Rows | None = None
+    least: int = 1
+
+    def __str__(self) -> str:
+        if self.verdict == "proved":
+            return f"rows proved independent over {self.operations} operations"
+        if self.verdict == "unknown":
+            return f"not proved: {self.meeting}"
+        return f"rows meet: {self.meeting}"
+
+
+class Forward(nn.Module):
+    """A function of a model's modules, as a module: so that its parameters can be exchanged for a call."""
+
+    def __init__(self, model: nn.Module, run: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.run = run
+
+    def forward(self, values: dict[str, Any]) -> Any:
+        """Run the function."""
+        return self.run(values)
+
+
+def prove(
+    model: nn.Module,
+    run: Callable[[dict[str, Any]], Any],
+    values: Mapping[str, Any],
+    dims: Mapping[int, int],
+    stop: bool = False,
+) -> list[Proof]:
+    """Follow the rows of a batch from a model's inputs to a value.
+
+    Nothing is computed: parameters, buffers and inputs are fake for the time, with a symbol for the number of rows. The
+    model, its modes and every generator are left as they were.
+
+    Args:
+        model: owner of the modules, in the modes that are asked about.
+        run: computes values from the inputs by name, with the model's own modules; gives a list of them.
+        values: examples of the inputs, which may hold tensors in nested containers.
+        dims: the dimension of samples of every input tensor that has one, by the tensor's ``id``.
+        stop: give up where rows first meet, whatever comes of it.
+
+    Returns:
+        For every value the proof, or what stands against it. A forward that cannot be followed to its end gives one.
+    """
+    lazy = next((n for n, p in model.named_parameters() if is_lazy(p)), None)
+    if lazy is not None:
+        return [_unknown(f"the parameter '{lazy}' has no shape yet")]
+    with undrawn(), unchanged(model, tensors=False), quiet("torch._subclasses.fake_tensor"):
+        return _traced(model, run, values, dims, stop)
+
+
+@contextlib.contextmanager
+def quiet(name: str) -> Iterator[None]:
+    """Torch logs an error before it raises it."""
+    logger = logging.getLogger(name)
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
+def _unknown(why: str) -> Proof:
+    return Proof("unknown", None, Meeting("unknown", "", why))
+
+
+def _traced(
+    model: nn.Module,
+    run: Callable[[dict[str, Any]], Any],
+    values: Mapping[str, Any],
+    dims: Mapping[int, int],
+    stop: bool,
+) -> list[Proof]:
+    count = RowCount()
+    fake = FakeTensorMode(shape_env=count, allow_non_fake_inputs=True)
+    held = _held(model)
+    if any(n and n % PRIME == 0 for _, t in held for n in t.shape):
+        return [_unknown(f"a parameter has a size that {PRIME} divides, which stands for the number of rows")]
+    fakes: dict[str, Tensor] = {f"model.{name}": fake.from_tensor(t, static_shapes=True) for name, t in held}
+    storages = {f.untyped_storage()._cdata: name.removeprefix("model.") for name, f in fakes.items()}
+
+    def owned(tensor: Tensor) -> str:
+        """The name of a tensor's memory among the model's, or of a constant of its code."""
+        if not isinstance(tensor, FakeTensor):
+            return "a tensor that the model holds"
+        return storages.get(tensor.untyped_storage()._cdata, "")
+
+    follow, watch = Follow(count, module_paths(model), owned, stop), Watch(count)
+    for tensor in fakes.values():
+        follow.states[tensor] = None
+    outside = first = Outside(model)
+    call = _Call(Forward(model, run), fakes, follow, watch, fake)
+    changed = ""
+    try:
+        out = call(values, dims)
+        drawn = outside.drawn()
+        if not drawn and outside.changed(fakes, call.given):  # a table that is made once and kept is no state
+            outside = Outside(model)
+            call.given = dict(fakes)
+            out = call(values, dims)
+        changed = drawn or outside.changed(fakes, call.given)
+    except Exception as error:
+        said = next(iter(str(error).strip().splitlines()), "")[:160]
+        seen = follow.decision or Meeting("unknown", "", f"tracing fails: {type(error).__name__}: {said}")
+        return [_verdict(follow, seen)]
+    finally:
+        first.restore()
+    against = _against(model, follow, watch, changed)
+    states = [_state(follow, value) for value in out]
+    if against is None and (name := _own_backward(out)):
+        against = Meeting("unknown", name, f"{name} has a backward of its own, which is not followed")
+    sizes = [follow.by_sizes(value) for value in out]
+    del out
+    if against is None and _escaped(follow, set(map(id, fakes.values()))):
+        against = Meeting("state", "", "a value of the prefix is kept outside of the model")
+    return [_verdict(follow, against, s, d) for s, d in zip(states, sizes, strict=True)]
+
+
+def _held(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Every parameter and buffer, by all of its names."""
+    return [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+
+
+def _state(follow: Follow, value: Any) -> State:
+    return (
+        follow.state(value) if isinstance(value, Tensor) else Meeting("unknown", "", "the value is no tensor")
+    )
+
+
+class _Call:
+    """Calls a forward on fresh fake inputs, with fake parameters."""
+
+    def __init__(
+        self, forward: Forward, fakes: dict[str, Tensor], follow: Follow, watch: Watch, fake: FakeTensorMode
+    ) -> None:
+        self.forward, self.follow, self.watch, self.fake = forward, follow, watch, fake
+        self.given = dict(fakes)
+
+    def __call__(self, values: Mapping[str, Any], dims: Mapping[int, int]) -> Any:
+        with self.fake, self.follow.count.kernel():
+            inputs = torch.utils._pytree.tree_map(lambda v: self._input(v, dims), dict(values))
+        with following(self.follow, self.watch, self.fake):
+            # writes back into `given` what the forward puts in the place of a buffer
+            try:
+                return torch.func.functional_call(self.forward, self.given, (inputs,), tie_weights=False)
+            finally:
+                torch.clear_autocast_cache()  # it would keep fake weights
+
+    def _input(self, value: Any, dims: Mapping[int, int]) -> Any:
+        """A fake tensor like an example, with the symbol for its number of rows."""
+        if not isinstance(value, Tensor):
+            return value
+        dim = dims.get(id(value))
+        sizes = [self.follow.count.rows if d == dim else n for d, n in enumerate(value.shape)]
+        made = torch.empty(sizes, dtype=value.dtype, device=value.device)
+        if made.is_floating_point() or made.is_complex():
+            made = made.requires_grad_().clone()  # no leaf: a forward may write into its input
+        if (
+            value.dim() == 4
+            and not value.is_contiguous()
+            and value.is_contiguous(memory_format=torch.channels_last)
+        ):
+            made = made.contiguous(memory_format=torch.channels_last)
+        self.follow.states[made] = None if dim is None else Rows(dim)
+        return made
+
+
+def _against(model: nn.Module, follow: Follow, watch: Watch, changed: str) -> Meeting | None:
+    """What speaks against the rows beside the operations on them."""
+    count = follow.count
+    if count.asked:
+        return Meeting("place", "", f"the forward asks {count.asked}")
+    if count.fixed:
+        return Meeting("unknown", "", f"the number of rows becomes a plain number{count.fixed.rstrip()}")
+    if watch.hooked:
+        return Meeting("unknown", "", f"the forward looks into its own backward ({watch.hooked})")
+    if changed:
+        return Meeting("state", "", changed)
+    kept = ("running_mean", "running_var", "num_batches_tracked")
+    for name, meeting in follow.state_writes:
+        if not (follow.statistics and name.endswith(kept)):
+            held = stated(model, name) if name in dict(_held(model)) else name
+            return dataclasses.replace(meeting, why=f"{held} keeps state of the batch", module="")
+    return None
+
+
+def _own_backward(out: Any) -> str:
+    """The first function behind some values whose backward is Python code, or an empty string."""
+    seen, stack = set(), [v.grad_fn for v in out if isinstance(v, Tensor)]
+    while stack:
+        node = stack.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if isinstance(node, BackwardCFunction):
+            return type(node).__name__.removesuffix("Backward")
+        stack.extend(following_node for following_node, _ in node.next_functions)
+    return ""
+
+
+def _escaped(follow: Follow, owned: set[int]) -> bool:
+    """Whether a value with rows or a gradient is still held by somebody, now that the output is gone."""
+
+    def held() -> bool:
+        return any(
+            id(t) not in owned and (state is not None or t.requires_grad)
+            for t, state in list(follow.states.items())
+        )
+
+    if not held():
+        return False
+    gc.collect()
+    return held()
+
+
+def _verdict(
+    follow: Follow, against: Meeting | None, state: State = None, sizes: Rows | None = None
+) -> Proof:
+    place = state if isinstance(state, Rows) else None
+    meeting = state if isinstance(state, Meeting) else against
+    if meeting is None and place is None:
+        meeting = Meeting("place", "", "the value holds nothing of any row")
+    verdict: Verdict = "proved"
+    if meeting is not None:
+        verdict = "unknown" if meeting.kind == "unknown" else "coupled"
+    elif follow.statistics:
+        verdict, meeting = "statistics", follow.statistics[0]
+    return Proof(verdict, place, meeting, tuple(follow.statistics), follow.ops, sizes, follow.count.least)

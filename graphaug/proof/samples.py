@@ -1,0 +1,256 @@
+"""Which dimension of the inputs holds the samples, and where they lie at every cut of a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.augment.rows import BATCH, Rows
+from graphaug.capture.dataflow import before
+from graphaug.capture.names import CONSTANTS
+from graphaug.capture.state import unchanged
+from graphaug.capture.values import assume, value_of
+from graphaug.errors import InvalidOption
+from graphaug.proof.rows import Proof, prove
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is known of the samples of a model's example.
+
+    Attributes:
+        count: how many there are.
+        dims: the dimension of samples of every example tensor that has one, by the tensor's ``id``.
+        places: where they lie at every cut.
+        proofs: what is proved of every cut; empty without examples.
+        note: what a user should know of it, or an empty string.
+    """
+
+    count: int
+    dims: Mapping[int, int]
+    places: tuple[Rows, ...]
+    proofs: tuple[Proof, ...]
+    note: str = ""
+
+
+def find_samples(
+    model: nn.Module,
+    graph: fx.Graph,
+    cuts: Sequence[fx.Node],
+    examples: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    rows: int | None = None,
+) -> Samples:
+    """Find the samples of an example, at its inputs and at the cuts.
+
+    It is the dimension along which nothing meets, batch statistics aside: dimension 0 if that holds, else the first
+    other one along which nothing meets in the whole model, else dimension 0.
+
+    Args:
+        model: owner of the modules.
+        graph: its training graph with the augmentations inserted.
+        cuts: their nodes.
+        examples: the inputs by name; no tensors are no examples.
+        constants: what opened code refers to and no module owns, by name.
+        rows: the dimension of the inputs, where it is told.
+
+    Raises:
+        InvalidOption: ``rows`` contradicts the proof, or the samples cannot be told at a cut.
+    """
+    lead = _lead(examples)
+    if lead is None:
+        assumed = "" if rows in (None, 0) else f"the {rows} of rows= is taken for the dimension at every site"
+        place = BATCH if rows is None else Rows(rows)
+        note = assumed or "rows: dimension 0 is taken for the batch; with example_inputs it would be proved"
+        return Samples(0, {}, (place,) * len(cuts), (), note)
+    if rows is not None and not 0 <= rows < lead.dim():
+        raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
+    ask = _Asker(model, graph, examples, constants)
+    chosen = 0 if rows is None else rows
+    proofs = ask(cuts, chosen)
+    other = _other(ask, cuts, lead, chosen) if proofs[0].verdict == "coupled" else None
+    if other is not None:
+        if rows is not None:
+            raise InvalidOption(
+                f"rows={rows}: along dimension {rows} {proofs[0].meeting}, and along dimension {other} nothing meets. "
+                f"Leave rows= away, or give rows={other}."
+            )
+        chosen, proofs = other, ask(cuts, other)
+    places: list[Rows] = []
+    notes: list[str] = []
+    for i, cut in enumerate(cuts):
+        proof = proofs[min(i, len(proofs) - 1)]
+        place = proof.place
+        if place is None:
+            place, note = _by_sizes(cut, proof, lead.shape[chosen], rows)
+            notes.append(note)
+        places.append(place)
+    count = int(lead.shape[chosen])
+    return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
+
+
+def proofs_of(
+    model: nn.Module,
+    graph: fx.Graph,
+    nodes: Sequence[fx.Node],
+    examples: Mapping[str, Any],
+    constants: Mapping[str, Any],
+) -> dict[fx.Node, Proof]:
+    """What one trace tells of the rows of many values, samples along dimension 0 of the inputs; nothing if it fails."""
+    if _lead(examples) is None:
+        return {}
+    found = _Asker(model, graph, examples, constants)(nodes, 0)
+    return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
+
+
+def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple[Rows, str]:
+    """Where the rows lie as far as sizes tell, and a note that it is no more than that.
+
+    Raises:
+        InvalidOption: sizes do not tell.
+    """
+    place = proof.sizes
+    shape = tuple(getattr(value_of(cut), "shape", ()))
+    if place is None and rows is not None and rows < len(shape):
+        place = Rows(rows)
+    if place is None and (not shape or shape[0] == count):
+        place = BATCH
+    if place is None:
+        raise InvalidOption(
+            f"which rows of '{cut.meta.get('site') or cut.name}' ({'×'.join(map(str, shape))}) belong to which of the "
+            f"{count} samples cannot be told: {proof.meeting}. Choose another site, or pass rows=."
+        )
+    return (
+        place,
+        f"rows NOT proved to be samples, dimension {place.dim} is as long as the batch: {proof.meeting}",
+    )
+
+
+def _lead(examples: Mapping[str, Any]) -> Tensor | None:
+    """The first input that holds data: of floating point, or else the first tensor."""
+    found = [t for t in _leaves(examples) if t.dim() > 0]
+    return next((t for t in found if t.is_floating_point()), found[0] if found else None)
+
+
+def _leaves(examples: Mapping[str, Any]) -> Iterator[Tensor]:
+    yield from (t for t in torch.utils._pytree.tree_leaves(dict(examples)) if isinstance(t, Tensor))
+
+
+def _other(ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int) -> int | None:
+    """Another dimension along which nothing meets in the whole model."""
+    for dim in range(min(lead.dim(), 4)):
+        if dim == chosen or lead.shape[dim] < 2:
+            continue
+        if ask(cuts, dim, stop=True)[0].verdict in ("proved", "statistics"):
+            whole = ask(None, dim, stop=True)
+            if all(p.verdict in ("proved", "statistics") for p in whole):
+                return dim
+    return None
+
+
+class _Asker:
+    """Asks for proofs of a graph's values, samples along one dimension of the inputs or another."""
+
+    def __init__(
+        self, model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
+    ) -> None:
+        self.model, self.graph, self.constants = model, graph, constants
+        self.examples = {
+            str(n.target): examples.get(str(n.target)) for n in graph.nodes if n.op == "placeholder"
+        }
+        for node in graph.nodes:  # what was not given has its default
+            if node.op == "placeholder" and node.args and str(node.target) not in examples:
+                self.examples[str(node.target)] = node.args[0]
+
+    def dims(self, dim: int) -> dict[int, int]:
+        """The dimension of samples of every input, if it is the given one in the leading input."""
+        lead = _lead(self.examples)
+        assert lead is not None
+        count, found = lead.shape[dim], {}
+        for t in _leaves(self.examples):
+            if t.dim() > dim and t.shape[dim] == count:
+                found[id(t)] = dim
+            elif count in t.shape and dim > 0:
+                found[id(t)] = list(t.shape).index(count)
+        return found
+
+    def __call__(self, cuts: Sequence[fx.Node] | None, dim: int, stop: bool = False) -> list[Proof]:
+        """The proofs of the cuts' values, or of everything that the graph returns."""
+        needed = {n for n in self.graph.nodes if n.op != "output"}
+        if cuts is not None:
+            needed = set().union(*(before(_input(c)) for c in cuts))
+        ends = None if cuts is None else [_input(c) for c in cuts]
+        run = _Run(self.model, self.graph, needed, ends, self.constants)
+        with unchanged(self.model, tensors=False):
+            self.model.train()
+            return prove(self.model, run, self.examples, self.dims(dim), stop)
+
+
+def _input(cut: fx.Node) -> fx.Node:
+    """The value that enters an augmentation."""
+    return cut.all_input_nodes[0] if cut.meta.get("augmentation") else cut
+
+
+class _Run(fx.Interpreter):
+    """Runs a part of a graph on a model's own modules, its augmentations doing nothing."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: fx.Graph,
+        needed: set[fx.Node],
+        ends: Sequence[fx.Node] | None,
+        constants: Mapping[str, Any],
+    ) -> None:
+        super().__init__(model, garbage_collect_values=False, graph=graph)
+        self.needed, self.ends, self.constants = needed, ends, constants
+
+    def __call__(self, values: dict[str, Any]) -> list[Any]:
+        """The first tensor of every end."""
+        env: dict[fx.Node, Any] = {}
+        for node in self.graph.nodes:
+            if node.op == "placeholder":
+                env[node] = values[str(node.target)]
+            elif node.op == "output" or node.target is assume:
+                continue
+            elif node in self.needed and node.meta.get("augmentation"):
+                env[node] = env[node.all_input_nodes[0]]
+            elif node in self.needed:
+                args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+                env[node] = getattr(self, node.op)(node.target, args, kwargs)
+        if self.ends is not None:
+            return [_first(env[end]) for end in self.ends]
+        (output,) = (n for n in self.graph.nodes if n.op == "output")
+        returned = fx.node.map_arg(output.args[0], env.__getitem__)
+        leaves = torch.utils._pytree.tree_leaves(_plain(returned))
+        return [t for t in leaves if isinstance(t, Tensor) and t.dim() > 0]
+
+    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
+        """A parameter, a buffer or a constant."""
+        room, _, name = str(target).rpartition(".")
+        return self.constants[name] if room == CONSTANTS else super().get_attr(target, args, kwargs)
+
+
+def _first(value: Any) -> Any:
+    """The tensor that an augmentation acts on: a value, or its first entry."""
+    while not isinstance(value, Tensor):
+        if isinstance(value, Mapping):
+            value = next(iter(value.values()), None)
+        elif isinstance(value, (tuple, list)) and value:
+            value = value[0]
+        else:
+            return value
+    return value
+
+
+def _plain(value: Any) -> Any:
+    """Outputs as plain containers, which every pytree knows."""
+    if hasattr(value, "items"):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(v) for v in value]
+    return value

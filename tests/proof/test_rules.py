@@ -1,0 +1,51 @@
+"""The rules against the definition, over torch's own database of operations, and against DTensor's sharding rules."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import pytest
+
+pytest.importorskip("expecttest", reason="torch's own database of operations needs it")
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    from torch.testing._internal.common_methods_invocations import op_db
+
+from operations import check
+
+UNINITIALISED = {
+    "empty",
+    "empty_like",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty",
+    "new_empty_strided",
+    "resize_",
+}
+"""What these return is nobody's data, in two calls not the same."""
+COVERED = [info for info in op_db if info.name not in UNINITIALISED]
+
+
+def _wrong(entries: list[Any]) -> tuple[int, list[str]]:
+    found = [(info.name, check(info)) for info in entries]
+    return len({name for name, c in found if c.proved}), [w for _, c in found for w in c.wrong]
+
+
+def test_no_rule_contradicts_the_definition_on_a_sample_of_operations() -> None:
+    """Every twenty-fifth entry of the database; the whole of it is left to the long tests."""
+    covered, wrong = _wrong(COVERED[7::25])
+    assert not wrong, "\n".join(wrong)
+    assert covered >= 15
+
+
+@pytest.mark.long
+def test_no_rule_contradicts_the_definition_on_any_operation(capsys: pytest.CaptureFixture[str]) -> None:
+    covered, wrong = _wrong(COVERED)
+    with capsys.disabled():
+        print(
+            f"\nthe rules cover {covered} of {len({i.name for i in COVERED})} operations of torch's database"
+        )
+    assert not wrong, "\n".join(wrong)
+    assert covered >= 300

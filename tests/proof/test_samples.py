@@ -1,0 +1,257 @@
+"""Rows are samples: found at the inputs and at the cut, drawn, stopped, verified and split as samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.augment.rows import Rows
+from graphaug.errors import InvalidOption, SparseBackwardError
+
+
+class Encoder(nn.Module):
+    """Images to L×N×D, nn.MultiheadAttention's own layout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 4, 4)
+        self.blocks = nn.Sequential(*(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0) for _ in range(2)))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).permute(2, 0, 1)
+        return self.head(self.blocks(x).permute(1, 0, 2).mean(1))
+
+
+class SequenceFirst(nn.Module):
+    """L×N×D from the input on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0) for _ in range(2))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x[0])
+
+
+class Video(nn.Module):
+    """Frames folded into the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 6, 3, 2)
+        self.head = nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, frames = x.shape[:2]
+        h = self.second(self.first(x.flatten(0, 1)).relu()).mean((2, 3))
+        return self.head(h.view(rows, frames, -1).mean(1))
+
+
+class Views(nn.Module):
+    """Every sample and its mirror image, one batch behind the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 16), nn.Linear(16, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(torch.cat([x, x.flip(1)])).relu()
+        first, second = self.head(h).split(x.shape[0])
+        return first + second
+
+
+CASES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...], int, Rows]] = {
+    "to sequence first": (Encoder, "blocks.0", (6, 3, 16, 16), 0, Rows(1)),
+    "sequence first": (SequenceFirst, "blocks.0", (5, 6, 16), 1, Rows(1)),
+    "frames": (Video, "first", (6, 5, 3, 16, 16), 0, Rows(0, 1, 5)),
+    "views": (Views, "first", (6, 16), 0, Rows(0, 2, 1)),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samples_are_drawn_stopped_and_split_where_they_lie(name: str) -> None:
+    build, at, shape, dim, place = CASES[name]
+    torch.manual_seed(0)
+    model, x = build().double(), torch.randn(shape).double()
+    aug = ga.rewrite(model, at, subset=0.5, stop_grad=True, backward="proved", example_inputs=x)
+    (augmentation,) = aug.augmentations.values()
+    assert augmentation.place == place
+    assert f"rows: dimension {place.dim} of" in str(aug.plan)
+    assert "6 samples" in str(aug.plan)
+    ga.verify(aug, x)
+    # by the outputs: as many samples change as were asked for
+    aug.train()
+    model.train()
+    changed = 0
+    with torch.no_grad():
+        out, plain = aug(x), model(x)
+        changed = int(((out - plain).abs().amax(1) > 1e-9).sum())
+    assert changed == 3
+    # by the input's gradient: a stopped sample has none; sparse and dense are one
+    rows = torch.tensor([True, False, True, False, False, True])
+    noise = torch.rand(out_shape(aug, x)).double()
+    found = []
+    for dense in (False, True):
+        leaf = x.clone().requires_grad_()
+        augmentation.draw_rows = lambda count, device: rows
+        augmentation.draw_noise = lambda h: (
+            noise if h.shape == noise.shape else place.take(noise, rows.nonzero()[:, 0])
+        )
+        if dense:
+            with aug.dense():
+                out = aug(leaf)
+        else:
+            out = aug(leaf)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        found.append([out, *torch.autograd.grad(out.square().sum(), [leaf, *parameters])])
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+    per_sample = found[0][1].movedim(dim, 0).flatten(1).abs().amax(1)
+    assert torch.equal(per_sample == 0, rows)
+
+
+def out_shape(aug: Any, x: Tensor) -> tuple[int, ...]:
+    """The shape of the value at the cut."""
+    (site,) = aug.plan.sites
+    assert site.shape is not None
+    return tuple(site.shape)
+
+
+def test_a_dimension_that_contradicts_the_proof_is_an_error() -> None:
+    model, x = SequenceFirst(), torch.randn(5, 6, 16)
+    with pytest.raises(InvalidOption, match="along dimension 1 nothing meets"):
+        ga.rewrite(model, "blocks.0", rows=0, example_inputs=x)
+    with pytest.raises(InvalidOption, match="dimensions 0 to 2"):
+        ga.rewrite(model, "blocks.0", rows=3, example_inputs=x)
+    for wrong in (True, -1, 1.0, "x"):
+        with pytest.raises(InvalidOption, match="rows="):
+            ga.rewrite(model, "blocks.0", rows=wrong, example_inputs=x)  # type: ignore[arg-type]
+    told = ga.rewrite(model, "blocks.0", rows=1, example_inputs=x)
+    assert told.plan.sites[0].rows == "dimension 1 of 5×6×16, 6 samples"
+
+
+def test_where_several_dimensions_would_do_it_is_the_first() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    plan = ga.rewrite(model, "1", example_inputs=torch.randn(3, 5, 4)).plan
+    assert plan.sites[0].rows == "dimension 0 of 3×5×4, 3 samples"
+    told = ga.rewrite(model, "1", rows=1, example_inputs=torch.randn(3, 5, 4)).plan
+    assert told.sites[0].rows == "dimension 1 of 3×5×4, 5 samples"
+
+
+def test_without_examples_the_plan_says_what_is_assumed() -> None:
+    plan = ga.rewrite(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "0").plan
+    assert any("dimension 0 is taken for the batch" in note for note in plan.notes)
+
+
+class Searched(nn.Module):
+    """Each entry times its rank in its row, by an operation that no rule follows."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.searchsorted(x.detach().sort(1).values, x.detach().contiguous())
+
+
+def test_what_is_unknown_is_tried_and_said_to_be() -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Searched(), nn.Linear(6, 6), nn.Linear(6, 2))
+    x = torch.randn(8, 6)
+    plan = ga.rewrite(model, "2", stop_grad=True, example_inputs=x).plan
+    assert plan.backward == "sparse"
+    assert plan.reason.startswith(
+        "tried, not proved (has no rule for searchsorted in '1' (test_samples.py line"
+    )
+    assert any("NOT proved" in note for note in plan.notes)
+    with pytest.raises(SparseBackwardError, match="not proved independent: has no rule for searchsorted"):
+        ga.rewrite(model, "2", stop_grad=True, backward="proved", example_inputs=x)
+
+
+def _norm(model: Any) -> None:
+    model[0][0] = nn.BatchNorm1d(16).double()
+
+
+def _hook(model: Any) -> None:
+    model[1].register_forward_hook(lambda module, args, out: out - out.mean(0))
+
+
+def _switch(model: Any) -> None:
+    model[2].centre = True
+
+
+def _method(model: Any) -> None:
+    plain = model[1].forward
+    model[1].forward = lambda x: plain(x) - plain(x).mean(0)
+
+
+class Switched(nn.Module):
+    """Centres over the batch once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.centre = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x - x.mean(0) if self.centre else x
+
+
+@pytest.mark.parametrize("change", [_norm, _hook, _switch, _method])
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_prefix_that_changes_after_rewriting_is_run_dense(
+    change: Callable[[Any], None], copied: bool
+) -> None:
+    import copy
+
+    torch.manual_seed(0)
+    block = nn.Sequential(nn.LayerNorm(16), nn.Linear(16, 16))
+    model = nn.Sequential(block, nn.Linear(16, 16), Switched(), nn.Linear(16, 4), nn.Linear(4, 4)).double()
+    x = torch.randn(16, 16).double()
+    aug = ga.rewrite(model, "3", rate=0.0, stop_grad=True, example_inputs=x).train()
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    if copied and change is not _method:  # a lambda's closure is not copied
+        aug = copy.deepcopy(aug)
+    change(aug.original)
+    with aug.dense():
+        wanted = aug(x)
+    assert torch.allclose(aug(x), wanted, rtol=0, atol=1e-12)
+
+
+PENALTIES: list[Tensor] = []
+
+
+class Penalised(nn.Module):
+    """Hands out a penalty through a list that is nobody's attribute, of all rows or of each."""
+
+    def __init__(self, of_each: bool) -> None:
+        super().__init__()
+        self.layer, self.of_each = nn.Linear(6, 6), of_each
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x)
+        PENALTIES.append(h.square().mean(1) if self.of_each else h.square().mean())
+        return h
+
+
+@pytest.mark.parametrize("of_each", [True, False])
+def test_a_penalty_on_the_side_is_not_lost(of_each: bool) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), Penalised(of_each), nn.Linear(6, 6), nn.Linear(6, 2))
+    plan = ga.rewrite(model, "2", stop_grad=True, example_inputs=torch.randn(8, 6)).plan
+    PENALTIES.clear()
+    assert plan.backward == "dense"
+    assert "kept outside" in plan.reason or "rows meet" in plan.reason
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"subset": 0.0}, {"subset": 1.0}, {"sampling": "bernoulli"}, {"subset": 0.75}]
+)
+@pytest.mark.parametrize("stop_grad", [True, False])
+def test_the_last_batch_of_an_epoch_may_have_one_row(options: dict[str, Any], stop_grad: bool) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    aug = ga.rewrite(model, "1", example_inputs=torch.randn(4, 8), stop_grad=stop_grad, **options).train()
+    aug(torch.randn(1, 8)).sum().backward()
+    assert all(p.grad is not None for p in model[2].parameters())
