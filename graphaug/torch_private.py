@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._dynamo.source import ConstantSource
+from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -18,14 +20,25 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch.autograd.function import BackwardCFunction
 from torch.fx import _symbolic_trace
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
+from torch.nn import parameter
+from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
+    "BackwardCFunction",
+    "ConstantSource",
     "DataDependentOutputException",
+    "DimDynamic",
     "DynamicOutputShapeException",
     "FakeTensor",
     "FakeTensorMode",
+    "OpOverload",
+    "ShapeEnv",
+    "UninitializedTensorMixin",
+    "WeakIdKeyDictionary",
     "current_patcher",
     "function_from_source",
     "is_functorch_wrapper",
@@ -34,6 +47,9 @@ __all__ = [
     "without_fakes",
     "without_patches",
 ]
+
+UninitializedTensorMixin: Any = getattr(parameter, "UninitializedTensorMixin")  # noqa: B009  # not in the stubs
+"""What a parameter or buffer of a lazy module is before its first call."""
 
 set_grad_enabled = torch._C._set_grad_enabled
 """Sets the grad mode; unlike ``torch.set_grad_enabled`` a plain function, which a graph can hold as one node."""

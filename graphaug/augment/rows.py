@@ -65,7 +65,7 @@ class Rows:
         """The samples at ``index``, in that order, each with all of its slices."""
         if self.is_plain:
             return value.index_select(self.dim, index)
-        parts = value.unflatten(self.dim, (self.outer, -1, self.inner))
+        parts: Tensor = value.unflatten(self.dim, (self.outer, -1, self.inner))
         return parts.index_select(self.dim + 1, index).flatten(self.dim, self.dim + 2)
 
     def join(self, first: Tensor, second: Tensor) -> Tensor:
@@ -77,8 +77,8 @@ class Rows:
 
     def first(self, value: Tensor) -> Tensor:
         """The value with the samples in dimension 0, all that is a sample's behind it."""
-        moved = value.movedim(self.dim, 0)
-        return moved.unflatten(0, (self.outer, -1, self.inner)).movedim(1, 0)
+        parts: Tensor = value.movedim(self.dim, 0).unflatten(0, (self.outer, -1, self.inner))
+        return parts.movedim(1, 0)
 
 
 BATCH = Rows(0)

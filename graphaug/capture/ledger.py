@@ -210,9 +210,8 @@ class Ledger:
     def _lower_object(self, value: Any) -> Any:
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             made = self.create("call_function", type(value), tuple(map(self.lower, value)), {})
-        elif dataclasses.is_dataclass(value) and isinstance(
-            value, dict
-        ):  # a ModelOutput; its None fields stay out
+        elif isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
+            # a ModelOutput of transformers; its None fields stay out
             filled = {k: self.lower(v) for k, v in value.items() if v is not None}
             made = self.create("call_function", type(value), (), filled)
         elif isinstance(value, OrderedDict):

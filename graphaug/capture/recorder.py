@@ -169,8 +169,8 @@ class Recorder(TorchFunctionMode):
             node.meta["value"] = self._owned_value(str(target))
         elif target in (getattr, operator.getitem) and value_of(node.args[0]) is not UNKNOWN:  # type: ignore[arg-type]
             with contextlib.suppress(Exception):
-                key = node.args[1]
-                key = value_of(key) if isinstance(key, fx.Node) else key
+                second: Any = node.args[1]
+                key: Any = value_of(second) if isinstance(second, fx.Node) else second
                 held: Any = value_of(node.args[0])  # type: ignore[arg-type]
                 if not isinstance(held, Tensor):
                     node.meta["value"] = held[key] if target is operator.getitem else getattr(held, key)
@@ -207,12 +207,11 @@ class Recorder(TorchFunctionMode):
             self.assume(make(), value)
             return value
         if isinstance(value, Size):
-            return Size(
-                [
-                    Int(self, n, functools.partial(self._read, operator.getitem, make(), i))
-                    for i, n in enumerate(value)
-                ]
-            )
+            sizes: list[Any] = [
+                Int(self, n, functools.partial(self._read, operator.getitem, make(), i))
+                for i, n in enumerate(value)
+            ]
+            return Size(sizes)
         if value is DATA or isinstance(value, float):
             return Float(self, value, make)
         if isinstance(value, int):
@@ -352,7 +351,8 @@ class Recorder(TorchFunctionMode):
         def make(i: int) -> fx.Node:
             return self._read(operator.getitem, self._read(getattr, node, "shape"), i)
 
-        return Size([Int(self, n, functools.partial(make, i)) for i, n in enumerate(shape)])
+        sizes: list[Any] = [Int(self, n, functools.partial(make, i)) for i, n in enumerate(shape)]
+        return Size(sizes)
 
     def _is_fact(self, node: fx.Node) -> bool:
         """Whether a node is a tensor of the model or the caller's: its sizes are facts, no assumptions."""

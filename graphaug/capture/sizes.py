@@ -149,8 +149,9 @@ class _Number(Tracked):
     @property
     def node(self) -> Any:
         """What torch's own C code asks a SymInt for, past every recorded function: the value as a constant."""
-        import sympy  # type: ignore[import-untyped]
-        from torch.fx.experimental.symbolic_shapes import ShapeEnv
+        import sympy
+
+        from graphaug.torch_private import ShapeEnv
 
         value = self._ask()
         if isinstance(value, int):

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from torch import Tensor
-from torch._ops import OpOverload
 
 from graphaug.proof.places import Meeting, Meets, Numbers, Rows, Size, State, common
+from graphaug.torch_private import OpOverload
 
 
 @functools.cache

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -24,6 +23,7 @@ from graphaug.capture.state import SMALL, ModelState, python_draws, unchanged, u
 from graphaug.capture.state import seed as draw_from
 from graphaug.capture.values import describe
 from graphaug.proof.other_rows import distinct, is_mask, is_movable, other_row, short
+from graphaug.torch_private import OpOverload
 
 PROBE_ROWS = 4
 

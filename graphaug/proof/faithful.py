@@ -28,6 +28,7 @@ from graphaug.proof.stand_ins import CannotStandIn, StandIns
 from graphaug.proof.surroundings import Surroundings
 from graphaug.proof.traces import Record, Recorder
 from graphaug.surgery.module import AugmentedModule
+from graphaug.torch_private import FakeTensor
 
 _MATERIALISED = 1 << 26
 _FEW_ROWS = 4
@@ -332,7 +333,7 @@ def _materialised(tensor: Tensor) -> Tensor:
 
 def _own(tensor: Tensor) -> Tensor:
     """An input of the shadow run: a copy with memory of its own, real also where the example is not."""
-    if tensor.is_meta or isinstance(tensor, torch._subclasses.FakeTensor):
+    if tensor.is_meta or isinstance(tensor, FakeTensor):
         made = torch.zeros(tensor.shape, dtype=tensor.dtype)
         return made.requires_grad_(tensor.requires_grad)
     made = tensor.detach().clone().requires_grad_(tensor.requires_grad)

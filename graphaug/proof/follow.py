@@ -9,11 +9,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch._ops import OpOverload
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.weak import WeakIdKeyDictionary
 
 from graphaug.capture.user_code import is_internal
 from graphaug.capture.values import describe
@@ -23,6 +20,7 @@ from graphaug.proof.rules import TABLE, rule_for
 from graphaug.proof.rules_layers import LAYERS
 from graphaug.proof.rules_select import SELECT
 from graphaug.proof.symbols import RowCount
+from graphaug.torch_private import FakeTensor, FakeTensorMode, OpOverload, WeakIdKeyDictionary
 
 TABLE.update(SELECT)
 TABLE.update(LAYERS)
@@ -69,7 +67,7 @@ class Follow(TorchDispatchMode):
         owned: Callable[[Tensor], str],
         stop: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count, self.paths, self.owned, self.stop = count, paths, owned, stop
         self.states: Any = WeakIdKeyDictionary()
         self.statistics: list[Meeting] = []
@@ -233,7 +231,7 @@ class Follow(TorchDispatchMode):
 
     def _checked(self, func: OpOverload, out: Tensor, state: State) -> State:
         """The state, if it fits the sizes of the value; a rule that does not is no rule."""
-        counted = [d for d, n in enumerate(out.shape) if isinstance(n, torch.SymInt)]
+        counted = [d for d, n in enumerate(list[Any](out.shape)) if isinstance(n, torch.SymInt)]
         if isinstance(state, Meeting):
             return state
         try:
@@ -345,7 +343,7 @@ class Watch(TorchFunctionMode):
 @contextlib.contextmanager
 def following(follow: Follow, watch: Watch, fake: FakeTensorMode) -> Iterator[None]:
     """Let everything that runs here be followed."""
-    with fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():  # type: ignore[no-untyped-call]
+    with fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():
         yield
 
 

@@ -12,8 +12,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.autograd.function import BackwardCFunction
 from torch.nn.parameter import is_lazy
 
 from graphaug.capture.state import unchanged, undrawn
@@ -21,6 +19,7 @@ from graphaug.proof.follow import Follow, Watch, following, module_paths
 from graphaug.proof.outside import Outside, stated
 from graphaug.proof.places import Meeting, Rows, State
 from graphaug.proof.symbols import PRIME, RowCount
+from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
 
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]
 
@@ -235,7 +234,8 @@ def _against(model: nn.Module, follow: Follow, watch: Watch, changed: str) -> Me
 
 def _own_backward(out: Any) -> str:
     """The first function behind some values whose backward is Python code, or an empty string."""
-    seen, stack = set(), [v.grad_fn for v in out if isinstance(v, Tensor)]
+    seen: set[Any] = set()
+    stack: list[Any] = [v.grad_fn for v in out if isinstance(v, Tensor)]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -84,11 +84,13 @@ def find_samples(
     notes: list[str] = []
     for i, cut in enumerate(cuts):
         proof = proofs[min(i, len(proofs) - 1)]
-        place = proof.place
-        if place is None:
-            place, note = _by_sizes(cut, proof, lead.shape[chosen], rows)
-            notes.append(note)
-        places.append(place)
+        proved: Rows | None = proof.place
+        if proved is not None:
+            places.append(proved)
+            continue
+        found, note = _by_sizes(cut, proof, lead.shape[chosen], rows)
+        notes.append(note)
+        places.append(found)
     count = int(lead.shape[chosen])
     return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
 

@@ -148,7 +148,8 @@ def _taken(user: fx.Node, value: Any) -> list[tuple[bool, Any]]:
     if isinstance(index, int):
         return entries[index:][:1]
     bounds = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
-    return entries if any(isinstance(b, fx.Node) for b in bounds) else entries[index]  # type: ignore[index]
+    chosen: Any = index  # a slice
+    return entries if any(isinstance(b, fx.Node) for b in bounds) else list(entries[chosen])
 
 
 def _past_the_first(entries: list[tuple[bool, Any]]) -> bool:

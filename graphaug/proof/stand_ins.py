@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import undrawn
 from graphaug.proof.traces import Recorder
+from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
 
 
 class CannotStandIn(Exception):
@@ -206,7 +206,7 @@ class StandIns:
 
 
 def _lazy(tensor: Tensor) -> bool:
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return isinstance(tensor, UninitializedTensorMixin)
 
 
 def _tensors(value: Any) -> list[Tensor]:

@@ -19,6 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.torch_private import UninitializedTensorMixin
+
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CONTAINERS = (
     list,
@@ -187,6 +189,8 @@ class Surroundings:
 
     def _generator(self, value: Any, name: str) -> bool:
         numpy = sys.modules.get("numpy")
+        read: Callable[[], Any]
+        write: Callable[[Any], Any]
         if isinstance(value, random.Random):
             read, write = value.getstate, value.setstate
         elif isinstance(value, torch.Generator):
@@ -293,7 +297,7 @@ def _content(cell: types.CellType) -> Any:
 
 def _of_tensor(tensor: Tensor) -> tuple[Any, ...]:
     """Where a tensor lies, and what else code can change of it without an operation."""
-    if isinstance(tensor, torch.nn.parameter.UninitializedTensorMixin):
+    if isinstance(tensor, UninitializedTensorMixin):
         return 0, (), False, 0
     hooks = tensor._backward_hooks
     return tensor.data_ptr(), tuple(tensor.shape), tensor.requires_grad, len(hooks or ())

@@ -10,10 +10,9 @@ from typing import Any
 
 import sympy
 import torch
-from torch._dynamo.source import ConstantSource
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
 from graphaug.capture.user_code import is_internal
+from graphaug.torch_private import ConstantSource, DimDynamic, ShapeEnv
 
 PRIME = 1009
 """The number of rows that answers stand for; it divides no other size of a model."""

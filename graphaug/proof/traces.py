@@ -95,7 +95,7 @@ class Recorder(TorchDispatchMode):
     """
 
     def __init__(self, named: Mapping[str, Tensor], graph_ids: dict[Token, int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
         self._origin: dict[int, Token] = {}
         self._keep: list[Any] = []
@@ -181,9 +181,9 @@ class Recorder(TorchDispatchMode):
                 stack.extend(waiting)
                 continue
             below = tuple((None if n is None else self._nodes[id(n)], i) for n, i in node.next_functions)
-            leaf = getattr(node, "variable", None)
-            own = self._tensor(leaf) if isinstance(leaf, Tensor) else None
-            shape = (node.name(), own, below, getattr(type(node), "_forward_cls", None))
+            variable = getattr(node, "variable", None)
+            own = self._tensor(variable) if isinstance(variable, Tensor) else None
+            shape: Token = (node.name(), own, below, getattr(type(node), "_forward_cls", None))
             self._nodes[id(node)] = self._graph_ids.setdefault(shape, len(self._graph_ids))
             stack.pop()
         return self._nodes[id(tensor.grad_fn)]
@@ -291,13 +291,13 @@ class Recorder(TorchDispatchMode):
         return tuple("fresh" if self._address(t) in self._fresh else "kept" for t in written)
 
     def __enter__(self) -> Any:
-        entered = super().__enter__()
-        self.functions.__enter__()
+        entered = super().__enter__()  # type: ignore[no-untyped-call]
+        self.functions.__enter__()  # type: ignore[no-untyped-call]
         return entered
 
     def __exit__(self, *error: Any) -> None:
-        self.functions.__exit__(*error)
-        super().__exit__(*error)
+        self.functions.__exit__(*error)  # type: ignore[no-untyped-call]
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
 
 class _Paused:
