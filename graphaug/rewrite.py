@@ -12,6 +12,7 @@ from graphaug.augment.deep_augment import check_probability
 from graphaug.augment.rows import Rows
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import writes_into_inputs
+from graphaug.capture.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import (
@@ -117,14 +118,14 @@ def rewrite(
     options = Request(Target(""), rate, subset, stop_grad, sampling, granularity, pairing)
     check_options(options, freeze, backward, allow_bypass, rows)
 
-    structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
-    requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
-    if earlier is not None:
-        requests = joined(earlier, requests, freeze)
-    parts, choice = _operate(structure, requests, freeze, backward, allow_bypass, why, rows)
-
-    flags = [(m, m.training) for m in model.modules()]
-    aug = _build(parts, backward, choice)
+    with undisturbed(model):
+        structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
+        requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
+        if earlier is not None:
+            requests = joined(earlier, requests, freeze)
+        parts, choice = _operate(structure, requests, freeze, backward, allow_bypass, why, rows)
+        flags = [(m, m.training) for m in model.modules()]
+        aug = _build(parts, backward, choice)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag

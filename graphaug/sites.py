@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
+from graphaug.capture.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
@@ -137,8 +138,10 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
         CaptureError: the model's own forward cannot be captured.
         UnsupportedModel: the object is no plain model.
     """
-    structure = structure_of(plain_model(model), example_inputs, count_flops=True)
-    return sites_of(structure, depth=depth, everything=False)
+    plain = plain_model(model)
+    with undisturbed(plain):
+        structure = structure_of(plain, example_inputs, count_flops=True)
+        return sites_of(structure, depth=depth, everything=False)
 
 
 def structure_of(

@@ -5,6 +5,7 @@ During a capture such a table would be filled with fake tensors, and the user's 
 
 from __future__ import annotations
 
+import contextlib
 import random
 import sys
 import types
@@ -16,6 +17,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from graphaug.capture.ledger import holds
+from graphaug.capture.patches import LOCK
 from graphaug.capture.sizes import is_tracked
 from graphaug.torch_private import FakeTensor
 
@@ -162,6 +164,19 @@ class Tables:
                 dict(held) if isinstance(held, dict) else set(held) if isinstance(held, set) else list(held),
             )
         )
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module) -> Iterator[None]:
+    """One thread at a time looks into models here, and what their code keeps outside of them is as it was afterwards."""
+    with LOCK:
+        tables = Tables(model)
+        states = tables.states()
+        try:
+            yield
+        finally:
+            tables.set_states(states)
+            tables.restore()
 
 
 def _is_of_a_capture(value: Any) -> bool:
