@@ -168,7 +168,7 @@ class Tables:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module) -> Iterator[None]:
-    """One thread at a time looks into models here, and what their code keeps outside of them is as it was afterwards."""
+    """One thread at a time looks into models; what their code keeps outside of them is put back afterwards."""
     with LOCK:
         tables = Tables(model)
         states = tables.states()
