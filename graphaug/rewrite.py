@@ -12,16 +12,13 @@ from graphaug.augment.deep_augment import check_probability
 from graphaug.augment.rows import Rows
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import writes_into_inputs
-from graphaug.capture.tables import undisturbed
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
-from graphaug.errors import (
-    NotRewritten,
-    SparseBackwardError,
-)
-from graphaug.proof.faithful import as_captured, check_faithful
-from graphaug.proof.samples import find_samples
+from graphaug.errors import NotRewritten, SparseBackwardError
+from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
+from graphaug.proof.shadow.faithful import as_captured, check_faithful
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of

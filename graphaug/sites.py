@@ -10,14 +10,14 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
-from graphaug.capture.tables import undisturbed
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.printable import printable
 from graphaug.proof.coupling import statistics_modules
-from graphaug.proof.rows import Proof
-from graphaug.proof.samples import proofs_of
+from graphaug.proof.independence.rows import Proof
+from graphaug.proof.independence.samples import proofs_of
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of

@@ -15,10 +15,10 @@ from torch import nn
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import NotRewritten, VerificationError
-from graphaug.proof.closed_forms import probe
 from graphaug.proof.equivalence import same
-from graphaug.proof.outputs import by_how_much
-from graphaug.proof.training_step import against_hooks, nothing_below
+from graphaug.proof.on_a_batch.closed_forms import probe
+from graphaug.proof.on_a_batch.outputs import by_how_much
+from graphaug.proof.on_a_batch.training_step import against_hooks, nothing_below
 from graphaug.surgery.module import AugmentedModule
 
 

@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphaug.capture.facts import Fact, is_plain
 from graphaug.capture.names import Assumption
-from graphaug.capture.patches import LOCK
+from graphaug.capture.recording.facts import Fact, is_plain
+from graphaug.capture.recording.patches import LOCK
+from graphaug.capture.recording.tables import Tables
+from graphaug.capture.recording.walk import Walk
 from graphaug.capture.signature import Signature
 from graphaug.capture.state import ModelState, python_draws, unchanged, undrawn_in_python
-from graphaug.capture.tables import Tables
 from graphaug.capture.target import Target
 from graphaug.capture.tracer import CaptureTracer
 from graphaug.capture.user_code import is_internal
-from graphaug.capture.walk import Walk
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.torch_private import FakeTensor
 

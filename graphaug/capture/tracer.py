@@ -25,8 +25,8 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.hooks import has_hooks
 from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
+from graphaug.capture.recording.hooks import has_hooks
 from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import undrawn
 from graphaug.capture.target import Target

@@ -10,12 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from graphaug.capture.target import Target
-from graphaug.errors import (
-    CaptureError,
-    SelectorError,
-    SiteNotFound,
-    did_you_mean,
-)
+from graphaug.errors import CaptureError, SelectorError, SiteNotFound, did_you_mean
 from graphaug.select.hints import close_to, last_segment, listed, spell
 from graphaug.select.language import REGEX_ONLY, Selector, Step, parse
 from graphaug.select.structure import Structure

@@ -6,9 +6,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from graphaug.errors import (
-    SelectorError,
-)
+from graphaug.errors import SelectorError
 
 _CALL = re.compile(r"(.*?)(?:@([0-9]{1,6})(\.input)?)?", re.DOTALL)
 

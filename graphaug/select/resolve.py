@@ -19,13 +19,7 @@ from dataclasses import replace
 from typing import TypeAlias, TypeVar
 
 from graphaug.capture.target import Target
-from graphaug.errors import (
-    AmbiguousSite,
-    InvalidOption,
-    SelectorError,
-    SiteCountMismatch,
-    SiteNotFound,
-)
+from graphaug.errors import AmbiguousSite, InvalidOption, SelectorError, SiteCountMismatch, SiteNotFound
 from graphaug.select.find import Finder, Selectable
 from graphaug.select.hints import listed, spell
 from graphaug.select.structure import Structure

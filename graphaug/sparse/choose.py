@@ -19,8 +19,8 @@ from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
 from graphaug.proof.coupling import first_coupled, prefix_modules, probe, restored, statistics_modules
 from graphaug.proof.equivalence import same
-from graphaug.proof.rows import quiet
-from graphaug.proof.samples import Samples
+from graphaug.proof.independence.rows import quiet
+from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.agreement import disagreement
 from graphaug.sparse.batch import Batch

@@ -13,8 +13,8 @@ from typing import Any, Protocol
 from torch import Tensor, fx, nn
 
 from graphaug.augment.deep_augment import DeepAugment, check_probability
-from graphaug.capture.facts import Fact, check_facts
 from graphaug.capture.names import CONSTANTS
+from graphaug.capture.recording.facts import Fact, check_facts
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated, SiteNotFound, did_you_mean

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from graphaug.errors import (
-    UnsupportedModel,
-)
+from graphaug.errors import UnsupportedModel
 from graphaug.surgery.module import AugmentedModule
 
 

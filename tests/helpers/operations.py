@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from graphaug.proof.places import Rows
-from graphaug.proof.rows import prove
+from graphaug.proof.independence.places import Rows
+from graphaug.proof.independence.rows import prove
 
 SAMPLES, PLACES = 6, 8
 """At most so many samples of an operation, and so many places of rows in each."""

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 import graphaug as ga
 from graphaug.capture.signature import Signature
 from graphaug.errors import CaptureError
-from graphaug.proof.faithful import CapturedModel, check_faithful
+from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 
 
 class Net(nn.Module):

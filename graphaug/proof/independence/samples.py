@@ -15,7 +15,7 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import assume, value_of
 from graphaug.errors import InvalidOption
-from graphaug.proof.rows import Proof, prove
+from graphaug.proof.independence.rows import Proof, prove
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,11 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.capture.signature import Signature, map_tensors
 from graphaug.capture.state import python_draws, seed, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.differences import Difference, first_difference
 from graphaug.proof.equivalence import ANOTHER_LENGTH, check_equivalence, variants
-from graphaug.proof.stand_ins import CannotStandIn, StandIns
-from graphaug.proof.surroundings import Surroundings
-from graphaug.proof.traces import Record, Recorder
+from graphaug.proof.shadow.differences import Difference, first_difference
+from graphaug.proof.shadow.stand_ins import CannotStandIn, StandIns
+from graphaug.proof.shadow.surroundings import Surroundings
+from graphaug.proof.shadow.traces import Record, Recorder
 from graphaug.surgery.module import AugmentedModule
 from graphaug.torch_private import FakeTensor
 

@@ -14,7 +14,7 @@ import torch
 from torch import Size, Tensor, fx, nn
 
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.sizes import Float, Int, is_tracked, plain
+from graphaug.capture.recording.sizes import Float, Int, is_tracked, plain
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
 
 Key = tuple[str, Any]

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graphaug.proof.places import Meeting, Meets, Numbers, Rows, Size, State, common
+from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, Size, State, common
 from graphaug.torch_private import OpOverload
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import undrawn
-from graphaug.proof.traces import Recorder
+from graphaug.proof.shadow.traces import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
 
 

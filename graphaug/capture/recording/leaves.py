@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from graphaug import torch_private
-from graphaug.capture.ledger import Ledger
+from graphaug.capture.recording.ledger import Ledger
+from graphaug.capture.recording.tables import Tables
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import undrawn, undrawn_in_python
-from graphaug.capture.tables import Tables
 from graphaug.torch_private import FakeTensor
 
 DATA_DEPENDENT = (

@@ -14,12 +14,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.capture.user_code import is_internal
 from graphaug.capture.values import describe
-from graphaug.proof.call import Call, flat, plain_name, written
-from graphaug.proof.places import Meeting, Meets, Numbers, Rows, Size, State
-from graphaug.proof.rules import TABLE, rule_for
-from graphaug.proof.rules_layers import LAYERS
-from graphaug.proof.rules_select import SELECT
-from graphaug.proof.symbols import RowCount
+from graphaug.proof.independence.call import Call, flat, plain_name, written
+from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, Size, State
+from graphaug.proof.independence.rules import TABLE, rule_for
+from graphaug.proof.independence.rules_layers import LAYERS
+from graphaug.proof.independence.rules_select import SELECT
+from graphaug.proof.independence.symbols import RowCount
 from graphaug.torch_private import FakeTensor, FakeTensorMode, OpOverload, WeakIdKeyDictionary
 
 TABLE.update(SELECT)

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.proof.follow import Follow, Watch, following, module_paths
-from graphaug.proof.outside import Outside, stated
-from graphaug.proof.places import Meeting, Rows, State
-from graphaug.proof.symbols import PRIME, RowCount
+from graphaug.proof.independence.follow import Follow, Watch, following, module_paths
+from graphaug.proof.independence.outside import Outside, stated
+from graphaug.proof.independence.places import Meeting, Rows, State
+from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
 
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]

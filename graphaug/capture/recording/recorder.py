@@ -17,13 +17,12 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture import operations
 from graphaug.capture.dataflow import reads_metadata
-from graphaug.capture.leaves import DATA_DEPENDENT, Leaves
-from graphaug.capture.ledger import Ledger, layout
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
-from graphaug.capture.signature import Signature
-from graphaug.capture.sizes import (
+from graphaug.capture.recording import operations
+from graphaug.capture.recording.leaves import DATA_DEPENDENT, Leaves
+from graphaug.capture.recording.ledger import Ledger, layout
+from graphaug.capture.recording.sizes import (
     DATA,
     Float,
     Handle,
@@ -35,6 +34,7 @@ from graphaug.capture.sizes import (
     plain,
     unknown,
 )
+from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal, user_line
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of

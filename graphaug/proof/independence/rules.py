@@ -12,8 +12,8 @@ from collections.abc import Callable
 
 import torch
 
-from graphaug.proof.call import Call, dims_of
-from graphaug.proof.places import Meets, Numbers, Rows, Size, State, reshaped
+from graphaug.proof.independence.call import Call, dims_of
+from graphaug.proof.independence.places import Meets, Numbers, Rows, Size, State, reshaped
 
 Outcome = State | list[State]
 Rule = Callable[[Call], Outcome]

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.proof.call import Call
-from graphaug.proof.places import Meets, Numbers, Rows, Size, State, common
-from graphaug.proof.rules import Outcome, Rule, _rules, moved
+from graphaug.proof.independence.call import Call
+from graphaug.proof.independence.places import Meets, Numbers, Rows, Size, State, common
+from graphaug.proof.independence.rules import Outcome, Rule, _rules, moved
 
 
 def sliced(call: Call) -> Outcome:

@@ -13,8 +13,8 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder, slices
-from graphaug.proof.outputs import distance, loss_of
+from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder, slices
+from graphaug.proof.on_a_batch.outputs import distance, loss_of
 from graphaug.surgery.module import AugmentedModule
 
 Call = Callable[[nn.Module], Any]

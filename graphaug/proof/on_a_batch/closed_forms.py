@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.hook_oracle import slices
-from graphaug.proof.outputs import first_tensor
+from graphaug.proof.on_a_batch.hook_oracle import slices
+from graphaug.proof.on_a_batch.outputs import first_tensor
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
 

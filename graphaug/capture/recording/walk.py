@@ -16,16 +16,21 @@ import torch.utils.checkpoint
 import torch.utils.dlpack
 from torch import Tensor, fx, nn
 
-from graphaug.capture.facts import Fact, is_plain, read_names
-from graphaug.capture.functions import AutogradCall
-from graphaug.capture.hooks import has_backward_hooks, has_global_hooks, run_forward_hooks, run_pre_hooks
-from graphaug.capture.ledger import holds, layout
 from graphaug.capture.names import Assumption, mark
-from graphaug.capture.operations import Call
-from graphaug.capture.patches import Patches
-from graphaug.capture.recorder import Recorder
+from graphaug.capture.recording.facts import Fact, is_plain, read_names
+from graphaug.capture.recording.functions import AutogradCall
+from graphaug.capture.recording.hooks import (
+    has_backward_hooks,
+    has_global_hooks,
+    run_forward_hooks,
+    run_pre_hooks,
+)
+from graphaug.capture.recording.ledger import holds, layout
+from graphaug.capture.recording.operations import Call
+from graphaug.capture.recording.patches import Patches
+from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.sizes import Float, Handle, is_tracked, plain
 from graphaug.capture.signature import Signature, map_tensors
-from graphaug.capture.sizes import Float, Handle, is_tracked, plain
 from graphaug.capture.state import FILLED, ModelState
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal

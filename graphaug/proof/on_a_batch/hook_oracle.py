@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.rows import Rows
 from graphaug.capture.target import Target
-from graphaug.proof.outputs import first_tensor
+from graphaug.proof.on_a_batch.outputs import first_tensor
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
 

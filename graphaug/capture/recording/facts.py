@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.capture.hooks import has_backward_hooks, has_hooks
+from graphaug.capture.recording.hooks import has_backward_hooks, has_hooks
 from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))

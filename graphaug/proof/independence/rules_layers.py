@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from graphaug.proof.call import Call
-from graphaug.proof.places import Meets, Rows, Size, State, common
-from graphaug.proof.rules import Outcome, Rule, _rules
+from graphaug.proof.independence.call import Call
+from graphaug.proof.independence.places import Meets, Rows, Size, State, common
+from graphaug.proof.independence.rules import Outcome, Rule, _rules
 
 
 def product(call: Call) -> Outcome:

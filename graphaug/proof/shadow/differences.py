@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.proof.traces import Entry, Record, Result, live, renumbered
+from graphaug.proof.shadow.traces import Entry, Record, Result, live, renumbered
 
 
 @dataclass(frozen=True)
