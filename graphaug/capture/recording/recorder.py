@@ -470,7 +470,7 @@ class Recorder(TorchFunctionMode):
         self._grad_mode = mode
         if ends and self._grad_modes:
             outer, _ = self._grad_modes.pop()
-            last = next(reversed(self.graph.nodes), None)
+            last = next(iter(reversed(self.graph.nodes)), None)
             if last is not None and last.target is func and last.prev is outer:  # nothing in between
                 self.graph.erase_node(last)
                 if not outer.users:
