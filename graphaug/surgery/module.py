@@ -185,6 +185,19 @@ class AugmentedModule(fx.GraphModule):
         finally:
             self._parts.split = split
 
+    @contextlib.contextmanager
+    def only_the_graph(self) -> Iterator[None]:
+        """Run one captured graph in this block, whole backward and all, and never the original in its place.
+
+        A call that the graph was not captured for raises `AssumptionViolated` also in eval mode.
+        """
+        before, self._parts.runs_original = self._parts.runs_original, False
+        try:
+            with self.dense():
+                yield
+        finally:
+            self._parts.runs_original = before
+
     # --- what was done ------------------------------------------------------------------------
 
     @property

@@ -49,6 +49,7 @@ class Tables:
         self._contents: list[tuple[Any, Any]] = []
         self._scopes: list[tuple[dict[str, Any], dict[str, Any]]] = []
         self._class_attributes: list[tuple[type, dict[str, Any]]] = []
+        self._cells: list[tuple[types.CellType, Any]] = []
         self._caches: list[tuple[Any, int]] = []
         self.generators: list[tuple[Callable[[], Any], Callable[[Any], Any]]] = []
         classes: dict[type, None] = {}
@@ -69,11 +70,13 @@ class Tables:
             self._namespace(getattr(sys.modules.get(cls.__module__), "__dict__", {}))
 
     def restore(self) -> None:
-        """Put every container, object and generator back, and empty caches that were filled."""
+        """Put every container, object, generator and count back, and empty caches that were filled."""
         for scope, before in self._scopes:
             for name, value in list(scope.items()):
-                if before.get(name, scope) is not value and holds(value, _is_of_a_capture):
-                    scope.pop(name) if name not in before else scope.update({name: before[name]})
+                if name in before and _is_to_be_undone(before[name], value):
+                    scope[name] = before[name]
+                elif name not in before and holds(value, _is_of_a_capture):
+                    del scope[name]
         for held, before in self._contents:
             if isinstance(held, dict):
                 if len(held) != len(before) or any(before.get(k, held) is not v for k, v in held.items()):
@@ -88,8 +91,15 @@ class Tables:
                 held.extend(before)
         for cls, before in self._class_attributes:
             for name, value in list(vars(cls).items()):
-                if before.get(name, cls) is not value and holds(value, _is_of_a_capture):
-                    delattr(cls, name) if name not in before else setattr(cls, name, before[name])
+                if name.startswith("__"):
+                    continue
+                if name in before and _is_to_be_undone(before[name], value):
+                    setattr(cls, name, before[name])
+                elif name not in before and (_is_plain(value) or holds(value, _is_of_a_capture)):
+                    delattr(cls, name)
+        for cell, before in self._cells:
+            if _is_to_be_undone(before, now := _content(cell)) and now is not _EMPTY:
+                cell.cell_contents = before
         for cache, misses in self._caches:
             if cache.cache_info().misses != misses:
                 cache.cache_clear()
@@ -126,7 +136,9 @@ class Tables:
             return
         self._seen.add(id(function))
         defaults = [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
-        for value in [*defaults, *_cells(function)]:
+        bound = [(cell, _content(cell)) for cell in function.__closure__ or ()]
+        self._cells += [(cell, content) for cell, content in bound if content is not _EMPTY]
+        for value in [*defaults, *(content for _, content in bound)]:
             self._visit(value, 2)
         if globals_too and (function.__module__ or "torch").partition(".")[0] not in _FOREIGN:
             self._namespace(function.__globals__)
@@ -183,6 +195,20 @@ def _is_of_a_capture(value: Any) -> bool:
     return is_tracked(value) or isinstance(value, FakeTensor)
 
 
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, (bool, int, float, complex, str, bytes))
+
+
+def _is_to_be_undone(before: Any, now: Any) -> bool:
+    """Whether a name was bound anew to what no capture may leave behind: a fake tensor, or a count that went on.
+
+    Whatever else was made on first use, and kept for later, may stay.
+    """
+    if before is now:
+        return False
+    return (_is_plain(before) and _is_plain(now)) or holds(now, _is_of_a_capture)
+
+
 _REGISTRIES = frozenset(vars(nn.Module()))
 
 
@@ -196,12 +222,15 @@ def _is_own(value: Any) -> bool:
     )
 
 
-def _cells(function: types.FunctionType) -> Iterator[Any]:
-    for cell in function.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # a name that is bound later
-            continue
+_EMPTY = object()
+"""Stands for the content of a cell whose name is bound later."""
+
+
+def _content(cell: types.CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return _EMPTY
 
 
 def _state_of(generator: Any) -> tuple[Callable[[], Any], Callable[[Any], Any]]:

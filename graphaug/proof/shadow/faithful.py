@@ -163,7 +163,7 @@ class _Shadow:
 
     def _one_graph(self) -> contextlib.AbstractContextManager[None]:
         run = self.captured.run
-        return run.dense() if isinstance(run, AugmentedModule) else contextlib.nullcontext()
+        return run.only_the_graph() if isinstance(run, AugmentedModule) else contextlib.nullcontext()
 
     def _situations(self) -> Iterator[Situation]:
         first: Mapping[str, Any] | None = None

@@ -97,6 +97,8 @@ class Recorder(TorchDispatchMode):
     def __init__(self, named: Mapping[str, Tensor], graph_ids: dict[Token, int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.record = Record()
+        self.calls = 0
+        """Closed modules that were called."""
         self._origin: dict[int, Token] = {}
         self._keep: list[Any] = []
         self._memory: dict[int, Token] = {}  # address -> what owns it
@@ -266,7 +268,7 @@ class Recorder(TorchDispatchMode):
         if plain:
             self._made_of_numbers(name, new, inputs)
             return result
-        effect = bool(written) or drawn or name in _NUMBERS
+        effect = bool(written) or drawn or (name in _NUMBERS and not self._is_certain(tokens))
         number = self.add(str(func), tokens, new, effect=effect)
         for tensor in written:
             place = self._address(tensor)
@@ -274,6 +276,20 @@ class Recorder(TorchDispatchMode):
                 self._plain.discard(place)
                 self._memory[place] = Result(number, -1)
         return result
+
+    def _is_certain(self, tokens: Token) -> bool:
+        """Whether Python asks for ``torch.rand(...) < number`` where no draw from [0, 1) makes a difference."""
+        compared = self._made_by(tokens[0][0])
+        if compared is None or compared.name != "aten.lt.Scalar":
+            return False
+        draw, bound = compared.args[0]
+        made = self._made_by(draw)
+        while made is not None and made.name == "aten.detach.default":
+            made = self._made_by(made.args[0][0])
+        return made is not None and made.name == "aten.rand.default" and not 0 < float(bound[1]) < 1
+
+    def _made_by(self, token: Token) -> Entry | None:
+        return self.record.entries[token.entry] if isinstance(token, Result) else None
 
     def _made_of_numbers(self, name: str, made: list[Tensor], inputs: list[Tensor]) -> None:
         for tensor in made:
