@@ -70,8 +70,7 @@ class Recorder(TorchFunctionMode):
         self._reads: dict[tuple[Any, ...], fx.Node] = {}
         self._grad_modes: list[tuple[fx.Node, bool]] = []
         self._seed = torch.initial_seed()
-        self._autocast = _autocast_state()
-        self._grad_mode = torch.is_grad_enabled()
+        self.begin()
 
     @contextlib.contextmanager
     def aside(self, level: int = 1) -> Iterator[None]:
@@ -456,6 +455,11 @@ class Recorder(TorchFunctionMode):
 
     # --- modes ------------------------------------------------------------------------------------
 
+    def begin(self) -> None:
+        """Remember the modes that the forward starts in; what differs later, it set itself."""
+        self._autocast = _autocast_state()
+        self._grad_mode = torch.is_grad_enabled()
+
     def _set_grad_mode(self, func: Any, mode: bool) -> None:
         """Keep ``with torch.no_grad():`` as it nests: at its end comes back what the caller had."""
         caller = sys._getframe(2)
@@ -466,7 +470,7 @@ class Recorder(TorchFunctionMode):
         self._grad_mode = mode
         if ends and self._grad_modes:
             outer, _ = self._grad_modes.pop()
-            last = next(reversed(self.graph.nodes), None)
+            last = next(iter(reversed(self.graph.nodes)), None)
             if last is not None and last.target is func and last.prev is outer:  # nothing in between
                 self.graph.erase_node(last)
                 if not outer.users:

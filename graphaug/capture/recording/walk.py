@@ -108,6 +108,7 @@ class Walk:
             Exception: whatever the forward itself raises.
         """
         recorder = self.recorder
+        recorder.begin()
         if has_global_hooks():
             raise recorder.refuse(
                 "hooks are registered for all modules of the process", reason=" Remove them first."

@@ -570,7 +570,7 @@ def test_advice_is_checked_from_the_command_line(run, digits, graphaug, monkeypa
     [
         (["advise", "gone"], "no such directory"),
         (["analyze", "gone"], "no such directory"),
-        (["advise", "RUN", "--metric", "acuracy"], "no metric is called 'acuracy'"),
+        (["advise", "RUN", "--check", "--metric", "acuracy"], "no metric is called 'acuracy'"),
         (["advise", "RUN", "--out", "RUN/config.yaml"], "exists. Choose another file"),
     ],
 )
