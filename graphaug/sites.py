@@ -117,9 +117,10 @@ class Sites(Sequence[Site]):
                     "FLOPs before", lambda s: "" if s.flops_before is None else f"{s.flops_before:6.1%}", 4
                 ),
                 column("shape", lambda s: "" if s.shape is None else "×".join(map(str, s.shape)), 2),
-                column("rows", lambda s: s.rows, 2),
-                column("backward", lambda s: s.backward.removesuffix(" couples the rows"), 3),
             ]
+            if any(s.rows not in ("", "0") for s in self):  # all along dimension 0: nothing to be said
+                columns.append(column("rows", lambda s: s.rows, 2))
+            columns.append(column("backward", lambda s: s.backward.removesuffix(" couples the rows"), 3))
         return "\n".join([f"{self.model}: {len(self)} sites", *render(columns, width)])
 
 

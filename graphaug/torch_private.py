@@ -93,3 +93,7 @@ def not_tracing() -> Iterator[None]:
         yield
     finally:
         torch_2_11._is_fx_tracing_flag = before
+
+
+FSDP_MARKS = frozenset({"_is_fsdp_managed_module", "_fsdp_use_orig_params"})
+"""What `torch.distributed.fsdp.fully_shard` sets on the modules that it shards; their forwards do not read it."""

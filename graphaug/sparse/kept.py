@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphaug.torch_private import FSDP_MARKS
+
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, type(None))
 
@@ -26,9 +28,10 @@ class Kept:
         self.seen = [(module, _description(module), module.training) for module in dict.fromkeys(modules)]
 
     def holds(self) -> bool:
-        """Whether nothing of them has changed: no child, hook, method or plain attribute; eval mode is no change.
+        """Whether nothing of them has changed: no child, hook, method or plain attribute.
 
-        While a step is compiled nothing is looked at.
+        Eval mode is no change, nor are sharding's own hooks and marks. While a step is compiled nothing is
+        looked at.
         """
         if torch.compiler.is_compiling():
             return True
@@ -47,7 +50,8 @@ class Kept:
 def _description(module: nn.Module) -> tuple[Any, ...]:
     """What decides about a module's forward, beside its tensors and what its attributes refer to."""
     held = vars(module)
-    plain = [(k, v) for k, v in held.items() if k != "training" and isinstance(v, _PLAIN)]
+    ours = [(k, v) for k, v in held.items() if k != "training" and k not in FSDP_MARKS]
+    plain = [(k, v) for k, v in ours if isinstance(v, _PLAIN)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _is_torchs(h)]
     return type(module).forward, plain, hooks, list(module._modules.items()), held.get("forward")
 

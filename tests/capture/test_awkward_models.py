@@ -30,7 +30,11 @@ NAMES = [
     *("transformers:vit:ImageClassification", "transformers:clip:ImageClassification"),
     *("transformers:gpt2:CausalLM", "transformers:llama:CausalLM", "transformers:t5:Seq2SeqLM"),
 ]
-LONG = {"timm:mvitv2", "timm:crossvit", "timm:twins", "torchvision:inception_v3", "torchvision:video/r3d_18"}
+LONG = {
+    *("timm:mvitv2", "timm:crossvit", "timm:twins", "torchvision:inception_v3", "torchvision:video/r3d_18"),
+    *("transformers:funnel:MaskedLM", "transformers:longformer:MaskedLM", "transformers:llama:CausalLM"),
+    *("timm:hiera", "timm:tiny_vit", "timm:naflexvit", "torchvision:swin_t"),
+}
 """A dozen seconds each, and in `make coverage` as well."""
 COMPILED = {"transformers:bert:MaskedLM", "transformers:llama:CausalLM"}
 """With fullgraph; Inductor's compiler, which `make coverage` tries as well, takes most of a minute for one."""

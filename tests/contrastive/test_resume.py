@@ -94,7 +94,7 @@ def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(proces
     print(f"{killed} kills; last checkpoints: {', '.join(steps)}")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # three runs of two processes each
 def test_two_processes_go_on_with_their_own_generators(processes, tmp_path):
     """Each has drawn its own dropout; the second one's state is not the first one's."""
     process = processes.Process(target=resumed.run_on_two, args=(str(tmp_path / "broken"), 1))

@@ -34,8 +34,14 @@ class Checked:
     wrong: list[str] = field(default_factory=list)
 
 
-def check(info: Any) -> Checked:
-    """Check an entry of the database on its samples in float64, or in int64 where it takes no floats."""
+def check(info: Any, samples_of: int = SAMPLES, places_of: int = PLACES) -> Checked:
+    """Check an entry of the database on its samples in float64, or in int64 where it takes no floats.
+
+    Args:
+        info: the entry.
+        samples_of: at most so many samples of it.
+        places_of: at most so many places of rows in each.
+    """
     found = Checked()
     dtype = torch.float64 if torch.float64 in info.dtypes else torch.int64
     if dtype not in info.dtypes:
@@ -48,8 +54,8 @@ def check(info: Any) -> Checked:
         except Exception:  # some need a library or a device that is not here
             return found
         # few of many: spread over the list, whose neighbours are alike
-        for sample in samples[:: max(1, len(samples) // SAMPLES)][:SAMPLES]:
-            for places in itertools.islice(_places(sample), PLACES):
+        for sample in samples[:: max(1, len(samples) // samples_of)][:samples_of]:
+            for places in itertools.islice(_places(sample), places_of):
                 _check(info, sample, places, found)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 import graphaug as ga
 
-property_test = settings(
+many = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
 )
+few = settings(many, max_examples=5)
 WIDTH = 4
 MODULES = ["mix", "layernorm", "groupnorm", "tanh", "residual"]
 PLAIN = ["gelu", "scale", "reshape", "symbolic", "softmax", "stack", "masked", "constant", "inplace"]
@@ -179,9 +181,7 @@ def impose(aug: Any, rows: Tensor, noise: Tensor) -> None:
     aug.deep_augment.draw_noise = lambda h: noise[rows] if len(h) != len(rows) else noise
 
 
-@property_test
-@given(networks(), st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.9]), st.integers(0, 99))
-def test_sparse_equals_dense(case: Any, subset: float, rate: float, seed: int) -> None:
+def sparse_equals_dense(case: Any, subset: float, rate: float, seed: int) -> None:
     net, x = case
     aug = ga.rewrite(
         net, "cut", subset=subset, rate=rate, stop_grad=True, backward="sparse", example_inputs=x
@@ -200,18 +200,57 @@ def test_sparse_equals_dense(case: Any, subset: float, rate: float, seed: int) -
         assert float((a - b).abs().max()) <= 1e-10 * scale
 
 
-@property_test
-@given(networks())
-def test_a_network_without_coupling_is_found_exact(case: Any) -> None:
+def found_exact(case: Any) -> None:
     net, x = case
     plan = ga.rewrite(net, "cut", subset=0.5, stop_grad=True, example_inputs=x).plan
     assert plan.backward == "sparse" or "of the FLOPs only" in plan.reason, plan.reason
 
 
-@property_test
-@given(st.data(), st.sampled_from(COUPLING))
-def test_auto_is_never_sparse_where_rows_are_coupled(data: Any, kind: str) -> None:
+def never_sparse(data: Any, kind: str) -> None:
     net, x = data.draw(networks(coupling=kind))
     plan = ga.rewrite(net, "cut", subset=0.9, stop_grad=True, example_inputs=x).plan
     assert plan.backward == "dense"
     assert plan.reason
+
+
+STEPS = given(networks(), st.floats(0, 1), st.sampled_from([0.0, 0.3, 0.9]), st.integers(0, 99))
+COUPLED = given(st.data(), st.sampled_from(COUPLING))
+
+
+@few
+@STEPS
+def test_sparse_equals_dense(case: Any, subset: float, rate: float, seed: int) -> None:
+    sparse_equals_dense(case, subset, rate, seed)
+
+
+@pytest.mark.long  # a second for each network
+@many
+@STEPS
+def test_sparse_equals_dense_on_many(case: Any, subset: float, rate: float, seed: int) -> None:
+    sparse_equals_dense(case, subset, rate, seed)
+
+
+@few
+@given(networks())
+def test_a_network_without_coupling_is_found_exact(case: Any) -> None:
+    found_exact(case)
+
+
+@pytest.mark.long  # a second for each network
+@many
+@given(networks())
+def test_many_networks_without_coupling_are_found_exact(case: Any) -> None:
+    found_exact(case)
+
+
+@few
+@COUPLED
+def test_auto_is_never_sparse_where_rows_are_coupled(data: Any, kind: str) -> None:
+    never_sparse(data, kind)
+
+
+@pytest.mark.long  # two seconds for each network
+@many
+@COUPLED
+def test_auto_is_never_sparse_where_rows_are_coupled_in_many_networks(data: Any, kind: str) -> None:
+    never_sparse(data, kind)

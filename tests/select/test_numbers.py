@@ -81,7 +81,11 @@ def seen(model: nn.Module, paths: list[str], *inputs: Any, **named: Any) -> list
 # --- shared blocks -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("layers", "groups"), [(6, 1), (6, 2), (4, 4), (5, 2)])
+LONG = pytest.mark.long  # a capture for every number of every layer
+ALBERTS = [(3, 2), *(pytest.param(*case, marks=LONG) for case in [(6, 1), (6, 2), (4, 4), (5, 2)])]
+
+
+@pytest.mark.parametrize(("layers", "groups"), ALBERTS)
 def test_albert_has_as_many_numbers_as_layers(layers: int, groups: int) -> None:
     torch.manual_seed(0)
     sizes = {"vocab_size": 50, "embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2}

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import pytest
 import torch
-from graphaug.analysis.report.measure import Moment
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
@@ -15,6 +14,7 @@ from torch import nn
 import graphaug as ga
 from graphaug.analysis import CKA
 from graphaug.analysis.report import figures
+from graphaug.analysis.report.findings import Measurement
 from graphaug.draw import draw_graph
 from graphaug.printable import print_names, printable, printable_lines
 
@@ -60,7 +60,7 @@ def texts(figure):
 
 @pytest.fixture
 def moments():
-    return [Moment(time=i, score=0.5, alignment=1.0 - i / 4, uniformity=-1.0 - i) for i in range(2)]
+    return [Measurement(time=i, score=0.5, alignment=1.0 - i / 4, uniformity=-1.0 - i) for i in range(2)]
 
 
 def test_names_of_runs_are_letters_in_every_figure(moments, tmp_path):

@@ -212,10 +212,11 @@ class _Order:
 @contextlib.contextmanager
 def _order_of_calls(aug: AugmentedModule, model: nn.Module, augmentation: DeepAugment) -> Iterator[_Order]:
     order = _Order(model, augmentation)
-    handles = [
-        m.register_forward_pre_hook(order.entered) for m in (*model.modules(), augmentation) if m is not model
-    ]
-    handles += [m.register_forward_hook(order.left) for m in model.modules() if m is not model]
+    # the graph does not call what it has opened, and refuses hooks that are registered there after the capture
+    opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
+    called = [m for m in model.modules() if m not in opened]
+    handles = [m.register_forward_pre_hook(order.entered) for m in (*called, augmentation)]
+    handles += [m.register_forward_hook(order.left) for m in called]
     try:
         yield order
     finally:

@@ -59,6 +59,8 @@ class StandIns:
         self._learning = False
         self._home = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.recorder: Recorder | None = None
+        self.learned = False
+        """Whether a module was run to see what it returns; set it to False before what it is asked about."""
 
     @contextlib.contextmanager
     def in_place(self, identities: Mapping[str, nn.Module]) -> Iterator[None]:
@@ -100,7 +102,9 @@ class StandIns:
         )
         with recorder.paused():
             template = self._template(module, args, kwargs)
-            number = recorder.calls  # not of the operations: those that nobody uses may be missing from a graph
+            number = (
+                recorder.calls
+            )  # not of the operations: those that nobody uses may be missing from a graph
             recorder.calls += 1
             made: list[Tensor] = []
 
@@ -142,7 +146,7 @@ class StandIns:
 
     def _learn(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run the module once on fake tensors, its own included: nothing of it changes."""
-        self._learning = True
+        self._learning = self.learned = True
         fakes: dict[int, Tensor] = {}
         given = _tensors((args, kwargs))
         for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
