@@ -124,7 +124,16 @@ class Apply(nn.Module):
         return self.fn(x)
 
 
-def invariant(seed, rows, width, scale, estimator, kernel):
+@settings(max_examples=40)
+@given(
+    seed=st.integers(0, 2**16),
+    rows=st.integers(4, 20),
+    width=st.integers(1, 12),
+    scale=st.floats(1e-3, 1e3),
+    estimator=st.sampled_from(["biased", "unbiased"]),
+    kernel=st.sampled_from(["linear", "rbf"]),
+)
+def test_invariant_to_orthogonal_maps_scale_and_shift(seed, rows, width, scale, estimator, kernel):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, width, generator=g, dtype=torch.float64)
     q = torch.linalg.qr(torch.randn(width, width, generator=g, dtype=torch.float64))[0]
@@ -134,30 +143,16 @@ def invariant(seed, rows, width, scale, estimator, kernel):
     torch.testing.assert_close(found, torch.ones(2, 2, dtype=torch.float64), atol=1e-7, rtol=0)
 
 
-MAPS = given(
+@settings(max_examples=40)
+@given(
     seed=st.integers(0, 2**16),
-    rows=st.integers(4, 20),
-    width=st.integers(1, 12),
-    scale=st.floats(1e-3, 1e3),
+    rows=st.integers(4, 12),
+    kind=st.sampled_from(["constant", "one feature", "duplicates", "huge", "tiny", "minute", "vast", "zero"]),
     estimator=st.sampled_from(["biased", "unbiased"]),
     kernel=st.sampled_from(["linear", "rbf"]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-
-
-@settings(max_examples=8)
-@MAPS
-def test_invariant_to_orthogonal_maps_scale_and_shift(**drawn):
-    invariant(**drawn)
-
-
-@pytest.mark.long  # most of a second for each
-@settings(max_examples=40)
-@MAPS
-def test_invariant_to_many_orthogonal_maps_scales_and_shifts(**drawn):
-    invariant(**drawn)
-
-
-def finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
+def test_always_finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
     make = {
         "constant": lambda h: torch.full_like(h, 3.7),
         "one feature": lambda h: h[:, :1],
@@ -178,29 +173,6 @@ def finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
     else:
         assert values[1, 1] == 1
         assert values[0, 1] == values[1, 0]
-
-
-ODD = given(
-    seed=st.integers(0, 2**16),
-    rows=st.integers(4, 12),
-    kind=st.sampled_from(["constant", "one feature", "duplicates", "huge", "tiny", "minute", "vast", "zero"]),
-    estimator=st.sampled_from(["biased", "unbiased"]),
-    kernel=st.sampled_from(["linear", "rbf"]),
-    dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
-)
-
-
-@settings(max_examples=12)
-@ODD
-def test_always_finite_and_bounded(**drawn):
-    finite_and_bounded(**drawn)
-
-
-@pytest.mark.long  # most of a second for each
-@settings(max_examples=40)
-@ODD
-def test_always_finite_and_bounded_on_many(**drawn):
-    finite_and_bounded(**drawn)
 
 
 @pytest.mark.parametrize("rows", [5, 7, 33])
