@@ -586,13 +586,7 @@ STEPS = [
 SIZES = st.tuples(st.integers(1, 6), st.integers(1, 8))
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, 4)), max_size=5),
-    example=st.tuples(st.integers(2, 5), st.integers(1, 7)),
-    others=st.lists(SIZES, min_size=1, max_size=4),
-)
-def test_a_captured_model_agrees_or_raises(
+def agrees_or_raises(
     steps: list[tuple[str, int]], example: tuple[int, int], others: list[tuple[int, int]]
 ) -> None:
     torch.manual_seed(0)
@@ -607,3 +601,27 @@ def test_a_captured_model_agrees_or_raises(
         except AssumptionViolated:
             continue
         assert torch.equal(found, model(x)), (rows, length)
+
+
+drawn_calls = given(
+    steps=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(1, 4)), max_size=5),
+    example=st.tuples(st.integers(2, 5), st.integers(1, 7)),
+    others=st.lists(SIZES, min_size=1, max_size=4),
+)
+
+
+@settings(max_examples=12, deadline=None)
+@drawn_calls
+def test_a_captured_model_agrees_or_raises(
+    steps: list[tuple[str, int]], example: tuple[int, int], others: list[tuple[int, int]]
+) -> None:
+    agrees_or_raises(steps, example, others)
+
+
+@pytest.mark.long
+@settings(max_examples=100, deadline=None)
+@drawn_calls
+def test_a_captured_model_agrees_or_raises_at_length(
+    steps: list[tuple[str, int]], example: tuple[int, int], others: list[tuple[int, int]]
+) -> None:
+    agrees_or_raises(steps, example, others)

@@ -134,7 +134,7 @@ models = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).flatmap(
 
 
 @settings(
-    max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None, database=None
+    max_examples=15, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None, database=None
 )
 @given(models)
 def test_composed_forwards(drawn: tuple[tuple[str, ...], int]) -> None:

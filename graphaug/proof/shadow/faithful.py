@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -344,7 +345,9 @@ def _as_traced() -> Iterator[list[bool]]:
 
 def _materialised(tensor: Tensor) -> Tensor:
     """A real tensor in place of one on the meta device; memory that nobody touches costs nothing."""
-    made = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    # numpy leaves its zeros to the operating system, and torch writes them
+    memory = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
+    made = memory.view(tensor.dtype).reshape(tensor.shape)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 
