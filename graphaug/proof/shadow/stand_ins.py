@@ -100,7 +100,9 @@ class StandIns:
         )
         with recorder.paused():
             template = self._template(module, args, kwargs)
-            number = recorder.calls  # not of the operations: those that nobody uses may be missing from a graph
+            number = (
+                recorder.calls
+            )  # not of the operations: those that nobody uses may be missing from a graph
             recorder.calls += 1
             made: list[Tensor] = []
 
