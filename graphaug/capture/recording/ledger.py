@@ -83,6 +83,10 @@ class Ledger:
             return Int(self.recorder, value, lambda: self.entry(node, keys))
         if kind is float:
             return Float(self.recorder, value, lambda: self.entry(node, keys))
+        if isinstance(value, np.ndarray):  # made anew in every call, and no constant
+            self._kept.append(value)
+            self._whole[id(value)] = (node, keys, _contents(value))
+            return value
         if not _is_structure(value) or len(keys) > _DEPTH:
             return value
         fields = list(_entries(value))
@@ -90,7 +94,7 @@ class Ledger:
         if any(a is not v for a, (_, v) in zip(new, fields, strict=True)):
             value = _rebuilt(value, [k for k, _ in fields], new)
         self._kept.append(value)
-        self._whole[id(value)] = (node, keys, [id(v) for _, v in _entries(value)])
+        self._whole[id(value)] = (node, keys, _contents(value))
         return value
 
     def knows(self, value: Tensor) -> bool:
@@ -193,7 +197,7 @@ class Ledger:
             node.meta["value"] = value
             return node
         whole = self._whole.get(id(value))
-        if whole is not None and whole[2] == [id(v) for _, v in _entries(value)]:
+        if whole is not None and whole[2] == _contents(value):
             return self.entry(*whole[:2])
         if kind is slice:
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
@@ -280,6 +284,11 @@ def _is_structure(value: Any) -> bool:
     ):
         return False
     return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
+
+
+def _contents(value: Any) -> list[Any]:
+    """What tells whether a container was changed since: its entries by identity, an array's numbers."""
+    return [value.tobytes()] if isinstance(value, np.ndarray) else [id(v) for _, v in _entries(value)]
 
 
 def _entries(value: Any) -> Any:

@@ -33,6 +33,8 @@ from graphaug.torch_private import FakeTensor
 
 _MATERIALISED = 1 << 26
 _FEW_ROWS = 4
+_MOST_ON_META = 1 << 30
+"""Numbers that a model may own on the meta device; the activations of a larger one take gigabytes to stand in for."""
 
 
 class CannotCompare(Exception):
@@ -97,6 +99,8 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
     """
     if not signature.has_examples:
         return "not compared with the original: no example_inputs"
+    if sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_meta) > _MOST_ON_META:
+        return "not compared with the original: too large a model on the meta device"
     try:
         try:
             notes = _Shadow(model, captured, signature, shared=True).compare()
