@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
+from graphaug.surgery.module import AugmentedModule
 
 ANOTHER_LENGTH = "another sequence length"
 
@@ -69,8 +71,10 @@ def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: boo
 
 
 def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+    alone: Any = aug.only_the_graph() if isinstance(aug, AugmentedModule) else contextlib.nullcontext()
     try:
-        return _call(aug, args, kwargs)
+        with alone:
+            return _call(aug, args, kwargs)
     except AssumptionViolated:
         raise
     except Exception as error:
