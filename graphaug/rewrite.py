@@ -154,7 +154,7 @@ def _operate(
     frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
 
     eval_captured, eval_graph = place_eval(structure, names, graph, inside)
-    constants = constants_module({**captured.constants, **(eval_captured.constants if eval_captured else {})})
+    constants = constants_module({**captured.constants, **eval_captured.constants})
     cuts = [placed[r.target] for r in requests]
     examples = structure.signature.examples if structure.signature.has_examples else {}
     samples = find_samples(model, graph, cuts, examples, captured.constants, rows)
@@ -197,7 +197,7 @@ def _operate(
         ),
     )
     added = _augmentations(model, [names[r.target] for r in requests], requests, samples.places)
-    facts = {True: captured.facts, False: place(structure, names, training=False, inside=inside)[0].facts}
+    facts = {True: captured.facts, False: eval_captured.facts}
     parts = Parts(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
     )

@@ -6,11 +6,13 @@ import builtins
 import inspect
 import operator
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from graphaug.capture.values import describe
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
@@ -149,3 +151,22 @@ def writes_into_inputs(graph: fx.Graph) -> bool:
     """Whether a graph changes its inputs or its model in place: run in part, it cannot be run again."""
     owner = memory(graph)
     return any(writes(n) and owner[n].op in ("placeholder", "get_attr") for n in graph.nodes)
+
+
+def upstream(node: fx.Node) -> Iterator[fx.Node]:
+    """A node and everything that it is computed from, nearest first."""
+    seen, stack = set(), [node]
+    while stack:
+        current = stack.pop()
+        if current not in seen:
+            seen.add(current)
+            yield current
+            stack.extend(current.all_input_nodes)
+
+
+def why_unknown(node: fx.Node) -> str:
+    """The first reason upstream why a node's value could not be computed."""
+    for n in upstream(node):
+        if "unknown_because" in n.meta:
+            return f" Its value depends on data: {describe(n)} ({n.meta['unknown_because']})."
+    return ""

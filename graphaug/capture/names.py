@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
+
+from torch import Tensor
 
 CONSTANTS = "graphaug_constants"
 """Child module of a captured model that holds what opened code refers to and no module owns."""
@@ -33,3 +36,17 @@ class Assumption:
 def mark(value: Any) -> Any:
     """The identity: marks the input or output of an opened module until surgery replaces it."""
     return value
+
+
+@dataclass
+class Frame:
+    """A module whose forward is being captured."""
+
+    path: str
+    call: int
+    ops: Counter[str]
+
+
+def differentiable(t: Tensor) -> Tensor:
+    """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
+    return t.detach().requires_grad_(True).clone() if t.is_floating_point() else t

@@ -15,7 +15,6 @@ import threading
 import types
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,8 +24,11 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
+from graphaug.capture.dataflow import upstream, why_unknown
+from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, Frame, differentiable, mark
 from graphaug.capture.recording.hooks import has_hooks
+from graphaug.capture.recording.leaves import flop_counter
+from graphaug.capture.recording.ledger import tensor_names
 from graphaug.capture.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import undrawn
 from graphaug.capture.target import Target
@@ -80,15 +82,6 @@ class _Untouched(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-@dataclass
-class _Frame:
-    """A module whose forward is being traced through."""
-
-    path: str
-    call: int
-    ops: Counter[str]
-
-
 class CaptureTracer(fx.Tracer):
     """Traces a model through the modules in ``opened``; every other module stays one node."""
 
@@ -113,7 +106,7 @@ class CaptureTracer(fx.Tracer):
         self.calls: Counter[str] = Counter()
         self.edges: dict[Target, fx.Node] = {}
         self.failed_in: str | None = None
-        self._frames: list[_Frame] = []
+        self._frames: list[Frame] = []
         self._entering: nn.Module | None = None
         self._values: dict[int, Any] = {}
         self._origins: dict[int, tuple[fx.Node, list[Any]]] = {}
@@ -123,7 +116,7 @@ class CaptureTracer(fx.Tracer):
     def trace(self, root: nn.Module, concrete_args: Any = None) -> fx.Graph:  # type: ignore[override]
         """Trace the model with the signature's inputs."""
         self._paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
-        self._tensors = _tensor_names(root)
+        self._tensors = tensor_names(root)
         self._seed = torch.initial_seed()
         self._grad_enabled = torch.is_grad_enabled()
         self._autocast = torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda")
@@ -139,7 +132,7 @@ class CaptureTracer(fx.Tracer):
             proxy = self.create_proxy(
                 "placeholder", name, () if default is inspect._empty else (default,), {}
             )
-            proxy.node.meta["value"] = _differentiable(example)
+            proxy.node.meta["value"] = map_tensors(differentiable, example)
             self._remember(proxy.node)
             if default is inspect._empty:
                 arguments[name] = proxy
@@ -194,7 +187,7 @@ class CaptureTracer(fx.Tracer):
             )
         if path and Target(path, None, call, "before") in self.marks:
             args, kwargs = self._mark_input(Target(path, None, call, "before"), args, kwargs)
-        self._frames.append(_Frame(path, call, Counter()))
+        self._frames.append(Frame(path, call, Counter()))
         try:
             result = forward(*args, **kwargs)
         except Exception:
@@ -363,7 +356,7 @@ class CaptureTracer(fx.Tracer):
         if any(value_of(n) is UNKNOWN for n in node.all_input_nodes):
             return UNKNOWN
         args, kwargs = _plain(fx.map_arg(inputs, value_of))
-        counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
+        counter: Any = flop_counter() if self.count_flops else contextlib.nullcontext()
         with torch_private.without_patches(), torch_private.not_tracing(), undrawn():
             try:
                 with self.fake_mode, counter:
@@ -550,7 +543,7 @@ class CaptureTracer(fx.Tracer):
             return certain
         verb = {bool: "branches on", len: "takes the length of"}.get(kind, "needs the number")
         if value is UNKNOWN:
-            raise self.refuse(f"it {verb} {describe(node)}", unknown=True, reason=_why_unknown(node))
+            raise self.refuse(f"it {verb} {describe(node)}", unknown=True, reason=why_unknown(node))
         if isinstance(value, Tensor) and kind is not len:
             raise self.refuse(f"it {verb} the data in {describe(node)}")
         if kind is len:
@@ -587,12 +580,6 @@ _DATA_DEPENDENT = (
 )
 
 
-def _flop_counter() -> Any:
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
-
-    return FlopCounterMode(display=False)
-
-
 def _plain(value: Any) -> Any:
     """Lists and dicts as code gets them: a node holds immutable ones, and a module may fill the list it is given."""
     if isinstance(value, fx.immutable_collections.immutable_list):
@@ -600,15 +587,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, fx.immutable_collections.immutable_dict):
         return {k: _plain(v) for k, v in value.items()}
     return tuple(map(_plain, value)) if type(value) is tuple else value
-
-
-def _differentiable(example: Any) -> Any:
-    """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
-
-    def convert(t: Tensor) -> Tensor:
-        return t.detach().requires_grad_(True).clone() if t.is_floating_point() else t
-
-    return map_tensors(convert, example)
 
 
 def _leaf_function(tracer: CaptureTracer, fn: Callable[..., Any]) -> Callable[..., Any]:
@@ -638,17 +616,6 @@ def _flatten(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
-    """Every tensor that a module of ``root`` owns, by identity: parameters, buffers, plain attributes."""
-    names: dict[int, tuple[Tensor, str]] = {}
-    for path, m in root.named_modules():
-        owned = (m._parameters, m._buffers, vars(m))
-        for name, tensor in ((k, v) for group in owned for k, v in group.items()):
-            if isinstance(tensor, Tensor):
-                names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
-    return names
-
-
 def _certain(node: fx.Node) -> bool | None:
     """Whether ``torch.rand(...) < number`` holds for every draw from [0, 1), or for none; else None."""
     if node.target is not operator.lt or not isinstance(node.args[1], (int, float)):
@@ -659,24 +626,5 @@ def _certain(node: fx.Node) -> bool | None:
     return bool(bound >= 1)  # type: ignore[operator]
 
 
-def _upstream(node: fx.Node) -> Iterator[fx.Node]:
-    """A node and everything that it is computed from, nearest first."""
-    seen, stack = set(), [node]
-    while stack:
-        current = stack.pop()
-        if current not in seen:
-            seen.add(current)
-            yield current
-            stack.extend(current.all_input_nodes)
-
-
 def _depends_on_input(node: fx.Node) -> bool:
-    return any(n.op == "placeholder" for n in _upstream(node))
-
-
-def _why_unknown(node: fx.Node) -> str:
-    """The first reason upstream why a node's value could not be computed."""
-    for n in _upstream(node):
-        if "unknown_because" in n.meta:
-            return f" Its value depends on data: {describe(n)} ({n.meta['unknown_because']})."
-    return ""
+    return any(n.op == "placeholder" for n in upstream(node))

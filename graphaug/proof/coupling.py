@@ -22,6 +22,7 @@ from graphaug.capture.dataflow import before
 from graphaug.capture.state import SMALL, ModelState, python_draws, unchanged, undrawn
 from graphaug.capture.state import seed as draw_from
 from graphaug.capture.values import describe
+from graphaug.proof.independence.outside import counts, stated
 from graphaug.proof.other_rows import distinct, is_mask, is_movable, other_row, short
 from graphaug.torch_private import OpOverload
 
@@ -310,11 +311,11 @@ def restored(model: nn.Module, first: Callable[[], None] = lambda: None) -> Iter
         def changed() -> str:
             for name in state.changes():
                 path, _, attribute = name.rpartition(".")
-                if _counts(getattr(model.get_submodule(path), attribute, None)):
-                    return _stated(model, name)
+                if counts(getattr(model.get_submodule(path), attribute, None)):
+                    return stated(model, name)
             for name, t, version, held in since:
                 if t._version != version or not _equal(t, held):
-                    return _stated(model, name)
+                    return stated(model, name)
             return ""
 
         try:
@@ -330,14 +331,3 @@ def _equal(a: Tensor, b: Tensor) -> bool:
         return True
     a, b = a.detach(), b.detach()
     return torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())  # NaN is what it was
-
-
-def _stated(model: nn.Module, name: str) -> str:
-    path, _, attribute = name.rpartition(".")
-    return f"{type(model.get_submodule(path)).__name__} '{path}' ({attribute})"
-
-
-def _counts(value: Any) -> bool:
-    """Whether a value holds tensors or numbers: what two runs instead of one would change twice."""
-    leaves = value if isinstance(value, set) else torch.utils._pytree.tree_leaves(value)
-    return any(isinstance(leaf, (Tensor, int, float)) for leaf in leaves)

@@ -55,11 +55,11 @@ def place(
 
 def place_eval(
     structure: ModelStructure, names: Mapping[Target, str], graph: fx.Graph, inside: frozenset[str]
-) -> tuple[Captured | None, fx.Graph | None]:
-    """The graph of eval mode, if it differs from that of training mode."""
+) -> tuple[Captured, fx.Graph | None]:
+    """The capture of eval mode, and its graph if that differs from the one of training mode."""
     captured, eval_graph, _ = place(structure, names, training=False, inside=inside)
     if _source(eval_graph) == _source(graph):
-        return None, None
+        return dataclasses.replace(captured, constants={}), None
     # constants are numbered per capture: keep the two sets apart
     renamed = {name: f"eval_{name}" for name in captured.constants}
     for node in eval_graph.nodes:

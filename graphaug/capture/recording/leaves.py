@@ -150,3 +150,10 @@ def _real(t: Tensor, generator: torch.Generator) -> Tensor:
     return (
         torch.ones(t.shape, dtype=t.dtype) if t.dtype == torch.bool else torch.zeros(t.shape, dtype=t.dtype)
     )
+
+
+def flop_counter() -> Any:
+    """Torch's counter of FLOPs; without its table."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
+
+    return FlopCounterMode(display=False)

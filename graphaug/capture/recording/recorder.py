@@ -17,10 +17,10 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.dataflow import reads_metadata
+from graphaug.capture.dataflow import reads_metadata, why_unknown
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording import operations
-from graphaug.capture.recording.leaves import DATA_DEPENDENT, Leaves
+from graphaug.capture.recording.leaves import DATA_DEPENDENT, Leaves, flop_counter
 from graphaug.capture.recording.ledger import Ledger, layout
 from graphaug.capture.recording.sizes import (
     DATA,
@@ -150,7 +150,7 @@ class Recorder(TorchFunctionMode):
         self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[Any, int]:
         """Run something closed, with its FLOPs if they are counted."""
-        counter: Any = _flop_counter() if self.count_flops else contextlib.nullcontext()
+        counter: Any = flop_counter() if self.count_flops else contextlib.nullcontext()
         with self.aside(), counter:
             value = run(args, kwargs)
         return value, counter.get_total_flops() if self.count_flops else 0
@@ -359,7 +359,7 @@ class Recorder(TorchFunctionMode):
 
     def _known(self, node: fx.Node, verb: str) -> None:
         if _is_unknown(node):
-            raise self.refuse(f"it {verb} {describe(node)}, which depends on data", reason=_why_unknown(node))
+            raise self.refuse(f"it {verb} {describe(node)}, which depends on data", reason=why_unknown(node))
 
     def _raw(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call something without recording it."""
@@ -529,23 +529,3 @@ def _autocast_state() -> Any:
 
 def _is_unknown(node: fx.Node) -> bool:
     return "value" not in node.meta and node.op not in ("output",) and node.target not in _UNNAMED - {getattr}
-
-
-def _why_unknown(node: fx.Node) -> str:
-    """The first reason upstream why a node's value could not be computed."""
-    seen, stack = set(), [node]
-    while stack:
-        current = stack.pop()
-        if current in seen:
-            continue
-        seen.add(current)
-        if "unknown_because" in current.meta:
-            return f" Its value depends on data: {describe(current)} ({current.meta['unknown_because']})."
-        stack.extend(current.all_input_nodes)
-    return ""
-
-
-def _flop_counter() -> Any:
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
-
-    return FlopCounterMode(display=False)

@@ -8,7 +8,6 @@ import sys
 import types
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ import torch.utils.checkpoint
 import torch.utils.dlpack
 from torch import Tensor, fx, nn
 
-from graphaug.capture.names import Assumption, mark
+from graphaug.capture.names import Assumption, Frame, differentiable, mark
 from graphaug.capture.recording.facts import Fact, is_plain, read_names
 from graphaug.capture.recording.functions import AutogradCall
 from graphaug.capture.recording.hooks import (
@@ -40,15 +39,6 @@ from graphaug.torch_private import FakeTensor
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
 _ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
 _MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
-
-
-@dataclass
-class Frame:
-    """A module whose forward is being recorded."""
-
-    path: str
-    call: int
-    ops: Counter[str]
 
 
 class Walk:
@@ -142,7 +132,7 @@ class Walk:
                 self.recorder.assume(node, default)
                 arguments[name] = default
                 continue
-            example = map_tensors(_differentiable, example)
+            example = map_tensors(differentiable, example)
             arguments[name] = self.ledger.adopt(example, node)
             node.meta["value"] = example
             if not isinstance(example, Tensor):
@@ -485,8 +475,3 @@ _OF_THE_BACKWARD = (
     "grad_checkpointing",
 )  # switches that change no value and no gradient
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
-
-
-def _differentiable(t: Tensor) -> Tensor:
-    """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
-    return t.detach().requires_grad_(True).clone() if t.is_floating_point() else t

@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before
 from graphaug.capture.names import CONSTANTS
+from graphaug.capture.signature import plain_containers
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import assume, value_of
 from graphaug.errors import InvalidOption
@@ -228,7 +229,7 @@ class _Run(fx.Interpreter):
             return [_first(env[end]) for end in self.ends]
         (output,) = (n for n in self.graph.nodes if n.op == "output")
         returned = fx.node.map_arg(output.args[0], env.__getitem__)
-        leaves = torch.utils._pytree.tree_leaves(_plain(returned))
+        leaves = torch.utils._pytree.tree_leaves(plain_containers(returned))
         return [t for t in leaves if isinstance(t, Tensor) and t.dim() > 0]
 
     def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
@@ -246,13 +247,4 @@ def _first(value: Any) -> Any:
             value = value[0]
         else:
             return value
-    return value
-
-
-def _plain(value: Any) -> Any:
-    """Outputs as plain containers, which every pytree knows."""
-    if hasattr(value, "items"):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
     return value

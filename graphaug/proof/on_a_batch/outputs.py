@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphaug.capture.signature import plain_containers
 from graphaug.errors import VerificationError
 
 
@@ -14,7 +15,7 @@ def loss_of(output: Any, weights: list[Tensor] | None = None) -> tuple[Tensor, l
     """A fixed random projection of every floating-point output to one number."""
     leaves = [
         v
-        for v in torch.utils._pytree.tree_leaves(_plain(output))
+        for v in torch.utils._pytree.tree_leaves(plain_containers(output))
         if isinstance(v, Tensor) and v.is_floating_point()
     ]
     if not leaves:
@@ -25,23 +26,14 @@ def loss_of(output: Any, weights: list[Tensor] | None = None) -> tuple[Tensor, l
     return torch.stack([(v * w).float().sum() for v, w in zip(leaves, weights, strict=True)]).sum(), weights
 
 
-def _plain(value: Any) -> Any:
-    """Outputs as plain containers, which every pytree knows."""
-    if hasattr(value, "items"):
-        return {k: _plain(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(v) for v in value]
-    return value
-
-
 def distance(a: Any, b: Any, terms: float = 0.0) -> float:
     """Largest difference between two structures of tensors, relative to the largest entry; inf: other form.
 
     Of terms of the size ``terms`` that cancel each other, as in the gradient of an attention's key bias, the rounding
     is left: so much is no difference.
     """
-    first = [v for v in torch.utils._pytree.tree_leaves(_plain(a)) if isinstance(v, Tensor)]
-    second = [v for v in torch.utils._pytree.tree_leaves(_plain(b)) if isinstance(v, Tensor)]
+    first = [v for v in torch.utils._pytree.tree_leaves(plain_containers(a)) if isinstance(v, Tensor)]
+    second = [v for v in torch.utils._pytree.tree_leaves(plain_containers(b)) if isinstance(v, Tensor)]
     if len(first) != len(second):
         # no gradient and a gradient of zeros are the same thing
         return 0.0 if not any(bool(t.any()) for t in [*first, *second]) else float("inf")
@@ -66,5 +58,5 @@ def by_how_much(a: Any, b: Any) -> str:
 
 def first_tensor(value: Any) -> Tensor:
     """The first tensor in a nested value."""
-    leaves = [v for v in torch.utils._pytree.tree_leaves(_plain(value)) if isinstance(v, Tensor)]
+    leaves = [v for v in torch.utils._pytree.tree_leaves(plain_containers(value)) if isinstance(v, Tensor)]
     return leaves[0]
