@@ -107,6 +107,8 @@ def _entries(container: Any) -> list[Any]:
     """Identities: values may be tensors, which have no plain answer to ``==``."""
     if isinstance(container, dict):
         return [(id(k), id(v)) for k, v in container.items()]
+    if isinstance(container, set):
+        return sorted(map(id, container))  # a copy may iterate in another order
     return [id(v) for v in container]
 
 
