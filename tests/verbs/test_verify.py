@@ -34,6 +34,7 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "nothing": (ConvNet, images(), {"at": "layer1", "subset": 0.0}),
     "everything": (ConvNet, images(), {"at": "layer1", "subset": 1.0, "rate": 1.0}),
     "rate 0": (ConvNet, images(), {"at": "layer1", "rate": 0.0, "stop_grad": True}),
+    "rate beside which 1 is 1": (ConvNet, images(), {"at": "layer1", "rate": 1e-300}),
     "text": (TextNet, tokens(), {"at": "blocks.1", "stop_grad": True}),
     "calls": (Mlp, features(8), {"at": "act@1", "stop_grad": True}),
     "mapping": (TwoOutputs, features(8), {"at": "encoder", "stop_grad": True}),

@@ -56,10 +56,10 @@ def probe(
 
 
 def _check_rows(target: Target, request: Request, augmentation: DeepAugment, changed: Tensor) -> None:
-    rate, subset, rows = augmentation._rate, augmentation._subset, len(changed)
+    subset, rows = augmentation._subset, len(changed)
     planned, found = augmentation._exactly(rows), int(changed.sum())
-    # whatever a row keeps is scaled: one that keeps all of it shows as well
-    visible = rate > 0 or request.stop_grad
+    # whatever a row keeps is scaled, so that one that keeps all of it shows as well, unless the factor is 1
+    visible = _scale(augmentation) != 1 or request.stop_grad
     if request.sampling == "exact" and visible and found != planned:
         raise VerificationError(
             f"'{target}': {found} of {rows} rows are augmented, planned were {planned} (subset {subset:g})."
@@ -70,9 +70,15 @@ def _check_rows(target: Target, request: Request, augmentation: DeepAugment, cha
         )
 
 
+def _scale(augmentation: DeepAugment) -> float:
+    """What a kept unit is multiplied with; 1 also at rates so small that they vanish beside 1."""
+    rate = augmentation._rate
+    return 0.0 if rate == 1 else 1 / (1 - rate)
+
+
 def _check_factors(target: Target, augmentation: DeepAugment, entries: Tensor, decisions: int) -> None:
     rate = augmentation._rate
-    scale = 0.0 if rate == 1 else 1 / (1 - rate)
+    scale = _scale(augmentation)
     legal = (entries == 0) | ((entries - scale).abs() <= _SCALE_TOLERANCE * max(scale, 1))
     if not bool(legal.all()):
         wrong = float(entries[~legal][0])
