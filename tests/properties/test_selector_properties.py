@@ -203,7 +203,7 @@ def test_before_is_the_input_of_the_same_sites(drawn: tuple[StaticStructure, lis
     structure, segments = drawn
     selector = ".".join(segments)
     after = spelled(selector, structure)
-    assume(after and "input" not in after)
+    assume(after and all(site in structure.modules for site in after))  # "a.input" is before already
     assert spelled(selector, structure, side="before") == [f"{site}.input" for site in after]
 
 
