@@ -14,6 +14,9 @@ from graphaug.errors import BatchError
 HUE = 3
 """The number of the hue shift among the operations of colour jitter; 0 to 2 are the blends of ``tone``."""
 
+BLOCK = 32
+"""How many pixels of a row a blur makes at once."""
+
 LUMA = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue in a gray value."""
 
@@ -91,14 +94,19 @@ def tone(x: Tensor, op: Tensor, factor: Tensor) -> Tensor:
 
 
 def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
-    """Rotate the hue of ``(B, 3, H, W)`` by ``shift`` turns, ``(B,)``; a shift of 0 is exactly the identity.
+    """Rotate the hue of ``(B, 3, H, W)`` by ``shift`` turns, ``(B,)``; a shift of 0 is exactly the identity."""
+    shift = shift[:, None, None, None]
+    return choose(shift != 0, rotate_hue(x, shift), x)
+
+
+def rotate_hue(x: Tensor, shift: Tensor | float) -> Tensor:
+    """Rotate the hue of ``(B, 3, H, W)`` by ``shift`` turns, one number or ``(B, 1, 1, 1)``.
 
     With value ``v``, chroma ``c`` and hue ``h`` in turns, a channel is ``v - c·clamp(2 - 6·d, 0, 1)``, where ``d`` is
     the distance on the circle from ``h`` to the hue opposite of that channel, cyan, magenta or yellow: the usual six
     cases of HSV in one line. The hue itself comes from sorting the channels, and no step selects: on a CPU a selection
     costs as much as five sums.
     """
-    shift = shift[:, None, None, None]
     red, green, blue = x.chunk(3, dim=1)
     high, low = torch.maximum(green, blue), torch.minimum(green, blue)
     value, middle = torch.maximum(red, high), torch.minimum(red, high)
@@ -111,8 +119,8 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     # cyan, magenta and yellow: half a turn from red, green and blue
     opposite = torch.arange(3, dtype=x.dtype, device=x.device).div_(3).add_(0.5)
     turns = hue - opposite.view(1, 3, 1, 1)
-    share = turns.sub_(turns.round()).abs_().mul_(-6).add_(2).clamp_(0, 1)
-    return choose(shift != 0, torch.addcmul(value, chroma, share, value=-1), x)
+    share = torch.rsub(turns.sub_(turns.round()).abs_(), 2, alpha=6).clamp_(0, 1)
+    return torch.addcmul(value, chroma, share, value=-1)
 
 
 def choose(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
@@ -160,22 +168,32 @@ def colour_jitter(
 def gaussian_blur(x: Tensor, sigma: Tensor, kernel_size: int) -> Tensor:
     """Blur with a Gaussian of ``sigma`` pixels, ``(B,)``, over ``kernel_size`` (odd) pixels, reflecting at the edges.
 
-    A sigma of 0 is the identity. Both axes are matrix products, as the kernel differs from sample to sample.
+    A sigma of 0 is the identity. The kernel differs from sample to sample: both axes are matrix products.
     """
     radius = kernel_size // 2
     offsets = torch.arange(-radius, radius + 1, device=x.device)
-    safe = torch.where(sigma > 0, sigma, 1.0)
-    kernel = (-0.5 * (offsets / safe[:, None]) ** 2).exp()
+    kernel = (-0.5 * (offsets / torch.where(sigma > 0, sigma, 1.0)[:, None]) ** 2).exp()
     kernel = kernel / kernel.sum(1, keepdim=True)
-
-    def matrix(size: int) -> Tensor:
-        source = torch.arange(size, device=x.device)[:, None] + offsets
-        source = (size - 1) - (source.abs() - (size - 1)).abs()  # reflection without repeating the edge
-        hits = F.one_hot(source, size).to(kernel.dtype)
-        return torch.einsum("bk,okp->bop", kernel, hits)
-
-    blurred = resample(x, matrix(x.shape[2]), matrix(x.shape[3]))
+    blurred = _correlate_rows(_correlate_rows(x, kernel).mT, kernel).mT
     return choose(sigma[:, None, None, None] > 0, blurred, x)
+
+
+def _correlate_rows(x: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate the last axis of ``(B, C, H, W)`` with a kernel for each sample, ``(B, K)``, reflecting at the edges.
+
+    Blocks of an axis overlap by the kernel, and are multiplied with one small band matrix: the product with the
+    matrix of the whole axis would be nearly all zeros.
+    """
+    width, size = x.shape[-1], kernel.shape[1]
+    block = min(BLOCK, width)
+    span = block + size - 1
+    # a row of the band is the one above, shifted by one: what a period of one number more than the row gives
+    period = F.pad(kernel, (0, span + 1 - size))
+    band = period.repeat(1, block)[:, : block * span].view(-1, block, span)
+    padded = F.pad(x, (size // 2, size // 2, 0, 0), mode="reflect")
+    padded = F.pad(padded, (0, -width % block))
+    blocks = padded.unfold(-1, span, block).flatten(1, 3) @ band.mT
+    return blocks.view(*x.shape[:3], -1)[..., :width]
 
 
 def solarize(x: Tensor, threshold: float) -> Tensor:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
 
 from graphaug.errors import BatchError, InvalidOption
+from graphaug.vision import single_image
 from graphaug.vision.image_ops import (
     check_images,
     choose,
@@ -26,9 +26,13 @@ from graphaug.vision.image_ops import (
     solarize,
     unit_range,
 )
+from graphaug.vision.view_params import ViewParams
 
 PART_BYTES = 2**21
 """How many bytes of float32 images a thread of a CPU takes at once: more leave its cache."""
+
+LARGE = 96
+"""From how many pixels a side on a CPU takes views one at a time, each with the operations that were drawn for it."""
 
 CROP_ATTEMPTS = 10
 """torchvision's RandomResizedCrop draws up to ten boxes before it falls back to the central one."""
@@ -38,36 +42,6 @@ _NAMED = "top left flip jitter brightness contrast saturation hue order0 order1 
 _COLUMN = {name: 2 * CROP_ATTEMPTS + i for i, name in enumerate(_NAMED.split())}
 UNIFORMS = 2 * CROP_ATTEMPTS + len(_COLUMN)
 """How many uniform numbers in [0, 1) one view takes."""
-
-
-@dataclass(frozen=True)
-class ViewParams:
-    """What was drawn for B views; every tensor has B rows.
-
-    ``top``, ``left``, ``height``, ``width``: the crop in pixels. ``flip``, ``gray``, ``solarize``: booleans.
-    ``brightness``, ``contrast``, ``saturation``: factors; ``hue``: a shift in turns, [-0.5, 0.5]; the neutral values
-    1 and 0 where jitter was not applied. ``order``: ``(B, 4)``, the sequence of operations, 0 to 3 for brightness,
-    contrast, saturation, hue. ``sigma``: of the blur in pixels, 0 for none.
-    """
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-    flip: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
-    hue: Tensor
-    order: Tensor
-    gray: Tensor
-    sigma: Tensor
-    solarize: Tensor
-
-    def split(self, size: int) -> list[ViewParams]:
-        """The same in parts of ``size`` views, in order."""
-        columns = [getattr(self, field.name).split(size) for field in fields(self)]
-        return [ViewParams(*part) for part in zip(*columns, strict=True)]
 
 
 class SimCLRViews(nn.Module):
@@ -213,6 +187,8 @@ class SimCLRViews(nn.Module):
 
     def apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         """Make one view of each row of ``images`` with the given parameters: ``(B, C, size, size)``."""
+        if self._takes_one_at_a_time(images):
+            return self._one_by_one(images, params)
         part = self._part(images)
         if part >= images.shape[0]:
             return self._apply_params(images, params)
@@ -228,6 +204,18 @@ class SimCLRViews(nn.Module):
             return images.shape[0]
         pixels = max(images.shape[2] * images.shape[3], self.size**2)
         return max(1, PART_BYTES * torch.get_num_threads() // (4 * images.shape[1] * pixels))
+
+    def _takes_one_at_a_time(self, images: Tensor) -> bool:
+        """Whether images are so large that a step's own time exceeds that of calling it."""
+        eager = images.device.type == "cpu" and not torch.compiler.is_compiling()
+        return eager and not images.requires_grad and self.size >= LARGE
+
+    def _one_by_one(self, images: Tensor, params: ViewParams) -> Tensor:
+        views = torch.empty(len(images), images.shape[1], self.size, self.size)
+        for image, drawn, out in zip(images, params.rows(), views, strict=True):
+            view = single_image.view(image, self.size, self.kernel_size, self.solarize_threshold, **drawn)
+            torch.sub(view[0], self.mean, out=out).div_(self.std)
+        return views
 
     def _apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         x = unit_range(images)

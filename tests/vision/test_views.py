@@ -4,6 +4,8 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as tvf
@@ -44,9 +46,11 @@ def torchvision_view(image, p, i, views):
     return x
 
 
+@pytest.mark.parametrize("large", [1, 1000], ids=["one by one", "as a batch"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 24, 50], ids=["shrunk", "about-equal", "enlarged"])
-def test_a_view_equals_torchvisions_functionals(size, channels):
+def test_a_view_equals_torchvisions_functionals(monkeypatch, size, channels, large):
+    monkeypatch.setattr("graphaug.vision.views.LARGE", large)
     views = SimCLRViews(size, n_views=1, blur_p=0.5, solarize_p=0.3, jitter=(0.8, 0.8, 0.8, 0.4))
     x, u = images(48, channels), uniforms(48, seed=size)
     params = views.params(u, *x.shape[2:])
@@ -79,11 +83,13 @@ def test_tone_equals_torchvision(op, reference, factor):
     torch.testing.assert_close(blended, reference(x, factor), rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kernel", [3, 5, 23])
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
-def test_blur_equals_torchvision(sigma):
-    x = images(3)
-    blurred = image_ops.gaussian_blur(x, torch.full((3,), sigma), 5)
-    torch.testing.assert_close(blurred, tvf.gaussian_blur(x, [5, 5], [sigma, sigma]), rtol=0, atol=1e-5)
+def test_blur_equals_torchvision(sigma, kernel):
+    x = images(3, h=70)
+    blurred = image_ops.gaussian_blur(x, torch.full((3,), sigma), kernel)
+    expected = tvf.gaussian_blur(x, [kernel, kernel], [sigma, sigma])
+    torch.testing.assert_close(blurred, expected, rtol=0, atol=1e-5)
 
 
 def test_uint8_is_the_float_image():
@@ -107,6 +113,34 @@ def test_samples_are_independent():
     torch.testing.assert_close(whole, alone, rtol=0, atol=1e-6)
     same = views(x[:1].expand(8, -1, -1, -1), u)
     assert len({row.numpy().tobytes() for row in same}) == 8
+
+
+@given(
+    st.tuples(st.integers(2, 90), st.integers(2, 90)),
+    st.integers(3, 70),
+    st.sampled_from([1, 3]),
+    st.sampled_from([torch.uint8, torch.float32, torch.float64]),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=40)
+def test_one_image_at_a_time_is_the_batch_at_once(shape, size, channels, dtype, seed):
+    """What a CPU does with large images is what is done with a batch elsewhere, whatever was drawn."""
+    x = torch.randint(0, 256, (3, channels, *shape), dtype=torch.uint8, generator=generator(seed))
+    x = x if dtype == torch.uint8 else x.to(dtype) / 255
+    views = SimCLRViews(size, blur_p=0.5, jitter=(0.8, 0.8, 0.8, 0.4), mean=0.4, std=0.5)
+    made = []
+    for large in (1, 1000):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("graphaug.vision.views.LARGE", large)
+            made.append(views(x, uniforms(6, seed)))
+    torch.testing.assert_close(*made, rtol=0, atol=2e-5)
+
+
+def test_one_image_at_a_time_leaves_gradients_to_the_batch(monkeypatch):
+    monkeypatch.setattr("graphaug.vision.views.LARGE", 1)
+    x = images(2).requires_grad_()
+    SimCLRViews(8)(x).sum().backward()
+    assert x.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("threads", [1, 2])
