@@ -22,7 +22,7 @@ help:
 	@echo "make coverage  which architectures can be rewritten: docs/coverage.md"
 	@echo "make resume-test  kill a run twenty times and resume it"
 	@echo "make long-test  the tests that make test leaves out"
-	@echo "make bench   time and memory of a training step: benchmarks/results/"
+	@echo "make bench   all speed figures in one table: benchmarks/results/, benchmarks/LEADERBOARD.md"
 	@echo "make dist    wheel and sdist in dist/, checked, and tried in environments with nothing else in them"
 	@echo "make clean   remove .venv and everything that was generated"
 
@@ -78,6 +78,10 @@ coverage: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m benchmarks.step
+	$(BIN)/python -m benchmarks.text_step
+	$(BIN)/python -m benchmarks.views
+	$(BIN)/python -m benchmarks.rewrite
+	$(BIN)/python -m benchmarks.leaderboard
 
 # Only builds and tries: nothing is uploaded. `twine upload dist/*` is left to a person.
 dist: $(STAMP)

@@ -2,11 +2,14 @@
 
 ``python -m benchmarks.rewrite [names]``: one row a model; with ``--depth`` BERTs of 2 to 24 layers, whose times should
 grow as their layers do. Both are timed in one process by processor time, so that a busy machine matters little.
+All models together go to ``benchmarks/results/rewrite-NAME.json``.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -16,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
+from benchmarks.coverage import ROOT, write
+from benchmarks.step import machine
 
 ROWS, TOKENS = 8, 64
 TARGET = 2.0
@@ -88,16 +93,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *MODELS], default=[])
     parser.add_argument("--depth", action="store_true", help="BERTs of 2 to 24 layers instead")
+    parser.add_argument("--name", default=f"cpu{os.cpu_count()}", help="of the machine, for the result file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
     chosen = {name: MODELS[name] for name in options.names or MODELS}
     if options.depth:
         chosen = {f"BERT, {n} layers": (lambda n=n: bert(n)) for n in (2, 6, 12, 24)}
+    rows = []
     print("| model | rewrite (s) | step (s) | steps | backward |\n| --- | ---: | ---: | ---: | --- |")
     for name, build in chosen.items():
         taken, one, what = measure(build)
         print(f"| {name} | {taken:.2f} | {one:.2f} | {taken / one:.2f} | {what} |", flush=True)
+        rows.append({"model": name, "rewrite": taken, "step": one, "steps": taken / one, "backward": what})
+    if not options.names and not options.depth:
+        path = ROOT / f"benchmarks/results/rewrite-{options.name}.json"
+        write(path, json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
