@@ -142,6 +142,53 @@ def demo(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Directories of finished runs, on images or on text.")],
+    by: Annotated[
+        str | None,
+        typer.Option(help="What tells the settings apart, such as at,stop_grad; by default all of it."),
+    ] = None,
+    show: Annotated[
+        str | None,
+        typer.Option(help="The figures to show, such as linear,knn; by default those that differ."),
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
+) -> None:
+    """Compare finished RUNS: one row a setting, mean and 95 % interval over its seeds."""
+    import json
+
+    from graphaug.contrastive.runs import compare as comparison
+    from graphaug.contrastive.runs.files import write_file
+    from graphaug.table import terminal_width
+    from graphaug.text.config import SimCSEConfig
+    from graphaug.vision.config import PretrainConfig
+
+    found = [comparison.read(run) for run in runs]
+    settings = comparison.group(found, _names(by), {*PretrainConfig.FREE, *SimCSEConfig.FREE})
+    figures = comparison.figures_of(found, _names(show))
+    print(comparison.table(settings, figures, terminal_width()))
+    if json_file is not None:
+        rows = [
+            {
+                **s.values,
+                "runs": [str(run.path) for run in s.runs],
+                **{
+                    figure: dict(zip(("mean", "half_width"), s.interval(figure), strict=True))
+                    for figure in figures
+                },
+            }
+            for s in settings
+        ]
+        write_file(
+            json_file, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+        )
+
+
+def _names(text: str | None) -> list[str]:
+    return [name.strip() for name in text.split(",")] if text else []
+
+
+@app.command()
 def presets() -> None:
     """Print the presets, as YAML that --config reads."""
     import yaml

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -114,39 +115,42 @@ def transfer(
 def _each_run(
     runs: list[Path], data: str | None, file: Path | None, look: Callable[[Path, ImageData], dict[str, Any]]
 ) -> None:
+    from graphaug.contrastive.runs import compare
     from graphaug.contrastive.runs.files import write_file
+    from graphaug.table import terminal_width
     from graphaug.vision.data.images import load
     from graphaug.vision.probes.probe import load_run, summary
 
-    settings = [load_run(run)[1] for run in runs]
-    _check_comparable(runs, settings, data)
+    settings = [{**PretrainConfig().to_dict(), **load_run(run)[1]} for run in runs]
+    _check_same_images(runs, settings, data)
+    alone = [compare.Run(run, values, {}) for run, values in zip(runs, settings, strict=True)]
+    compare.group(alone, free=PretrainConfig.FREE)  # what it refuses is refused before anything is computed
     images = load(data or settings[0]["data"], size=settings[0].get("size"))
     _report_skipped(images)
     results = [look(run, images) for run in runs]
     print(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
-    print(summary(results))
+    percent = [{name: 100 * value for name, value in found.items()} for found in results]
+    looked = [replace(run, figures=found) for run, found in zip(alone, percent, strict=True)]
+    groups = compare.group(looked, free=PretrainConfig.FREE)
+    if len(groups) > 1:
+        print("accuracies in %")
+        print(compare.table(groups, list(percent[0]), terminal_width()))
+    else:
+        print(summary(results))
     if file is not None:
         text = json.dumps({str(run): found for run, found in zip(runs, results, strict=True)}, indent=2)
         write_file(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
 
 
-def _check_comparable(runs: list[Path], settings: list[dict[str, Any]], data: str | None) -> None:
-    """Refuse runs that would have to be looked at on different images, and name what else they differ in."""
-    first = {**PretrainConfig().to_dict(), **settings[0]}
+def _check_same_images(runs: list[Path], settings: list[dict[str, Any]], data: str | None) -> None:
+    """Refuse runs that would have to be looked at on different images."""
     for run, other in zip(runs[1:], settings[1:], strict=True):
-        other = {**PretrainConfig().to_dict(), **other}
         for name in ("size",) if data is not None else ("data", "size"):
-            if other[name] != first[name]:
+            if other[name] != settings[0][name]:
                 raise ConfigError(
-                    f"{str(run)!r} has {name}={other[name]!r}, {str(runs[0])!r} has {first[name]!r}: their accuracies "
-                    f"have no mean. Look at each for itself{', or give --data' if name == 'data' else ''}."
+                    f"{str(run)!r} has {name}={other[name]!r}, {str(runs[0])!r} has {settings[0][name]!r}: their "
+                    f"accuracies have no mean. Look at each for itself{', or give --data' if name == 'data' else ''}."
                 )
-        found = [line for line in PretrainConfig.differences(first, other) if not line.startswith("seed:")]
-        if found:
-            print(
-                f"{run} differs from {runs[0]} in more than its seed: {'; '.join(found)}. The mean is over both.",
-                file=sys.stderr,
-            )
 
 
 def _report_skipped(images: ImageData) -> None:

@@ -31,7 +31,7 @@ def test_version(graphaug):
 def test_help_names_every_verb(graphaug):
     code, out, _ = graphaug("--help")
     assert code == 0
-    verbs = ("pretrain", "presets", "probe", "transfer", "sites", "draw", "demo")
+    verbs = ("pretrain", "presets", "probe", "transfer", "compare", "sites", "draw", "demo")
     assert all(verb in out for verb in verbs)
 
 
@@ -306,7 +306,7 @@ def test_runs_on_other_images_have_no_mean(graphaug, folder, tmp_path, monkeypat
     monkeypatch.setattr(probe, "probe_run", lambda run, images, **_: {"linear": 0.5})
     first = run_directory(tmp_path / "first")
     sized = run_directory(tmp_path / "sized", size=16)
-    other = run_directory(tmp_path / "other", data=f"folder:{folder}")
+    other = run_directory(tmp_path / "other", seed=1, data=f"folder:{folder}")
     code, out, err = graphaug("probe", first, other)
     assert (code, out) == (2, "")
     assert re.search(
@@ -320,7 +320,7 @@ def test_runs_on_other_images_have_no_mean(graphaug, folder, tmp_path, monkeypat
         assert re.search("ConfigError: .*sized' has size=16, .*first' has 8", err)
 
 
-def test_runs_that_differ_in_more_than_their_seed_are_named(graphaug, tmp_path, monkeypatch):
+def test_runs_that_differ_in_more_than_their_seed_have_a_row_each(graphaug, tmp_path, monkeypatch):
     from graphaug.vision.probes import probe
 
     monkeypatch.setattr(probe, "probe_run", lambda run, images, **_: {"linear": 0.5})
@@ -330,9 +330,18 @@ def test_runs_that_differ_in_more_than_their_seed_are_named(graphaug, tmp_path, 
     assert "n = 2" in out
     third = run_directory(tmp_path / "third", seed=2, lr=0.3, at=("layer4",), keep=5)
     code, out, err = graphaug("probe", first, second, third)
-    assert code == 0
-    assert f"{third} differs from {first} in more than its seed: at: [] → ['layer4']; lr: 0.1 → 0.3." in err
-    assert "n = 3" in out
+    assert (code, err) == (0, "")
+    rows = [line.split() for line in out.splitlines()]
+    assert ["at", "lr", "seeds", "linear"] in rows
+    assert ["none", "0.1", "2", "50", "±", "0"] in rows
+    assert ["layer4", "0.3", "1", "50"] in rows
+
+
+def test_a_copy_of_a_run_is_no_second_seed(graphaug, tmp_path):
+    first, copy = (run_directory(tmp_path / name) for name in ("first", "copy"))
+    code, out, err = graphaug("probe", first, copy)
+    assert (code, out) == (2, "")
+    assert "the same settings and the same seed" in err
 
 
 def test_unknown_options_exit_with_2(graphaug):

@@ -1,0 +1,182 @@
+"""Finished runs side by side: one row a setting, with mean and confidence interval over its seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.errors import CheckpointError, ConfigError, did_you_mean
+from graphaug.table import Column, render
+
+NOT_COMPARED = ("seed", "resolved", "versions", "devices", "accelerator", "compile")
+"""What ``config.yaml`` holds that makes no setting of its own: the seed, and how the same is computed."""
+
+LEVEL = 0.95
+"""Of the intervals: Student's t over the seeds."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run: its directory, its settings, and its numbers by name."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    figures: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The runs of one setting, which differ in nothing but their seeds."""
+
+    values: Mapping[str, Any]
+    """What tells this setting from the others."""
+    runs: tuple[Run, ...]
+
+    def interval(self, figure: str) -> tuple[float, float]:
+        """Mean over the seeds and half the width of its 95 % confidence interval; NaN for a single seed."""
+        return interval([run.figures[figure] for run in self.runs if figure in run.figures])
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half the width of the 95 % confidence interval by Student's t; NaN where one value, or none, is known.
+
+    Example:
+        >>> interval([0.70, 0.72, 0.74])
+        (0.72, 0.0497...)
+
+    """
+    if len(values) < 2:
+        return (values[0] if values else math.nan), math.nan
+    from scipy.stats import t
+
+    quantile = float(t.ppf((1 + LEVEL) / 2, len(values) - 1))
+    return mean(values), quantile * stdev(values) / math.sqrt(len(values))
+
+
+def read(path: Path) -> Run:
+    """A run as it lies on the disk.
+
+    Raises:
+        CheckpointError: ``path`` holds no run, or one that is not finished.
+
+    """
+    directory = RunDirectory.at(path) if path.is_dir() else None
+    settings = None if directory is None else directory.settings()
+    if directory is None or settings is None:
+        raise CheckpointError(f"{str(path)!r} is no run directory: there is no config.yaml in it.")
+    result = directory.finished()
+    if result is None:
+        raise CheckpointError(
+            f"{str(path)!r} is not finished: there is no result.json. Go on with it by --resume, or leave it out."
+        )
+    return Run(path, settings, dict(_numbers(result)))
+
+
+def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    for name, value in result.items():
+        if isinstance(value, Mapping):
+            yield from _numbers(value, f"{prefix}{name}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            yield f"{prefix}{name}", float(value)
+
+
+def group(runs: Sequence[Run], by: Sequence[str] = (), free: Collection[str] = ()) -> list[Setting]:
+    """The settings among some runs, in the order in which they come.
+
+    Args:
+        runs: of one kind, images or text.
+        by: what tells the settings apart; by default everything in which the runs differ.
+        free: settings that do not change what is computed; runs may differ in them.
+
+    Raises:
+        ConfigError: ``by`` names no setting, or leaves out one in which runs of a group differ; two runs have the same
+            settings and the same seed; or the runs are of different kinds.
+
+    """
+    kept = {*NOT_COMPARED, *free}
+    names = list(dict.fromkeys(name for run in runs for name in run.settings if name not in kept))
+    for run in runs[1:]:
+        if ("from_config" in run.settings) != ("from_config" in runs[0].settings):
+            raise ConfigError(f"{str(run.path)!r} and {str(runs[0].path)!r} are runs on text and on images.")
+    for name in by:
+        if name not in names:
+            raise ConfigError(f"no setting of these runs is called {name!r}.{did_you_mean(name, names)}")
+    differing = [
+        name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
+    ]
+    shown = list(by) or differing
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        found.setdefault(_key(run, shown), []).append(run)
+    for members in found.values():
+        _check_alike(members, differing)
+    return [Setting({n: m[0].settings.get(n) for n in shown}, tuple(m)) for m in found.values()]
+
+
+def _key(run: Run, names: Sequence[str]) -> str:
+    return json.dumps([run.settings.get(name) for name in names], default=str)
+
+
+def _check_alike(runs: Sequence[Run], differing: Sequence[str]) -> None:
+    """Refuse a mean over different settings, and one over a run and its copy."""
+    seeds: dict[Any, Run] = {}
+    for run in runs:
+        other = [name for name in differing if run.settings.get(name) != runs[0].settings.get(name)]
+        if other:
+            raise ConfigError(
+                f"{str(run.path)!r} and {str(runs[0].path)!r} differ in {', '.join(other)} too: there is no mean over "
+                f"both. Add to --by: {','.join(other)}."
+            )
+        twin = seeds.setdefault(run.settings.get("seed"), run)
+        if twin is not run:
+            raise ConfigError(
+                f"{str(run.path)!r} and {str(twin.path)!r} have the same settings and the same seed: leave one out."
+            )
+
+
+def figures_of(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
+    """The numbers to show: the wanted ones, else those in which the runs differ, or all.
+
+    Raises:
+        ConfigError: a wanted one is in no run.
+
+    """
+    names = list(dict.fromkeys(name for run in runs for name in run.figures))
+    for name in wanted:
+        if name not in names:
+            raise ConfigError(f"no result of these runs is called {name!r}.{did_you_mean(name, names)}")
+    moving = [name for name in names if len({run.figures.get(name) for run in runs}) > 1]
+    return list(wanted) or moving or names
+
+
+def table(settings: Sequence[Setting], figures: Sequence[str], width: int | None = None) -> str:
+    """One row a setting: what tells it from the others, how many seeds, and each figure as mean ± interval."""
+    columns = [
+        Column(name, tuple(_spelled(s.values[name]) for s in settings), cut="end")
+        for name in settings[0].values
+    ]
+    columns.append(Column("seeds", tuple(str(len(s.runs)) for s in settings)))
+    for rank, figure in enumerate(figures):
+        columns.append(Column(figure, tuple(_shown(*s.interval(figure)) for s in settings), rank))
+    lines = render(columns, width)
+    if any(len(s.runs) > 1 for s in settings):
+        lines.append("± half the 95 % confidence interval over seeds (Student's t)")
+    return "\n".join(lines)
+
+
+def _spelled(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
+
+
+def _shown(middle: float, half: float) -> str:
+    if math.isnan(middle):
+        return ""
+    return f"{middle:.4g}" if math.isnan(half) else f"{middle:.4g} ± {half:.2g}"

@@ -1,0 +1,111 @@
+"""Runs side by side, against scipy's own interval and rows written down by hand."""
+
+import json
+import math
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from graphaug.contrastive.runs.compare import interval
+
+
+def write_run(path, result=None, **settings):
+    path.mkdir(parents=True)
+    settings = {"at": [], "rate": 0.5, "seed": 0, "model": "resnet18-cifar", **settings}
+    (path / "config.yaml").write_text(yaml.safe_dump({**settings, "resolved": {}, "versions": {}}))
+    if result is not None:
+        (path / "result.json").write_text(json.dumps(result))
+    return path
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """Two sites, three seeds each."""
+    runs = {}
+    for at, base in (("layer3", 0.5), ("layer4", 0.6)):
+        for seed in range(3):
+            result = {"linear": base + seed / 100, "few_labels": {"mean": base / 2}, "classes": 10}
+            runs[at, seed] = write_run(tmp_path / f"{at}-{seed}", result, at=[at], seed=seed)
+    return runs
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=9))
+def test_the_interval_is_scipys(values):
+    middle, half = interval(values)
+    if not half > 1e-9:
+        return
+    oracle = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert middle - half == pytest.approx(oracle.low, rel=1e-6, abs=1e-6)
+    assert middle + half == pytest.approx(oracle.high, rel=1e-6, abs=1e-6)
+
+
+def test_a_single_value_has_no_interval():
+    assert interval([0.5])[0] == 0.5
+    assert math.isnan(interval([0.5])[1])
+
+
+def test_one_row_a_setting(graphaug, sweep, tmp_path):
+    code, out, _ = graphaug("compare", *sweep.values(), "--json", tmp_path / "table.json")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines()]
+    assert lines[0] == ["at", "seeds", "linear", "few_labels.mean"]
+    # seeds 0.50, 0.51, 0.52: standard error 0.01/sqrt(3), t of 2 degrees 4.303
+    assert lines[2] == ["layer3", "3", "0.51", "±", "0.025", "0.25", "±", "0"]
+    assert lines[3] == ["layer4", "3", "0.61", "±", "0.025", "0.3", "±", "0"]
+    rows = json.loads((tmp_path / "table.json").read_text())
+    assert [row["at"] for row in rows] == [["layer3"], ["layer4"]]
+    assert rows[0]["linear"]["mean"] == pytest.approx(0.51)
+    assert rows[0]["linear"]["half_width"] == pytest.approx(4.3027 * 0.01 / math.sqrt(3), rel=1e-4)
+
+
+def test_there_is_no_mean_over_different_settings(graphaug, sweep, tmp_path):
+    other = write_run(tmp_path / "other", {"linear": 0.9}, at=["layer3"], rate=0.2, seed=7)
+    code, out, _ = graphaug("compare", *sweep.values(), other)
+    assert code == 0
+    assert [line.split()[:3] for line in out.splitlines()[2:5]] == [
+        ["layer3", "0.5", "3"],
+        ["layer4", "0.5", "3"],
+        ["layer3", "0.2", "1"],
+    ]
+    code, _, err = graphaug("compare", *sweep.values(), other, "--by", "at")
+    assert code == 2
+    assert "differ in rate too" in err
+    assert "--by: rate" in err
+
+
+def test_a_copy_is_no_new_seed(graphaug, sweep, tmp_path):
+    copy = write_run(tmp_path / "copy", {"linear": 0.5}, at=["layer3"], seed=1)
+    code, _, err = graphaug("compare", *sweep.values(), copy)
+    assert code == 2
+    assert "the same seed" in err
+    assert "layer3-1" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--by", "att"], "did you mean 'at'"),
+        (["--show", "liner"], "did you mean 'linear'"),
+    ],
+)
+def test_mistyped_names(graphaug, sweep, options, message):
+    code, _, err = graphaug("compare", *sweep.values(), *options)
+    assert code == 2
+    assert message in err.lower()
+
+
+def test_what_is_no_finished_run_of_one_kind(graphaug, sweep, tmp_path):
+    running = write_run(tmp_path / "running")
+    code, _, err = graphaug("compare", running)
+    assert code == 2
+    assert "not finished" in err
+    code, _, err = graphaug("compare", tmp_path / "nowhere")
+    assert code == 2
+    assert "no run directory" in err
+    text = write_run(tmp_path / "text", {"stsb_dev": 0.7}, from_config="bert-base")
+    code, _, err = graphaug("compare", *sweep.values(), text)
+    assert code == 2
+    assert "on text and on images" in err
