@@ -6,6 +6,7 @@ Every function below is the forward of a block; what its constructor needs besid
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import math
 import random
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -66,6 +68,27 @@ class Double(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Tensor:
         return 2 * grad
+
+
+class Pair:
+    """Something of the user's that holds a tensor."""
+
+    def __init__(self, left: Tensor, right: float) -> None:
+        self.left, self.right = left, right
+
+    def product(self) -> Tensor:
+        return self.left * self.right
+
+
+def with_a_hook() -> nn.Module:
+    """A layer with a hook that doubles what comes out."""
+    layer = nn.Linear(WIDTH, WIDTH)
+    layer.register_forward_hook(doubled)
+    return layer
+
+
+def doubled(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return 2 * output
 
 
 def closure(number: float) -> Callable[[Tensor], Tensor]:
@@ -498,3 +521,142 @@ def einsum(self, h):
 @idiom()
 def getattr_by_name(self, h):
     return getattr(self, "inner")(getattr(h, "abs")())  # noqa: B009
+
+
+@idiom()
+def by_keyword(self, h):
+    return self.inner(input=h)
+
+
+@idiom()
+def walrus(self, h):
+    return big * 2 if (big := self.inner(h)).ndim == 2 else big
+
+
+@idiom(more=lambda: nn.ModuleList([nn.Linear(WIDTH, WIDTH) for _ in range(3)]))
+def reversed_children(self, h):
+    for number, layer in enumerate(reversed(self.more)):
+        h = h + layer(h) / (number + 1)
+    return self.inner(h)
+
+
+@idiom(more=lambda: nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()))
+def children_asked(self, h):
+    for layer in self.children():
+        h = layer(h)
+    return h
+
+
+@idiom(more=lambda: nn.Linear(WIDTH, WIDTH))
+def parameters_summed(self, h):
+    return self.inner(h) + 0.01 * sum(p.sum() for p in self.more.parameters())
+
+
+@idiom()
+def finally_counted(self, h):
+    try:
+        return self.inner(h)
+    finally:
+        GLOBAL["calls"] += 1
+
+
+@idiom()
+def asserted(self, h):
+    assert h.shape[1] == WIDTH, h.shape
+    return self.inner(h)
+
+
+@idiom()
+def printed_into_a_name(self, h):
+    return self.inner(h) * len(f"{tuple(h.shape)}")
+
+
+@idiom()
+def numbers_of_a_tensor(self, h):
+    return self.inner(h) * sum(torch.tensor([h.shape[1], 2]).tolist())
+
+
+@idiom()
+def data_of_a_tensor(self, h):
+    h = self.inner(h)
+    h.data.mul_(2)
+    return h * h.data
+
+
+@idiom()
+def compared_with_itself(self, h):
+    kept = [h, h * 2]
+    return self.inner(kept[0] if any(h is one for one in kept) else h)
+
+
+@idiom()
+def looked_up_by_tensor(self, h):
+    return self.inner(h) * {h: 3.0}.get(h, 1.0)
+
+
+@idiom()
+def copied(self, h):
+    return self.inner(copy.copy(h)) + copy.deepcopy(h.detach())
+
+
+@idiom()
+def vmapped(self, h):
+    return torch.vmap(lambda row: row * 2)(self.inner(h))
+
+
+@idiom()
+def checkpointed(self, h):
+    return torch.utils.checkpoint.checkpoint(lambda x: torch.tanh(self.inner(x)), h, use_reentrant=False)
+
+
+@idiom(hooked=lambda: with_a_hook())
+def hook_on_a_child(self, h):
+    return self.inner(self.hooked(h))
+
+
+@idiom(limit=lambda: 3)
+def off_after_some_steps(self, h):
+    if self.training and self.limit > 0:
+        self.limit -= 1
+        return self.inner(h) * 2
+    return self.inner(h)
+
+
+@idiom(rate=lambda: 0.1)
+def rate_that_grows(self, h):
+    self.rate = min(0.5, self.rate + 0.1)
+    return F.dropout(self.inner(h), self.rate, self.training)
+
+
+@idiom(seen=list)
+def outputs_collected(self, h):
+    self.seen.append(self.inner(h))
+    return self.seen[-1] + len(self.seen)
+
+
+@idiom()
+def permuted_rows(self, h):
+    return self.inner(h)[torch.randperm(h.shape[0])]
+
+
+@idiom()
+def bernoulli_mask(self, h):
+    h = self.inner(h)
+    return h * torch.bernoulli(torch.full_like(h, 0.5)) if self.training else h
+
+
+@idiom()
+def attribute_of_a_tensor(self, h):
+    h.mark = 2.0
+    return self.inner(h) * h.mark
+
+
+@idiom()
+def gradient_scaled(self, h):
+    h = self.inner(h)
+    return h * 0.1 + (h * 0.9).detach()
+
+
+@idiom()
+def wrapped_in_a_class(self, h):
+    return Pair(self.inner(h), 2.0).product()
