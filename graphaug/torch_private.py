@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo.source import ConstantSource
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
@@ -44,6 +45,7 @@ __all__ = [
     "is_functorch_wrapper",
     "not_tracing",
     "set_grad_enabled",
+    "symbolic_operations",
     "without_fakes",
     "without_patches",
 ]
@@ -59,6 +61,9 @@ def function_from_source(source: str, names: dict[str, Any]) -> Any:
     """The function ``forward`` of a generated source; torch keeps the source for tracebacks."""
     return _forward_from_src(source, names, {})
 
+
+symbolic_operations = enable_python_dispatcher
+"""A context in which operations made of others (``matmul``) keep symbolic sizes, which torch 2.11 loses otherwise."""
 
 without_fakes = unset_fake_temporarily
 """A context in which tensors that are made are real, inside of one in which they are fake."""

@@ -20,7 +20,13 @@ from graphaug.proof.independence.rules import TABLE, rule_for
 from graphaug.proof.independence.rules_layers import LAYERS
 from graphaug.proof.independence.rules_select import SELECT
 from graphaug.proof.independence.symbols import RowCount
-from graphaug.torch_private import FakeTensor, FakeTensorMode, OpOverload, WeakIdKeyDictionary
+from graphaug.torch_private import (
+    FakeTensor,
+    FakeTensorMode,
+    OpOverload,
+    WeakIdKeyDictionary,
+    symbolic_operations,
+)
 
 TABLE.update(SELECT)
 TABLE.update(LAYERS)
@@ -343,7 +349,7 @@ class Watch(TorchFunctionMode):
 @contextlib.contextmanager
 def following(follow: Follow, watch: Watch, fake: FakeTensorMode) -> Iterator[None]:
     """Let everything that runs here be followed."""
-    with fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():
+    with symbolic_operations(), fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():
         yield
 
 
