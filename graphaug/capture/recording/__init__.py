@@ -1,5 +1,6 @@
 """How a forward is recorded: opened code runs on fake tensors, and the functions of torch that it calls become nodes.
 
-`recorder` writes nodes, `walk` goes through the modules, `leaves` runs what stays closed, `sizes` are numbers that know
-where they come from, `tables` is what code keeps outside of its modules. May import: errors, and the rest of the room.
+`walk` goes through the modules, `recorder` writes what their code calls, `ledger` knows which node every value belongs
+to, `leaves` runs what stays closed, `tables` is what code keeps outside of its modules. ``values/``, ``calls/`` and
+``opened/`` are what opened code has, does, and meets. May import: errors, and the rest of `graphaug.capture`.
 """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 from graphaug import torch_private
 from graphaug.capture.recording.ledger import Ledger
+from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.tables import Tables
+from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import undrawn, undrawn_in_python
 from graphaug.torch_private import FakeTensor
@@ -23,17 +26,40 @@ DATA_DEPENDENT = (
 )
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What running something closed came to.
+
+    Attributes:
+        value: its result, with fake tensors.
+        why_unknown: why sizes of the result depend on data; empty if they do not.
+        flops: what it cost, if FLOPs are counted.
+    """
+
+    value: Any
+    why_unknown: str
+    flops: int
+
+
 class Leaves:
     """Runs modules and functions for their example values; nothing of the model moves.
 
     Attributes:
-        why_unknown: of the last run, why sizes of its result depend on data; empty if they do not.
+        tables: what the model's code can reach, whose generators are put back after every run.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
-        self.ledger = ledger
+    def __init__(self, session: Session, ledger: Ledger, *, count_flops: bool) -> None:
+        self.session, self.ledger, self.count_flops = session, ledger, count_flops
         self.tables: Tables | None = None
-        self.why_unknown = ""
+
+    def run(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
+        """Run a closed module, or a function, on arguments of opened code."""
+        args, kwargs = self.ledger.evaluable((args, kwargs))
+        counter: Any = flop_counter() if self.count_flops else contextlib.nullcontext()
+        run: Any = self._module if isinstance(what, nn.Module) else self._function
+        with self.session.unrecorded(), self._undrawn(), counter:
+            value, why_unknown = run(what, args, kwargs)
+        return Outcome(value, why_unknown, counter.get_total_flops() if self.count_flops else 0)
 
     @contextlib.contextmanager
     def _undrawn(self) -> Iterator[None]:
@@ -46,39 +72,26 @@ class Leaves:
                 if self.tables:
                     self.tables.set_states(states)
 
-    def module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a closed module, with fakes for all that it owns."""
-        self.why_unknown = ""
-        with self._undrawn():
-            try:
-                return self._fake(module, args, kwargs)
-            except DATA_DEPENDENT as error:
-                reason: Exception = error
-                if module.training:  # observers and samplers look at data in training only
-                    with evaluating(module), contextlib.suppress(Exception):
-                        return self._fake(module, args, kwargs)
-            except Exception as error:
-                reason = error
-            result = self._small(module, args, kwargs, reason)
-        self._note(reason)
-        return result
+    def _module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
+        """A closed module's result, with fakes for all that it owns, and why it is unknown."""
+        try:
+            return self._fake(module, args, kwargs), ""
+        except DATA_DEPENDENT as error:
+            reason: Exception = error
+            if module.training:  # observers and samplers look at data in training only
+                with evaluating(module), contextlib.suppress(Exception):
+                    return self._fake(module, args, kwargs), ""
+        except Exception as error:
+            reason = error
+        return self._small(module, args, kwargs, reason), _why_unknown(reason)
 
-    def function(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Call a plain function."""
-        self.why_unknown = ""
-        with self._undrawn():
-            try:
-                return function(*args, **kwargs)
-            except (*DATA_DEPENDENT, NotImplementedError) as error:
-                reason: Exception = error
-            result = self._small(function, args, kwargs, reason)
-        self._note(reason)
-        return result
-
-    def _note(self, reason: Exception) -> None:
-        if isinstance(reason, DATA_DEPENDENT):
-            said = str(reason).splitlines()
-            self.why_unknown = said[0] if said else type(reason).__name__
+    def _function(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
+        """A function's result, and why it is unknown."""
+        try:
+            return function(*args, **kwargs), ""
+        except (*DATA_DEPENDENT, NotImplementedError) as error:
+            reason: Exception = error
+        return self._small(function, args, kwargs, reason), _why_unknown(reason)
 
     def _fake(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -105,7 +118,7 @@ class Leaves:
         Raises:
             the reason why fakes did not do, if these do not either.
         """
-        with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in _tensors((args, kwargs)))
+        with_gradient = torch.is_grad_enabled() and any(t.requires_grad for t in tensors_in((args, kwargs)))
         if isinstance(function, nn.Module):
             tensors = [*function.parameters(), *function.buffers()]
             with_gradient = with_gradient or (
@@ -138,8 +151,11 @@ class Leaves:
         return map_tensors(fake, result)
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    return (t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor))
+def _why_unknown(reason: Exception) -> str:
+    if not isinstance(reason, DATA_DEPENDENT):
+        return ""
+    said = str(reason).splitlines()
+    return said[0] if said else type(reason).__name__
 
 
 def _real(t: Tensor, generator: torch.Generator) -> Tensor:

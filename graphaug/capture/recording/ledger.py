@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import types
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,13 +12,23 @@ import torch
 from torch import Size, Tensor, fx, nn
 
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.recording.sizes import Float, Int, is_tracked, plain
+from graphaug.capture.recording.nodes import Nodes
+from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.values.numbers import Float, Int
+from graphaug.capture.recording.values.structures import (
+    DEPTH,
+    PLAIN,
+    Key,
+    changed,
+    contents,
+    entries,
+    holds,
+    is_structure,
+    plain,
+    rebuilt,
+)
+from graphaug.capture.recording.values.tracked import Answers, is_tracked
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
-
-Key = tuple[str, Any]
-_PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
-_PLAIN_TORCH = (torch.memory_format,)
-_DEPTH = 4
 
 
 class Ledger:
@@ -28,25 +36,22 @@ class Ledger:
 
     Args:
         root: the model.
-        fake_mode: what makes its tensors fake.
+        session: refuses what a graph cannot hold.
+        nodes: the graph.
+        answers: who answers for the numbers of what is adopted.
+
+    Attributes:
+        fake_mode: what makes the model's tensors fake.
         home: where tensors on the meta device are taken to lie.
-        create: makes a node.
-        refuse: makes the error of something that a graph cannot hold.
     """
 
-    def __init__(
-        self,
-        root: nn.Module,
-        fake_mode: FakeTensorMode,
-        create: Callable[..., fx.Node],
-        refuse: Callable[[str], Exception],
-    ) -> None:
-        self.fake_mode, self.create, self.refuse = fake_mode, create, refuse
+    def __init__(self, root: nn.Module, session: Session, nodes: Nodes, answers: Answers) -> None:
+        self.session, self.nodes, self.answers = session, nodes, answers
+        self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
+        self.home = torch.device("cpu")
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self.owned = tensor_names(root)
         self.constants: dict[str, Any] = {}
-        self.home = torch.device("cpu")
-        self.recorder: Any = None
         self._origins: dict[int, tuple[fx.Node, tuple[Key, ...]]] = {}
         self._whole: dict[int, tuple[fx.Node, tuple[Key, ...], Any]] = {}
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
@@ -61,11 +66,10 @@ class Ledger:
         if isinstance(value, Tensor):
             self._origins[id(value)] = (node, keys)
             return
-        if not _is_structure(value) or len(keys) > _DEPTH:
+        if not is_structure(value) or len(keys) > DEPTH:
             return
-        entries = list(_entries(value))
-        self._whole[id(value)] = (node, keys, [id(v) for _, v in entries])
-        for key, entry in entries:
+        self._whole[id(value)] = (node, keys, [id(v) for _, v in entries(value)])
+        for key, entry in entries(value):
             self.claim(entry, node, (*keys, key))
 
     def adopt(self, value: Any, node: fx.Node, keys: tuple[Key, ...] = ()) -> Any:
@@ -80,21 +84,21 @@ class Ledger:
             self.claim(value, node, keys)
             return value
         if kind is int:
-            return Int(self.recorder, value, lambda: self.entry(node, keys))
+            return Int(self.answers, value, lambda: self.entry(node, keys))
         if kind is float:
-            return Float(self.recorder, value, lambda: self.entry(node, keys))
+            return Float(self.answers, value, lambda: self.entry(node, keys))
         if isinstance(value, np.ndarray):  # made anew in every call, and no constant
             self._kept.append(value)
-            self._whole[id(value)] = (node, keys, _contents(value))
+            self._whole[id(value)] = (node, keys, contents(value))
             return value
-        if not _is_structure(value) or len(keys) > _DEPTH:
+        if not is_structure(value) or len(keys) > DEPTH:
             return value
-        fields = list(_entries(value))
+        fields = entries(value)
         new = [self.adopt(v, node, (*keys, key)) for key, v in fields]
         if any(a is not v for a, (_, v) in zip(new, fields, strict=True)):
-            value = _rebuilt(value, [k for k, _ in fields], new)
+            value = rebuilt(value, [k for k, _ in fields], new)
         self._kept.append(value)
-        self._whole[id(value)] = (node, keys, _contents(value))
+        self._whole[id(value)] = (node, keys, contents(value))
         return value
 
     def knows(self, value: Tensor) -> bool:
@@ -120,17 +124,12 @@ class Ledger:
 
     def evaluable(self, value: Any) -> Any:
         """Arguments as a function can run on them: numbers as they are on the example, the model's tensors as fakes."""
+        return changed(value, self._evaluable)
+
+    def _evaluable(self, value: Any) -> Any:
         if isinstance(value, Tensor):
             return self.fake(value) if id(value) in self.owned else value
-        value = plain(value)
-        kind = type(value)
-        if kind in (tuple, list):
-            new = [self.evaluable(v) for v in value]
-            return value if all(a is b for a, b in zip(new, value, strict=True)) else kind(new)
-        if kind is dict:
-            filled = {k: self.evaluable(v) for k, v in value.items()}
-            return value if all(filled[k] is value[k] for k in value) else filled
-        return value
+        return plain(value)
 
     # --- values as arguments of nodes -----------------------------------------------------------
 
@@ -142,7 +141,7 @@ class Ledger:
             parent = self.entry(node, keys[:-1])
             kind, key = keys[-1]
             function = getattr if kind == "attribute" else operator.getitem
-            self._entries[node, keys] = self.create("call_function", function, (parent, key), {})
+            self._entries[node, keys] = self.nodes.create("call_function", function, (parent, key), {})
         return self._entries[node, keys]
 
     def node_of(self, value: Tensor) -> fx.Node:
@@ -154,16 +153,16 @@ class Ledger:
         if id(value) in self._origins:
             return self.entry(*self._origins[id(value)])
         if id(value) in self.owned:
-            node = self.create("get_attr", self.owned[id(value)][1], (), {})
+            node = self.nodes.fact(self.owned[id(value)][1], self.fake(value))
             self._origins[id(value)] = (node, ())
             return node
         if isinstance(value, FakeTensor):
-            raise self.refuse(
+            raise self.session.refuse(
                 "it uses a tensor that no recorded function of torch made: one that a closed module keeps or a hook "
                 "computed, or the result of a scripted function, of torch.func, or of code outside of Python"
             )
         if is_functorch_wrapper(value):
-            raise self.refuse("it calls a transform of torch.func (vmap, grad) on it")
+            raise self.session.refuse("it calls a transform of torch.func (vmap, grad) on it")
         return self.constant("tensor", value)
 
     def constant(self, kind: str, value: Any) -> fx.Node:
@@ -172,9 +171,7 @@ class Ledger:
         if known is None:
             known = f"{kind}_{len(self.constants)}"
             self.constants[known] = value
-        node = self.create("get_attr", f"{CONSTANTS}.{known}", (), {})
-        node.meta["value"] = value
-        return node
+        return self.nodes.fact(f"{CONSTANTS}.{known}", value)
 
     def lower(self, value: Any) -> Any:
         """What a node holds for a value of opened code.
@@ -187,17 +184,13 @@ class Ledger:
             return value._fx_node()
         if isinstance(value, Tensor):
             return self.node_of(value)
-        if kind in _PLAIN or isinstance(value, _PLAIN_TORCH):
+        if kind in PLAIN or isinstance(value, torch.memory_format):
             return value
         if isinstance(value, nn.Module):
             path = self.paths.get(value)
-            if path is None or path == "":
-                return self.constant("module", value)
-            node = self.create("get_attr", path, (), {})
-            node.meta["value"] = value
-            return node
+            return self.nodes.fact(path, value) if path else self.constant("module", value)
         whole = self._whole.get(id(value))
-        if whole is not None and whole[2] == _contents(value):
+        if whole is not None and whole[2] == contents(value):
             return self.entry(*whole[:2])
         if kind is slice:
             return slice(self.lower(value.start), self.lower(value.stop), self.lower(value.step))
@@ -212,44 +205,25 @@ class Ledger:
         return self._lower_object(value)
 
     def _lower_object(self, value: Any) -> Any:
+        args: tuple[Any, ...] = ()
+        kwargs: dict[str, Any] = {}
         if isinstance(value, tuple) and hasattr(value, "_fields"):
-            made = self.create("call_function", type(value), tuple(map(self.lower, value)), {})
+            args = tuple(map(self.lower, value))
         elif isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
             # a ModelOutput of transformers; its None fields stay out
-            filled = {k: self.lower(v) for k, v in value.items() if v is not None}
-            made = self.create("call_function", type(value), (), filled)
+            kwargs = {k: self.lower(v) for k, v in value.items() if v is not None}
         elif isinstance(value, OrderedDict):
-            made = self.create(
-                "call_function", type(value), ({k: self.lower(v) for k, v in value.items()},), {}
-            )
-        elif isinstance(value, (int, float, str, range)):  # enumerations, subclasses of str
-            return value if not isinstance(value, range) else self.constant("object", value)
+            args = ({k: self.lower(v) for k, v in value.items()},)
+        elif isinstance(value, (int, float, str)):  # enumerations, subclasses of str
+            return value
         elif dataclasses.is_dataclass(value) and not isinstance(value, type) and holds(value, self._is_made):
-            fields = {f.name: self.lower(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-            made = self.create("call_function", type(value), (), fields)
+            kwargs = {f.name: self.lower(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
         else:
             return self.constant("object", value)
-        return made
+        return self.nodes.create("call_function", type(value), args, kwargs)
 
     def _is_made(self, value: Any) -> bool:
         return is_tracked(value) or (isinstance(value, Tensor) and (id(value) in self._origins))
-
-
-def holds(value: Any, test: Callable[[Any], bool], depth: int = _DEPTH) -> bool:
-    """Whether a test holds for anything inside of a value: entries of containers, attributes of objects."""
-    if test(value):
-        return True
-    if depth == 0 or is_tracked(value) or isinstance(value, (Tensor, str, type, types.ModuleType, nn.Module)):
-        return False
-    if isinstance(value, types.FunctionType):
-        return False
-    if isinstance(value, Mapping):
-        inner: Any = list(value.values())
-    elif isinstance(value, (list, tuple, set)):
-        inner = list(value)
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    return any(holds(v, test, depth - 1) for v in inner)
 
 
 def tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
@@ -261,56 +235,3 @@ def tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
             if isinstance(tensor, Tensor):
                 names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
     return names
-
-
-def layout(value: Any, depth: int = 3) -> str:
-    """What is where in a nested value: ``(Tensor, None)``, ``Output{logits: Tensor}``."""
-    if isinstance(value, Tensor):
-        return "Tensor"
-    if value is None or isinstance(value, (bool, str)):
-        return repr(value)
-    if depth > 0 and isinstance(value, Mapping):
-        return "{" + ", ".join(f"{k}: {layout(v, depth - 1)}" for k, v in value.items()) + "}"
-    if depth > 0 and isinstance(value, (tuple, list)):
-        inner = ", ".join([layout(v, depth - 1) for v in value])
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return type(value).__name__
-
-
-def _is_structure(value: Any) -> bool:
-    """Whether a value may hold tensors: a container, or a plain object."""
-    if is_tracked(value) or isinstance(
-        value, (*_PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)
-    ):
-        return False
-    return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
-
-
-def _contents(value: Any) -> list[Any]:
-    """What tells whether a container was changed since: its entries by identity, an array's numbers."""
-    return [value.tobytes()] if isinstance(value, np.ndarray) else [id(v) for _, v in _entries(value)]
-
-
-def _entries(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return [(("item", k), v) for k, v in value.items()]
-    if isinstance(value, (tuple, list)):
-        return [(("item", i), v) for i, v in enumerate(value)]
-    return [(("attribute", k), v) for k, v in getattr(value, "__dict__", {}).items()]
-
-
-def _rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
-    """The same structure with other entries; objects that are no plain containers are filled where they are."""
-    kind = type(value)
-    if isinstance(value, tuple):
-        return kind(*new) if hasattr(value, "_fields") else kind(new)
-    if kind is list:
-        return new
-    if kind in (dict, OrderedDict):
-        return kind((k, v) for (_, k), v in zip(keys, new, strict=True))
-    for (how, key), entry in zip(keys, new, strict=True):
-        if how == "attribute":
-            object.__setattr__(value, key, entry)
-        else:
-            value[key] = entry
-    return value

@@ -5,6 +5,7 @@ One capture runs at a time. Other threads see the replaced functions too, and fo
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable
 from types import TracebackType
@@ -62,9 +63,7 @@ class Patches:
         )
 
         def guard(*args: Any, **kwargs: Any) -> Any:
-            if self.here():
-                return replacement(original, *args, **kwargs)
-            return original(*args, **kwargs)
+            return replacement(original, *args, **kwargs) if self.here() else original(*args, **kwargs)
 
         guard.__wrapped__ = original  # type: ignore[attr-defined]
         guard.__name__ = getattr(original, "__name__", name)
@@ -84,7 +83,13 @@ class Patches:
         self._saved.append((owner, name, saved))
         setattr(owner, name, classmethod(guard))
 
-    def entry(self, scope: dict[str, Any], name: str, value: Any) -> None:
-        """Replace a name in a module's namespace by a function that looks at `here` itself."""
-        self._saved.append((scope, name, scope[name]))
-        scope[name] = value
+    def entry(self, scope: dict[str, Any], name: str, replacement: Callable[..., Any]) -> None:
+        """The same for a function in a module's namespace."""
+        original = scope[name]
+
+        @functools.wraps(original)
+        def guard(*args: Any, **kwargs: Any) -> Any:
+            return replacement(original, *args, **kwargs) if self.here() else original(*args, **kwargs)
+
+        self._saved.append((scope, name, original))
+        scope[name] = guard

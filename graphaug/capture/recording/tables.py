@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from graphaug.capture.recording.ledger import holds
 from graphaug.capture.recording.patches import LOCK
-from graphaug.capture.recording.sizes import is_tracked
+from graphaug.capture.recording.values.structures import holds
+from graphaug.capture.recording.values.tracked import is_tracked
 from graphaug.torch_private import FakeTensor
 
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)

@@ -1,0 +1,97 @@
+"""The modes of torch that opened code switches: the grad mode is kept in the graph, everything else is refused."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphaug.capture.recording.nodes import IS_GRAD_ENABLED, Nodes
+from graphaug.capture.recording.session import Session
+from graphaug.capture.user_code import is_internal
+
+
+class Modes:
+    """The modes in which opened code runs; those of its start are the caller's."""
+
+    def __init__(self, session: Session, nodes: Nodes) -> None:
+        self.session, self.nodes = session, nodes
+        self._entered: list[
+            fx.Node
+        ] = []  # per block that sets the grad mode: the node that asks for the one before
+        self._seed = torch.initial_seed()
+        self.begin()
+
+    def begin(self) -> None:
+        """Remember the modes that the forward starts in; what differs later, it set itself."""
+        self._autocast = _autocast_state()
+        self._grad_mode = torch.is_grad_enabled()
+
+    def set_grad_mode(self, function: Any, mode: bool, caller: FrameType) -> None:
+        """Keep ``with torch.no_grad():`` as it nests: at its end comes back what the caller had.
+
+        Args:
+            function: what sets the mode, one of torch's private functions.
+            mode: whether gradients are wanted.
+            caller: the frame that called it.
+        """
+        function(mode)
+        self._grad_mode = mode
+        create = self.nodes.create
+        if not self._entered or not _is_exit(caller):
+            self._entered.append(create("call_function", IS_GRAD_ENABLED, (), {}))
+            create("call_function", function, (mode,), {})
+            return
+        outer = self._entered.pop()
+        last = next(iter(reversed(self.nodes.graph.nodes)), None)
+        if last is not None and last.target is function and last.prev is outer:  # nothing in between
+            self.nodes.graph.erase_node(last)
+            if not outer.users:
+                self.nodes.graph.erase_node(outer)
+            return
+        create("call_function", function, (outer,), {})
+
+    def check(self) -> None:
+        """Refuse what a graph does not keep.
+
+        Raises:
+            CaptureError: opened code runs in an autocast or inference region of its own, or seeded torch's generator.
+        """
+        refuse = self.session.refuse
+        if self._autocast != _autocast_state():
+            raise refuse("it opens an autocast region of its own, which a graph does not keep")
+        if torch.is_grad_enabled() != self._grad_mode:
+            raise refuse(
+                "it calls an autograd function by a name bound earlier (`f = Function.apply`)",
+                reason=" Call Function.apply itself, or choose a site outside that module.",
+            )
+        if torch.is_inference_mode_enabled():
+            raise refuse("it opens an inference_mode region, which a graph does not keep")
+        if torch.initial_seed() != self._seed and threading.active_count() == 1:  # else it may be another's
+            raise refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
+
+
+def _is_exit(frame: FrameType) -> bool:
+    """Whether a block ends here: the code of torch that called is, or is called by, an ``__exit__``."""
+    caller: FrameType | None = frame
+    while caller is not None and caller.f_code.co_name == "__torch_function__":
+        caller = caller.f_back
+    return any(code.co_name == "__exit__" for code in _internal_codes(caller, 3))
+
+
+def _internal_codes(frame: FrameType | None, count: int) -> Iterator[CodeType]:
+    for _ in range(count):
+        if frame is None:
+            return
+        if is_internal(frame.f_code.co_filename):
+            yield frame.f_code
+        frame = frame.f_back
+
+
+def _autocast_state() -> Any:
+    kinds = ("cpu", "cuda")
+    return [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]

@@ -1,0 +1,135 @@
+"""What opened code asks of a tensor without computing: sizes, types, lengths, single numbers; and what it assigns."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Size, Tensor, fx
+
+from graphaug.capture.dataflow import why_unknown
+from graphaug.capture.recording.answers import RecordedAnswers
+from graphaug.capture.recording.calls import operations
+from graphaug.capture.recording.ledger import Ledger
+from graphaug.capture.recording.nodes import Nodes, is_fact, is_unknown_node
+from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.values.tracked import DATA, doubtful
+from graphaug.capture.values import describe, value_of
+
+_SPELLED = ("__repr__", "__format__", "__str__", "__dir__", "__hash__")
+"""Methods that tell about the tensor as a Python object, and nothing of what it is in another call."""
+_UNTRACKED = ("grad_fn", "layout", "grad", "is_leaf", "_version", "names", "_backward_hooks", "__dict__")
+"""Attributes that opened code gets as they are."""
+
+
+class Questions:
+    """Answers what opened code asks of its tensors; facts of the model as they are, all else as the graph finds it."""
+
+    def __init__(self, session: Session, nodes: Nodes, ledger: Ledger, answers: RecordedAnswers) -> None:
+        self.session, self.nodes, self.ledger, self.answers = session, nodes, ledger, answers
+
+    def method(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Answer a method of a tensor, the first of ``args``; NotImplemented if it is an operation.
+
+        Raises:
+            CaptureError: the answer depends on data.
+        """
+        tensor = args[0]
+        if name in _SPELLED:
+            return self.session.call_unrecorded(getattr(Tensor, name), *args, **kwargs)
+        if name == "__len__":
+            return self.length(tensor)
+        if name == "size":
+            shape = self.attribute(tensor, "shape")
+            dim = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if dim is None else shape[dim]
+        if name == "item":
+            return self._item(tensor)
+        if name == "__bool__" and (certain := self._certain(tensor)) is not None:
+            return certain
+        if name in operations.DATA_METHODS:
+            raise self.data(operations.DATA_METHODS[name], tensor)
+        return NotImplemented
+
+    def data(self, verb: str, tensor: Any) -> Exception:
+        """The refusal of a question about data."""
+        what = describe(self.ledger.node_of(tensor)) if isinstance(tensor, Tensor) else repr(tensor)
+        return self.session.refuse(f"it {verb} the data in {what}")
+
+    def length(self, tensor: Tensor) -> int:
+        """The size of the first dimension, which the graph then relies on."""
+        node = self.ledger.node_of(tensor)
+        length: int = self.session.call_unrecorded(len, self.ledger.evaluable(tensor))
+        self._known(node, "takes the length of")
+        self.nodes.assume(self.nodes.once(len, node, value=length), length)
+        return length
+
+    def attribute(self, tensor: Tensor, name: str) -> Any:
+        """Read an attribute."""
+        node, held = self.ledger.node_of(tensor), self.ledger.evaluable(tensor)
+        value = self.session.call_unrecorded(getattr, held, name)
+        if name == "shape":
+            return value if is_fact(node) else self._shape(value, node)
+        if isinstance(value, Tensor):
+            made = self.nodes.create("call_function", getattr, (node, name), {})
+            self.nodes.note_value(made, value)
+            self.ledger.claim(value, made)
+            return value
+        if name in _UNTRACKED or (type(value) is int and is_fact(node)):
+            return value
+        if type(value) is bool and not is_fact(node):
+            self._known(node, "asks about")
+        if isinstance(value, (int, float, torch.dtype, torch.device)):
+            return self.answers.tracked(value, lambda: self.nodes.attribute(node, name))
+        return value
+
+    def assign(self, tensor: Tensor, name: str, value: Any) -> None:
+        """Assign to an attribute.
+
+        Raises:
+            CaptureError: of the model's own tensor, or one that a graph cannot set.
+        """
+        node = self.ledger.node_of(tensor)
+        if is_fact(node) or name not in ("requires_grad", "data"):
+            raise self.session.refuse(f"it assigns to {describe(node)}.{name}")
+        if name == "requires_grad":
+            self.session.call_unrecorded(self.ledger.evaluable(tensor).requires_grad_, value)
+            self.nodes.create("call_method", "requires_grad_", (node, value), {})
+        else:
+            self.session.call_unrecorded(setattr, tensor, name, self.ledger.evaluable(value))
+            self.nodes.create("call_function", setattr, (node, name, self.ledger.lower(value)), {})
+
+    def _shape(self, shape: Size, node: fx.Node) -> Size:
+        sizes = self.answers.sizes(shape, lambda: self.nodes.attribute(node, "shape"))
+        return Size(map(doubtful, sizes)) if is_unknown_node(node) else sizes
+
+    def _item(self, tensor: Tensor) -> Any:
+        """The number in a tensor: known only where the tensor is a constant."""
+        lowered = self.ledger.node_of(tensor)
+        try:
+            value: Any = self.session.call_unrecorded(Tensor.item, self.ledger.evaluable(tensor))
+        except Exception:  # a fake has none
+            value = DATA
+        node = self.nodes.create("call_method", "item", (lowered,), {})
+        self.nodes.note_value(node, value, "its value depends on data" if value is DATA else "")
+        return self.answers.tracked(value, lambda: node)
+
+    def _known(self, node: fx.Node, verb: str) -> None:
+        if is_unknown_node(node):
+            raise self.session.refuse(
+                f"it {verb} {describe(node)}, which depends on data", reason=why_unknown(node)
+            )
+
+    def _certain(self, tensor: Tensor) -> bool | None:
+        """Whether ``torch.rand(...) < number`` holds for every draw from [0, 1), or for none; else None."""
+        node = self.ledger.node_of(tensor)
+        if node.target is not operator.lt or not isinstance(node.args[0], fx.Node):
+            return None
+        draw, bound = node.args
+        value = value_of(bound) if isinstance(bound, fx.Node) else bound
+        if draw.target is not torch.rand or not isinstance(value, (int, float)) or 0 < value < 1:  # type: ignore[union-attr]
+            return None
+        if isinstance(bound, fx.Node):
+            self.nodes.assume(bound, value)
+        return bool(value >= 1)

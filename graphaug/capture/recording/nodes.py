@@ -1,0 +1,150 @@
+"""The nodes of a recorded graph: how they are made, valued and named, and which of them the graph relies on."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import copy
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphaug import torch_private
+from graphaug.capture.dataflow import reads_metadata
+from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
+from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.values.structures import layout
+from graphaug.capture.target import Target
+from graphaug.capture.values import UNKNOWN, assume, describe, value_of
+
+IS_GRAD_ENABLED = torch.is_grad_enabled
+"""The function itself, also while another stands in its place."""
+
+_VALUED = {assume, mark, layout, torch_private.set_grad_enabled, IS_GRAD_ENABLED, builtins.len}
+"""Targets whose nodes need no example value to be known."""
+_UNNAMED = _VALUED | {getattr}
+
+
+class Nodes:
+    """A graph in the making.
+
+    Attributes:
+        graph: the graph.
+        assumptions: what it relies on, by the node whose value is checked in every call.
+    """
+
+    def __init__(self, session: Session, *, count_flops: bool) -> None:
+        self.session, self.count_flops = session, count_flops
+        self.graph = fx.Graph()
+        self.assumptions: dict[fx.Node, Assumption] = {}
+        self._from_input: set[fx.Node] = set()
+        self._reads: dict[tuple[Any, ...], fx.Node] = {}
+
+    # --- making ---------------------------------------------------------------------------------
+
+    def create(self, kind: str, target: Any, args: Any, kwargs: Any, *, flops: int = 0) -> fx.Node:
+        """Make a node; that of a look-up in a known value has a value at once."""
+        node = self.graph.create_node(kind, target, args, kwargs)
+        if kind == "placeholder" or any(n in self._from_input for n in node.all_input_nodes):
+            self._from_input.add(node)
+        if self.count_flops:
+            node.meta["flops"] = flops
+        if kind == "call_function" and target in (getattr, operator.getitem):
+            with contextlib.suppress(Exception):
+                operands: list[Any] = [value_of(a) if isinstance(a, fx.Node) else a for a in node.args]
+                held, key = operands
+                if held is not UNKNOWN and not isinstance(held, Tensor):
+                    node.meta["value"] = held[key] if target is operator.getitem else getattr(held, key)
+        return node
+
+    def fact(self, name: str, value: Any) -> fx.Node:
+        """A node for what the model, or the graph itself, owns under a name."""
+        node = self.create("get_attr", name, (), {})
+        node.meta["value"] = value
+        return node
+
+    def once(self, function: Any, *args: Any, value: Any = UNKNOWN) -> fx.Node:
+        """A call of a function that only reads its arguments, made once."""
+        key = (function, *((type(a), a) for a in args))  # True is no 1
+        if key not in self._reads:
+            node = self._reads[key] = self.create("call_function", function, args, {})
+            if value is not UNKNOWN:
+                node.meta["value"] = value
+        return self._reads[key]
+
+    def attribute(self, node: fx.Node, name: str) -> fx.Node:
+        """The node of an attribute of a node's value, made once."""
+        held = value_of(node)
+        value = self.session.call_unrecorded(getattr, held, name) if isinstance(held, Tensor) else UNKNOWN
+        return self.once(getattr, node, name, value=value)
+
+    def note_value(self, node: fx.Node, value: Any, why_unknown: str = "") -> None:
+        """Note a node's example value; unknown if it, or what it is made of, depends on data."""
+        if why_unknown:
+            node.meta["unknown_because"] = why_unknown
+        elif not any(map(is_unknown_node, node.all_input_nodes)):
+            node.meta["value"] = value
+
+    def name(self, node: fx.Node) -> None:
+        """Name an operation as a site of the module that runs."""
+        frames = self.session.frames
+        if not frames or node.target in _UNNAMED:
+            return
+        frame = frames[-1]
+        name = node.target if isinstance(node.target, str) else getattr(node.target, "__name__", "op")
+        name = PLAIN_NAMES.get(node.target, name.strip("_"))
+        count = frame.ops[name]
+        frame.ops[name] += 1
+        node.meta["site"] = Target(frame.path, f"{name}_{count}" if count else name, frame.call, "after")
+
+    # --- what the graph relies on -----------------------------------------------------------------
+
+    def assume(self, node: fx.Node, expected: Any) -> None:
+        """Record that the graph relies on ``node`` having this value, and check it in every call.
+
+        What does not come from an input, and does not `vary`, is a fact of the model and needs no check.
+        """
+        if node in self.assumptions or node not in self._from_input:
+            return
+        self._check(node, expected, describe(node))
+
+    def assume_answer(self, function: Any, args: tuple[Any, ...], expected: Any, what: str) -> None:
+        """Record that the graph relies on what a function of torch says of its modes."""
+        if all(known.what != what for known in self.assumptions.values()):
+            self._check(self.create("call_function", function, args, {}), expected, what)
+
+    def assume_layout(self, node: fx.Node, value: Any) -> None:
+        """Record that the graph relies on what is where in a nested value."""
+        found = layout(value)
+        made = self.create("call_function", layout, (node,), {})
+        made.meta["value"] = found
+        self.assume(made, found)
+
+    def _check(self, node: fx.Node, expected: Any, what: str) -> None:
+        self.assumptions[node] = Assumption(what, copy.copy(expected))
+        self.create("call_function", assume, (node, expected, what), {})
+
+    def vary(self, node: fx.Node) -> None:
+        """Say that a node is no fact of the model: what is asked of it is checked."""
+        self._from_input.add(node)
+
+    def of_data(self) -> set[fx.Node]:
+        """The nodes that depend on the data in the inputs and the model, not only on their sizes and types."""
+        data: set[fx.Node] = set()
+        for node in self.graph.nodes:
+            given = node.op == "placeholder" or (node.op == "get_attr" and isinstance(value_of(node), Tensor))
+            if given or (not reads_metadata(node) and any(n in data for n in node.all_input_nodes)):
+                data.add(node)
+        return data
+
+
+def is_fact(node: fx.Node) -> bool:
+    """Whether a node is a tensor of the model: its sizes are facts, no assumptions."""
+    return node.op == "get_attr"
+
+
+def is_unknown_node(node: fx.Node) -> bool:
+    """Whether a node's value on the example depends on data."""
+    return "value" not in node.meta and node.op != "output" and node.target not in _VALUED

@@ -1,0 +1,104 @@
+"""The attributes of opened modules: numbers are read in every call, switches relied on, what is set is set again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, fx, nn
+
+from graphaug.capture.recording.facts import Fact, is_plain, read_names
+from graphaug.capture.recording.patches import Patches
+from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.values.numbers import Float
+from graphaug.capture.recording.values.structures import tensors_in
+from graphaug.capture.state import FILLED, ModelState
+
+_OF_THE_BACKWARD = ("gradient_checkpointing", "grad_checkpointing")
+"""Switches that change no value and no gradient."""
+
+
+class Attributes:
+    """What opened code reads and sets on its modules.
+
+    Attributes:
+        facts: what the graph relies on, by module and attribute; without an attribute, what is known of its hooks.
+    """
+
+    def __init__(self, model: nn.Module, opened: frozenset[str], recorder: Recorder) -> None:
+        self.model, self.opened, self.recorder = model, opened, recorder
+        self.facts: dict[tuple[str, str], Fact] = {}
+        self._numbers: dict[tuple[str, str], fx.Node] = {}
+
+    def watch(self, patches: Patches) -> None:
+        """See every attribute that opened code reads off an opened module."""
+        opened = {type(m) for m, path in self.recorder.ledger.paths.items() if path in self.opened}
+        for cls in (c for c in opened if c.__module__.partition(".")[0] != "torch"):
+            patches.method(cls, "__getattribute__", self._read)
+
+    def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
+        """A float of an opened module is read in every call; other numbers and switches are relied on."""
+        value = original(m, name)
+        if type(value) is float or is_plain(value):
+            with self.recorder.session.unrecorded():
+                return self._noted(m, name, value)
+        return value
+
+    def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
+        path = self.recorder.ledger.paths.get(m)
+        by_mode = name == "training" and not path  # each mode has its graph
+        if (
+            path is None
+            or path not in self.opened
+            or by_mode
+            or name in _OF_THE_BACKWARD
+            or name not in vars(m)
+        ):
+            return value
+        if type(value) is float:
+            return Float(self.recorder.answers, value, lambda: self._number(path, name, value))
+        if not name.startswith("_"):
+            self.facts.setdefault((path, name), Fact(path, name, value))
+        return value
+
+    def _number(self, path: str, name: str, value: float) -> fx.Node:
+        if (path, name) not in self._numbers:
+            node = self.recorder.nodes.fact(f"{path}.{name}".removeprefix("."), value)
+            self.recorder.nodes.vary(node)
+            self._numbers[path, name] = node
+        return self._numbers[path, name]
+
+    def write_back(self, state: ModelState) -> None:
+        """A node for every attribute that the forward sets.
+
+        Args:
+            state: the model as it was before.
+
+        Raises:
+            CaptureError: what it sets depends on what was there before, which a graph cannot follow.
+        """
+        for name, before in state.replaced():
+            path, _, attribute = name.rpartition(".")
+            if path not in self.opened:
+                continue
+            module = self.model.get_submodule(path)
+            value = getattr(module, attribute)
+            if is_plain(value) and is_plain(before) and value == before:
+                continue
+            kept = isinstance(before, Tensor) and isinstance(value, Tensor)
+            if not kept and (attribute in read_names(type(module)) or before is FILLED):
+                if before is None and isinstance(value, Tensor) and not self._carries_data(value):
+                    continue  # a table that is made of sizes alone; the graph makes it in every call
+                raise self.recorder.session.refuse(
+                    f"it keeps {name!r} from one call to the next",
+                    reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
+                )
+            if type(value) is bool:
+                continue  # "done once": what it stands for (hooks of transformers) was undone with it
+            self.facts.pop((path, attribute), None)
+            lower = self.recorder.ledger.lower
+            self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
+
+    def _carries_data(self, value: Any) -> bool:
+        data = self.recorder.nodes.of_data()
+        return any(self.recorder.ledger.node_of(t) in data for t in tensors_in(value))

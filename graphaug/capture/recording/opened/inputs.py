@@ -1,0 +1,53 @@
+"""The inputs of a recorded forward: a placeholder for each, and the fake tensors that opened code gets."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphaug.capture.names import differentiable
+from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.values.structures import holds, tensors_in
+from graphaug.capture.signature import Signature, map_tensors
+from graphaug.torch_private import FakeTensor
+
+
+def placeholders(recorder: Recorder, signature: Signature) -> dict[str, Any]:
+    """A placeholder for every input, those without a default first; the values that opened code gets, by name.
+
+    Raises:
+        CaptureError: an example holds tensors where they cannot be found.
+    """
+    arguments: dict[str, Any] = {}
+    inputs = list(signature.inputs(functools.partial(_faked, recorder)))
+    for name, default, example in sorted(inputs, key=lambda i: i[1] is not inspect.Parameter.empty):
+        constant = default is not inspect.Parameter.empty
+        node = recorder.nodes.create("placeholder", name, (default,) if constant else (), {})
+        if constant:
+            node.meta["value"] = example
+            recorder.nodes.assume(node, default)
+            arguments[name] = default
+            continue
+        example = map_tensors(differentiable, example)
+        arguments[name] = recorder.ledger.adopt(example, node)
+        node.meta["value"] = example
+        if not isinstance(example, Tensor):
+            recorder.nodes.assume_layout(node, example)
+    return arguments
+
+
+def _faked(recorder: Recorder, value: Any) -> Any:
+    ledger = recorder.ledger
+    tensors = [*(t for t, _ in ledger.owned.values()), *tensors_in(value)]
+    ledger.home = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
+    fakes = map_tensors(ledger.fake_like, value)
+    if holds(fakes, lambda v: isinstance(v, Tensor) and not isinstance(v, FakeTensor)):
+        raise recorder.session.refuse(
+            f"example_inputs hold tensors inside of a {type(value).__name__}",
+            reason=" Give tensors, and tuples, lists and dicts of tensors.",
+        )
+    return fakes

@@ -1,0 +1,103 @@
+"""Calls of torch that no function mode sees: each is a node, an answer that the graph relies on, or a refusal."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.utils.checkpoint
+import torch.utils.dlpack
+from torch import nn
+
+from graphaug.capture.recording.calls.operations import Call
+from graphaug.capture.recording.opened.functions import AutogradCall
+from graphaug.capture.recording.patches import Patches
+from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.values.handles import Handle
+from graphaug.capture.recording.values.structures import plain
+from graphaug.capture.user_code import is_internal
+
+# what checkpoint() calls, from version to version, wherever it was imported from
+_CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
+_MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
+_SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
+_TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
+
+
+class UnseenCalls:
+    """Puts functions of ours in the places of those that opened code could call unseen."""
+
+    def __init__(self, recorder: Recorder, patches: Patches) -> None:
+        self.recorder, self.patches = recorder, patches
+
+    def watch(self) -> None:
+        """See all that is reached through torch itself."""
+        method = self.patches.method
+        for name in _CHECKPOINTING & vars(torch.utils.checkpoint).keys():
+            method(torch.utils.checkpoint, name, self._checkpoint)
+        self.patches.class_method(torch.autograd.Function, "apply", self._apply)
+        method(torch.autocast, "__enter__", self._autocast)
+        for owner in (torch, torch.utils.dlpack):  # on a fake tensor it ends the process
+            if hasattr(owner, "to_dlpack"):
+                method(owner, "to_dlpack", self._dlpack)
+        for name in _SEEDS:
+            for owner in (o for o in (torch, torch.random) if hasattr(o, name)):
+                method(owner, name, self._seed)
+        for name in ("finfo", "iinfo"):
+            method(torch, name, self._type_info)
+        for name in (n for n in _MODES if hasattr(torch, n)):
+            method(torch, name, functools.partial(self._asked_mode, name))
+
+    def watch_names(self, m: nn.Module) -> None:
+        """See what the file of an opened module has imported by a name of its own."""
+        for cls in type(m).__mro__:
+            scope = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+            if cls.__module__.partition(".")[0] != "torch":
+                for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
+                    self.patches.entry(scope, name, self._dlpack)
+
+    # --- what becomes of them -------------------------------------------------------------------
+
+    def _apply(self, apply: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
+        """A custom autograd function is one node."""
+        if "CheckpointFunction" in cls.__name__:
+            self._checkpoint()
+        with self.recorder.session.unrecorded():
+            return self.recorder.record(Call("function", AutogradCall(cls)), apply, args, kwargs)
+
+    def _type_info(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """``torch.finfo(h.dtype)``, read in every call."""
+        if len(args) != 1 or kwargs or type(args[0]) is not Handle:
+            return original(*plain(args), **plain(kwargs))
+        return self.recorder.answers.type_info(original, args[0])
+
+    def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        """A question about a mode of torch by opened code itself: the graph holds for the answer."""
+        value = original(*args, **kwargs)
+        if not is_internal(sys._getframe(2).f_code.co_filename):
+            what = f"torch.{name}({', '.join(map(repr, args))})"
+            self.recorder.nodes.assume_answer(original, args, value, what)
+        return value
+
+    def _checkpoint(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.session.refuse(
+            "it calls torch.utils.checkpoint around code that has to be opened",
+            reason=" A graph does not keep that: switch activation checkpointing off for the rewriting, or checkpoint "
+            "inside the modules that stay closed.",
+        )
+
+    def _dlpack(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.session.refuse("it hands a tensor to other code by dlpack")
+
+    def _seed(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.session.refuse(
+            "it seeds torch's generator, and a graph would go on drawing from the caller's"
+        )
+
+    def _autocast(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.session.refuse(
+            "it opens an autocast region of its own, which a graph does not keep"
+        )

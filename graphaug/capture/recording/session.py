@@ -1,0 +1,63 @@
+"""Whose code runs in a recording, whether it is opened code, and how what it does is refused."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from graphaug.capture.names import Frame
+from graphaug.capture.user_code import user_line
+from graphaug.errors import CaptureError
+
+
+class Session:
+    """What the parts of one recording share.
+
+    Attributes:
+        model: the name of the model's class, for errors.
+        aside: whether code of ours or closed code runs: nothing is recorded.
+        frames: the opened modules whose forwards run, the innermost last.
+        refused: the first refusal, also if opened code caught it.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.aside = False
+        self.frames: list[Frame] = []
+        self.refused: CaptureError | None = None
+
+    @contextlib.contextmanager
+    def _with(self, aside: bool) -> Iterator[None]:
+        before, self.aside = self.aside, aside
+        try:
+            yield
+        finally:
+            self.aside = before
+
+    def unrecorded(self) -> contextlib.AbstractContextManager[None]:
+        """A context for code of ours, or closed code."""
+        return self._with(aside=True)
+
+    def recorded(self) -> contextlib.AbstractContextManager[None]:
+        """A context for opened code, inside of an unrecorded one."""
+        return self._with(aside=False)
+
+    def call_unrecorded(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call something without recording it."""
+        with self.unrecorded():
+            return function(*args, **kwargs)
+
+    def refuse(self, why: str, *, reason: str = "") -> CaptureError:
+        """A `CaptureError` that names the model, the file and the line of the opened code that runs.
+
+        Args:
+            why: what the code does, as "it ...".
+            reason: what to do about it, after a space; without one, to choose another site.
+        """
+        advice = (
+            reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
+        )
+        error = CaptureError(f"{self.model}.forward cannot be captured: {why}{user_line()}.{advice}")
+        self.refused = self.refused or error
+        return error

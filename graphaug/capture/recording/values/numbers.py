@@ -1,0 +1,148 @@
+"""Integers and floats that remember where they come from: arithmetic on them is arithmetic in the graph."""
+
+from __future__ import annotations
+
+import math
+import operator
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+
+from graphaug.capture.recording.values.tracked import Answers, Tracked
+from graphaug.capture.user_code import in_message
+from graphaug.torch_private import ShapeEnv
+
+
+def _binary(function: Callable[..., Any], reverse: bool = False) -> Any:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return self._answers.derived(function, (other, self) if reverse else (self, other))
+
+    return method
+
+
+def _unary(function: Callable[..., Any]) -> Any:
+    return lambda self: self._answers.derived(function, (self,))
+
+
+def _comparison(function: Callable[..., Any]) -> Any:
+    def method(self: Any, other: Any) -> Any:
+        if not isinstance(other, (int, float)):
+            return NotImplemented
+        return self._answers.answer(function, (self, other))
+
+    return method
+
+
+class _Number(Tracked):
+    """What integers and floats have in common."""
+
+    def __bool__(self) -> bool:
+        return bool(self._answers.answer(operator.ne, (self, 0)))
+
+    def __int__(self) -> int:
+        return int(self._ask())
+
+    def __index__(self) -> int:
+        return operator.index(self._ask())
+
+    def __float__(self) -> float:
+        return float(self._ask())
+
+    def __complex__(self) -> complex:
+        return complex(self._ask())
+
+    def __hash__(self) -> int:
+        return hash(self._ask())
+
+    def __repr__(self) -> str:
+        return repr(self._value if in_message(sys._getframe(1)) else self._ask())
+
+    def __str__(self) -> str:
+        return str(self._value if in_message(sys._getframe(1)) else self._ask())
+
+    def __format__(self, spec: str) -> str:
+        return format(self._value if in_message(sys._getframe(1)) else self._ask(), spec)
+
+    def __round__(self, digits: int | None = None) -> Any:
+        return round(self._ask(), digits) if digits is not None else round(self._ask())
+
+    def __trunc__(self) -> int:
+        return math.trunc(self._ask())  # type: ignore[no-any-return]
+
+    def __floor__(self) -> int:
+        return math.floor(self._ask())  # type: ignore[no-any-return]
+
+    def __ceil__(self) -> int:
+        return math.ceil(self._ask())  # type: ignore[no-any-return]
+
+    def __divmod__(self, other: Any) -> Any:
+        return self // other, self % other
+
+    def __rdivmod__(self, other: Any) -> Any:
+        return other // self, other % self
+
+    def __copy__(self) -> Any:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Any:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return type(self._ask()), (self._value,)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._ask(), name)  # bit_length, is_integer, real
+
+    @property
+    def node(self) -> Any:
+        """What torch's own C code asks a SymInt for, past every recorded function: the value as a constant."""
+        import sympy
+
+        value = self._ask()
+        if isinstance(value, int):
+            return ShapeEnv().create_symintnode(sympy.Integer(value), hint=value).node  # type: ignore[union-attr]
+        return ShapeEnv().create_symfloatnode(sympy.Float(value), hint=value).node  # type: ignore[union-attr]
+
+
+for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
+    setattr(_Number, f"__{_name}__", _binary(getattr(operator, _name)))
+    setattr(_Number, f"__r{_name}__", _binary(getattr(operator, _name), reverse=True))
+for _name in ("eq", "ne", "lt", "le", "gt", "ge"):
+    setattr(_Number, f"__{_name}__", _comparison(getattr(operator, _name)))
+for _name in ("neg", "pos", "abs"):
+    setattr(_Number, f"__{_name}__", _unary(getattr(operator, _name)))
+
+
+class Int(_Number, torch.SymInt):  # type: ignore[misc, override]
+    """An integer: a size, a rank, a product of sizes."""
+
+    def __init__(self, answers: Answers, value: Any, make: Callable[[], fx.Node]) -> None:
+        self._set(answers, value, make)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # isinstance(h.shape[0], int) is true of the model
+        return int
+
+
+for _name in ("and", "or", "xor", "lshift", "rshift"):
+    _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
+    setattr(Int, f"__{_name}__", _binary(_function))
+    setattr(Int, f"__r{_name}__", _binary(_function, reverse=True))
+
+
+class Float(_Number, torch.SymFloat):  # type: ignore[misc, override]
+    """A floating-point number: a quotient of sizes, a scale of the module, an item of a tensor."""
+
+    def __init__(self, answers: Answers, value: Any, make: Callable[[], fx.Node]) -> None:
+        self._set(answers, value, make)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:
+        return float

@@ -1,0 +1,127 @@
+"""What lies inside of a nested value: containers, dataclasses and plain objects, and what stands for their entries."""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from graphaug.capture.recording.values.tracked import DATA, is_tracked
+
+Key = tuple[str, Any]
+"""How an entry is reached: ("item", its key or index) or ("attribute", its name)."""
+DEPTH = 4
+"""How many containers deep values are followed."""
+PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
+"""Types of constants, which a node can hold as they are."""
+
+
+def changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """A value with ``change`` done to all that lies in its tuples, lists, dicts and slices.
+
+    A container in which nothing was changed is kept, the very object.
+    """
+    kind = type(value)
+    if kind is slice:
+        return slice(*(changed(v, change) for v in (value.start, value.stop, value.step)))
+    if kind is dict:
+        filled = {k: changed(v, change) for k, v in value.items()}
+        return value if all(filled[k] is value[k] for k in value) else filled
+    named = issubclass(kind, tuple) and hasattr(kind, "_fields")
+    if not named and kind not in (torch.Size, tuple, list):
+        return change(value)
+    new = [changed(v, change) for v in value]
+    if all(a is b for a, b in zip(new, value, strict=True)):
+        return value
+    return kind(*new) if named else kind(new)
+
+
+def plain(value: Any) -> Any:
+    """A value with the numbers, dtypes and devices of the example in place of tracked ones."""
+    return changed(value, _untracked)
+
+
+def _untracked(value: Any) -> Any:
+    if not is_tracked(value):
+        return value
+    return 0.5 if value._value is DATA else value._value
+
+
+def holds(value: Any, test: Callable[[Any], bool], depth: int = DEPTH) -> bool:
+    """Whether a test holds for anything inside of a value: entries of containers, attributes of objects."""
+    if test(value):
+        return True
+    if depth == 0 or is_tracked(value) or isinstance(value, (Tensor, str, type, types.ModuleType, nn.Module)):
+        return False
+    if isinstance(value, types.FunctionType):
+        return False
+    if isinstance(value, Mapping):
+        inner: Any = list(value.values())
+    elif isinstance(value, (list, tuple, set)):
+        inner = list(value)
+    else:
+        inner = list(getattr(value, "__dict__", {}).values())
+    return any(holds(v, test, depth - 1) for v in inner)
+
+
+def layout(value: Any, depth: int = 3) -> str:
+    """What is where in a nested value: ``(Tensor, None)``, ``Output{logits: Tensor}``."""
+    if isinstance(value, Tensor):
+        return "Tensor"
+    if value is None or isinstance(value, (bool, str)):
+        return repr(value)
+    if depth > 0 and isinstance(value, Mapping):
+        return "{" + ", ".join(f"{k}: {layout(v, depth - 1)}" for k, v in value.items()) + "}"
+    if depth > 0 and isinstance(value, (tuple, list)):
+        inner = ", ".join([layout(v, depth - 1) for v in value])
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    return type(value).__name__
+
+
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """The tensors in the tuples, lists and dicts of a value."""
+    return (t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor))
+
+
+def is_structure(value: Any) -> bool:
+    """Whether a value may hold tensors: a container, or a plain object."""
+    without = (*PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)
+    if is_tracked(value) or isinstance(value, without):
+        return False
+    return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
+
+
+def entries(value: Any) -> list[tuple[Key, Any]]:
+    """What a container or an object holds, with how it is reached."""
+    if isinstance(value, Mapping):
+        return [(("item", k), v) for k, v in value.items()]
+    if isinstance(value, (tuple, list)):
+        return [(("item", i), v) for i, v in enumerate(value)]
+    return [(("attribute", k), v) for k, v in getattr(value, "__dict__", {}).items()]
+
+
+def contents(value: Any) -> list[Any]:
+    """What tells whether a container was changed since: its entries by identity, an array's numbers."""
+    return [value.tobytes()] if isinstance(value, np.ndarray) else [id(v) for _, v in entries(value)]
+
+
+def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
+    """The same structure with other entries; objects that are no plain containers are filled where they are."""
+    kind = type(value)
+    if isinstance(value, tuple):
+        return kind(*new) if hasattr(value, "_fields") else kind(new)
+    if kind is list:
+        return new
+    if kind in (dict, OrderedDict):
+        return kind((k, v) for (_, k), v in zip(keys, new, strict=True))
+    for (how, key), entry in zip(keys, new, strict=True):
+        if how == "attribute":
+            object.__setattr__(value, key, entry)
+        else:
+            value[key] = entry
+    return value
