@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from graphaug.proof.shadow.traces import Entry, Record, Result, live, renumbered
+from graphaug.proof.shadow.records import Entry, Record, Result, live, renumbered
 
 
 @dataclass(frozen=True)
@@ -163,3 +165,21 @@ def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:
         if token[0] == "training":
             return f"training={token[1]}"
     return str(token)[:80]
+
+
+def line_that_sets(model: nn.Module, attribute: str) -> str:
+    """Where the code of a model sets an attribute, as far as its source tells."""
+    path, _, name = attribute.rpartition(".")
+    owners = [m for p, m in model.named_modules() if p == path] or [model]
+    for owner in owners:
+        for cls in type(owner).__mro__:
+            for function in vars(cls).values():
+                if cls is nn.Module or not inspect.isfunction(function) or function.__name__ == "__init__":
+                    continue
+                with contextlib.suppress(OSError, TypeError):
+                    lines, first = inspect.getsourcelines(function)
+                    for i, line in enumerate(lines):
+                        if (f".{name}" in line and "=" in line) or f".{name}." in line or f"'{name}'" in line:
+                            file = function.__code__.co_filename.rpartition("/")[2]
+                            return f" ({file} line {first + i})"
+    return ""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import undrawn
-from graphaug.proof.shadow.traces import Recorder
+from graphaug.proof.shadow.recorder import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
 
 
@@ -94,13 +94,14 @@ class StandIns:
         self, recorder: Recorder, path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         given = _tensors((args, kwargs))
+        origins = recorder.origins
         tokens = (
-            recorder.token(args),
-            recorder.token(kwargs),
-            tuple(recorder.gradient(t) for t in given),
+            origins.token(args),
+            origins.token(kwargs),
+            tuple(origins.gradient(t) for t in given),
             ("training", tuple(dict.fromkeys(m.training for m in module.modules()))),
         )
-        with recorder.paused():
+        with origins.pause():
             template = self._template(module, args, kwargs)
             number = (
                 recorder.calls

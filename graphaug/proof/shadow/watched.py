@@ -1,0 +1,215 @@
+"""Things that a forward may leave changed, each as it was: what is different about it now, and how it is put back."""
+
+from __future__ import annotations
+
+import collections
+import copy
+import operator
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from graphaug.torch_private import UninitializedTensorMixin
+
+PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
+"""Types of values that are equal if they compare equal, whichever object they are."""
+_SKIPPED = frozenset({"training", "forward"})
+"""Of a module's attributes: the mode is kept apart, and a stand-in's forward is none of the model's."""
+
+
+class Watched(Protocol):
+    """Something that may be changed."""
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """What is not as it was: (its name, what it is now)."""
+
+    def restore(self) -> None:
+        """Put it back."""
+
+
+class Attributes:
+    """The attributes of a module."""
+
+    def __init__(self, path: str, module: nn.Module) -> None:
+        self._path, self._held = path, vars(module)
+        self._before = self._seen()
+
+    def _seen(self) -> dict[str, Any]:
+        return {k: v for k, v in self._held.items() if k not in _SKIPPED}
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Attributes that were set, added or deleted."""
+        if not _untouched(now := self._seen(), self._before):
+            for key, value in _differences(now, self._before):
+                yield f"{self._path}{key}".removeprefix("."), value
+
+    def restore(self) -> None:
+        """Delete what was added; set the others again."""
+        if not _untouched(now := self._seen(), self._before):
+            for key in now.keys() - self._before.keys():
+                del self._held[key]
+            self._held.update(self._before)
+
+
+class Container:
+    """A list, deque, set or dict, that of an object's attributes included."""
+
+    def __init__(self, name: str, holder: Any) -> None:
+        self._name, self._holder = name, holder
+        self._before = dict(holder) if isinstance(holder, dict) else copy.copy(holder)
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Entries of a dict that are others; the whole of any other container."""
+        if not _untouched(self._holder, self._before):
+            for key, now in _differences(self._holder, self._before):
+                yield f"{self._name}{key}".removeprefix("."), now
+
+    def restore(self) -> None:
+        """Fill it anew, in the order that it had."""
+        holder, before = self._holder, self._before
+        if not _untouched(holder, before):
+            holder.clear()
+            sequence = isinstance(holder, (list, collections.deque))
+            holder.extend(before) if sequence else holder.update(before)
+
+
+class Binding:
+    """What a name is bound to: a global, a variable of a closure, an attribute of a class."""
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self._name, self._read, self._write = name, read, write
+        self._before = read()
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """What it is bound to now, if that is another object."""
+        if (now := self._read()) is not self._before:
+            yield self._name, now
+
+    def restore(self) -> None:
+        """Bind it to what it was."""
+        if self._read() is not self._before:
+            self._write(self._before)
+
+
+class Generator:
+    """A generator of random numbers."""
+
+    def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        self._name, self._read, self._write = name, read, write
+        self._state = read()
+        self._before = repr(_whole(self._state))
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """A hash of its state, if it drew."""
+        if (state := repr(_whole(self._read()))) != self._before:
+            yield f"the generator {self._name}", hash(state)
+
+    def restore(self) -> None:
+        """Set its state."""
+        self._write(self._state)
+
+
+class TensorFacts:
+    """Where a tensor lies, and what else code can change of it without an operation; its numbers are not looked at."""
+
+    def __init__(self, name: str, tensor: Tensor) -> None:
+        self._name, self._tensor, self._data = name, tensor, tensor.detach()
+        self._before = _facts(tensor)
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Its shape, whether it requires a gradient and how many hooks it has, if they changed or it lies elsewhere."""
+        if (now := _facts(self._tensor)) != self._before:
+            yield f"{self._name} (what is known of the tensor)", now[1:]
+
+    def restore(self) -> None:
+        """Set its memory and its flag; hooks stay."""
+        place, _, requires_grad, _ = self._before
+        if _facts(self._tensor)[0] != place:
+            self._tensor.data = self._data
+        if self._tensor.requires_grad != requires_grad:
+            self._tensor.requires_grad_(requires_grad)
+
+
+class Cache:
+    """A table of `functools.lru_cache`: it may be filled, and values of a run in the shadow are none of the user's."""
+
+    def __init__(self, table: Any) -> None:
+        self._table, self._misses = table, table.cache_info().misses
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Nothing: a value that is kept is no other than one that is computed."""
+        return iter(())
+
+    def restore(self) -> None:
+        """Empty it, if anything came in."""
+        if self._table.cache_info().misses != self._misses:
+            self._table.cache_clear()
+
+
+class Modes:
+    """Whether each module is in training mode."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._modules = list(model.modules())
+        self.note()
+
+    def note(self) -> None:
+        """Take the modes that the modules are in now as what they were."""
+        self._before = [m.training for m in self._modules]
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """All modes, if one is another."""
+        if (now := [m.training for m in self._modules]) != self._before:
+            yield "training of a module", tuple(now)
+
+    def restore(self) -> None:
+        """Set every mode."""
+        for module, training in zip(self._modules, self._before, strict=True):
+            module.training = training
+
+
+def _facts(tensor: Tensor) -> tuple[int, tuple[int, ...], bool, int]:
+    if isinstance(tensor, UninitializedTensorMixin):
+        return 0, (), False, 0
+    return tensor.data_ptr(), tuple(tensor.shape), tensor.requires_grad, len(tensor._backward_hooks or ())
+
+
+def _whole(state: Any) -> Any:
+    """A state whose ``repr`` shows all of it: those of arrays leave entries out."""
+    if isinstance(state, dict):
+        return {k: _whole(v) for k, v in state.items()}
+    if isinstance(state, tuple):
+        return tuple(map(_whole, state))
+    return state.tolist() if hasattr(state, "tolist") else state
+
+
+def _untouched(holder: Any, before: Any) -> bool:
+    """Whether a container holds the very objects that it held; quick, and no comparison of values."""
+    if isinstance(holder, set):
+        return bool(holder == before)
+    if isinstance(holder, dict):
+        return holder.keys() == before.keys() and all(
+            map(operator.is_, map(holder.get, before), before.values())
+        )
+    return len(holder) == len(before) and all(map(operator.is_, holder, before))
+
+
+def _differences(holder: Any, before: Any) -> Iterator[tuple[str, Any]]:
+    """The entries that are others than before, with what they are now."""
+    if isinstance(holder, dict):
+        for key, now in holder.items():
+            if key not in before or not _is(now, before[key]):
+                yield f".{key}", now
+        yield from ((f".{key} (deleted)", None) for key in before if key not in holder)
+    elif isinstance(holder, set):
+        if holder != before:
+            yield "", holder
+    elif len(holder) != len(before) or not all(map(_is, holder, before)):
+        yield "", list(holder)
+
+
+def _is(a: Any, b: Any) -> bool:
+    """Whether two entries are the same; plain values that are equal are."""
+    return a is b or (type(a) is type(b) and isinstance(a, PLAIN) and (a == b or a != a))
