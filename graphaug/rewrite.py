@@ -90,8 +90,9 @@ def rewrite(
             which of it, and why not.
         rows: the dimension of the inputs that holds the samples, where it is not the one along which nothing meets.
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
-            more), for forwards that look at their inputs. Only the final check, and the probe behind a sparse
-            backward that is not proved, compute with it.
+            more). Only the final check, and the probe behind a sparse backward that is not proved, compute with it.
+            Without it inputs are taken from what the model declares or from its first layers, as sizes without
+            data; the plan says which.
         dry_run: return the plan and build nothing.
 
     Returns:
@@ -156,8 +157,7 @@ def _operate(
     eval_captured, eval_graph = place_eval(structure, names, graph, inside)
     constants = constants_module({**captured.constants, **eval_captured.constants})
     cuts = [placed[r.target] for r in requests]
-    examples = structure.signature.examples if structure.signature.has_examples else {}
-    samples = find_samples(model, graph, cuts, examples, captured.constants, rows)
+    samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants, rows)
     choice = choose(
         backward,
         Surgery(
@@ -190,7 +190,7 @@ def _operate(
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
         notes=(
-            *filter(None, [why, samples.note]),
+            *filter(None, [why, structure.guess_note, samples.note]),
             *_placement_notes(requests, placed),
             *_state_notes(captured),
             *_method_notes(model),

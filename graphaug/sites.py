@@ -41,14 +41,14 @@ class Site:
         separates: whether every differentiable way from input to output leads through it.
         bypass: what leads around it, in words; empty if it separates.
         params_before: share of the parameters up to and including the site, in [0, 1].
-        shape: shape of its value on the example, if there was one.
+        shape: shape of its value on the example.
         rows: where the samples lie in its value: the dimension, "0, 5 each" for five slices of each sample, and with a
-            question mark where only its size tells. Empty without an example.
+            question mark where only its size tells.
         flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
         stage: its number in the paper's numbering, if it has one.
         backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
             types and separation tell ("sparse", "dense: BatchNorm2d 'bn1' couples the rows"); rewriting also probes
-            the rows. Empty without an example.
+            the rows.
     """
 
     target: Target
@@ -74,8 +74,8 @@ class Site:
 class Sites(Sequence[Site]):
     """The sites of a model: a sequence of `Site`, printed as a table."""
 
-    def __init__(self, model: str, entries: Sequence[Site]) -> None:
-        self.model, self.entries = model, list(entries)
+    def __init__(self, model: str, entries: Sequence[Site], note: str = "") -> None:
+        self.model, self.entries, self.note = model, list(entries), note
 
     @overload
     def __getitem__(self, index: int) -> Site: ...
@@ -83,7 +83,7 @@ class Sites(Sequence[Site]):
     def __getitem__(self, index: slice) -> Sites: ...
     def __getitem__(self, index: int | slice) -> Site | Sites:
         if isinstance(index, slice):
-            return Sites(self.model, self.entries[index])
+            return Sites(self.model, self.entries[index], self.note)
         return self.entries[index]
 
     def __len__(self) -> int:
@@ -121,7 +121,8 @@ class Sites(Sequence[Site]):
             if any(s.rows not in ("", "0") for s in self):  # all along dimension 0: nothing to be said
                 columns.append(column("rows", lambda s: s.rows, 2))
             columns.append(column("backward", lambda s: s.backward.removesuffix(" couples the rows"), 3))
-        return "\n".join([f"{self.model}: {len(self)} sites", *render(columns, width)])
+        note = f" ({self.note})" if self.note else ""
+        return "\n".join([f"{self.model}: {len(self)} sites{note}", *render(columns, width)])
 
 
 def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = None) -> Sites:
@@ -129,7 +130,8 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
 
     Args:
         model: the model; it is not changed.
-        example_inputs: a tensor, tuple or dict of inputs, for shapes and FLOPs (torch's own counter).
+        example_inputs: a tensor, tuple or dict of inputs, for shapes and FLOPs (torch's own counter); without it
+            they are those of inputs that the model declares, or that its first layers tell, and the table says which.
         depth: how many levels of modules to open; by default wrappers, and those that hold lists of blocks.
 
     Returns:
@@ -163,13 +165,12 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
     captured = structure.capture_deep(openable(structure.model, depth, everything))
     stages = _stage_numbers(structure, captured)
     reach = _Before(structure.model, captured)
-    known = structure.signature.has_examples
     flow = data_graph(captured.graph)
     nodes = [
         n for n in captured.graph.nodes if target_of(n) is not None and n in flow and not reads_no_data(n)
     ]
     proofs: dict[fx.Node, Proof] = {}
-    if known and not everything:
+    if not everything:
         examples = structure.signature.examples
         proofs = proofs_of(structure.model, captured.graph, nodes, examples, captured.constants)
     found = []
@@ -196,18 +197,16 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
                 flops_before=reach.flops(node),
                 stage=stages.get(target),
                 backward=_backward(
-                    structure.model, captured, node, bypass is None, reach.flops(node), proofs.get(node)
-                )
-                if known
-                else "",
+                    structure, captured, node, bypass is None, reach.flops(node), proofs.get(node)
+                ),
                 rows=_rows(proofs.get(node)),
             )
         )
-    return Sites(structure.name, found)
+    return Sites(structure.name, found, structure.guess_note)
 
 
 def _backward(
-    model: nn.Module,
+    structure: ModelStructure,
     captured: Captured,
     node: fx.Node,
     separates: bool,
@@ -217,7 +216,7 @@ def _backward(
     """What "auto" would choose, as far as that can be told without running anything."""
     if not separates:
         return "dense: bypassed"
-    ahead = before(node)
+    ahead, model = before(node), structure.model
     owned = (p for n in ahead for p in parameters_of(n, model.get_submodule, model.get_parameter))
     if not any(p.requires_grad for p in owned):
         return "dense: nothing trained before"
@@ -228,7 +227,9 @@ def _backward(
         return f"dense: it would save {0.5 * share:.0%} only"
     if proof is not None and proof.verdict == "coupled":
         return f"dense: rows meet: {proof.meeting}"
-    return "sparse" if proof is not None and proof.verdict == "proved" else "sparse: if the probe agrees"
+    if proof is not None and proof.verdict == "proved":
+        return "sparse"
+    return "dense: no example_inputs to try" if structure.signature.guessed else "sparse: if the probe agrees"
 
 
 def _rows(proof: Proof | None) -> str:

@@ -6,8 +6,6 @@ custom containers. Supported: torch 2.11 and later.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -22,7 +20,6 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch.autograd.function import BackwardCFunction
-from torch.fx import _symbolic_trace
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
 from torch.nn import parameter
@@ -40,14 +37,11 @@ __all__ = [
     "ShapeEnv",
     "UninitializedTensorMixin",
     "WeakIdKeyDictionary",
-    "current_patcher",
     "function_from_source",
     "is_functorch_wrapper",
-    "not_tracing",
     "set_grad_enabled",
     "symbolic_operations",
     "without_fakes",
-    "without_patches",
 ]
 
 UninitializedTensorMixin: Any = getattr(parameter, "UninitializedTensorMixin")  # noqa: B009  # not in the stubs
@@ -72,32 +66,6 @@ without_fakes = unset_fake_temporarily
 def is_functorch_wrapper(tensor: torch.Tensor) -> bool:
     """Whether a tensor is what a transform of torch.func hands to its function."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
-
-
-def current_patcher() -> Any:
-    """The patcher of the trace that is running, or None."""
-    return _symbolic_trace.CURRENT_PATCHER
-
-
-def without_patches() -> Any:
-    """A context in which the functions that a running trace has patched are torch's own again."""
-    return _symbolic_trace._maybe_revert_all_patches()
-
-
-@contextlib.contextmanager
-def not_tracing() -> Iterator[None]:
-    """A context in which torch does not take this thread for one that traces."""
-    if hasattr(_symbolic_trace, "_is_fx_tracing_context"):  # torch 2.12 and later: one flag a thread
-        with _symbolic_trace._is_fx_tracing_context(False):
-            yield
-        return
-    torch_2_11: Any = _symbolic_trace  # there it is one flag for all threads
-    before = torch_2_11._is_fx_tracing_flag
-    torch_2_11._is_fx_tracing_flag = False
-    try:
-        yield
-    finally:
-        torch_2_11._is_fx_tracing_flag = before
 
 
 FSDP_MARKS = frozenset({"_is_fsdp_managed_module", "_fsdp_use_orig_params"})

@@ -1,4 +1,4 @@
-"""Capture: the graph of a model, opened as far as its targets need (design section 4)."""
+"""Capture: the graph of a model, opened as far as its targets need."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.names import Assumption
-from graphaug.capture.recording.facts import Fact, is_plain
+from graphaug.capture.recording.facts import Fact
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.walk import Walk
 from graphaug.capture.signature import Signature
-from graphaug.capture.state import ModelState, python_draws, unchanged, undrawn_in_python
+from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
 from graphaug.capture.target import Target
-from graphaug.capture.tracer import CaptureTracer
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError
 from graphaug.torch_private import FakeTensor
@@ -64,35 +63,34 @@ def capture(
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    options: dict[str, Any] = {"marks": marks, "open_functions": open_functions, "count_flops": count_flops}
-    tracer: CaptureTracer | Walk
-    if signature.has_examples:
-        tracer = Walk(model, frozenset(opened) | {""}, signature, **options)
-    else:
-        tracer = CaptureTracer(frozenset(opened) | {""}, signature, **options)
+    walk = Walk(
+        model,
+        frozenset(opened) | {""},
+        signature,
+        marks=marks,
+        open_functions=open_functions,
+        count_flops=count_flops,
+    )
     tables = Tables(model)
     with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python():
         try:
             model.train(training)
             draws = python_draws(), tables.states()
-            if isinstance(tracer, Walk):
-                tracer.recorder.leaves.tables = tables
-                graph = tracer.record(state)
-            else:
-                graph = _traced(tracer, model, state)
+            walk.recorder.leaves.tables = tables
+            graph = walk.record(state)
             if draws != (python_draws(), tables.states()):
                 raise CaptureError(
                     f"{type(model).__name__}.forward cannot be captured: it draws random numbers in Python, and a "
                     "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
                     "choose a site outside the module that does it."
                 )
-            _refuse_filled_constants(tracer, model)
-            assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in tracer.opened)
+            _refuse_filled_constants(walk, model)
+            assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in walk.opened)
         except GraphaugError as error:
-            error.failed_in = tracer.failed_in  # type: ignore[attr-defined]
+            error.failed_in = walk.failed_in  # type: ignore[attr-defined]
             raise
         except Exception as error:
-            raise _located(model, error, tracer, signature) from error
+            raise _located(model, error, walk, signature) from error
         finally:
             tables.set_states(draws[1])
             tables.restore()
@@ -100,62 +98,26 @@ def capture(
     return Captured(
         graph,
         signature,
-        tracer.opened,
-        list(tracer.assumptions.values()),
-        tracer.constants,
-        tracer.calls,
-        tracer.edges,
+        walk.opened,
+        list(walk.assumptions.values()),
+        walk.constants,
+        walk.calls,
+        walk.edges,
         assigned,
-        tuple(tracer.facts.values()) if isinstance(tracer, Walk) else (),
+        tuple(walk.facts.values()),
     )
 
 
-def _traced(tracer: CaptureTracer, model: nn.Module, state: ModelState) -> fx.Graph:
-    """Trace without examples.
-
-    Raises:
-        CaptureError: the forward sets attributes, or seeds torch's generator.
-    """
-    name, drawn = type(model).__name__, torch.get_rng_state()
-    graph = tracer.trace(model)
-    if not torch.equal(drawn, torch.get_rng_state()):
-        raise CaptureError(
-            f"{name}.forward cannot be captured: it seeds torch's generator, or draws numbers as it is traced."
-        )
-    kept = []
-    for n, before in list(state.replaced()):
-        path, _, attribute = n.rpartition(".")
-        if path not in tracer.opened or _same(model, n, before):
-            continue
-        module = model.get_submodule(path)
-        value = vars(module).get(attribute, module._buffers.get(attribute))
-        if attribute in module._buffers and issubclass(type(value), fx.Proxy):
-            tracer.write_attribute(module, attribute, value)
-        else:
-            kept.append(n)
-    if kept:
-        raise CaptureError(
-            f"{name}.forward needs example_inputs: it sets {', '.join(map(repr, kept))}, in every call."
-        )
-    return graph
-
-
-def _same(model: nn.Module, name: str, before: Any) -> bool:
-    path, _, attribute = name.rpartition(".")
-    value = vars(model.get_submodule(path)).get(attribute)
-    return is_plain(value) and is_plain(before) and value == before
-
-
-def _refuse_filled_constants(tracer: CaptureTracer | Walk, model: nn.Module) -> None:
+def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
     """Refuse an object that opened code makes and its modules fill: a graph would go on filling it.
 
     Raises:
         CaptureError: there is one; names the argument that turns it off, if the forward has one.
     """
-    for value in tracer.constants.values():
+    for value in walk.constants.values():
         if isinstance(value, (Tensor, nn.Module)) or not _holds_fake(value):
             continue
-        switches = [name for name in tracer.signature.defaults if name.startswith("use_") and "cache" in name]
+        switches = [name for name in walk.signature.defaults if name.startswith("use_") and "cache" in name]
         if switches:
             fix = f"Pass {switches[0]}=False in example_inputs."
         elif hasattr(getattr(model, "config", None), "use_cache"):
@@ -182,9 +144,7 @@ def _holds_fake(value: Any, depth: int = 4) -> bool:
     return any(_holds_fake(v, depth - 1) for v in inner)
 
 
-def _located(
-    model: nn.Module, error: Exception, tracer: CaptureTracer | Walk, signature: Signature
-) -> CaptureError:
+def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signature) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
     trace, where = error.__traceback__, ""
     while trace is not None:
@@ -195,12 +155,10 @@ def _located(
     name = type(model).__name__
     said = str(error).strip().splitlines()
     detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
-    if signature.has_examples:
-        text = f"{name}.forward failed on example_inputs{where}: {detail}"
-    else:
-        text = f"{name}.forward needs example_inputs: without them it fails{where} with {detail}"
+    given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
+    text = f"{name}.forward failed on {given}{where}: {detail}"
     found = CaptureError(text)
-    found.failed_in = tracer.failed_in  # type: ignore[attr-defined]
+    found.failed_in = walk.failed_in  # type: ignore[attr-defined]
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.values import UNKNOWN
+from graphaug.capture.values import taken_from
 from graphaug.errors import AssumptionViolated, CaptureError, did_you_mean
 
 _EMPTY = inspect.Parameter.empty
@@ -44,25 +44,25 @@ class Signature:
         positional: the forward's positional parameters, in order.
         inputs: the captured ones.
         defaults: the parameters that were not captured, with their defaults.
-        has_examples: whether example inputs were given.
-        examples: their values; not needed once the capture is done.
+        guessed: where the examples come from, if they were not given: "pretrained_cfg: 2×3×224×224"; else empty.
+        examples: their values; not needed once the capture is done. Those that were not given lie on the meta device.
     """
 
     model: str
     positional: tuple[str, ...]
     captured: tuple[Input, ...]
     defaults: Mapping[str, Any]
-    has_examples: bool
+    guessed: str = ""
     examples: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
-    def of(model: nn.Module, example_inputs: Any = None) -> Signature:
-        """Read the signature of ``model.forward``, with or without examples.
+    def of(model: nn.Module, example_inputs: Any, guessed: str = "") -> Signature:
+        """Read the signature of ``model.forward`` with examples.
 
         Args:
             model: the model.
-            example_inputs: a tensor, a tuple of positional inputs, a mapping of keyword inputs, or None:
-                then every parameter without a default is an input.
+            example_inputs: a tensor, a tuple of positional inputs, or a mapping of keyword inputs.
+            guessed: where they come from, if the user did not give them.
 
         Raises:
             CaptureError: the examples do not fit the forward.
@@ -79,14 +79,7 @@ class Signature:
         }
         required = [p for p, default in named.items() if default is _EMPTY]
 
-        if example_inputs is None:
-            if not required:
-                raise CaptureError(
-                    f"{name}.forward needs example_inputs: all of its parameters are optional, so the "
-                    "signature does not say which are given. Pass what you call it with."
-                )
-            examples: dict[str, Any] = dict.fromkeys(required, UNKNOWN)
-        elif isinstance(example_inputs, Mapping):
+        if isinstance(example_inputs, Mapping):
             examples = dict(example_inputs)
             for key in examples:
                 left = [p for p in named if p not in examples]
@@ -121,13 +114,12 @@ class Signature:
         order = [p for p in (*positional, *named, *examples) if p in examples]
         captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
         defaults = {p: default for p, default in named.items() if p not in examples}
-        return Signature(name, positional, captured, defaults, example_inputs is not None, examples)
+        return Signature(name, positional, captured, defaults, guessed, examples)
 
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yield (name, default, example value) of every placeholder."""
         for entry in self.captured:
-            value = self.examples.get(entry.name, UNKNOWN)
-            yield entry.name, entry.default, value if value is UNKNOWN else to_fake(value)
+            yield entry.name, entry.default, to_fake(self.examples[entry.name])
 
     def arrange(self, arguments: Mapping[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         """Split named arguments into the positional ones up to the first gap, and keywords."""
@@ -138,8 +130,15 @@ class Signature:
             args.append(arguments[name])
         return args, {name: v for name, v in arguments.items() if name not in self.positional[: len(args)]}
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    def bind(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, to_the_letter: bool = False
+    ) -> dict[str, Any]:
         """Match a call to the captured inputs.
+
+        Args:
+            args: the positional inputs.
+            kwargs: the others.
+            to_the_letter: take no constant of a guess (``use_cache=False``) for granted where a call lacks it.
 
         Raises:
             AssumptionViolated: it gives an input that was not captured, lacks one, or gives one of
@@ -154,9 +153,9 @@ class Signature:
         for entry in self.captured:
             if entry.name in given:
                 values[entry.name] = self._checked(entry, given.pop(entry.name))
-            elif entry.default is _EMPTY:
+            elif entry.default is _EMPTY or (to_the_letter and self.guessed):
                 raise AssumptionViolated(
-                    f"{self.model} was captured with {entry.name!r}, which this call lacks."
+                    f"{self.model} was captured with {entry.name!r}, which this call lacks.{taken_from(self.guessed)}"
                 )
             else:
                 values[entry.name] = entry.default
@@ -188,17 +187,19 @@ class Signature:
             return value
         if not isinstance(value, Tensor):
             raise AssumptionViolated(
-                f"{self.model}: input {entry.name!r} is a {type(value).__name__}, but it was captured with a tensor."
+                f"{self.model}: input {entry.name!r} is a {type(value).__name__}, but it was captured with a "
+                f"tensor.{taken_from(self.guessed)}"
             )
         if value.dim() != entry.rank:
             raise AssumptionViolated(
                 f"{self.model}: input {entry.name!r} has {value.dim()} dimensions {tuple(value.shape)}, "
-                f"but it was captured with {entry.rank}."
+                f"but it was captured with {entry.rank}.{taken_from(self.guessed)}"
             )
         if value.is_floating_point() != entry.floating:
             kind = "floating-point" if entry.floating else "integer"
             raise AssumptionViolated(
-                f"{self.model}: input {entry.name!r} is {value.dtype}, but it was captured with a {kind} tensor."
+                f"{self.model}: input {entry.name!r} is {value.dtype}, but it was captured with a {kind} "
+                f"tensor.{taken_from(self.guessed)}"
             )
         return value
 
@@ -235,7 +236,7 @@ def _check_rows(examples: Mapping[str, Any]) -> None:
 
 
 def _input(name: str, example: Any, keyword: bool) -> Input:
-    if example is not UNKNOWN and isinstance(example, _CONSTANT):
+    if isinstance(example, _CONSTANT):
         return Input(name, keyword, default=example)
     if isinstance(example, Tensor):
         return Input(name, keyword, rank=example.dim(), floating=example.is_floating_point())

@@ -33,7 +33,8 @@ def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) ->
     """
     examples = signature.examples
     if any(t.is_meta for t in [*model.parameters(), *model.buffers(), *_tensors(examples)]):
-        return "not compared with the original: it lies on the meta device"
+        data = "no example_inputs" if signature.guessed else "it lies on the meta device"
+        return f"not compared with the original on data: {data}"
     situations = list(variants(examples))
     with (
         unchanged(model),

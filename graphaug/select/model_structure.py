@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from graphaug.capture.capture import Captured, capture
+from graphaug.capture.examples import captured_on_a_guess
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import CaptureError, SelectorError
@@ -26,10 +27,11 @@ class ModelStructure:
 
     Args:
         model: the plain model.
-        example_inputs: see `graphaug.rewrite`.
+        example_inputs: see `graphaug.rewrite`; without them the model is captured on a guess, once it has to be.
         count_flops: count each node's FLOPs while capturing with examples.
         training: the mode in which questions are answered.
         candidates: lists every site of the model, for predicates.
+        guessed: where ``example_inputs`` come from, if not from the user.
     """
 
     def __init__(
@@ -40,17 +42,41 @@ class ModelStructure:
         count_flops: bool = False,
         training: bool = True,
         candidates: Callable[[ModelStructure], Sequence[Any]] | None = None,
+        guessed: str = "",
     ) -> None:
         self.model = model
         self.training = training
         self._candidates = candidates
-        self.signature = Signature.of(model, example_inputs)
-        self.count_flops = count_flops and self.signature.has_examples
+        self._given = None if example_inputs is None else Signature.of(model, example_inputs, guessed)
+        self.count_flops = count_flops
         self.by_path = dict(model.named_modules())
         self._names = {id(m): path for path, m in self.by_path.items()}
         self._captured: dict[tuple[Any, ...], Captured] = {}
         self._hidden: set[str] = set()
         self.unnumbered = ""
+
+    @cached_property
+    def signature(self) -> Signature:
+        """The model's inputs, with examples: those given, or the first guess that the model takes.
+
+        Raises:
+            CaptureError: none were given, and it takes no guess.
+        """
+        if self._given is not None:
+            return self._given
+        captured = captured_on_a_guess(self.model, training=self.training, count_flops=self.count_flops)
+        self._captured[frozenset({""}), self.training, frozenset[Target](), frozenset[str]()] = captured
+        return captured.signature
+
+    @property
+    def guess_note(self) -> str:
+        """Where the examples come from, if the user gave none; else empty."""
+        guessed = self.signature.guessed
+        return f"example_inputs: none given; taken from {guessed}" if guessed else ""
+
+    def with_examples(self, examples: Mapping[str, Any]) -> ModelStructure:
+        """The same model with examples of other sizes, which come from where these do."""
+        return ModelStructure(self.model, examples, guessed=self.signature.guessed)
 
     @property
     def name(self) -> str:
@@ -137,11 +163,12 @@ class ModelStructure:
         """Capture the model with these modules open, by default in the structure's mode; once for the same question."""
         training = self.training if training is None else training
         key = (frozenset(map(self.canonical, opened)) | {""}, training, marks, open_functions)
+        signature = self.signature  # a guess is tried on this very question's simplest form
         if key not in self._captured:
             self._captured[key] = capture(
                 self.model,
                 key[0],
-                self.signature,
+                signature,
                 training=training,
                 marks=marks,
                 open_functions=open_functions,

@@ -108,8 +108,6 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse(f"there are {len(requests)} sites, and rows are split at one")
     if request.sampling != "exact":
         raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
-    if not structure.signature.has_examples:
-        raise refuse("there are no example_inputs to follow the rows with")
     if surgery.bypass:
         raise refuse(f"the cut does not separate the input from the output: {surgery.bypass}")
     (cut,) = surgery.cuts
@@ -131,6 +129,10 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse(f"{proof.meeting}" if kept_state else f"rows meet: {proof.meeting}")
     if proof.verdict == "unknown" and backward == "proved":
         raise refuse(f"rows are not proved independent: {proof.meeting}")
+    if proof.verdict != "proved" and structure.signature.guessed:
+        raise refuse(
+            f"rows are not proved independent ({proof.meeting}), and there are no example_inputs to try them with"
+        )
     if proof.verdict == "unknown" and any(surgery.samples.dims.values()):
         raise refuse(
             f"rows are not proved independent ({proof.meeting}), and are tried along dimension 0 only"
@@ -140,6 +142,10 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
     found = split(graph, cut, _two_sizes(surgery), surgery.samples.places[0])
+    if found.shared is not None and structure.signature.guessed:
+        raise refuse(
+            "the suffix needs what is computed beside the prefix, and there are no example_inputs to try that with"
+        )
     kept = Kept(module for _, module in prefix_modules(graph, cut, model))
     found = dataclasses.replace(found, least=proof.least, kept=None if norms else kept)
     size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
@@ -207,7 +213,7 @@ def _two_sizes(surgery: Surgery) -> Batch:
     bigger = torch.utils._pytree.tree_map(enlarge, dict(structure.signature.examples))
     try:
         with quiet("torch._subclasses.fake_tensor"):
-            other, other_graph = surgery.recapture(ModelStructure(structure.model, bigger))
+            other, other_graph = surgery.recapture(structure.with_examples(bigger))
     except CaptureError as error:
         raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
     except GraphaugError as error:  # the site is not reached then

@@ -128,7 +128,8 @@ class AugmentedModule(fx.GraphModule):
             if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
                 values = self._parts.signature.take(args, kwargs)
             else:
-                values = self._parts.signature.bind(args, kwargs)
+                instead = self._parts.runs_original and not self.training
+                values = self._parts.signature.bind(args, kwargs, to_the_letter=instead)
                 check_facts(self._parts.model, self._parts.facts.get(self.training, ()))
             if self.training:
                 split = self._parts.split

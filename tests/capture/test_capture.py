@@ -13,13 +13,18 @@ from torch import Tensor, fx, nn
 
 import graphaug as ga
 from graphaug.capture.capture import Captured, capture
+from graphaug.capture.examples import captured_on_a_guess
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated, CaptureError, GraphaugError
 
 
 def captured(model: nn.Module, *opened: str, examples: Any = None, training: bool = True) -> Captured:
-    return capture(model, frozenset(opened), Signature.of(model, examples), training=training)
+    if examples is None:
+        signature = captured_on_a_guess(model, training=training).signature
+    else:
+        signature = Signature.of(model, examples)
+    return capture(model, frozenset(opened), signature, training=training)
 
 
 def called(found: Captured) -> list[str]:
@@ -168,12 +173,22 @@ def test_code_that_looks_at_its_input_is_captured_with_examples(kind: str) -> No
     ga.verify(aug, features())
 
 
-@pytest.mark.parametrize("kind", ["width", "rank", "dtype", "loop"])
-def test_a_branch_on_a_shape_asks_for_examples_and_names_the_line(kind: str) -> None:
-    with pytest.raises(
-        CaptureError, match=r"Looks\.forward needs example_inputs: .*test_capture\.py line \d+"
-    ):
-        ga.rewrite(Looks(kind), "first")
+@pytest.mark.parametrize("kind", LOOKS)
+def test_code_that_looks_at_its_input_is_right_or_refuses_without_examples(kind: str) -> None:
+    model = Looks(kind)
+    aug = ga.rewrite(model, "first", subset=0.0)
+    for x in (features(2), features(9), features(6).view(2, 3, 4), features().double()):
+        for mode in (True, False):
+            try:
+                found = aug.train(mode)(x)
+            except AssumptionViolated:
+                assert mode  # in eval mode the model itself runs
+            except (RuntimeError, ValueError) as error:  # of another dtype or rank: the model's own
+                with pytest.raises(type(error), match=str(error)[:20]):
+                    model.train(mode)(x)
+            else:
+                assert torch.equal(found, model.train(mode)(x))
+    assert torch.equal(aug.train()(features(9)), model.train()(features(9)))
 
 
 @pytest.mark.parametrize(
@@ -421,7 +436,9 @@ def test_an_unknown_failure_in_opened_code_names_its_line() -> None:
         def forward(self, x: Tensor) -> Tensor:
             raise RuntimeError("a fuse blew")
 
-    with pytest.raises(CaptureError, match=r"test_capture\.py line \d+\).*RuntimeError: a fuse blew"):
+    with pytest.raises(
+        CaptureError, match=r"needs example_inputs.*_capture\.py line \d+\): RuntimeError: a fuse"
+    ):
         ga.rewrite(Fails(), "first")
 
 
@@ -496,5 +513,5 @@ def test_pairs_through_many_residual_blocks_are_described_at_once():
 
     for examples in (torch.randn(4, 4), None):
         plan = ga.rewrite(Deep(), at="blocks.39", example_inputs=examples, dry_run=True)
-        assert len(plan.assumptions) == (40 if examples is not None else 0)
+        assert len(plan.assumptions) == 40
         assert all(len(text) < 200 for text in plan.assumptions)

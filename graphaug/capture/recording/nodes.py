@@ -124,7 +124,8 @@ class Nodes:
 
     def _check(self, node: fx.Node, expected: Any, what: str) -> None:
         self.assumptions[node] = Assumption(what, copy.copy(expected))
-        self.create("call_function", assume, (node, expected, what), {})
+        guess = (self.session.guessed,) if self.session.guessed else ()
+        self.create("call_function", assume, (node, expected, what, *guess), {})
 
     def vary(self, node: fx.Node) -> None:
         """Say that a node is no fact of the model: what is asked of it is checked."""

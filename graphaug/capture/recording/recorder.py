@@ -30,14 +30,15 @@ class Recorder(TorchFunctionMode):
     Args:
         root: the model.
         count_flops: note each node's FLOPs.
+        guessed: where the examples come from, if the user gave none.
 
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
     """
 
-    def __init__(self, root: nn.Module, *, count_flops: bool) -> None:
+    def __init__(self, root: nn.Module, *, count_flops: bool, guessed: str = "") -> None:
         super().__init__()
-        self.session = Session(type(root).__name__)
+        self.session = Session(type(root).__name__, guessed)
         self.nodes = Nodes(self.session, count_flops=count_flops)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)

@@ -19,10 +19,11 @@ class Session:
         aside: whether code of ours or closed code runs: nothing is recorded.
         frames: the opened modules whose forwards run, the innermost last.
         refused: the first refusal, also if opened code caught it.
+        guessed: where the examples come from, if the user gave none; else empty.
     """
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, guessed: str = "") -> None:
+        self.model, self.guessed = model, guessed
         self.aside = False
         self.frames: list[Frame] = []
         self.refused: CaptureError | None = None

@@ -47,7 +47,7 @@ class Walk:
         count_flops: bool = False,
     ) -> None:
         self.model, self.opened, self.signature, self.marks = model, opened, signature, marks
-        self.recorder = Recorder(model, count_flops=count_flops)
+        self.recorder = Recorder(model, count_flops=count_flops, guessed=signature.guessed)
         self.session, self.ledger = self.recorder.session, self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
         self.attributes = Attributes(model, opened, self.recorder)

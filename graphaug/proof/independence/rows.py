@@ -200,7 +200,10 @@ class _Call:
             return value
         dim = dims.get(id(value))
         sizes = [self.follow.count.rows if d == dim else n for d, n in enumerate(value.shape)]
-        made = torch.empty(sizes, dtype=value.dtype, device=value.device)
+        device = value.device
+        if value.is_meta:  # it lies where the model does
+            device = next((t.device for t in self.given.values() if not t.is_meta), device)
+        made = torch.empty(sizes, dtype=value.dtype, device=device)
         if made.is_floating_point() or made.is_complex():
             made = made.requires_grad_().clone()  # no leaf: a forward may write into its input
         if (

@@ -75,8 +75,6 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
     Raises:
         CaptureError: they differ; names the first difference and the user's line.
     """
-    if not signature.has_examples:
-        return "not compared with the original: no example_inputs"
     if sum(t.numel() for t in (*model.parameters(), *model.buffers()) if t.is_meta) > _MOST_ON_META:
         return "not compared with the original: too large a model on the meta device"
     try:
@@ -85,6 +83,8 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
         except CannotCompare:
             notes = _Shadow(model, captured, signature, shared=False).compare()
     except CannotCompare as why:
+        if signature.guessed:
+            return f"not compared with the original: {why}, and there are no example_inputs to run it on"
         note = check_equivalence(model, captured.run, signature)
         return "; ".join(filter(None, [f"compared by a trial run only: {why}", note]))
     return "; ".join(notes)

@@ -67,7 +67,7 @@ class Runs:
         recorders: list[Recorder] = []
         try:
             for number in range(situation.calls):
-                arguments = map_tensors(_own, self.signature.arrange(situation.inputs))
+                arguments = map_tensors(self._own, self.signature.arrange(situation.inputs))
                 recorder = Recorder(self._named(arguments), self.graph_ids)
                 recorders.append(recorder)
                 self._call(module, recorder, arguments, situation, number)
@@ -112,6 +112,14 @@ class Runs:
         record.output = (origins.token(output), gradients)
         record.values = [t.detach().clone() for t in tensors]
 
+    def _own(self, tensor: Tensor) -> Tensor:
+        """An input: a copy with memory of its own, real also where the example is not."""
+        if tensor.is_meta or isinstance(tensor, FakeTensor):
+            made = torch.zeros(tensor.shape, dtype=tensor.dtype, device=self.stand_ins.home)
+            return made.requires_grad_(tensor.requires_grad)
+        made = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        return made if tensor.is_leaf or not tensor.requires_grad else made.clone()
+
     def _named(self, arguments: Any) -> dict[str, Tensor]:
         named = {f"input {i}": t for i, t in enumerate(_leaves(arguments)) if isinstance(t, Tensor)}
         for path, module in self.model.named_modules():
@@ -130,15 +138,6 @@ class Runs:
             "the state of numpy's random generator": hash(repr(numpy)),
             **{name: recorder.origins.token(value) for name, value in self.surroundings.changes()},
         }
-
-
-def _own(tensor: Tensor) -> Tensor:
-    """An input of the shadow run: a copy with memory of its own, real also where the example is not."""
-    if tensor.is_meta or isinstance(tensor, FakeTensor):
-        made = torch.zeros(tensor.shape, dtype=tensor.dtype)
-        return made.requires_grad_(tensor.requires_grad)
-    made = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-    return made if tensor.is_leaf or not tensor.requires_grad else made.clone()
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -57,7 +57,7 @@ class StandIns:
         self._fakes: dict[int, Tensor] = {}
         self._fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self._learning = False
-        self._home = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
+        self.home = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.recorder: Recorder | None = None
         self.learned = False
         """Whether a module was run to see what it returns; set it to False before what it is asked about."""
@@ -199,7 +199,7 @@ class StandIns:
 
     def _fake_input(self, tensor: Tensor) -> Tensor:
         with torch.no_grad():
-            device = self._home if tensor.is_meta else tensor.device
+            device = self.home if tensor.is_meta else tensor.device
             with self._fake_mode:
                 made = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         made.requires_grad_(tensor.requires_grad)
