@@ -1,25 +1,51 @@
 """Deep Augmentation for any PyTorch model, by surgery on its graph."""
 
+from graphaug.augment.call import Call
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.drawn import Drawn
+from graphaug.augment.drop import Dropout
+from graphaug.augment.mix import Mix, mixed_cross_entropy
+from graphaug.augment.noise import Noise
+from graphaug.augment.pca import PCA
+from graphaug.augment.statistics import Statistics
+from graphaug.augment.steer import Add, Replace
+from graphaug.augment.tokens import Tokens
+from graphaug.augment.transform import Context, Needs, Transform
 from graphaug.errors import GraphaugError
 from graphaug.rewrite import rewrite, strip
 from graphaug.sites import Site, Sites, sites
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Plan
+from graphaug.tap import tap
 from graphaug.verify import Verification, verify
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "PCA",
+    "Add",
     "AugmentedModule",
+    "Call",
+    "Context",
     "DeepAugment",
+    "Drawn",
+    "Dropout",
     "GraphaugError",
+    "Mix",
+    "Needs",
+    "Noise",
     "Plan",
+    "Replace",
     "Site",
     "Sites",
+    "Statistics",
+    "Tokens",
+    "Transform",
     "Verification",
+    "mixed_cross_entropy",
     "rewrite",
     "sites",
     "strip",
+    "tap",
     "verify",
 ]

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from torch import fx
 
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.site import Augmentation
+from graphaug.augment.transformed import Transformed
 from graphaug.errors import InvalidOption, NotRewritten
 from graphaug.printable import printable
 
@@ -133,7 +135,7 @@ def layout(aug: fx.GraphModule) -> tuple[dict[str, DrawnNode], nx.DiGraph, set[t
 
 
 def _is_cut(aug: fx.GraphModule, node: fx.Node) -> bool:
-    return node.op == "call_module" and isinstance(aug.get_submodule(str(node.target)), DeepAugment)
+    return node.op == "call_module" and isinstance(aug.get_submodule(str(node.target)), Augmentation)
 
 
 def _bypass_edges(graph: nx.DiGraph, cut: str, inputs: set[str], output: str) -> set[tuple[str, str]]:
@@ -170,9 +172,11 @@ def _label(aug: fx.GraphModule, node: fx.Node) -> str:
     if node.op == "call_module":
         module = aug.get_submodule(str(node.target))
         name = type(module).__name__
-        if isinstance(module, DeepAugment):
+        if isinstance(module, Augmentation):
             stop = "\ngradient stopped" if module.stop_grad else ""
-            return f"{name}\nrate {float(module.rate):g}, subset {float(module.subset):g}{stop}"
+            rate = f"rate {float(module.rate):g}, " if isinstance(module, DeepAugment) else ""
+            name = type(module.transform).__name__ if isinstance(module, Transformed) else name
+            return f"{name}\n{rate}subset {float(module.subset):g}{stop}"
         return f"{_shorten(str(node.target))}\n{name}"
     if node.op in ("call_function", "call_method"):
         target = (

@@ -8,13 +8,9 @@ from typing import Any, Literal, Unpack, overload
 
 from torch import fx, nn
 
-from graphaug.augment.deep_augment import check_probability
 from graphaug.augment.rows import Rows
-from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.capture.target import Target
-from graphaug.capture.values import value_of
 from graphaug.errors import NotRewritten, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
@@ -23,36 +19,54 @@ from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open, probe_split
+from graphaug.sparse.views import view_choice, view_notes, with_views
 from graphaug.surgery.freeze import freeze as freeze_pass
-from graphaug.surgery.methods import running_methods
 from graphaug.surgery.module import AugmentedModule, Parts, constants_module
 from graphaug.surgery.place import fresh_names, place, place_eval
-from graphaug.surgery.plan import Plan, PlannedSite, Request
-from graphaug.surgery.requests import Options, augmentation_of, check_options, joined, requested, suggested
+from graphaug.surgery.plan import Asked, Plan, Request
+from graphaug.surgery.planned import notes_of, planned_sites
+from graphaug.surgery.requests import (
+    Change,
+    Options,
+    augmentation_of,
+    base_options,
+    check_options,
+    joined,
+    may_stop,
+    repeated,
+    requested,
+    suggested,
+)
 from graphaug.surgery.unwrap import plain_model, unwrap_hint
 
 
 @overload
 def rewrite(
-    model: nn.Module, at: At | Mapping[Any, float], *, dry_run: Literal[True], **options: Unpack[Options]
+    model: nn.Module,
+    at: At | Plan | Mapping[Any, float | Change],
+    *,
+    dry_run: Literal[True],
+    **options: Unpack[Options],
 ) -> Plan: ...
 @overload
 def rewrite(
     model: nn.Module,
-    at: At | Mapping[Any, float],
+    at: At | Plan | Mapping[Any, float | Change],
     *,
     dry_run: Literal[False] = False,
     **options: Unpack[Options],
 ) -> AugmentedModule: ...
 def rewrite(
     model: nn.Module,
-    at: At | Mapping[Any, float],
+    at: At | Plan | Mapping[Any, float | Change],
     *,
-    rate: float = 0.5,
+    rate: float | None = None,
     subset: float = 0.5,
     stop_grad: bool = False,
+    transform: Change | None = None,
+    views: int = 1,
     sampling: str = "exact",
-    granularity: str = "element",
+    granularity: str | None = None,
     pairing: str = "any",
     freeze: str | None = None,
     side: str = "after",
@@ -71,13 +85,18 @@ def rewrite(
 
     Args:
         model: a plain ``nn.Module``; rewrite before wrapping it in DDP or compiling it.
-        at: where: a selector, a list of them, or ``{selector: rate}``; see the selection language. Or an entry of
-            `graphaug.analysis.advise`, whose site and ``stop_grad`` are taken.
-        rate: dropout probability on the augmented rows, in [0, 1].
+        at: where: a selector, a list of them, or ``{selector: rate or transform}``; see the selection language. Or an
+            entry of `graphaug.analysis.advise`, whose site and ``stop_grad`` are taken. Or a `Plan`, which has all
+            options in it: what was done to another model of that architecture is done to this one.
+        rate: dropout probability on the augmented rows, in [0, 1]; 0.5 if neither it nor a transform is given.
         subset: share of the rows (the batch dimension at the cut) that is augmented, in [0, 1].
-        stop_grad: stop the gradient of the augmented rows behind the dropout.
+        stop_grad: stop the gradient of the augmented rows behind what is done to them.
+        transform: what is done to the augmented rows instead of dropout: one of `graphaug.Noise`, `graphaug.Mix`, …, or
+            any module or function of rows of shape (n, …). Options of the site that it was given come first.
+        views: deep views: the prefix runs once, at the site every row becomes so many rows with draws of their own, and
+            the output is ``[z1; …; zk]``. What the copies of the input would not share is in the plan's notes.
         sampling: ``"exact"``, ``round(subset * rows)`` rows, or ``"bernoulli"``, each row by itself.
-        granularity: what is dropped together: ``"element"``, ``"channel"`` or ``"position"``.
+        granularity: of dropout, what is dropped together: ``"element"`` (the default), ``"channel"``, ``"position"``.
         pairing: ``"any"`` row, or ``"one-sided"``: rows of the first half (the first view) only.
         freeze: ``"before"``: nothing up to and including the cut is trained; ``"after"``: nothing behind.
         side: ``"after"``: the output of what ``at`` names; ``"before"``: its input.
@@ -96,14 +115,14 @@ def rewrite(
         dry_run: return the plan and build nothing.
 
     Returns:
-        The rewritten model, an ``fx.GraphModule`` with ``plan``, ``set_rate`` and ``augmentations``.
+        The rewritten model, an ``fx.GraphModule`` with ``plan``, ``set``, ``drawn`` and ``augmentations``.
         With ``dry_run``, its `Plan`.
 
     Raises:
         SiteNotFound, AmbiguousSite, SiteCountMismatch, SelectorError: ``at`` does not say where.
         BypassedSite: the site does not separate the input from the output.
         CaptureError: the forward cannot be captured.
-        InvalidOption: an option is outside its domain.
+        InvalidOption: an option is outside its domain, or of dropout where there is a transform.
         AlreadyRewritten: the model is augmented at that site already.
         SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
         SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved.
@@ -112,18 +131,24 @@ def rewrite(
     at, stop_grad, why = suggested(at, stop_grad)
     earlier = model if isinstance(model, AugmentedModule) else None
     model = plain_model(model)
-    rate = check_probability("rate", rate)
-    options = Request(Target(""), rate, subset, stop_grad, sampling, granularity, pairing)
-    check_options(options, freeze, backward, allow_bypass, rows)
+    options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform)
+    asked = Asked(freeze, backward, allow_bypass, rows, views)
+    check_options(options, asked)
 
     with undisturbed(model):
-        structure = structure_of(model, example_inputs, count_flops=stop_grad and backward != "dense")
-        requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
+        flops = views != 1 or (may_stop(at, options) and backward != "dense")
+        structure = structure_of(model, example_inputs, count_flops=flops)
+        if isinstance(at, Plan):
+            given = {"side": (side, "after"), "exclude": (exclude, None), "expect": (expect, None)}
+            requests = repeated(structure, at, options, {**given, "options": (asked, Asked())})
+            asked = at.asked
+        else:
+            requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
         if earlier is not None:
             requests = joined(earlier, requests, freeze)
-        parts, choice = _operate(structure, requests, freeze, backward, allow_bypass, why, rows)
+        parts, choice, viewed = _operate(structure, requests, asked, why)
         flags = [(m, m.training) for m in model.modules()]
-        aug = _build(parts, backward, choice)
+        aug = _build(parts, backward, choice, viewed)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag
@@ -135,66 +160,54 @@ def rewrite(
 
 
 def _operate(
-    structure: ModelStructure,
-    requests: Sequence[Request],
-    freeze: str | None,
-    backward: str,
-    allow_bypass: bool,
-    why: str,
-    rows: int | None,
-) -> tuple[Parts, Choice]:
+    structure: ModelStructure, requests: Sequence[Request], asked: Asked, why: str
+) -> tuple[Parts, Choice, fx.Graph | None]:
     """Capture, insert, prove that the cuts separate, and choose a backward; the model itself is only read."""
     model = structure.model
     names = fresh_names(model, [r.target for r in requests])
-    captured, graph, placed = place(structure, names, training=True)
+    resized = frozenset(r.target for r in requests if r.resizes)
+    captured, graph, placed = place(structure, names, training=True, resized=resized)
     inside: frozenset[str] = frozenset()
-    if backward == "sparse":
+    if asked.backward == "sparse":
         inside = norms_to_open(graph, list(placed.values()), model)
-        captured, graph, placed = place(structure, names, training=True, inside=inside)
-    notes = check_sites(captured, graph, placed, allow_bypass)
-    frozen = None if freeze is None else freeze_pass(graph, list(placed.values()), model, freeze)
+        captured, graph, placed = place(structure, names, training=True, inside=inside, resized=resized)
+    notes = check_sites(captured, graph, placed, asked.allow_bypass)
+    frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
 
-    eval_captured, eval_graph = place_eval(structure, names, graph, inside)
+    eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized)
     constants = constants_module({**captured.constants, **eval_captured.constants})
     cuts = [placed[r.target] for r in requests]
-    samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants, rows)
-    choice = choose(
-        backward,
-        Surgery(
-            structure,
-            captured,
-            lambda other: place(other, names, training=True, inside=inside)[:2],
-            graph,
-            cuts,
-            requests,
-            samples,
-            bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
-            frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
-        ),
+    samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants, asked.rows)
+    surgery = Surgery(
+        structure,
+        captured,
+        lambda other: place(other, names, training=True, inside=inside, resized=resized)[:2],
+        graph,
+        cuts,
+        requests,
+        samples,
+        bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
+        frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
     )
+    viewed, more = None, list[str]()
+    if asked.views == 1:
+        choice = choose(asked.backward, surgery)
+    else:
+        choice = view_choice(asked.backward, surgery, asked.views)
+        viewed, more = with_views(surgery, asked.views), view_notes(surgery, asked.views)
     shares = {r.target: flop_share(graph, placed[r.target]) for r in requests if structure.count_flops}
     plan = Plan(
         model=structure.name,
-        sites=tuple(
-            PlannedSite(
-                r, names[r.target], notes[r.target], shape, shares.get(r.target), place.describe(shape)
-            )
-            for r, place in zip(requests, samples.places, strict=True)
-            for shape in [_shape(placed[r.target])]
-        ),
+        sites=planned_sites(requests, names, placed, samples.places, notes, shares),
         nodes=len(graph.nodes),
         opened=tuple(sorted(captured.opened - {""})),
-        two_graphs=eval_graph is not None,
+        two_graphs=eval_graph is not None or viewed is not None,
         backward=choice.kind,
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=(
-            *filter(None, [why, structure.guess_note, samples.note]),
-            *_placement_notes(requests, placed),
-            *_state_notes(captured),
-            *_method_notes(model),
-        ),
+        notes=(*filter(None, [why, structure.guess_note, samples.note]), *notes_of(model, captured, requests, placed), *more),
+        asked=asked,
     )
     added = _augmentations(model, [names[r.target] for r in requests], requests, samples.places)
     facts = {True: captured.facts, False: eval_captured.facts}
@@ -202,7 +215,8 @@ def _operate(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
     )
     parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
-    return parts, choice
+    parts.row_dims = {name: samples.dims[id(t)] for name, t in examples.items() if id(t) in samples.dims}
+    return parts, choice, viewed
 
 
 def _augmentations(
@@ -214,7 +228,7 @@ def _augmentations(
     return dict(zip(names, made, strict=True))
 
 
-def _build(parts: Parts, backward: str, choice: Choice) -> AugmentedModule:
+def _build(parts: Parts, backward: str, choice: Choice, viewed: fx.Graph | None) -> AugmentedModule:
     """Build the model, and check what can only be checked by running it: its outputs, its rows.
 
     Raises:
@@ -227,6 +241,10 @@ def _build(parts: Parts, backward: str, choice: Choice) -> AugmentedModule:
     note = check_faithful(parts.model, as_captured(aug), signature)
     if note:
         parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
+    if viewed is not None:  # what was compared is the graph of the rows as they come in
+        parts.eval_graph = parts.training_graph if parts.eval_graph is None else parts.eval_graph
+        parts.training_graph = viewed
+        aug = AugmentedModule(parts)
     if choice.split is not None:
         against = probe_split(aug, choice.split, signature, choice.proved)
         if against and backward in ("sparse", "proved"):
@@ -237,6 +255,8 @@ def _build(parts: Parts, backward: str, choice: Choice) -> AugmentedModule:
         if against:
             parts.split = None
             parts.plan = dataclasses.replace(parts.plan, backward="dense", reason=against)
+        for augmentation in aug.augmentations.values():
+            augmentation.forget()
     return aug
 
 
@@ -262,35 +282,3 @@ def strip(aug: nn.Module) -> nn.Module:
             model.get_parameter(name).requires_grad_(True)
     model.train(aug.training)
     return model
-
-
-def _shape(node: fx.Node) -> tuple[int, ...] | None:
-    shape = getattr(value_of(node), "shape", None)
-    return None if shape is None else tuple(shape)
-
-
-def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Node]) -> list[str]:
-    notes = []
-    for request in requests:
-        shape = _shape(placed[request.target])
-        if shape is not None and len(shape) == 4 and request.granularity != "element":
-            notes.append(
-                f"'{request.target}': channels are taken to be dimension 1 of {'×'.join(map(str, shape))}"
-            )
-        if request.stop_grad and _is_input(request.target):
-            notes.append("stop_grad at the input stops nothing that is trained")
-    return notes
-
-
-def _state_notes(captured: Captured) -> list[str]:
-    names = ", ".join(captured.assigned)
-    return [f"the forward sets {names} in every call; the rewritten model does not"] if names else []
-
-
-def _method_notes(model: nn.Module) -> list[str]:
-    names = ", ".join(running_methods(model))
-    return [f"called by themselves, these run the model without augmentation: {names}"] if names else []
-
-
-def _is_input(target: Target) -> bool:
-    return target.path == "" and target.op is None and target.side == "before"

@@ -12,14 +12,18 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.transformed import Transformed
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import NotRewritten, VerificationError
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
+from graphaug.proof.on_a_batch.redraws import redraw
 from graphaug.proof.on_a_batch.training_step import against_hooks, nothing_below
 from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.views import repeated
 
 
 @dataclass(frozen=True)
@@ -36,10 +40,11 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """Prove on a batch that a rewritten model does what its plan says.
 
     1. In eval mode it equals the original bit for bit.
-    2. Fed with ones, every augmentation node drops, scales, stops and passes exactly what its options
-       say: checked against their closed form, in value and in gradient.
+    2. Fed with ones, every dropout drops, scales, stops and passes exactly what its options say: checked against
+       their closed form, in value and in gradient. Any other transform, drawing the same once more, gives row by row
+       the same values and gradients.
     3. In training mode, its output and all gradients equal those of the original model with plain
-       forward hooks that apply the same masks; no gradient of stopped rows passes the cut.
+       forward hooks that apply the same draws; no gradient of stopped rows passes the cut.
     4. Frozen parameters receive no gradient.
     5. With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
@@ -65,6 +70,16 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         copies = map_tensors(lambda t: t.detach().clone(), (tuple(args), kwargs))
         return model(*copies[0], **copies[1])
 
+    def plain(model: nn.Module) -> Any:
+        views = aug.plan.asked.views
+        if views == 1:
+            return call(model)
+        values = aug._parts.signature.bind(tuple(args), kwargs)
+        dims = aug._parts.row_dims
+        copies = {n: repeated(v, dims[n], 1, views) if n in dims else v for n, v in values.items()}
+        again, named = aug._parts.signature.arrange(copies)
+        return model(*again, **named)
+
     model = aug._parts.model
     claims = []
     with _untouched(aug, model), unchanged(model):
@@ -72,8 +87,11 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         aug.train()
         with aug.dense():
             for target, augmentation in aug.augmentations.items():
-                claims.extend(probe(target, augmentation, aug, call))
-        claims.extend(against_hooks(aug, model, call, tolerance, _seed))
+                if isinstance(augmentation, DeepAugment):
+                    claims.extend(probe(target, augmentation, aug, call))
+                elif isinstance(augmentation, Transformed):
+                    claims.extend(redraw(target, augmentation, aug, call, tolerance))
+        claims.extend(against_hooks(aug, model, call, plain, tolerance, _seed))
         aug.train()
         claims.extend(nothing_below(aug, model, call, _seed))
     return Verification(tuple(claims))

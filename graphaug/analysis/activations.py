@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.analysis.batches import rows_of
-from graphaug.augment.deep_augment import on_first
+from graphaug.augment.structures import on_first
 from graphaug.capture.signature import evaluating
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of

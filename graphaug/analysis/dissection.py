@@ -170,7 +170,8 @@ def dissect(
         for run in (found, plain)
         for side in (True, False)
     ]
-    dropped = sum(a.zeros for a in augmentations.values()) / sum(a.units for a in augmentations.values())
+    units = sum(a.units for a in augmentations.values())
+    dropped = sum(a.zeros for a in augmentations.values()) / max(units, 1)
     return Dissection(effects, int(changed.sum()), rows, dropped, *norms)
 
 

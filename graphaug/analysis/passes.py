@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.analysis.activations import ActivationReader, check_rows, first_of
 from graphaug.analysis.batches import rows_of
-from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.site import Augmentation
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.target import Target
 
@@ -20,7 +20,7 @@ from graphaug.capture.target import Target
 class RecordedAugmentation(nn.Module):
     """An augmentation that remembers its last draw."""
 
-    def __init__(self, augmentation: DeepAugment) -> None:
+    def __init__(self, augmentation: Augmentation) -> None:
         super().__init__()
         self.__dict__["augmentation"] = augmentation  # not a child: its mode is the user's
         self.rows: Tensor | None = None
@@ -31,26 +31,31 @@ class RecordedAugmentation(nn.Module):
         """Augment, while ``active``, as in training mode; otherwise return ``value`` as it is."""
         if not self.active:
             return value
-        own: DeepAugment = self.__dict__["augmentation"]
-        draw_rows, draw_noise = own.draw_rows, own.draw_noise
+        own: Augmentation = self.__dict__["augmentation"]
+        draw_rows, draw_noise = own.draw_rows, getattr(own, "draw_noise", None)
 
         def rows(count: int, device: torch.device) -> Tensor:
             drawn = self.rows = draw_rows(count, device)
             return drawn
 
         def noise(h: Tensor) -> Tensor:
-            drawn = draw_noise(h)
+            assert draw_noise is not None
+            drawn: Tensor = draw_noise(h)
             whole = drawn.expand_as(h)[self.rows]
             self.units, self.zeros = whole.numel(), int((whole == 0).sum())
             return drawn
 
-        own.__dict__.update(draw_rows=rows, draw_noise=noise)
+        recording: dict[str, Any] = {"draw_rows": rows}
+        if draw_noise is not None:  # of other transforms no units are dropped
+            recording["draw_noise"] = noise
+        own.__dict__.update(recording)
         training, own.training = own.training, True
         try:
             return own(value)
         finally:
             own.training = training
-            del own.__dict__["draw_rows"], own.__dict__["draw_noise"]
+            for name in recording:
+                del own.__dict__[name]
 
 
 @dataclass(frozen=True)

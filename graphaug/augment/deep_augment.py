@@ -2,55 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
-from graphaug.augment.rows import BATCH, Rows
-from graphaug.errors import BatchError, InvalidOption, did_you_mean
-
-Sampling = Literal["exact", "bernoulli"]
-Granularity = Literal["element", "channel", "position"]
-Pairing = Literal["any", "one-sided"]
-
-CHOICES: dict[str, tuple[str | None, ...]] = {
-    "sampling": ("exact", "bernoulli"),
-    "granularity": ("element", "channel", "position"),
-    "pairing": ("any", "one-sided"),
-    "freeze": (None, "before", "after"),
-    "backward": ("auto", "dense", "sparse", "proved"),
-}
+from graphaug.augment.choices import check_choice, check_probability
+from graphaug.augment.rows import BATCH, Rows, channel_beside
+from graphaug.augment.site import Augmentation
 
 
-def check_probability(name: str, value: object) -> float:
-    """Return ``value`` as a float in [0, 1].
-
-    Raises:
-        InvalidOption: it is no number, NaN, or outside [0, 1].
-    """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidOption(f"{name}={value!r} is no number: give a float between 0 and 1.")
-    if not 0.0 <= value <= 1.0:  # false for NaN too
-        raise InvalidOption(f"{name}={value!r} is outside [0, 1].")
-    return float(value)
-
-
-def check_choice(name: str, value: object) -> str:
-    """Return ``value`` if it is one of the option's spellings.
-
-    Raises:
-        InvalidOption: it is not; the message names the nearest one.
-    """
-    known = CHOICES[name]
-    if value not in known:
-        hint = did_you_mean(str(value), filter(None, known))
-        raise InvalidOption(f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, known))}.")
-    return str(value)
-
-
-class DeepAugment(nn.Module):
+class DeepAugment(Augmentation):
     """Dropout on a random subset of the rows of a batch (Deep Augmentation; docs/deep-augmentation.md).
 
     In training mode ``out = where(rows, stop(h * keep / (1 - rate)), h)``; in eval mode the identity.
@@ -79,7 +42,6 @@ class DeepAugment(nn.Module):
     """
 
     rate: Tensor
-    subset: Tensor
 
     def __init__(
         self,
@@ -91,38 +53,32 @@ class DeepAugment(nn.Module):
         pairing: str = "any",
         place: Rows = BATCH,
     ) -> None:
-        super().__init__()
+        super().__init__(subset, stop_grad, sampling, pairing, place)
         self._rate = check_probability("rate", rate)
-        self._spelled_subset = repr(check_probability("subset", subset))
-        if not isinstance(stop_grad, bool):
-            raise InvalidOption(f"stop_grad={stop_grad!r} is neither True nor False.")
-        self.stop_grad = stop_grad
-        self.sampling = check_choice("sampling", sampling)
         self.granularity = check_choice("granularity", granularity)
-        self.pairing = check_choice("pairing", pairing)
-        self.place = place
-        self.check_pairing(self._subset)
-        # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number, and starts its trace,
-        # autograd's included, once more when it finds that it was none
         self.register_buffer("rate", torch.tensor([self._rate], dtype=torch.float64), persistent=False)
-        self.register_buffer("subset", torch.tensor([self._subset], dtype=torch.float64), persistent=False)
 
-    @property
-    def _subset(self) -> float:
-        """The share of rows as a plain number.
+    def numbers(self) -> dict[str, float]:
+        """Rate and subset."""
+        return {"rate": self._rate, **super().numbers()}
 
-        It is kept as text. Of a number that changes Dynamo makes a symbol, and of the two parts of a batch symbolic
-        shapes: they take twice as long to compile, and what is compiled is for that one subset all the same.
+    def check(self, **numbers: float) -> None:
+        """Raise ``InvalidOption`` if `set` would."""
+        if "rate" in numbers:
+            check_probability("rate", numbers.pop("rate"))
+        super().check(**numbers)
+
+    def set(self, **numbers: float) -> None:
+        """Change rate or subset in place; nothing is recompiled but, by the subset, a sparse step.
+
+        Raises:
+            InvalidOption: an unknown name, or a value outside its domain.
         """
-        return float(self._spelled_subset)
-
-    def check_pairing(self, subset: float) -> None:
-        """Raise ``InvalidOption`` if that share of rows cannot be drawn from the first half."""
-        if self.pairing == "one-sided" and subset > 0.5:
-            raise InvalidOption(
-                f"subset={subset} with pairing='one-sided': only the first half of the rows can be drawn, "
-                "so give a subset of at most 0.5."
-            )
+        self.check(**numbers)
+        if "rate" in numbers:
+            self._rate = float(numbers.pop("rate"))
+            self.rate.fill_(self._rate)
+        super().set(**numbers)
 
     def set_rate(self, rate: float) -> None:
         """Change the dropout probability in place; nothing is recompiled.
@@ -130,83 +86,21 @@ class DeepAugment(nn.Module):
         Raises:
             InvalidOption: outside [0, 1].
         """
-        self._rate = check_probability("rate", rate)
-        self.rate.fill_(self._rate)
-
-    def set_subset(self, subset: float) -> None:
-        """Change the share of augmented rows in place; nothing is recompiled but a sparse step.
-
-        Raises:
-            InvalidOption: outside [0, 1], or above 0.5 with one-sided pairing.
-        """
-        value = check_probability("subset", subset)
-        self.check_pairing(value)
-        self._spelled_subset = repr(value)
-        self.subset.fill_(value)
-
-    def forward(self, h: Any) -> Any:
-        """Augment a batch ``h`` of shape (rows, …), or with its rows elsewhere; of a tuple or mapping, its first entry.
-
-        Raises:
-            BatchError: in training mode, without rows, with an odd number of rows above 1 under
-                one-sided pairing, or a value that is no floating-point tensor of rank 2 or more.
-        """
-        if not self.training:
-            return h
-        if isinstance(h, fx.Proxy):  # another tracing: this module is one node in it
-            tracer: Any = h.tracer
-            return tracer.create_proxy("call_module", tracer.path_of_module(self), (h,), {})
-        return on_first(h, self._augment)
+        self.set(rate=rate)
 
     def _augment(self, h: Tensor) -> Tensor:
         self.check_batch(h)
         rows = self.draw_rows(self.place.count(h.shape), h.device)
         out = h * self.draw_noise(h)
+        self.remember(rows)
         if self.stop_grad:
             out = out.detach()
         return torch.where(self.place.over(rows, h), out, h)
 
-    def check_batch(self, h: Tensor) -> None:
-        """Raise ``BatchError`` unless ``h`` is a batch that this augmentation is defined for."""
-        self.check_value(h)
-        slices, size = self.place.slices, h.shape[self.place.dim]
-        if size % slices:
-            raise BatchError(
-                f"Deep Augmentation was placed where every sample has {slices} slices of dimension {self.place.dim}, "
-                f"and a value of shape {tuple(h.shape)} has {size}: rewrite the model for such inputs."
-            )
-        self.check_rows(size // slices)
-
-    def check_value(self, h: Tensor) -> None:
-        """Raise ``BatchError`` unless ``h`` holds activations: a floating-point tensor of rank 2 or more."""
-        if h.dim() < 2 or h.dim() <= self.place.dim or not h.is_floating_point():
-            raise BatchError(
-                f"Deep Augmentation needs a floating-point batch (rows, features, …), "
-                f"not a {h.dtype} tensor of shape {tuple(h.shape)}: choose another site."
-            )
-
-    def check_rows(self, rows: int) -> None:
-        """Raise ``BatchError`` for no rows, or an odd number of them above 1 under one-sided pairing."""
-        if rows < 1:
-            raise BatchError(
-                "Deep Augmentation draws a subset of the rows of a batch, and this one has 0 rows."
-            )
-        if self.pairing == "one-sided" and rows % 2 and rows > 1:
-            raise BatchError(f"pairing='one-sided' needs two views stacked as [x1; x2]: {rows} rows is odd.")
-
-    def draw_rows(self, rows: int, device: torch.device) -> Tensor:
-        """Draw the augmented rows: a boolean mask of shape (rows,)."""
-        eligible = rows // 2 if self.pairing == "one-sided" else rows
-        if self.sampling == "exact":
-            # the ranks of a uniform permutation below k mark a uniform k-subset; k stays a tensor, so
-            # that neither a new subset nor a new batch size is a new program
-            drawn = torch.randperm(eligible, device=device) < torch.round(self.subset * rows)
-        else:
-            share = self.subset * (rows / max(eligible, 1))
-            drawn = torch.rand(eligible, device=device) < share
-        if eligible == rows:
-            return drawn
-        return torch.cat([drawn, drawn.new_zeros(rows - eligible)])
+    def change(self, gone: Tensor, rows: Tensor, index: Tensor | None, whole: Callable[[], Tensor]) -> Tensor:
+        """Drop units of augmented rows that a sparse step has apart."""
+        self.remember(rows, index)
+        return gone * self.draw_noise(gone)
 
     def draw_noise(self, h: Tensor) -> Tensor:
         """Draw the dropout's factors, 0 or 1/(1-rate), broadcastable to ``h`` and of its dtype."""
@@ -216,31 +110,12 @@ class DeepAugment(nn.Module):
         scale = torch.where(self.rate < 1, 1 / (1 - self.rate), 0.0)
         return kept * scale.to(h.dtype)
 
-    def stopped_rows(self, rows: int) -> int:
-        """How many of ``rows`` rows an exact draw augments, as a plain number.
+    def halving(self) -> dict[str, Any]:
+        """Methods to put in the place of its own, so that it halves its rows and draws nothing for it."""
+        return {"draw_noise": lambda h: h.new_full((1,) * h.dim(), 0.5)}
 
-        Raises:
-            BatchError: no rows, or an odd number above 1 under one-sided pairing.
-        """
-        self.check_rows(rows)
-        return self._exactly(rows)
-
-    def count_rows(self, rows: int) -> int | None:
-        """How many of ``rows`` rows are augmented, or None if that is itself random."""
-        return self._exactly(rows) if self.sampling == "exact" else None
-
-    def _exactly(self, rows: int) -> int:
-        eligible = rows // 2 if self.pairing == "one-sided" else rows
-        return min(round(self._subset * rows), eligible)
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> DeepAugment:
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        # .half() and .to(bfloat16) round every floating buffer, to_empty() forgets it
-        for name, value in (("rate", self._rate), ("subset", self._subset)):
-            device = getattr(self, name).device
-            dtype = torch.float32 if device.type == "mps" else torch.float64
-            setattr(self, name, torch.tensor([value], dtype=dtype, device=device))
-        return self
+    def _exact_numbers(self) -> dict[str, float]:
+        return {"rate": self._rate, **super()._exact_numbers()}
 
     def extra_repr(self) -> str:
         """Show the options."""
@@ -261,29 +136,9 @@ def noise_shape(shape: tuple[int, ...], granularity: str, rows: int = 0) -> tupl
         granularity: what is dropped together.
         rows: the dimension of the rows.
     """
-    rank = len(shape)
-    channel = (rows + 1) % rank if rank > 3 else rank - 1
-    if channel == rows:
-        channel = rank - 2
+    channel = channel_beside(len(shape), rows)
     if granularity == "element":
         return shape
     if granularity == "channel":
         return tuple(n if i in (rows, channel) else 1 for i, n in enumerate(shape))
     return tuple(1 if i == channel else n for i, n in enumerate(shape))
-
-
-def on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """Apply ``fn`` to a tensor, or to the first entry of the tuple, list or mapping that a module returned."""
-    if isinstance(value, Tensor):
-        return fn(value)
-    if isinstance(value, Mapping) and len(value) > 0:
-        first = next(iter(value))
-        kind: Any = type(value)
-        filled = {**value, first: on_first(value[first], fn)}
-        return kind(**filled) if all(isinstance(k, str) for k in filled) else kind(filled)
-    if isinstance(value, (tuple, list)) and len(value) > 0:
-        entries = [on_first(value[0], fn), *value[1:]]
-        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
-    raise BatchError(
-        f"Deep Augmentation needs a tensor, but the value at its site is a {type(value).__name__}: choose another site."
-    )

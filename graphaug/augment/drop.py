@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.transform import (
     PLAIN,
     SHARE,
     Context,
+    SiteOptions,
     Transform,
     channel_dim,
-    check_choice,
-    check_count,
-    check_flag,
     check_rows,
     draw_dtype,
     position_dims,
@@ -47,6 +46,7 @@ class Dropout(Transform):
         block_size: side of a block, in positions, in each dimension that has so many; 7 if not given.
         shared: whether the blocks are those of all channels; else every channel has its own, as in the algorithm.
         heads: how many heads there are.
+        site: options of its site, as of `Transform`.
 
     Blocks start where a whole one fits, with probability ``rate * positions / (block * starts)``, which drops a
     little less than ``rate`` as they overlap (equation 1 of the paper). What is left is scaled by the share that
@@ -78,8 +78,9 @@ class Dropout(Transform):
         block_size: int | None = None,
         shared: bool | None = None,
         heads: int | None = None,
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**site)
         self.add_number("rate", rate, SHARE)
         self.granularity = check_choice("granularity", granularity, GRANULARITIES)
         for name, value, owner in (
@@ -112,6 +113,9 @@ class Dropout(Transform):
         if self.granularity == "head" and rows.dim() < 4:
             kept = kept.repeat_interleave(rows.shape[-1] // shape[-1], dim=-1)
         return Dropped(kept)
+
+    def told(self, draws: Any) -> None:
+        """Nothing: what is kept is as large as the rows."""
 
     def _decisions(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the decisions: 1 along what is dropped together."""

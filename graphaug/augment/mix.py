@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from graphaug.augment.choices import check_choice, check_count, check_flag
+from graphaug.augment.drawn import Drawn
 from graphaug.augment.partners import (
     check_labels,
     class_mean,
@@ -21,11 +23,9 @@ from graphaug.augment.transform import (
     Context,
     Domain,
     Needs,
+    SiteOptions,
     Transform,
     along_rows,
-    check_choice,
-    check_count,
-    check_flag,
     check_rows,
     draw_dtype,
     precise,
@@ -80,6 +80,7 @@ class Mix(Transform):
         within_class: partners and means are of the row's own class; ``Context.labels`` are then needed.
         per: every ``"row"`` has a λ of its own, or the ``"batch"`` has one, as in Manifold Mixup's code.
         detach: no gradient reaches the partners, as if they had been stored (MODALS). A mean never has one.
+        site: options of its site, as of `Transform`.
 
     One row alone has no partner, and stays as it is; so does a row that is alone in its class, ``within_class``.
 
@@ -107,8 +108,9 @@ class Mix(Transform):
         within_class: bool = False,
         per: str = "row",
         detach: bool = False,
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**site)
         self.mode = check_choice("mode", mode, MODES)
         self.partner = check_choice("partner", partner, PARTNERS)
         self.per = check_choice("per", per, PER)
@@ -149,6 +151,10 @@ class Mix(Transform):
         own = {"convex": lam, "interpolate": 1 - lam}.get(self.mode, torch.ones_like(lam))
         return Mixed(partners, lam, own)
 
+    def told(self, draws: Mixed) -> Mixed:
+        """Partners and λ, without the mean."""
+        return draws._replace(mean=None)
+
     def _draw_lam(self, rows: Tensor, generator: Generator | None) -> Tensor:
         n, dtype = rows.shape[0], draw_dtype(rows)
         if self.fixed:
@@ -175,7 +181,9 @@ class Mix(Transform):
         return mixed.to(rows.dtype)
 
 
-def mixed_cross_entropy(logits: Tensor, labels: Tensor, drawn: Mixed, label_smoothing: float = 0.0) -> Tensor:
+def mixed_cross_entropy(
+    logits: Tensor, labels: Tensor, drawn: Mixed | Drawn, label_smoothing: float = 0.0
+) -> Tensor:
     """Cross-entropy with the labels mixed as the rows were (Verma et al. 2019; Zhang et al. 2018).
 
     A row that was mixed counts ``own · CE(own label) + (1 - own) · CE(partner's label)``, any other
@@ -184,7 +192,8 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, drawn: Mixed, label_smoo
     Args:
         logits: (B, classes).
         labels: the classes of the B rows, integers in [0, classes); none is ignored.
-        drawn: what the mix drew, with ``rows`` if it did not mix the whole batch.
+        drawn: what the site drew, ``aug.drawn["layer3"]``; or what the mix drew by itself, with ``rows`` if it did not
+            mix the whole batch.
         label_smoothing: of both terms, as in ``torch.nn.functional.cross_entropy``.
 
     Returns:
@@ -203,6 +212,7 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, drawn: Mixed, label_smoo
         raise BatchError(
             f"Logits are (B, classes) and labels (B,), not {tuple(logits.shape)} and {tuple(labels.shape)}."
         )
+    drawn = _as_mixed(drawn, logits)
     index = _mixed_rows(drawn, logits.shape[0])
     partners = drawn.partners[:, 0] if drawn.partners.dim() == 2 else drawn.partners
     everyone = torch.arange(logits.shape[0], device=logits.device)
@@ -217,6 +227,21 @@ def mixed_cross_entropy(logits: Tensor, labels: Tensor, drawn: Mixed, label_smoo
         )
 
     return (own * loss(labels) + (1 - own) * loss(labels[other])).mean()
+
+
+def _as_mixed(drawn: Mixed | Drawn, logits: Tensor) -> Mixed:
+    """What a mix drew, of what was drawn at a site."""
+    if isinstance(drawn, Mixed):
+        return drawn
+    if drawn.rows.shape[0] != logits.shape[0]:
+        raise BatchError(
+            f"{drawn.rows.shape[0]} rows were at the site, and the logits are of {logits.shape[0]}."
+        )
+    if drawn.draws is None and drawn.index.shape[0] == 0:  # a small share of a small batch
+        return Mixed(drawn.index, logits.new_zeros(0), logits.new_zeros(0), rows=drawn.index)
+    if not isinstance(drawn.draws, Mixed):
+        raise BatchError(f"nothing was mixed at this site: its transform has {type(drawn.draws).__name__}.")
+    return drawn.draws._replace(rows=drawn.index)
 
 
 def _mixed_rows(drawn: Mixed, batch: int) -> Tensor:

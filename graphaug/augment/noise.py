@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from graphaug.augment.choices import check_choice
 from graphaug.augment.partners import check_labels, class_spread
 from graphaug.augment.transform import (
     PLAIN,
     Context,
     Domain,
     Needs,
+    SiteOptions,
     Transform,
     along_rows,
-    check_choice,
     check_rows,
     draw_dtype,
     precise,
@@ -45,6 +46,7 @@ class Noise(Transform):
             2017). ``"class"``: that of every feature over the row's class (MODALS, Cheung & Yeung 2021).
             ``"neftune"``: ``1/sqrt(L·d)`` with L tokens of d channels, so that ``sigma`` is NEFTune's alpha (Jain
             et al. 2023, algorithm 1); with a mask L is the number of the row's real tokens, and only those get noise.
+        site: options of its site, as of `Transform`.
 
     Standard deviations are unbiased, measured without gradient on ``Context.batch`` or else on the rows (``"class"``:
     always on the rows). One row alone has no spread, and stays as it is.
@@ -64,9 +66,13 @@ class Noise(Transform):
     shown = ("distribution", "relative")
 
     def __init__(
-        self, sigma: float = 0.1, distribution: str = "gaussian", relative: str = "absolute"
+        self,
+        sigma: float = 0.1,
+        distribution: str = "gaussian",
+        relative: str = "absolute",
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**site)
         self.add_number("sigma", sigma, Domain(low=0))
         self.distribution = check_choice("distribution", distribution, DISTRIBUTIONS)
         self.relative = check_choice("relative", relative, RELATIVE)
@@ -81,6 +87,9 @@ class Noise(Transform):
         else:
             noise = torch.rand(rows.shape, dtype=dtype, device=device, generator=generator) * 2 - 1
         return Noised(noise, self._scale(rows, context).to(noise.dtype))
+
+    def told(self, draws: Any) -> None:
+        """Nothing: the noise is as large as the rows."""
 
     def _scale(self, rows: Tensor, context: Context) -> Tensor:
         """The size of the noise at ``sigma=1``, broadcastable to the rows."""

@@ -18,7 +18,10 @@ def check_labels(labels: Tensor | None, rows: Tensor) -> Tensor:
         BatchError: there are none, or they are no integers of shape (n,).
     """
     if labels is None:
-        raise BatchError("Rows meet within their class, but the labels of the rows were not given.")
+        raise BatchError(
+            "Rows meet within their class, but the labels of the rows were not given: "
+            "with aug.given(labels=...): aug(x)."
+        )
     if labels.shape != rows.shape[:1] or labels.is_floating_point() or labels.is_complex():
         raise BatchError(
             f"Labels of {rows.shape[0]} rows are {rows.shape[0]} integers, not {labels.dtype} {tuple(labels.shape)}."

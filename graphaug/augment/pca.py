@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from graphaug.augment.choices import check_choice, check_flag
 from graphaug.augment.transform import (
     PLAIN,
     Context,
     Domain,
     Needs,
+    SiteOptions,
     Transform,
     channel_dim,
-    check_choice,
-    check_flag,
     check_rows,
     precise,
 )
@@ -56,6 +56,7 @@ class PCA(Transform):
         over: a sample is a ``"row"``, flattened, or a ``"token"``: a position with its channels.
         gradient: the gradient passes through mean and directions too, so that it is the whole derivative by the batch.
             Without it they are constants, and rows do not meet in the backward.
+        site: options of its site, as of `Transform`.
 
     The derivative is that of the projector on the removed directions, which exists where the variances on the two
     sides of the limit differ; it is exact to first order, and has no second derivative. One row alone stays as it is.
@@ -77,9 +78,15 @@ class PCA(Transform):
     shown = ("remove", "over", "gradient")
 
     def __init__(
-        self, k: int = 1, *, remove: str = "first", over: str = "row", gradient: bool = False
+        self,
+        k: int = 1,
+        *,
+        remove: str = "first",
+        over: str = "row",
+        gradient: bool = False,
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**site)
         self.add_number("k", k, Whole(low=0))
         self.remove = check_choice("remove", remove, REMOVE)
         self.over = check_choice("over", over, OVER)
@@ -97,6 +104,9 @@ class PCA(Transform):
             limit = singular[:1] * max(samples.shape) * torch.finfo(samples.dtype).eps
             rank = (singular > limit).sum()
         return Fitted(mean, directions.mT, singular.square(), rank, samples if self.gradient else None)
+
+    def told(self, draws: Any) -> None:
+        """Nothing: the directions may be as large as the batch."""
 
     def _samples(self, rows: Tensor) -> Tensor:
         """The samples of a batch, (m, d)."""

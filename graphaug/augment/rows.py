@@ -80,6 +80,52 @@ class Rows:
         parts: Tensor = value.movedim(self.dim, 0).unflatten(0, (self.outer, -1, self.inner))
         return parts.movedim(1, 0)
 
+    def samples(self, value: Tensor) -> Tensor:
+        """The value as rows of shape (n, …), a row a sample: what a transform is given.
+
+        Channels keep their place: dimension 1 of rank 4 and above, else the last. All other dimensions are positions,
+        a sample's slices (frames, windows) among them; up to rank 3 they become one, the tokens.
+        """
+        if self == Rows(0, uniform=self.uniform):
+            return value
+        parts, order = self._parted(value)
+        moved = parts.permute(order)
+        return moved.flatten(1, -2) if value.dim() < 4 and moved.dim() > 3 else moved
+
+    def restored(self, rows: Tensor, value: Tensor) -> Tensor:
+        """Rows as `samples` gives them, back where they lie in ``value``; as many of them as there are."""
+        if self == Rows(0, uniform=self.uniform):
+            return rows
+        parts, order = self._parted(value)
+        if value.dim() < 4 and parts.dim() > 3:
+            rows = rows.unflatten(1, [parts.shape[i] for i in order[1:-1]])
+        back = rows.permute([order.index(i) for i in range(len(order))])
+        slices = [n for n in (self.outer, self.inner) if n > 1]
+        return back.flatten(self.dim, self.dim + len(slices)) if slices else back
+
+    def _parted(self, value: Tensor) -> tuple[Tensor, list[int]]:
+        """The value with a sample's slices in dimensions of their own, and the order of dimensions of `samples`."""
+        rank, channel = value.dim(), channel_beside(value.dim(), self.dim)
+        sizes = [*([self.outer] if self.outer > 1 else []), -1, *([self.inner] if self.inner > 1 else [])]
+        parts = value.unflatten(self.dim, sizes) if len(sizes) > 1 else value
+        sample = self.dim + (self.outer > 1)
+        channel += len(sizes) - 1 if channel > self.dim else 0
+        others = [i for i in range(parts.dim()) if i not in (sample, channel)]
+        return parts, [sample, channel, *others] if rank > 3 else [sample, *others, channel]
+
+    def repeated(self, value: Tensor, times: int) -> Tensor:
+        """The samples so many times: the whole batch, then all of it again."""
+        if self.outer == 1:
+            return torch.cat([value] * times, self.dim)
+        parts = value.unflatten(self.dim, (self.outer, -1))
+        return torch.cat([parts] * times, self.dim + 1).flatten(self.dim, self.dim + 1)
+
 
 BATCH = Rows(0)
 """An ordinary batch: every index of dimension 0 is a sample."""
+
+
+def channel_beside(rank: int, rows: int) -> int:
+    """The dimension of the channels: the one behind the rows of rank 4 and above, else the last that holds no rows."""
+    channel = (rows + 1) % rank if rank > 3 else rank - 1
+    return rank - 2 if channel == rows else channel

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from graphaug.augment.choices import check_choice
 from graphaug.augment.partners import random_partners, symmetric_beta
 from graphaug.augment.transform import (
     PLAIN,
@@ -14,9 +15,9 @@ from graphaug.augment.transform import (
     Context,
     Domain,
     Needs,
+    SiteOptions,
     Transform,
     along_rows,
-    check_choice,
     check_rows,
     draw_dtype,
     position_dims,
@@ -59,6 +60,7 @@ class Statistics(Transform):
         probability: that a forward acts, on all its rows at once (0.5 in the code of both; here 1, since which rows are
             augmented is drawn already); a number for ``set``.
         eps: added to each variance, above 0.
+        site: options of its site, as of `Transform`.
 
     Variances are unbiased. One row alone has no partner, and no spread to draw from: it stays as it is.
 
@@ -84,8 +86,9 @@ class Statistics(Transform):
         scale: float | None = None,
         probability: float = 1.0,
         eps: float = 1e-6,
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__()
+        super().__init__(**site)
         self.method = check_choice("method", method, METHODS)
         for name, value, owner in (("alpha", alpha, "mixstyle"), ("scale", scale, "dsu")):
             if value is not None and method != owner:

@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
-from graphaug.augment.transform import PLAIN, Context, Domain, Needs, Transform, channel_dim, check_rows
+from graphaug.augment.transform import (
+    PLAIN,
+    Context,
+    Domain,
+    Needs,
+    SiteOptions,
+    Transform,
+    channel_dim,
+    check_rows,
+)
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -23,8 +32,10 @@ class _Steer(Transform):
 
     vector: Tensor | None
 
-    def __init__(self, vector: Tensor | None, positions: Sequence[int] | None) -> None:
-        super().__init__()
+    def __init__(
+        self, vector: Tensor | None, positions: Sequence[int] | None, **site: Unpack[SiteOptions]
+    ) -> None:
+        super().__init__(**site)
         if vector is not None and not (isinstance(vector, Tensor) and vector.is_floating_point()):
             raise InvalidOption(f"vector={vector!r} is no floating-point tensor.")
         if positions is not None and not all(
@@ -44,13 +55,17 @@ class _Steer(Transform):
         source = context.source
         if source is None:
             raise BatchError(
-                f"{type(self).__name__} without a vector needs the activation of another input, as source."
+                f"{type(self).__name__} without a vector needs the activation of another input: "
+                "with aug.given(source=...): aug(x)."
             )
         if source.shape[1:] != rows.shape[1:] or source.shape[0] not in (1, rows.shape[0]):
             raise BatchError(
                 f"A source of shape {tuple(source.shape)} does not fit rows of shape {tuple(rows.shape)}."
             )
         return Steered(source)
+
+    def told(self, draws: Any) -> None:
+        """Nothing: the loss has the vector."""
 
     def _fitted(self, vector: Tensor, rows: Tensor) -> Tensor:
         """The vector so that it broadcasts: of a whole row, or of the channels."""
@@ -94,6 +109,7 @@ class Add(_Steer):
             has one.
         scale: any finite number; one for ``set``.
         positions: the tokens of (n, T, D) that are steered, counted from the end if negative; all if None.
+        site: options of its site, as of `Transform`.
 
     Raises:
         InvalidOption: an option outside its domain.
@@ -109,9 +125,14 @@ class Add(_Steer):
     scale: Tensor
 
     def __init__(
-        self, vector: Tensor | None = None, *, scale: float = 1.0, positions: Sequence[int] | None = None
+        self,
+        vector: Tensor | None = None,
+        *,
+        scale: float = 1.0,
+        positions: Sequence[int] | None = None,
+        **site: Unpack[SiteOptions],
     ) -> None:
-        super().__init__(vector, positions)
+        super().__init__(vector, positions, **site)
         self.add_number("scale", scale, Domain())
 
     def forward(self, rows: Tensor, draws: Steered) -> Tensor:
@@ -128,6 +149,7 @@ class Replace(_Steer):
             state_dict. If None, v is ``Context.source``: the activation of another input, with its gradient if it
             has one.
         positions: the tokens of (n, T, D) that are replaced, counted from the end if negative; all if None.
+        site: options of its site, as of `Transform`.
 
     Raises:
         InvalidOption: an option outside its domain.
@@ -140,8 +162,14 @@ class Replace(_Steer):
                  [0., 0.]]])
     """
 
-    def __init__(self, vector: Tensor | None = None, *, positions: Sequence[int] | None = None) -> None:
-        super().__init__(vector, positions)
+    def __init__(
+        self,
+        vector: Tensor | None = None,
+        *,
+        positions: Sequence[int] | None = None,
+        **site: Unpack[SiteOptions],
+    ) -> None:
+        super().__init__(vector, positions, **site)
 
     def forward(self, rows: Tensor, draws: Steered) -> Tensor:
         """Patch rows of shape (n, …)."""

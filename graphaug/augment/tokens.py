@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
 from torch import Tensor
 
+from graphaug.augment.choices import check_count, check_flag
 from graphaug.augment.transform import (
     PLAIN,
     Context,
     Domain,
     Needs,
+    SiteOptions,
     Transform,
-    check_count,
-    check_flag,
     check_rows,
     draw_dtype,
 )
@@ -39,12 +39,14 @@ class Tokens(Transform):
         keep: the share of tokens that is kept, in (0, 1]. A new share is a new shape, so ``set`` does not have it.
         prefix: how many tokens at the front are always kept: a class token, registers.
         ordered: the kept tokens stay in their order; else they come as they were drawn.
+        site: options of its site, as of `Transform`.
+
+    At a site it needs ``subset=1.0``.
 
     Raises:
         InvalidOption: an option outside its domain.
         BatchError: when it draws, for rows that are not (n, T, D), have no tokens behind the prefix, or a mask
-        that is not
-            of their tokens.
+            that is not of their tokens.
 
     Example:
         >>> tokens, rows = Tokens(0.5, prefix=1), torch.arange(5.0).view(1, 5, 1)
@@ -57,8 +59,15 @@ class Tokens(Transform):
     needs = Needs(new_tokens=True)
     shown = ("keep", "prefix", "ordered")
 
-    def __init__(self, keep: float = 0.5, *, prefix: int = 1, ordered: bool = True) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        keep: float = 0.5,
+        *,
+        prefix: int = 1,
+        ordered: bool = True,
+        **site: Unpack[SiteOptions],
+    ) -> None:
+        super().__init__(**site)
         self.keep = Domain(0, 1, above=True).check("keep", keep)
         self.prefix = check_count("prefix", prefix, 0)
         self.ordered = check_flag("ordered", ordered)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
+import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
@@ -41,6 +44,20 @@ class Needs:
     def rows_meet(self) -> bool:
         """Whether a row's result depends on other rows."""
         return self.partners or self.statistics
+
+    @property
+    def apart(self) -> bool:
+        """Whether each row may be changed among others that are then not used."""
+        return not (self.rows_meet or self.new_tokens)
+
+
+class SiteOptions(TypedDict, total=False):
+    """What a transform can be told about its site, where several have options of their own; see `graphaug.rewrite`."""
+
+    subset: float
+    stop_grad: bool
+    sampling: str
+    pairing: str
 
 
 class Context(NamedTuple):
@@ -103,9 +120,18 @@ class Transform(nn.Module):
     - ``forward(rows, draws)`` computes the result, of the same shape, from nothing else. Rows have shape (n, …), of a
       floating-point type; ``draws`` is what ``draw`` returned for them.
 
+    A third, ``told(draws)``, says what of the draws is kept for the loss; where they are as large as the rows, nothing.
+
     Numbers that may change while training are added by ``add_number``. They live in non-persistent buffers:
     changing them recompiles nothing, and the state_dict of a model around stays as it was. A transform is always
     active: that a model in eval mode is left alone is for the site to see to.
+
+    Args:
+        site: options of the site that it is put at, before those of `graphaug.rewrite`: ``subset``, ``stop_grad``,
+            ``sampling``, ``pairing``.
+
+    Raises:
+        InvalidOption: another option.
 
     Example:
         >>> class Shift(Transform):
@@ -127,8 +153,16 @@ class Transform(nn.Module):
     shown: tuple[str, ...] = ()
     """Names of the options that the repr shows beside the numbers."""
 
-    def __init__(self) -> None:
+    def __init__(self, **site: Unpack[SiteOptions]) -> None:
         super().__init__()
+        unknown = [name for name in site if name not in SiteOptions.__annotations__]
+        if unknown:
+            known = SiteOptions.__annotations__
+            raise InvalidOption(
+                f"{type(self).__name__} has no option {unknown[0]!r}.{did_you_mean(unknown[0], known)} "
+                f"Those of every site are {', '.join(known)}."
+            )
+        self.site_options: SiteOptions = site
         self._domains: dict[str, Domain] = {}
         self._numbers: dict[str, float] = {}
 
@@ -143,26 +177,38 @@ class Transform(nn.Module):
         # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number
         self.register_buffer(name, torch.tensor([self._numbers[name]], dtype=torch.float64), persistent=False)
 
+    def numbers(self) -> dict[str, float]:
+        """What `set` can change, with its present values."""
+        return dict(self._numbers)
+
+    def check(self, **numbers: float) -> None:
+        """Raise ``InvalidOption`` if `set` would."""
+        for name, value in numbers.items():
+            if name not in self._domains:
+                raise InvalidOption(
+                    f"{type(self).__name__} has no number {name!r}.{did_you_mean(name, self._domains)} "
+                    f"It has {', '.join(self._domains) or 'none'}."
+                )
+            self._domains[name].check(name, value)
+
     def set(self, **numbers: float) -> None:
         """Change numbers in place; nothing is recompiled. All are checked before one is changed.
 
         Raises:
             InvalidOption: a name that the transform has not, or a value outside its domain.
         """
-        for name in numbers:
-            if name not in self._domains:
-                raise InvalidOption(
-                    f"{type(self).__name__} has no number {name!r}.{did_you_mean(name, self._domains)} "
-                    f"It has {', '.join(self._domains) or 'none'}."
-                )
-        checked = {name: self._domains[name].check(name, value) for name, value in numbers.items()}
-        for name, value in checked.items():
-            self._numbers[name] = value
+        self.check(**numbers)
+        for name, value in numbers.items():
+            self._numbers[name] = float(value)
             self.get_buffer(name).fill_(value)
 
     def draw(self, rows: Tensor, context: Context = PLAIN) -> Any:
         """Draw what one forward of these rows needs; here nothing."""
         return None
+
+    def told(self, draws: Any) -> Any:
+        """What of the draws is kept for the loss after the forward: all of them, unless a subclass says otherwise."""
+        return draws
 
     def forward(self, rows: Tensor, draws: Any) -> Tensor:
         """Change rows of shape (n, …) by what was drawn for them."""
@@ -176,81 +222,41 @@ class Transform(nn.Module):
             setattr(self, name, torch.tensor([value], dtype=finest(device), device=device))
         return self
 
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        """Keep what it is made with, so that a plan can be written to a file."""
+        made = super().__new__(cls)
+        # a copy is made without arguments, and gets those of the original with all else
+        with contextlib.suppress(TypeError):
+            signature = inspect.signature(cls.__init__)
+            made.__dict__["_spelled"] = dict(
+                list(signature.bind(made, *args, **kwargs).arguments.items())[1:]
+            )
+        return made
+
+    def spelled(self) -> dict[str, Any]:
+        """The arguments that would make it, with its present numbers, without the options of its site."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        made_with: dict[str, Any] = self.__dict__.get("_spelled", {})
+        numbers = {name: value for name, value in self._numbers.items() if name in parameters}
+        # what a signature gathers under one name, as **site, is no argument
+        plain = {
+            n: v for n, v in made_with.items() if parameters[n].kind is not inspect.Parameter.VAR_KEYWORD
+        }
+        found = {**plain, **numbers}
+        return {name: found[name] for name in parameters if name in found}
+
+    def in_words(self) -> str:
+        """The transform in one line, as plans print it."""
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+    def own(self) -> Transform:
+        """A copy for a site of its own; what is trained is shared, as a model's modules are."""
+        return self if next(self.parameters(), None) is not None else copy.deepcopy(self)
+
     def extra_repr(self) -> str:
         """Show the numbers and options."""
         options = [f"{name}={getattr(self, name)!r}" for name in self.shown]
         return ", ".join([*(f"{name}={value:g}" for name, value in self._numbers.items()), *options])
-
-
-class Call(Transform):
-    """Any module or callable ``fn(rows) -> rows`` as a transform.
-
-    Nothing is known of it, so it is taken to let rows meet, with their gradients. What it draws it draws inside.
-
-    Raises:
-        InvalidOption: it cannot be called.
-        BatchError: in a forward, if it returns something else than a tensor of the rows' shape and type.
-
-    Example:
-        >>> double = Call(lambda rows: rows * 2)
-        >>> double(torch.ones(2, 2), double.draw(torch.ones(2, 2)))
-        tensor([[2., 2.],
-                [2., 2.]])
-    """
-
-    needs = Needs(partners=True, statistics=True, gradient=True)
-    shown = ("fn",)
-
-    def __init__(self, fn: Callable[[Tensor], Tensor]) -> None:
-        super().__init__()
-        if not callable(fn):
-            raise InvalidOption(f"{fn!r} is no transform: give a module or a function of the rows.")
-        self.fn = fn
-
-    def forward(self, rows: Tensor, draws: Any = None) -> Tensor:
-        """Call it on the rows."""
-        out = self.fn(rows)
-        if not isinstance(out, Tensor) or out.shape != rows.shape or out.dtype != rows.dtype:
-            given = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__
-            raise BatchError(
-                f"{self.fn!r} made {given} of rows {rows.dtype} {tuple(rows.shape)}: keep shape and type."
-            )
-        return out
-
-
-def check_choice(name: str, value: object, known: Iterable[str]) -> str:
-    """Return ``value`` if it is one of the option's spellings.
-
-    Raises:
-        InvalidOption: it is not; the message names the nearest one.
-    """
-    names = list(known)
-    if not isinstance(value, str) or value not in names:
-        hint = did_you_mean(str(value), names)
-        raise InvalidOption(f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, names))}.")
-    return value
-
-
-def check_count(name: str, value: object, least: int) -> int:
-    """Return ``value`` if it is a whole number of at least ``least``.
-
-    Raises:
-        InvalidOption: it is not.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise InvalidOption(f"{name}={value!r}: give a whole number of at least {least}.")
-    return value
-
-
-def check_flag(name: str, value: object) -> bool:
-    """Return ``value`` if it is True or False.
-
-    Raises:
-        InvalidOption: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise InvalidOption(f"{name}={value!r} is neither True nor False.")
-    return value
 
 
 def check_rows(rows: Tensor) -> None:

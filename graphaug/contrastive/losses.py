@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -101,6 +101,55 @@ def nt_xent(
         itself = own[:, None] == torch.arange(len(candidates), device=own.device)
         positive = (own + len(all1)) % len(candidates)
         return F.cross_entropy(logits.masked_fill(itself, -math.inf), positive) * factor
+
+
+def nt_xent_views(
+    views: Sequence[Tensor], temperature: float = 0.5, *, gather: bool = False, scale: str = "mean"
+) -> Tensor:
+    """NT-Xent over k views: each of the kN rows is an anchor, with k-1 positives among the kN-1 other rows.
+
+    The mean of ``-log softmax`` over all anchors and their positives: L_out of Khosla et al. 2020, eq. 2, with every
+    sample a class of its own. Of two views it is `nt_xent`. Half precision and rows of zeros: as for `info_nce`.
+
+    Args:
+        views: k batches of embeddings ``(N, D)``, row i of each of the same sample, as ``z.chunk(k)`` of deep views'
+            ``[z1; …; zk]``; normalised here.
+        temperature: τ > 0, in units of cosine similarity.
+        gather: candidates from all processes, as for ``info_nce``.
+        scale: ``"mean"`` or ``"supcontrast"``, as for ``info_nce``.
+
+    Returns:
+        A scalar in nats (times the scale); ``log(kN-1)`` when all similarities are equal.
+
+    Raises:
+        BatchError: fewer than two views, shapes that differ or are not two-dimensional, or fewer than 2 rows.
+        InvalidOption: the temperature is not a positive number, or no such scale.
+
+    Example:
+        >>> z = torch.ones(6, 4)  # three views of two samples, all alike
+        >>> nt_xent_views(z.chunk(3)).exp()
+        tensor(5.)
+    """
+    if len(views) < 2:
+        raise BatchError(f"a loss of views needs at least 2 of them, not {len(views)}.")
+    factor = 1.0
+    for other in views[1:]:
+        factor = _check(views[0], other, temperature, gather, scale)
+    k = len(views)
+    with torch.autocast(views[0].device.type, enabled=False):
+        anchors = torch.cat([unit_rows(z) for z in views])
+        candidates = anchors
+        if gather and process_count() > 1:  # rank by rank, view by view: samples of all ranks in each view
+            gathered = all_rows(anchors).unflatten(0, (-1, k, len(views[0])))
+            candidates = gathered.transpose(0, 1).flatten(0, 2)
+        samples = len(candidates) // k
+        own = torch.cat([_own_rows(views[0], gather) + samples * view for view in range(k)])
+        index = torch.arange(len(candidates), device=own.device)
+        itself = own[:, None] == index
+        positive = (own[:, None] % samples == index % samples) & ~itself
+        logits = (anchors @ candidates.T / temperature).masked_fill(itself, -math.inf)
+        likelihood = torch.where(positive, logits.log_softmax(1), 0.0)
+        return -likelihood.sum() / (len(anchors) * (k - 1)) * factor
 
 
 LOSSES: dict[str, Callable[..., Tensor]] = {

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, TypeVar
 
 import graphaug
-from graphaug.augment.deep_augment import CHOICES
+from graphaug.augment.choices import CHOICES
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
 from graphaug.errors import ConfigError, did_you_mean

@@ -135,12 +135,13 @@ def _imposed(augmentation: Any) -> Iterator[None]:
     own: dict[str, Any] = augmentation.__dict__
     own["stopped_rows"] = lambda rows: (rows + 1) // 2
     own["draw_rows"] = lambda rows, device: torch.arange(rows, device=device) % 2 == 0
-    own["draw_noise"] = lambda h: h.new_full((1,) * h.dim(), 0.5)
     own["check_batch"] = lambda h: None
+    halving = augmentation.halving()
+    own.update(halving)
     try:
         yield
     finally:
-        for name in ("stopped_rows", "draw_rows", "draw_noise", "check_batch"):
+        for name in ("stopped_rows", "draw_rows", "check_batch", *halving):
             del own[name]
 
 

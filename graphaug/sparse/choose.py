@@ -106,6 +106,8 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse("stop_grad is off, so every row has a gradient")
     if len(requests) > 1:
         raise refuse(f"there are {len(requests)} sites, and rows are split at one")
+    if request.resizes:
+        raise refuse(f"{type(request.transform).__name__} changes the sizes behind the cut")
     if request.sampling != "exact":
         raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
     if surgery.bypass:
@@ -141,7 +143,7 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
     saving = request.subset * share
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
-    found = split(graph, cut, _two_sizes(surgery), surgery.samples.places[0])
+    found = split(graph, cut, two_sizes(surgery), surgery.samples.places[0])
     if found.shared is not None and structure.signature.guessed:
         raise refuse(
             "the suffix needs what is computed beside the prefix, and there are no example_inputs to try that with"
@@ -199,7 +201,7 @@ def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[
     )
 
 
-def _two_sizes(surgery: Surgery) -> Batch:
+def two_sizes(surgery: Surgery) -> Batch:
     """Capture once more at another batch size, and pair the values of the two graphs."""
     structure, captured, graph = surgery.structure, surgery.captured, surgery.graph
     rows, dims = surgery.samples.count, surgery.samples.dims

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, fx
 
-from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.rows import BATCH, Rows
+from graphaug.augment.site import Augmentation
 from graphaug.sparse.kept import Kept
 
 Merge = Literal["same", "sum"]
@@ -77,7 +77,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     Returns:
         The output of the model, as the unsplit graph gives it.
     """
-    augmentation: DeepAugment = getattr(owner, plan.augmentation)
+    augmentation: Augmentation = getattr(owner, plan.augmentation)
     if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
         return owner._forward_training(**values)
     if (
@@ -101,14 +101,16 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
 
     if stopped == 0:
         h, *crossing = owner._forward_prefix(*taken)
+        none = torch.zeros(rows, dtype=torch.bool, device=h.device)
+        augmentation.remember(none, torch.argsort(none)[:0])
     elif stopped == rows:
         with torch.no_grad():
             h, *crossing = owner._forward_prefix(*taken)
         _forget_casts()
         augmentation.check_value(h)
-        augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
-        # detached: a forward may switch gradients on for itself
-        h = h.detach() * augmentation.draw_noise(h)
+        mask = augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
+        whole = h.detach()  # a forward may switch gradients on for itself
+        h = augmentation.change(whole, mask, None, lambda: whole)
     else:
         mask = augmentation.draw_rows(rows, values[name].device)
         # stopped rows first, each part in the order of the batch
@@ -126,8 +128,14 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
                 (h_kept, *crossing), (h_gone, *others) = owner._forward_two_streams(*kept, *gone)
         _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
-        h_gone = h_gone.detach() * augmentation.draw_noise(h_gone)
-        h = like(plan.place.take(plan.place.join(h_gone, h_kept), torch.argsort(order)), h_kept)
+        back = torch.argsort(order)
+
+        def together(gone: Tensor) -> Tensor:
+            return like(plan.place.take(plan.place.join(gone, h_kept), back), h_kept)
+
+        before = h_gone.detach()
+        # on which all is measured that a transform measures: its result is stopped as a whole
+        h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from torch import fx
 
@@ -24,12 +24,15 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return copied, mapping
 
 
-def insert(captured: Captured, names: Mapping[Target, str]) -> tuple[fx.Graph, dict[Target, fx.Node]]:
+def insert(
+    captured: Captured, names: Mapping[Target, str], resized: Collection[Target] = ()
+) -> tuple[fx.Graph, dict[Target, fx.Node]]:
     """Put a call of the module ``names[target]`` at every target.
 
     Args:
         captured: the model's graph; it is left as it is.
         names: target -> name of the augmentation module that acts there.
+        resized: targets behind which sizes are others than before.
 
     Returns:
         The new graph, and the augmentation's node for every target.
@@ -55,8 +58,9 @@ def insert(captured: Captured, names: Mapping[Target, str]) -> tuple[fx.Graph, d
         elif target.side == "before" and target.path + (target.op or ""):
             placed[target] = _before(graph, node, name, target)
         else:
-            # sizes read off the value are no business of the augmentation
-            placed[target] = _after(graph, node, name, [u for u in node.users if not reads_metadata(u)])
+            # sizes read off the value are no business of the augmentation, unless it changes them
+            users = [u for u in node.users if target in resized or not reads_metadata(u)]
+            placed[target] = _after(graph, node, name, users)
     graph.lint()
     return graph, placed
 

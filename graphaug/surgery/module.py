@@ -12,16 +12,18 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
-from graphaug.augment.deep_augment import DeepAugment, check_probability
+from graphaug.augment.drawn import Drawn
+from graphaug.augment.site import Augmentation
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.facts import Fact, check_facts
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
-from graphaug.errors import AssumptionViolated, SiteNotFound, did_you_mean
+from graphaug.errors import AssumptionViolated
 from graphaug.surgery.aliases import ALIAS, at_path, speakable
 from graphaug.surgery.methods import watched
 from graphaug.surgery.packing import pack_graph, unpack_graph
 from graphaug.surgery.plan import Plan
+from graphaug.surgery.settings import BySite, given, settings
 from graphaug.torch_private import function_from_source
 
 # The registries of the root that the rewritten model and the user's model have in common.
@@ -74,6 +76,8 @@ class Parts:
     """What the graphs of training (True) and eval mode rely on besides their inputs."""
     runs_original: bool = False
     """Whether a call in eval mode that the graph was not captured for runs the original model."""
+    row_dims: Mapping[str, int] = field(default_factory=dict)
+    """The dimension of samples of the inputs that are tensors and have one, as far as it is known."""
 
 
 class AugmentedModule(fx.GraphModule):
@@ -214,10 +218,31 @@ class AugmentedModule(fx.GraphModule):
         return model
 
     @property
-    def augmentations(self) -> dict[Target, DeepAugment]:
+    def augmentations(self) -> dict[Target, Augmentation]:
         """The augmentation at every site."""
         named = {site.module: site.request.target for site in self.plan.sites}
         return {target: self._parts.added[name] for name, target in named.items()}
+
+    def set(self, site: str | None = None, /, **numbers: float) -> None:
+        """Change numbers of a site's transform, or its ``subset``, in place: ``aug.set("layer4", sigma=0.1)``.
+
+        Nothing is recompiled but, by a new subset, a sparse step or a transform whose rows meet.
+
+        Args:
+            site: spelled as in ``aug.plan``; None: every site that has such numbers.
+            numbers: the values by name.
+
+        Raises:
+            InvalidOption: the site, or no site, has such a number, or a value is outside its domain.
+            SiteNotFound: the model is not augmented there.
+        """
+        for name, value in numbers.items():  # all are checked before one is changed
+            settings(self._by_site, name, value if site is None else {site: value})
+        for name, value in numbers.items():
+            for augmentation, number in settings(
+                self._by_site, name, value if site is None else {site: value}
+            ):
+                augmentation.set(**{name: number})
 
     def set_rate(self, rate: float | Mapping[str, float]) -> None:
         """Change the dropout probability of all sites, or of those named; nothing is recompiled.
@@ -226,31 +251,40 @@ class AugmentedModule(fx.GraphModule):
             rate: one probability, or site -> probability with sites spelled as in ``aug.plan``.
 
         Raises:
-            InvalidOption: outside [0, 1].
+            InvalidOption: outside [0, 1], or a site that has no rate.
             SiteNotFound: the model is not augmented there.
         """
-        for augmentation, value in self._settings("rate", rate):
-            augmentation.set_rate(value)
+        for augmentation, value in settings(self._by_site, "rate", rate):
+            augmentation.set(rate=value)
 
     def set_subset(self, subset: float | Mapping[str, float]) -> None:
-        """Change the share of augmented rows, as `set_rate` the rate; a sparse step alone is recompiled."""
-        for augmentation, value in self._settings("subset", subset):
-            augmentation.set_subset(value)
+        """Change the share of augmented rows, as `set_rate` the rate; what is recompiled `set` says."""
+        for augmentation, value in settings(self._by_site, "subset", subset):
+            augmentation.set(subset=value)
 
-    def _settings(self, name: str, value: float | Mapping[str, float]) -> list[tuple[DeepAugment, float]]:
-        """What to set where, checked in full before anything is set."""
-        spelled = {str(target): augmentation for target, augmentation in self.augmentations.items()}
-        values = value if isinstance(value, Mapping) else dict.fromkeys(spelled, value)
-        for site, number in values.items():
-            if site not in spelled:
-                raise SiteNotFound(
-                    f"this model is not augmented at {site!r}.{did_you_mean(str(site), spelled)} "
-                    f"Its sites: {', '.join(spelled)}."
-                )
-            check_probability(f"{name} at {site!r}" if values is value else name, number)
-            if name == "subset":
-                spelled[site].check_pairing(number)
-        return [(spelled[site], number) for site, number in values.items()]
+    @property
+    def drawn(self) -> Mapping[str, Drawn]:
+        """What every site drew in the last forward in training mode, compiled or not: ``aug.drawn["layer4"].rows``.
+
+        Looked up when it is read: `SiteNotFound` for another site, `BatchError` before the first forward.
+        """
+        return BySite(self._by_site, lambda augmentation: augmentation.drawn)
+
+    def given(self, **context: Tensor | None) -> contextlib.AbstractContextManager[None]:
+        """Hand in what transforms need to know of the batch, in this block: ``with aug.given(labels=y): aug(x)``.
+
+        Args:
+            context: ``labels`` (B,), integers; ``mask`` (B, T) of real tokens; ``source``, the activation of another
+                input, with B rows or one; ``generator``, not compiled.
+
+        Raises:
+            InvalidOption: something else.
+        """
+        return given(self._by_site, context)
+
+    @property
+    def _by_site(self) -> dict[str, Augmentation]:
+        return {str(target): augmentation for target, augmentation in self.augmentations.items()}
 
     # --- being the model ----------------------------------------------------------------------
 
@@ -318,6 +352,7 @@ def _packed(aug: AugmentedModule) -> dict[str, Any]:
         "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
         "facts": parts.facts,
         "runs_original": parts.runs_original,
+        "row_dims": parts.row_dims,
         "extra": aug._extra(),
         "later": aug._later(),
     }
@@ -339,6 +374,7 @@ def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
             None if packed["split"] is None else packed["split"].with_graphs(unpack_graph),
             facts=packed["facts"],
             runs_original=packed["runs_original"],
+            row_dims=packed["row_dims"],
         )
     )
     aug.__dict__.update(packed["extra"])

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
+from graphaug.augment.files import from_plain, to_plain
+from graphaug.augment.transform import Transform
 from graphaug.capture.target import Target
+from graphaug.errors import InvalidOption
 from graphaug.surgery.freeze import Frozen
+
+FORMAT = 1
+"""Of the files that plans are written to."""
 
 
 @dataclass(frozen=True)
 class Request:
-    """One site and what the augmentation does there."""
+    """One site and what the augmentation does there; ``transform`` in place of a dropout with ``rate``."""
 
     target: Target
     rate: float
@@ -19,14 +29,30 @@ class Request:
     sampling: str
     granularity: str
     pairing: str
+    transform: Transform | None = None
 
     def __str__(self) -> str:
         stop = ", gradient of augmented rows stopped" if self.stop_grad else ""
         side = ", first view only" if self.pairing == "one-sided" else ""
-        return (
-            f"dropout {self.rate:g} per {self.granularity} on {self.subset:.0%} of the rows "
-            f"({self.sampling}){side}{stop}"
-        )
+        change = self.transform or f"dropout {self.rate:g} per {self.granularity}"
+        change = change if isinstance(change, str) else change.in_words()
+        return f"{change} on {self.subset:.0%} of the rows ({self.sampling}){side}{stop}"
+
+    @property
+    def resizes(self) -> bool:
+        """Whether what comes behind the site has other sizes than before it."""
+        return self.transform is not None and self.transform.needs.new_tokens
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was asked for of a whole model; see `graphaug.rewrite`."""
+
+    freeze: str | None = None
+    backward: str = "auto"
+    allow_bypass: bool = False
+    rows: int | None = None
+    views: int = 1
 
 
 @dataclass(frozen=True)
@@ -65,6 +91,7 @@ class Plan:
         freeze: what is frozen, or None.
         assumptions: facts about the inputs that the graph relies on and checks in every call.
         notes: anything a user should know.
+        asked: the options of the rewrite that are not a site's.
     """
 
     model: str
@@ -77,6 +104,45 @@ class Plan:
     freeze: Frozen | None = None
     assumptions: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
+    asked: Asked = field(default_factory=Asked)
+
+    def to_json(self) -> str:
+        """The plan as a text, for a file; `from_json` reads it, and ``graphaug.rewrite(model, plan)`` repeats it.
+
+        Raises:
+            InvalidOption: a transform of it is a module or a function, which a file cannot hold.
+        """
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return json.dumps({"graphaug": FORMAT, **_to_plain(fields)}, indent=2)
+
+    @classmethod
+    def from_json(cls, text: str, transforms: Iterable[type[Transform]] = ()) -> Plan:
+        """The plan that `to_json` gave a text of.
+
+        Args:
+            text: of the file.
+            transforms: classes of transforms of your own that occur in it; nothing is imported by name.
+
+        Raises:
+            InvalidOption: it is no such text, or has a transform that is not known.
+
+        Example:
+            >>> plan = Plan("Net", (), 3, (), False, "dense", "asked for")
+            >>> Plan.from_json(plan.to_json()) == plan
+            True
+        """
+        try:
+            plain = json.loads(text)
+            if plain.pop("graphaug") != FORMAT:
+                raise InvalidOption("this plan was written by another version of graphaug: make it anew.")
+            sites = tuple(_site(site, transforms) for site in plain.pop("sites"))
+            freeze, asked = plain.pop("freeze"), Asked(**plain.pop("asked"))
+            frozen = None if freeze is None else Frozen(**_tuples(freeze))
+            return cls(sites=sites, freeze=frozen, asked=asked, **_tuples(plain))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            if isinstance(error, InvalidOption):
+                raise
+            raise InvalidOption(f"this is no plan as Plan.to_json writes it ({error}).") from error
 
     def __str__(self) -> str:
         graphs = "two graphs, for training and eval mode" if self.two_graphs else "one graph for both modes"
@@ -93,6 +159,10 @@ class Plan:
             if site.shape is not None:
                 rows.append(("", "value " + "×".join(map(str, site.shape))))
             rows.append(("", f"rows: {site.rows}"))
+        if self.asked.views > 1:
+            rows.append(
+                ("views", f"{self.asked.views}: the rows are repeated at the site, [z1; …] comes out")
+            )
         rows.append(("backward", f"{self.backward}: {self.reason}"))
         if self.freeze is not None:
             where = "up to and including the cut" if self.freeze.side == "before" else "behind the cut"
@@ -102,3 +172,25 @@ class Plan:
         rows += [("assumes" if i == 0 else "", text) for i, text in enumerate(self.assumptions)]
         rows += [("note", text) for text in self.notes]
         return "\n".join([f"Deep Augmentation of {self.model}", *(f"  {k:<9} {text}" for k, text in rows)])
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, Transform):
+        return to_plain(value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {key: _to_plain(entry) for key, entry in value.items()}
+    return [_to_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+
+
+def _site(plain: dict[str, Any], transforms: Iterable[type[Transform]]) -> PlannedSite:
+    request = dict(plain.pop("request"))
+    target, made = Target(**request.pop("target")), request.pop("transform")
+    transform = None if made is None else from_plain(made, transforms)
+    return PlannedSite(request=Request(target, transform=transform, **request), **_tuples(plain))
+
+
+def _tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    """Lists are tuples in a plan."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}

@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from graphaug.augment.deep_augment import DeepAugment, check_choice, check_probability
+from torch import Tensor
+
+from graphaug.augment.call import as_transform
+from graphaug.augment.choices import check_choice, check_probability
+from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.drop import Dropout
 from graphaug.augment.rows import BATCH, Rows
+from graphaug.augment.site import Augmentation
+from graphaug.augment.transform import Transform
+from graphaug.augment.transformed import Transformed
+from graphaug.capture.target import Target
 from graphaug.errors import AlreadyRewritten, InvalidOption, SelectorError, SiteCountMismatch
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At, resolve
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import call_of
-from graphaug.surgery.plan import Request
+from graphaug.surgery.plan import Asked, Plan, Request
+from graphaug.surgery.views import check_views
+
+Change = Transform | Callable[[Tensor], Tensor]
+"""What can be done to the rows at a site: a transform, or any module or function of them."""
 
 
 class Options(TypedDict, total=False):
     """The keywords of `graphaug.rewrite`, with their types; what they mean is documented there."""
 
-    rate: float
+    rate: float | None
     subset: float
     stop_grad: bool
+    transform: Change | None
+    views: int
     sampling: str
-    granularity: str
+    granularity: str | None
     pairing: str
     freeze: str | None
     side: str
@@ -35,30 +50,74 @@ class Options(TypedDict, total=False):
     example_inputs: Any
 
 
-def check_options(
-    options: Request, freeze: str | None, backward: str, allow_bypass: bool, rows: int | None
-) -> None:
+def base_options(
+    rate: float | None,
+    subset: float,
+    stop_grad: bool,
+    sampling: str,
+    granularity: str | None,
+    pairing: str,
+    transform: object = None,
+) -> Request:
+    """The options of every site that has none of its own.
+
+    Raises:
+        InvalidOption: a rate is no probability, or options of dropout are given together with a transform.
+    """
+    spelled = 0.5 if rate is None else check_probability("rate", rate)
+    dropped = "element" if granularity is None else granularity
+    options = Request(Target(""), spelled, subset, stop_grad, sampling, dropped, pairing)
+    if transform is None:
+        return options
+    for name, value in (("rate", rate), ("granularity", granularity)):
+        if value is not None:
+            raise InvalidOption(
+                f"{name}={value!r} spells dropout, and transform= says what is done instead: give one of them, "
+                "rate= or transform=graphaug.Dropout(...)."
+            )
+    return with_change(options, as_transform(transform))
+
+
+def check_options(options: Request, asked: Asked) -> None:
     """Raise ``InvalidOption`` if one of the options is outside its domain."""
     augmentation_of(options)
-    check_choice("freeze", freeze)
-    check_choice("backward", backward)
+    check_choice("freeze", asked.freeze)
+    check_choice("backward", asked.backward)
+    check_views(asked.views)
+    rows = asked.rows
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
         raise InvalidOption(f"rows={rows!r} is no dimension of the inputs: give 0, 1, …")
-    if not isinstance(allow_bypass, bool):
-        raise InvalidOption(f"allow_bypass={allow_bypass!r} is neither True nor False.")
+    if not isinstance(asked.allow_bypass, bool):
+        raise InvalidOption(f"allow_bypass={asked.allow_bypass!r} is neither True nor False.")
 
 
-def augmentation_of(request: Request, place: Rows = BATCH) -> DeepAugment:
-    """The module that does what was requested at a site, where the rows lie as told."""
-    return DeepAugment(
-        request.rate,
-        request.subset,
-        request.stop_grad,
-        request.sampling,
-        request.granularity,
-        request.pairing,
-        place,
-    )
+def augmentation_of(request: Request, place: Rows = BATCH) -> Augmentation:
+    """The module that does what was requested at a site, where the rows lie as told.
+
+    Raises:
+        InvalidOption: an option outside its domain, or one that the transform cannot have.
+    """
+    r = request
+    if r.transform is not None:
+        return Transformed(r.transform.own(), r.subset, r.stop_grad, r.sampling, r.pairing, place)
+    return DeepAugment(r.rate, r.subset, r.stop_grad, r.sampling, r.granularity, r.pairing, place)
+
+
+def with_change(options: Request, change: object) -> Request:
+    """The options of a site with what is to be done there: a rate, or a transform with options of its own.
+
+    Raises:
+        InvalidOption: it is neither.
+    """
+    if isinstance(change, (int, float)):
+        return dataclasses.replace(options, rate=check_probability("rate", change), transform=None)
+    transform = as_transform(change)
+    options = dataclasses.replace(options, **transform.site_options)
+    # one spelling of dropout is the other
+    if type(transform) is Dropout and transform.granularity in ("element", "channel", "position"):
+        rate = transform.numbers()["rate"]
+        return dataclasses.replace(options, rate=rate, granularity=transform.granularity, transform=None)
+    return dataclasses.replace(options, transform=transform.own())
 
 
 def suggested(at: Any, stop_grad: bool) -> tuple[Any, bool, str]:
@@ -77,9 +136,50 @@ def suggested(at: Any, stop_grad: bool) -> tuple[Any, bool, str]:
     return site, stop, f"advised: {reason}"
 
 
+def may_stop(at: object, options: Request) -> bool:
+    """Whether a site may get a stopped gradient, by the options of all or by its own."""
+    if isinstance(at, Plan):
+        return any(site.request.stop_grad for site in at.sites)
+    own = at.values() if isinstance(at, Mapping) else ()
+    return options.stop_grad or any(
+        isinstance(change, Transform) and change.site_options.get("stop_grad", False) for change in own
+    )
+
+
+def repeated(
+    structure: ModelStructure, plan: Plan, options: Request, given: Mapping[str, Any]
+) -> list[Request]:
+    """The sites and options of a plan, for a model that has such sites.
+
+    Args:
+        structure: the model.
+        plan: what to repeat.
+        options: of the call, which has to leave them to the plan.
+        given: more options of the call with their defaults, which it has to leave to the plan too: name to
+            (value, default).
+
+    Raises:
+        InvalidOption: the call gives options besides the plan.
+        SiteNotFound: the model has no such site.
+    """
+    plain = base_options(None, 0.5, False, "exact", None, "any")
+    named = {f.name: (getattr(options, f.name), getattr(plain, f.name)) for f in dataclasses.fields(options)}
+    for name, (value, default) in {**named, **given}.items():
+        if value != default:
+            raise InvalidOption(f"{name}={value!r} is said by the plan already: give the plan alone.")
+    found = []
+    for site in plan.sites:
+        request = site.request
+        transform = None if request.transform is None else request.transform.own()
+        for target in resolve(str(request.target), structure):
+            target = dataclasses.replace(target, path=structure.canonical(target.path))
+            found.append(dataclasses.replace(request, target=target, transform=transform))
+    return found
+
+
 def requested(
     structure: ModelStructure,
-    at: At | Mapping[Any, float],
+    at: At | Mapping[Any, float | Change],
     options: Request,
     *,
     side: str,
@@ -88,32 +188,52 @@ def requested(
 ) -> list[Request]:
     """Resolve ``at`` into sites with their options."""
     if not isinstance(at, Mapping):
-        targets = resolve(at, structure, side=side, exclude=exclude, expect=expect)
-        rates = dict.fromkeys(targets, options.rate)
+        chosen = dict.fromkeys(resolve(at, structure, side=side, exclude=exclude, expect=expect), options)
     else:
-        if not at:
-            raise SelectorError("at={} names no site: give {selector: rate}.")
-        rates = {}
-        for selector, rate in at.items():
-            check_probability(f"rate at {selector!r}", rate)
-            for target in resolve(selector, structure, side=side, exclude=exclude):
-                if target in rates:
-                    raise InvalidOption(f"at= gives '{target}' two rates: {rates[target]} and {rate}.")
-                rates[target] = float(rate)
-        if expect is not None and len(rates) != expect:
-            found = ", ".join(map(str, rates))
-            raise SiteCountMismatch(f"expect={expect}, but at= matches {len(rates)} sites: {found}.")
-    canonical = {dataclasses.replace(t, path=structure.canonical(t.path)): rate for t, rate in rates.items()}
-    return [dataclasses.replace(options, target=t, rate=rate) for t, rate in canonical.items()]
+        chosen = _by_selector(structure, at, options, side=side, exclude=exclude)
+        if expect is not None and len(chosen) != expect:
+            found = ", ".join(map(str, chosen))
+            raise SiteCountMismatch(f"expect={expect}, but at= matches {len(chosen)} sites: {found}.")
+    canonical = {dataclasses.replace(t, path=structure.canonical(t.path)): r for t, r in chosen.items()}
+    return [dataclasses.replace(r, target=t) for t, r in canonical.items()]
+
+
+def _by_selector(
+    structure: ModelStructure,
+    at: Mapping[Any, float | Change],
+    options: Request,
+    *,
+    side: str,
+    exclude: At | None,
+) -> dict[Target, Request]:
+    """The options of every site that ``{selector: rate or transform}`` selects."""
+    if not at:
+        raise SelectorError("at={} names no site: give {selector: rate} or {selector: transform}.")
+    if options.transform is not None:
+        raise InvalidOption("at= says what is done at each site, and so does transform=: give one of them.")
+    chosen: dict[Target, Request] = {}
+    for selector, change in at.items():
+        if not callable(change):
+            check_probability(f"rate at {selector!r}", change)
+        request = with_change(options, change)
+        augmentation_of(request)  # says what it cannot have
+        for target in resolve(selector, structure, side=side, exclude=exclude):
+            if target in chosen:
+                first, second = _change(chosen[target]), _change(request)
+                kind = "rates" if isinstance(change, (int, float)) else "changes"
+                raise InvalidOption(f"at= gives '{target}' two {kind}: {first} and {second}.")
+            chosen[target] = request
+    return chosen
+
+
+def _change(request: Request) -> str:
+    return str(request.rate) if request.transform is None else request.transform.in_words()
 
 
 def joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | None) -> list[Request]:
     """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
-    current = earlier.augmentations  # a rate may have been set since
-    before = [
-        dataclasses.replace(r, rate=current[r.target]._rate, subset=current[r.target]._subset)
-        for r in (site.request for site in earlier.plan.sites)
-    ]
+    current = earlier.augmentations  # numbers may have been set since
+    before = [_as_set(site.request, current[site.request.target]) for site in earlier.plan.sites]
     taken = {call_of(r.target) for r in before}
     again = [str(r.target) for r in requests if call_of(r.target) in taken]
     if again:
@@ -127,3 +247,12 @@ def joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | 
             "rewrite(strip(aug), at=[...]) with all sites in one call."
         )
     return [*before, *requests]
+
+
+def _as_set(request: Request, augmentation: Augmentation) -> Request:
+    """A request with the numbers that its site has now."""
+    numbers = augmentation.numbers()
+    if isinstance(augmentation, Transformed):
+        transform = augmentation.transform.own()
+        return dataclasses.replace(request, subset=numbers["subset"], transform=transform)
+    return dataclasses.replace(request, subset=numbers["subset"], rate=numbers["rate"])

@@ -16,6 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from graphaug.augment.call import Call
 from graphaug.augment.drop import Dropout
 from graphaug.augment.mix import Mix
 from graphaug.augment.noise import Noise
@@ -23,7 +24,7 @@ from graphaug.augment.pca import PCA
 from graphaug.augment.statistics import Statistics
 from graphaug.augment.steer import Add, Replace
 from graphaug.augment.tokens import Tokens
-from graphaug.augment.transform import PLAIN, Call, Context, Domain, Needs, Transform
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, Transform
 from graphaug.errors import BatchError, InvalidOption
 
 MAPS, TOKENS, VECTORS = (6, 8, 5, 4), (6, 7, 8), (6, 8)

@@ -1,5 +1,6 @@
 """The losses against closed forms, a plain loop over the definition, and two other libraries."""
 
+import doctest
 import math
 
 import gathered
@@ -7,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from graphaug.contrastive.losses import LOSSES, info_nce, nt_xent, unit_rows
+from graphaug.contrastive import losses
+from graphaug.contrastive.losses import LOSSES, info_nce, nt_xent, nt_xent_views, unit_rows
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -181,3 +183,53 @@ def test_the_gradient_of_unit_rows_is_that_of_the_definition():
     z = pair(4, 3)[0].requires_grad_()
     assert torch.autograd.gradcheck(unit_rows, z)
     assert torch.allclose(unit_rows(z), F.normalize(z))
+
+
+def views_by_definition(views, tau):
+    """A loop over anchors and their positives, all other rows as candidates."""
+    z, k, n = [row for view in views for row in view], len(views), len(views[0])
+    terms = []
+    for i in range(k * n):
+        others = {j: math.exp(cosine(z[i], z[j]) / tau) for j in range(k * n) if j != i}
+        positives = [j for j in others if j % n == i % n]
+        terms += [-math.log(others[j] / sum(others.values())) for j in positives]
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("k", [2, 3, 5])
+@pytest.mark.parametrize("tau", [0.07, 0.5])
+def test_nt_xent_over_views_is_the_mean_over_all_pairs(k, tau):
+    z = torch.randn(k, 4, 5, generator=torch.Generator().manual_seed(k), dtype=torch.float64).requires_grad_()
+    loss = nt_xent_views(z.unbind(), tau)
+    assert loss.item() == pytest.approx(views_by_definition(z.detach().unbind(), tau), rel=1e-12)
+    if k == 2:
+        expected = nt_xent(*z.unbind(), tau)
+        assert loss.item() == pytest.approx(expected.item(), rel=1e-12)
+        mine, theirs = (torch.autograd.grad(value, z)[0] for value in (loss, expected))
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_views_of_two_processes_are_those_of_one_with_the_whole_batch(monkeypatch):
+    """The other process is played: what would be gathered is known."""
+    z = torch.randn(3, 6, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    parts = [z[:, :3], z[:, 3:]]
+    unit = [torch.cat([unit_rows(view) for view in part]) for part in parts]
+    monkeypatch.setattr(losses, "process_count", lambda: 2)
+    found = []
+    for rank in (0, 1):
+        monkeypatch.setattr(losses, "process_rank", lambda rank=rank: rank)
+        monkeypatch.setattr(losses, "all_rows", lambda rows: torch.cat(unit))
+        found.append(nt_xent_views(parts[rank].unbind(), 0.3, gather=True))
+    monkeypatch.undo()
+    torch.testing.assert_close(sum(found) / 2, nt_xent_views(z.unbind(), 0.3))
+
+
+def test_one_view_or_views_of_other_shapes_are_refused():
+    with pytest.raises(BatchError, match="at least 2"):
+        nt_xent_views([torch.ones(3, 4)])
+    with pytest.raises(BatchError, match="one shape"):
+        nt_xent_views([torch.ones(3, 4), torch.ones(3, 4), torch.ones(2, 4)])
+
+
+def test_the_examples_of_the_docstrings_run():
+    assert doctest.testmod(losses).failed == 0

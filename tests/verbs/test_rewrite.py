@@ -735,7 +735,6 @@ BAD: dict[str, tuple[dict[str, Any], type[GraphaugError], str]] = {
     "rate nan": ({"rate": math.nan}, InvalidOption, "rate=nan is outside"),
     "rate bool": ({"rate": True}, InvalidOption, "rate=True is no number"),
     "rate text": ({"rate": "0.5"}, InvalidOption, r"rate='0\.5' is no number"),
-    "rate none": ({"rate": None}, InvalidOption, "rate=None is no number"),
     "subset above": ({"subset": 2}, InvalidOption, "subset=2 is outside"),
     "subset below": ({"subset": -1e-9}, InvalidOption, "subset=-1e-09 is outside"),
     "subset nan": ({"subset": math.nan}, InvalidOption, "subset=nan is outside"),

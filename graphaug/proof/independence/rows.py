@@ -22,6 +22,7 @@ from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
 
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]
+_NOTHING = "the value holds nothing of any row"
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,11 @@ class Proof:
     operations: int = 0
     sizes: Rows | None = None
     least: int = 1
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it is known that the value holds nothing of any row."""
+        return self.place is None and self.meeting == Meeting("place", "", _NOTHING)
 
     def __str__(self) -> str:
         if self.verdict == "proved":
@@ -271,7 +277,7 @@ def _verdict(
     place = state if isinstance(state, Rows) else None
     meeting = state if isinstance(state, Meeting) else against
     if meeting is None and place is None:
-        meeting = Meeting("place", "", "the value holds nothing of any row")
+        meeting = Meeting("place", "", _NOTHING)
     verdict: Verdict = "proved"
     if meeting is not None:
         verdict = "unknown" if meeting.kind == "unknown" else "coupled"

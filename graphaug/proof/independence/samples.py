@@ -102,11 +102,12 @@ def proofs_of(
     nodes: Sequence[fx.Node],
     examples: Mapping[str, Any],
     constants: Mapping[str, Any],
+    dim: int = 0,
 ) -> dict[fx.Node, Proof]:
-    """What one trace tells of the rows of many values, samples along dimension 0 of the inputs; nothing if it fails."""
+    """What one trace tells of the rows of many values, samples along ``dim`` of the inputs; nothing if it fails."""
     if _lead(examples) is None:
         return {}
-    found = _Asker(model, graph, examples, constants)(nodes, 0)
+    found = _Asker(model, graph, examples, constants)(nodes, dim)
     return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
+from graphaug.augment.site import Augmentation
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.on_a_batch.hook_oracle import slices
 from graphaug.proof.on_a_batch.outputs import first_tensor
+from graphaug.proof.on_a_batch.recorded import slices
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
 
@@ -27,7 +28,7 @@ def probe(
     Raises:
         VerificationError: rows, factors, rate or gradients are not what the plan says.
     """
-    value = _value_at(augmentation, aug, call)
+    value = value_at(augmentation, aug, call)
     request = next(s.request for s in aug.plan.sites if s.request.target == target)
     ones = torch.ones_like(value, dtype=torch.float64 if value.device.type == "cpu" else value.dtype)
     ones.requires_grad_(True)
@@ -42,7 +43,9 @@ def probe(
     )
     changed = ~((flat == 1).all(1) & (slope == 1).all(1))
 
-    _check_rows(target, request, augmentation, changed)
+    visible = _scale(augmentation) != 1 or request.stop_grad
+    # whatever a row keeps is scaled, so that one that keeps all of it shows as well, unless the factor is 1
+    check_rows(target, request, augmentation, changed, visible)
     _check_factors(target, augmentation, flat[changed], _decisions(augmentation, value, int(changed.sum())))
     _check_gradient(target, request, slope[changed], flat[changed])
     subset = augmentation._subset
@@ -55,11 +58,23 @@ def probe(
         yield f"'{target}': no gradient of augmented rows below the cut"
 
 
-def _check_rows(target: Target, request: Request, augmentation: DeepAugment, changed: Tensor) -> None:
+def check_rows(
+    target: Target, request: Request, augmentation: Augmentation, changed: Tensor, visible: bool = True
+) -> None:
+    """Check how many rows were augmented, and in which half.
+
+    Args:
+        target: the site.
+        request: its options.
+        augmentation: its node.
+        changed: which rows were augmented, or are seen to be.
+        visible: whether every augmented row is seen.
+
+    Raises:
+        VerificationError: others than planned.
+    """
     subset, rows = augmentation._subset, len(changed)
     planned, found = augmentation._exactly(rows), int(changed.sum())
-    # whatever a row keeps is scaled, so that one that keeps all of it shows as well, unless the factor is 1
-    visible = _scale(augmentation) != 1 or request.stop_grad
     if request.sampling == "exact" and visible and found != planned:
         raise VerificationError(
             f"'{target}': {found} of {rows} rows are augmented, planned were {planned} (subset {subset:g})."
@@ -116,7 +131,7 @@ def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
     return max(rows * int(torch.Size(shape).numel()) * place.slices // max(shape[place.dim], 1), 1)
 
 
-def _value_at(augmentation: DeepAugment, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:
+def value_at(augmentation: Augmentation, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:
     """The value that enters an augmentation on this batch."""
     seen: list[Tensor] = []
     handle = augmentation.register_forward_pre_hook(lambda _, args: seen.append(first_tensor(args[0])))

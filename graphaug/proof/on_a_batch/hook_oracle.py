@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from graphaug.augment.deep_augment import DeepAugment
-from graphaug.augment.rows import Rows
+from graphaug.augment.site import Augmentation
 from graphaug.capture.target import Target
 from graphaug.proof.on_a_batch.outputs import first_tensor
+from graphaug.proof.on_a_batch.recorded import Recorded, again
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
+from graphaug.surgery.views import multiplied, repeated
 
 _DROPOUTS = {
     torch.dropout,
@@ -43,9 +44,7 @@ class NoDropout(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def hooked(
-    aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[tuple[Tensor, Tensor]]]
-) -> Iterator[None]:
+def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Recorded]]) -> Iterator[None]:
     """The oracle: forward hooks on the original that do what the plan says, with the recorded masks.
 
     An operation inside a forward has no hook; there the graph without augmentation is interpreted
@@ -64,43 +63,14 @@ def hooked(
             handle.remove()
 
 
-def slices(rows: Tensor, value: Tensor, place: Rows) -> Tensor:
-    """The indices of the chosen rows' slices: by the definition, index ``(o * B + b) * inner + i`` is row ``b``'s."""
-    index = torch.arange(value.shape[place.dim], device=value.device)
-    return index[rows.to(value.device)[index // place.inner % len(rows)]]
-
-
-def _oracle(value: Any, rows: Tensor, noise: Tensor, stop: bool, place: Rows) -> Any:
-    if isinstance(value, (tuple, list)):
-        return type(value)([_oracle(value[0], rows, noise, stop, place), *value[1:]])
-    if not isinstance(value, Tensor):
-        first = next(iter(value))
-        return type(value)(**{**value, first: _oracle(value[first], rows, noise, stop, place)})
-    index = slices(rows, value, place)
-    if noise.shape[place.dim] == value.shape[place.dim]:
-        noise = noise.index_select(place.dim, index)  # a sparse step draws noise for the augmented rows alone
-    dropped = value.index_select(place.dim, index) * noise
-    return value.index_copy(place.dim, index, (dropped.detach() if stop else dropped).to(value.dtype))
-
-
-def _redraw(augmentation: DeepAugment, value: Any) -> None:
-    """Use up the random numbers that the augmentation used, so that the model's own dropout draws the same."""
-    h = first_tensor(value)
-    augmentation.draw_rows(h.shape[augmentation.place.dim] // augmentation.place.slices, h.device)
-    augmentation.draw_noise(h)
-
-
-def _hook(
-    model: nn.Module, request: Request, draws: list[tuple[Tensor, Tensor]], augmentation: DeepAugment
-) -> Any:
+def _hook(model: nn.Module, request: Request, draws: list[Recorded], augmentation: Augmentation) -> Any:
     counter = itertools.count()
-    target, stop = request.target, request.stop_grad
+    target = request.target
 
     def replace(value: Any) -> Any:
         if next(counter) != (target.call or 0) or not draws:  # a sparse step without rows to stop draws none
             return value
-        _redraw(augmentation, value)
-        return _oracle(value, *draws[0], stop, augmentation.place)
+        return again(value, draws[0], augmentation)
 
     module = model.get_submodule(target.path)
     if target.side == "after":
@@ -117,20 +87,22 @@ def _hook(
 
 @contextlib.contextmanager
 def _interpreted(
-    aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[tuple[Tensor, Tensor]]]
+    aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Recorded]]
 ) -> Iterator[None]:
     """Let ``model`` run the captured graph node by node, with the oracle in place of the augmentation."""
-    stops = {site.module: (site.request.target, site.request.stop_grad) for site in aug.plan.sites}
+    sites = {site.module: site.request.target for site in aug.plan.sites}
 
     class Replaying(fx.Interpreter):
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            if target in stops:
-                place, stop = stops[target]
-                if not draws[place]:
-                    return args[0]
-                _redraw(aug.augmentations[place], args[0])
-                return _oracle(args[0], *draws[place][0], stop, aug.augmentations[place].place)
+            if target in sites:
+                place = sites[target]
+                return again(args[0], draws[place][0], aug.augmentations[place]) if draws[place] else args[0]
             return super().call_module(target, args, kwargs)
+
+        def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if target in (repeated, multiplied):  # the rows come in as often as there are views
+                return args[0]
+            return super().call_function(target, args, kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         values = aug._parts.signature.bind(args, kwargs)
@@ -142,24 +114,6 @@ def _interpreted(
         yield
     finally:
         del model.__dict__["forward"]
-
-
-def record_draws(augmentation: DeepAugment, into: list[tuple[Tensor, Tensor]]) -> None:
-    """Keep what a node draws: by instance attributes, which are taken away again."""
-    draw_rows, draw_noise = type(augmentation).draw_rows, type(augmentation).draw_noise
-    latest: list[Tensor] = []
-
-    def rows(count: int, device: torch.device) -> Tensor:
-        latest[:] = [draw_rows(augmentation, count, device)]
-        return latest[0]
-
-    def noise(h: Tensor) -> Tensor:
-        drawn = draw_noise(augmentation, h)
-        into.append((latest[0], drawn))
-        return drawn
-
-    augmentation.__dict__["draw_rows"] = rows
-    augmentation.__dict__["draw_noise"] = noise
 
 
 def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module, Any], None]:

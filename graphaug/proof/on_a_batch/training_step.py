@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.site import Augmentation
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hooked, quieten, record_draws, recorder, slices
+from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hooked, quieten, recorder
 from graphaug.proof.on_a_batch.outputs import distance, loss_of
+from graphaug.proof.on_a_batch.recorded import Recorded, record, slices, stop_recording
 from graphaug.surgery.module import AugmentedModule
 
 Call = Callable[[nn.Module], Any]
@@ -22,20 +23,24 @@ Seed = Callable[[int], None]
 
 
 def against_hooks(
-    aug: AugmentedModule, model: nn.Module, call: Call, tolerance: float, seed: Seed
+    aug: AugmentedModule, model: nn.Module, call: Call, plain: Call, tolerance: float, seed: Seed
 ) -> Iterator[str]:
-    """Compare values and gradients of one training step with hooks on the original, under the same masks.
+    """Compare values and gradients of one training step with hooks on the original, under the same draws.
+
+    ``plain`` calls the original: with the batch as often as there are views.
 
     Raises:
         VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
     """
-    draws: dict[Target, list[tuple[Tensor, Tensor]]] = {t: [] for t in aug.augmentations}
+    draws: dict[Target, list[Recorded]] = {t: [] for t in aug.augmentations}
     how = "training mode"
-    if aug.plan.backward == "sparse":
-        how += " (sparse; dropout and batch statistics of the model itself off)"
+    apart = aug.plan.backward == "sparse" or aug.plan.asked.views > 1
+    if apart:
+        kind = "sparse" if aug.plan.backward == "sparse" else f"{aug.plan.asked.views} views"
+        how += f" ({kind}; dropout and batch statistics of the model itself off)"
         quieten(aug, model)  # two runs of the prefix draw other dropout than one
     state = ModelState(model)
-    quiet = NoDropout() if aug.plan.backward == "sparse" else contextlib.nullcontext()
+    quiet = NoDropout() if apart else contextlib.nullcontext()
     seed(1)
     with quiet:
         found, below = _recorded(aug, call, draws)
@@ -49,11 +54,11 @@ def against_hooks(
     state.restore()  # the model may also set its buffers
     seed(1)
     with hooked(aug, model, draws), quiet:
-        expected = call(model)
+        expected = plain(model)
     other, _ = loss_of(expected, weights)
     theirs = dict(zip(trained, _gradients(other, list(trained.values())), strict=True))
     _compare(expected, found, theirs, mine, tolerance)
-    yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same masks"
+    yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same draws"
 
     _check_stopped(aug, dict(zip(reached, grads[len(trained) :], strict=True)), draws)
     if aug.plan.freeze is not None:
@@ -64,22 +69,21 @@ def against_hooks(
 
 
 def _recorded(
-    aug: AugmentedModule, call: Call, draws: Mapping[Target, list[tuple[Tensor, Tensor]]]
+    aug: AugmentedModule, call: Call, draws: Mapping[Target, list[Recorded]]
 ) -> tuple[Any, dict[Target, Tensor]]:
     """The output of one call, and what entered each augmentation; what they draw goes into ``draws``."""
     below: dict[Target, Tensor] = {}
     handles = []
     for target, augmentation in aug.augmentations.items():
         handles.append(augmentation.register_forward_pre_hook(recorder(below, target)))
-        record_draws(augmentation, draws[target])
+        record(augmentation, draws[target])
     try:
         return call(aug), below
     finally:
         for handle in handles:
             handle.remove()
         for augmentation in aug.augmentations.values():
-            augmentation.__dict__.pop("draw_rows", None)
-            augmentation.__dict__.pop("draw_noise", None)
+            stop_recording(augmentation)
 
 
 def _gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
@@ -99,7 +103,7 @@ def _compare(
     if worst > tolerance:
         raise VerificationError(
             f"in training mode the output differs by {worst:.2g} (relative) from that of forward hooks "
-            "with the same masks."
+            "with the same draws."
         )
     largest = max((float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()), default=0.0)
     for name in theirs:
@@ -107,19 +111,19 @@ def _compare(
         if gap > tolerance:
             raise VerificationError(
                 f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of forward hooks "
-                "with the same masks."
+                "with the same draws."
             )
 
 
 def _check_stopped(
     aug: AugmentedModule,
     reaching: Mapping[Target, Tensor | None],
-    draws: Mapping[Target, list[tuple[Tensor, Tensor]]],
+    draws: Mapping[Target, list[Recorded]],
 ) -> None:
     for target, gradient in reaching.items():
         site = next(s for s in aug.plan.sites if s.request.target == target)
         if site.request.stop_grad and gradient is not None and site.note.startswith("separates"):
-            rows = draws[target][0][0]
+            rows = draws[target][0].rows
             place = aug.augmentations[target].place
             stopped = gradient.index_select(place.dim, slices(rows, gradient, place))
             leaked = stopped.abs().max().item() if bool(rows.any()) else 0.0
@@ -162,7 +166,7 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
 
 
 @contextlib.contextmanager
-def _every_row(augmentation: DeepAugment) -> Iterator[None]:
+def _every_row(augmentation: Augmentation) -> Iterator[None]:
     before = augmentation._subset
     augmentation.set_subset(1.0)
     try:
@@ -174,7 +178,7 @@ def _every_row(augmentation: DeepAugment) -> Iterator[None]:
 class _Order:
     """Which modules had returned when the augmentation was called, and which were called after that."""
 
-    def __init__(self, model: nn.Module, augmentation: DeepAugment) -> None:
+    def __init__(self, model: nn.Module, augmentation: Augmentation) -> None:
         self.model, self.augmentation = model, augmentation
         self.value: Tensor | None = None
         self.returned: set[nn.Module] = set()
@@ -210,7 +214,7 @@ class _Order:
 
 
 @contextlib.contextmanager
-def _order_of_calls(aug: AugmentedModule, model: nn.Module, augmentation: DeepAugment) -> Iterator[_Order]:
+def _order_of_calls(aug: AugmentedModule, model: nn.Module, augmentation: Augmentation) -> Iterator[_Order]:
     order = _Order(model, augmentation)
     # the graph does not call what it has opened, and refuses hooks that are registered there after the capture
     opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}

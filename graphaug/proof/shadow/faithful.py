@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.site import Augmentation
 from graphaug.capture.signature import Signature
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
@@ -52,7 +52,7 @@ class CapturedModel:
 def as_captured(aug: AugmentedModule) -> CapturedModel:
     """A rewritten model as what is to be compared with the original: its augmentations act as the identity."""
     parts = aug._parts
-    augmentations = {name: m for name, m in parts.added.items() if isinstance(m, DeepAugment)}
+    augmentations = {name: m for name, m in parts.added.items() if isinstance(m, Augmentation)}
     graphs = {True: parts.training_graph, False: parts.eval_graph or parts.training_graph}
     calls = {
         mode: frozenset(str(n.target) for n in graph.nodes if n.op == "call_module") - augmentations.keys()

@@ -1,0 +1,68 @@
+"""What options may be: one of several spellings, a share, a count, a flag."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+from graphaug.errors import InvalidOption, did_you_mean
+
+Sampling = Literal["exact", "bernoulli"]
+Granularity = Literal["element", "channel", "position"]
+Pairing = Literal["any", "one-sided"]
+
+CHOICES: dict[str, tuple[str | None, ...]] = {
+    "sampling": ("exact", "bernoulli"),
+    "granularity": ("element", "channel", "position"),
+    "pairing": ("any", "one-sided"),
+    "freeze": (None, "before", "after"),
+    "backward": ("auto", "dense", "sparse", "proved"),
+}
+
+
+def check_probability(name: str, value: object) -> float:
+    """Return ``value`` as a float in [0, 1].
+
+    Raises:
+        InvalidOption: it is no number, NaN, or outside [0, 1].
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidOption(f"{name}={value!r} is no number: give a float between 0 and 1.")
+    if not 0.0 <= value <= 1.0:  # false for NaN too
+        raise InvalidOption(f"{name}={value!r} is outside [0, 1].")
+    return float(value)
+
+
+def check_choice(name: str, value: object, known: Iterable[str | None] | None = None) -> str:
+    """Return ``value`` if it is one of the option's spellings, by default of those of `graphaug.rewrite`.
+
+    Raises:
+        InvalidOption: it is not; the message names the nearest one.
+    """
+    names = CHOICES[name] if known is None else tuple(known)
+    if not (value is None or isinstance(value, str)) or value not in names:
+        hint = did_you_mean(str(value), filter(None, names))
+        raise InvalidOption(f"{name}={value!r} is unknown.{hint} Known: {', '.join(map(repr, names))}.")
+    return str(value)
+
+
+def check_count(name: str, value: object, least: int) -> int:
+    """Return ``value`` if it is a whole number of at least ``least``.
+
+    Raises:
+        InvalidOption: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidOption(f"{name}={value!r}: give a whole number of at least {least}.")
+    return value
+
+
+def check_flag(name: str, value: object) -> bool:
+    """Return ``value`` if it is True or False.
+
+    Raises:
+        InvalidOption: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise InvalidOption(f"{name}={value!r} is neither True nor False.")
+    return value

@@ -1,0 +1,88 @@
+"""The plan of a rewrite: what was placed where, and what a user should know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from torch import fx, nn
+
+from graphaug.augment.rows import Rows
+from graphaug.capture.capture import Captured
+from graphaug.capture.target import Target
+from graphaug.capture.values import value_of
+from graphaug.surgery.methods import running_methods
+from graphaug.surgery.plan import PlannedSite, Request
+
+
+def planned_sites(
+    requests: Sequence[Request],
+    names: Mapping[Target, str],
+    placed: Mapping[Target, fx.Node],
+    places: Sequence[Rows],
+    notes: Mapping[Target, str],
+    shares: Mapping[Target, float],
+) -> tuple[PlannedSite, ...]:
+    """Every request as it was placed.
+
+    Args:
+        requests: the sites and their options.
+        names: of the augmentations' modules.
+        placed: their nodes.
+        places: where the rows lie, in the order of the requests.
+        notes: what else there is to say of a site.
+        shares: of the forward FLOPs up to a site, where they were counted.
+    """
+    return tuple(
+        PlannedSite(r, names[r.target], notes[r.target], shape, shares.get(r.target), place.describe(shape))
+        for r, place in zip(requests, places, strict=True)
+        for shape in [_shape(placed[r.target])]
+    )
+
+
+def notes_of(
+    model: nn.Module, captured: Captured, requests: Sequence[Request], placed: Mapping[Target, fx.Node]
+) -> list[str]:
+    """What a user should know of a model and what is put into it."""
+    return [*_placement_notes(requests, placed), *_state_notes(captured), *_method_notes(model)]
+
+
+def _shape(node: fx.Node) -> tuple[int, ...] | None:
+    shape = getattr(value_of(node), "shape", None)
+    return None if shape is None else tuple(shape)
+
+
+def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Node]) -> list[str]:
+    notes = []
+    for request in requests:
+        shape, transform = _shape(placed[request.target]), request.transform
+        if shape is not None and len(shape) == 4 and request.granularity != "element" and transform is None:
+            notes.append(
+                f"'{request.target}': channels are taken to be dimension 1 of {'×'.join(map(str, shape))}"
+            )
+        if request.stop_grad and _is_input(request.target):
+            notes.append("stop_grad at the input stops nothing that is trained")
+        if transform is not None and transform.needs.new_tokens:
+            notes.append(
+                f"'{request.target}': what is behind it gets fewer tokens; masks and positions from elsewhere "
+                "do not follow"
+            )
+        if transform is not None and any(p.requires_grad for p in transform.parameters()):
+            stopped = ", and stop_grad stops its gradient too" if request.stop_grad else ""
+            notes.append(
+                f"'{request.target}': the transform's own parameters are in the state_dict of this model{stopped}"
+            )
+    return notes
+
+
+def _state_notes(captured: Captured) -> list[str]:
+    names = ", ".join(captured.assigned)
+    return [f"the forward sets {names} in every call; the rewritten model does not"] if names else []
+
+
+def _method_notes(model: nn.Module) -> list[str]:
+    names = ", ".join(running_methods(model))
+    return [f"called by themselves, these run the model without augmentation: {names}"] if names else []
+
+
+def _is_input(target: Target) -> bool:
+    return target.path == "" and target.op is None and target.side == "before"

@@ -1,0 +1,42 @@
+"""What graphs call where rows become views: values and sizes of so many times the rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphaug.augment.rows import Rows
+from graphaug.errors import InvalidOption
+
+
+def repeated(value: Tensor, dim: int, outer: int, times: int) -> Tensor:
+    """The samples of a value so many times, the whole batch behind itself: ``[h; …; h]``.
+
+    Args:
+        value: with its samples along ``dim``, the batch ``outer`` times behind itself already.
+        dim: the dimension.
+        outer: see `Rows`.
+        times: how often.
+    """
+    return Rows(dim, outer).repeated(value, times)
+
+
+def multiplied(value: Any, kinds: Any, times: int) -> Any:
+    """A plain value for so many times the rows; ``kinds`` says which of its numbers count them ("sum")."""
+    if isinstance(kinds, (tuple, list)):
+        parts = [multiplied(v, k, times) for v, k in zip(value, kinds, strict=True)]
+        return torch.Size(parts) if isinstance(value, torch.Size) else type(value)(parts)
+    return value * times if kinds == "sum" else value
+
+
+def check_views(views: object) -> int:
+    """Return the number of views.
+
+    Raises:
+        InvalidOption: it is no whole number of at least 1.
+    """
+    if isinstance(views, bool) or not isinstance(views, int) or views < 1:
+        raise InvalidOption(f"views={views!r}: give a whole number of views, 1 or more.")
+    return views

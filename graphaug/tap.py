@@ -1,0 +1,192 @@
+"""Reading activations: a model that returns the values at its sites, and runs no further than the last of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.augment.rows import Rows
+from graphaug.augment.structures import on_first
+from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import before
+from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.target import Target
+from graphaug.capture.values import assume
+from graphaug.proof.independence.samples import find_samples
+from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
+from graphaug.select.model_structure import ModelStructure
+from graphaug.select.resolve import At, resolve
+from graphaug.sites import structure_of
+from graphaug.surgery.insert import copy_graph
+from graphaug.surgery.module import AugmentedModule, Parts, constants_module
+from graphaug.surgery.place import fresh_names, place, place_eval
+from graphaug.surgery.plan import Plan
+from graphaug.surgery.unwrap import plain_model
+
+
+class RowsFirst(nn.Module):
+    """Brings the samples of a value to the front: (n, …), as transforms get them."""
+
+    def __init__(self, place: Rows) -> None:
+        super().__init__()
+        self.place = place
+
+    def forward(self, value: Any) -> Any:
+        """Of a tuple or mapping, the first tensor is rearranged."""
+        return on_first(value, self.place.samples)
+
+
+def tap(
+    model: nn.Module,
+    at: At,
+    *,
+    side: str = "after",
+    exclude: At | None = None,
+    expect: int | None = None,
+    rows: int | None = None,
+    rows_first: bool = False,
+    example_inputs: Any = None,
+) -> AugmentedModule:
+    """A model that returns what a model computes at some of its sites.
+
+    It shares everything with the model, which is not changed: modules, parameters, modes. Values have their gradient.
+    What only serves later values is not run, in training mode neither: no running statistics behind the last site
+    move.
+
+    Args:
+        model: a plain ``nn.Module``, or a rewritten one, whose augmentation is then left out.
+        at: where: a selector or a list of them, as of `graphaug.rewrite`.
+        side: ``"after"``: the output of what ``at`` names; ``"before"``: its input.
+        exclude: sites to leave out.
+        expect: how many sites must match.
+        rows: the dimension of the inputs that holds the samples, for ``rows_first``.
+        rows_first: bring the samples to the front wherever they lie: (n, T, D) of a sequence-first (T, n, D).
+        example_inputs: what the model is called with, for forwards that look at their inputs.
+
+    Returns:
+        A module that is called as the model is and returns a dict from every site, spelled as in a plan, to its value:
+        what a forward hook on that module would see, bit for bit.
+
+    Raises:
+        SiteNotFound, AmbiguousSite, SiteCountMismatch, SelectorError: ``at`` does not say where.
+        CaptureError: the forward cannot be captured.
+        InvalidOption: ``rows`` contradicts what is proved, or samples cannot be told for ``rows_first``.
+        UnsupportedModel: the model is wrapped, compiled, or no module.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+        >>> found = tap(net, ["0", "1"])(torch.ones(5, 3))
+        >>> {site: tuple(h.shape) for site, h in found.items()}
+        {'0': (5, 4), '1': (5, 4)}
+    """
+    model = plain_model(model)
+    with undisturbed(model):
+        structure = structure_of(model, example_inputs)
+        targets = list(dict.fromkeys(resolve(at, structure, side=side, exclude=exclude, expect=expect)))
+        return _tapped(structure, targets, rows, rows_first)
+
+
+def _tapped(
+    structure: ModelStructure, targets: Sequence[Target], rows: int | None, rows_first: bool
+) -> AugmentedModule:
+    model = structure.model
+    names = fresh_names(model, targets, "tap")
+    captured, graph, placed = place(structure, names, training=True)
+    eval_captured, eval_graph = place_eval(structure, names, graph, frozenset())
+    constants = constants_module({**captured.constants, **eval_captured.constants})
+    signature = structure.signature.forget_examples()
+    facts = {True: captured.facts, False: eval_captured.facts}
+    identities: dict[str, nn.Module] = {name: nn.Identity() for name in names.values()}
+    plan = _plan(structure, captured, graph, eval_graph)
+    whole = AugmentedModule(
+        Parts(model, graph, eval_graph, {**identities, **constants}, signature, plan, facts=facts)
+    )
+    check_faithful(model, _captured(whole, identities), structure.signature)
+
+    readers: dict[str, nn.Module] = {}
+    if rows_first:
+        examples = structure.signature.examples if structure.signature.has_examples else {}
+        cuts = [placed[t] for t in targets]
+        places = find_samples(model, graph, cuts, examples, captured.constants, rows).places
+        readers = {names[t]: RowsFirst(p) for t, p in zip(targets, places, strict=True)}
+    spelled = {names[t]: str(t) for t in targets}
+    parts = Parts(
+        model,
+        _only(graph, spelled, frozenset(readers)),
+        None if eval_graph is None else _only(eval_graph, spelled, frozenset(readers)),
+        {**readers, **constants},
+        signature,
+        plan,
+        facts=facts,
+    )
+    return AugmentedModule(parts)
+
+
+def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) -> fx.Graph:
+    """The part of a graph that computes the values at the taps, as a graph that returns them.
+
+    Args:
+        graph: with a call of a module at every tap.
+        spelled: name of such a module -> how its site is spelled.
+        readers: the names of those that stay.
+    """
+    graph, _ = copy_graph(graph)
+    taps = {str(n.target): n for n in graph.nodes if n.op == "call_module" and n.target in spelled}
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    graph.erase_node(output)
+    needed = set().union(*(before(node) for node in taps.values()))
+    checks = {n for n in graph.nodes if n.target is assume and set(n.all_input_nodes) <= needed}
+    for node in reversed(graph.nodes):
+        if node not in needed and node not in checks and node.op != "placeholder":
+            graph.erase_node(node)
+    found: dict[str, fx.Node] = {}
+    for name, node in taps.items():
+        value = node.args[0]
+        assert isinstance(value, fx.Node)
+        with graph.inserting_after(node):
+            # what comes behind may change it in place, and a hook sees it before that
+            kept = graph.call_function(copied, (value,)) if len(value.users) + len(node.users) > 1 else value
+        if name in readers:
+            with graph.inserting_after(kept if kept is not value else node):
+                found[spelled[name]] = graph.call_module(name, (kept,))
+        else:
+            found[spelled[name]] = kept
+        node.replace_all_uses_with(value)
+        graph.erase_node(node)
+    graph.output({site: found[site] for site in spelled.values() if site in found})
+    graph.lint()
+    return graph
+
+
+def copied(value: Any) -> Any:
+    """The value with its tensors copied, their gradients as they were."""
+    return torch.utils._pytree.tree_map_only(Tensor, torch.clone, value)
+
+
+def _captured(whole: AugmentedModule, identities: Mapping[str, nn.Module]) -> CapturedModel:
+    """The whole graph, as what is to be compared with the model."""
+    parts = whole._parts
+    graphs = {True: parts.training_graph, False: parts.eval_graph or parts.training_graph}
+    calls = {
+        mode: frozenset(str(n.target) for n in graph.nodes if n.op == "call_module") - identities.keys()
+        for mode, graph in graphs.items()
+    }
+    return CapturedModel(whole, parts.plan.opened, calls, identities, parts.eval_graph is None)
+
+
+def _plan(
+    structure: ModelStructure, captured: Captured, graph: fx.Graph, eval_graph: fx.Graph | None
+) -> Plan:
+    return Plan(
+        model=structure.name,
+        sites=(),
+        nodes=len(graph.nodes),
+        opened=tuple(sorted(captured.opened - {""})),
+        two_graphs=eval_graph is not None,
+        backward="dense",
+        reason="no augmentation",
+        assumptions=tuple(map(str, captured.assumptions)),
+    )

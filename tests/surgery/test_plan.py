@@ -1,0 +1,122 @@
+"""Plans as files. Oracle: the rewrite that the plan is of, step by step with the same draws."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+from networks import ConvNet, Mlp
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.augment.transform import Domain
+from graphaug.errors import InvalidOption, SiteNotFound
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "dropout": {"at": "layer1", "rate": 0.3, "granularity": "channel", "stop_grad": True},
+    "several": {
+        "at": {"layer1": ga.Noise(0.1, relative="site", subset=0.25), "layer2": 0.7, "stem": ga.PCA(2)}
+    },
+    "tensor": {"at": "layer1", "transform": ga.Add(torch.linspace(0, 1, 6), scale=2.0), "freeze": "before"},
+    "mix": {
+        "at": "layer1@0",
+        "transform": ga.Mix("interpolate", partner="nearest", neighbours=2),
+        "subset": 0.75,
+    },
+    "options": {
+        "at": "layer1.1.add",
+        "transform": ga.Statistics("dsu"),
+        "allow_bypass": True,
+        "backward": "dense",
+    },
+}
+
+
+@pytest.mark.parametrize("options", REQUESTS.values(), ids=REQUESTS)
+def test_a_plan_from_a_file_does_the_same_to_another_model(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    model, x = ConvNet(), torch.randn(6, 3, 8, 8)
+    aug = ga.rewrite(model, **options)
+    text = aug.plan.to_json()
+    plan = ga.Plan.from_json(text)
+    assert str(plan) == str(aug.plan)
+    assert plan.to_json() == text
+    other = ConvNet()
+    other.load_state_dict(model.state_dict())
+    again = ga.rewrite(other, plan)
+    assert str(again.plan) == str(aug.plan)
+    for seed in range(2):
+        torch.manual_seed(seed)
+        expected = aug(x)
+        torch.manual_seed(seed)
+        assert torch.equal(again(x), expected)
+    assert str(ga.rewrite(ConvNet(), plan, dry_run=True)) == str(plan)
+
+
+def test_a_plan_has_the_numbers_that_its_transform_was_given_with() -> None:
+    noise = ga.Noise()
+    noise.set(sigma=0.7)
+    plan = ga.rewrite(ConvNet(), "layer1", transform=noise, dry_run=True)
+    again = ga.rewrite(ConvNet(), ga.Plan.from_json(plan.to_json()))
+    assert again.deep_augment.numbers()["sigma"] == 0.7
+
+
+class Shift(ga.Transform):
+    """A user's own."""
+
+    def __init__(self, width: float = 1.0, *, twice: bool = False, **site: Any) -> None:
+        super().__init__(**site)
+        self.add_number("width", width, Domain())
+        self.twice = twice
+
+    def forward(self, rows: Tensor, draws: Any) -> Tensor:
+        return rows + self.width.to(rows.dtype) * (1 + self.twice)
+
+
+def test_a_transform_of_ones_own_is_named_when_the_file_is_read() -> None:
+    plan = ga.rewrite(ConvNet(), "layer1", transform=Shift(0.5, twice=True, subset=0.25), dry_run=True)
+    text = plan.to_json()
+    assert json.loads(text)["sites"][0]["request"]["transform"] == {
+        "transform": "Shift",
+        "options": {"width": 0.5, "twice": True},
+    }
+    with pytest.raises(InvalidOption, match=r"transforms=\[YourTransform\]"):
+        ga.Plan.from_json(text)
+    read = ga.Plan.from_json(text, transforms=[Shift])
+    request = read.sites[0].request
+    assert request.subset == 0.25
+    assert isinstance(request.transform, Shift)
+    assert request.transform.twice
+
+
+def test_what_a_file_cannot_hold_is_refused() -> None:
+    plan = ga.rewrite(ConvNet(), "layer1", transform=nn.Tanh(), dry_run=True)
+    with pytest.raises(InvalidOption, match="its fn is a Tanh"):
+        plan.to_json()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"graphaug": 2}', '{"graphaug": 1, "sites": [{}]}', "null"]
+)
+def test_what_is_no_plan_is_refused(text: str) -> None:
+    with pytest.raises(InvalidOption, match="plan"):
+        ga.Plan.from_json(text)
+
+
+def test_a_plan_of_another_architecture_gives_the_usual_error() -> None:
+    plan = ga.rewrite(ConvNet(), "layer1", dry_run=True)
+    with pytest.raises(SiteNotFound, match="layer1"):
+        ga.rewrite(Mlp(), plan)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"rate": 0.3}, {"transform": ga.Noise()}, {"side": "before"}, {"backward": "dense"}, {"expect": 1}],
+    ids=str,
+)
+def test_a_plan_comes_without_further_options(options: dict[str, Any]) -> None:
+    plan = ga.rewrite(ConvNet(), "layer1", dry_run=True)
+    with pytest.raises(InvalidOption, match="said by the plan already"):
+        ga.rewrite(ConvNet(), plan, **options)

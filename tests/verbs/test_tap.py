@@ -1,0 +1,182 @@
+"""Reading activations. Oracle: forward hooks on the model, which keep a copy of what they see."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import torchvision
+import transformers
+from networks import ConvNet, TextNet
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import SiteNotFound
+
+
+def vit() -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, depth=3, embed_dim=24, num_heads=2, num_classes=4, drop_rate=0.1
+    )
+
+
+def bert() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.BertConfig(vocab_size=50, max_position_embeddings=12, **sizes)
+    return transformers.BertModel(config)
+
+
+IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+TOKENS = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(0))
+MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], Any]] = {
+    "ConvNet": (ConvNet, ["stem.1", "layer1", "layer2.0.conv1", "pool"], IMAGES),
+    "TextNet": (TextNet, ["embed", "blocks.1"], TOKENS),
+    "resnet18": (
+        lambda: torchvision.models.resnet18(num_classes=4),
+        ["bn1", "layer1.0.bn1", "layer3", "avgpool"],
+        IMAGES,
+    ),
+    "vit": (vit, ["patch_embed", "blocks.0.attn", "blocks.2"], IMAGES),
+    "bert": (
+        bert,
+        ["embeddings", "encoder.layer.0", "encoder.layer.1"],
+        {"input_ids": TOKENS, "attention_mask": torch.ones(3, 6, dtype=torch.long)},
+    ),
+}
+every = pytest.mark.parametrize(("make", "sites", "x"), MODELS.values(), ids=MODELS)
+
+
+def call(model: nn.Module, x: Any) -> Any:
+    torch.manual_seed(5)
+    return model(**x) if isinstance(x, dict) else model(x)
+
+
+def tensor(value: Any) -> Tensor:
+    return value if isinstance(value, Tensor) else value[0]
+
+
+def hooked(model: nn.Module, sites: list[str], x: Any) -> dict[str, Tensor]:
+    seen: dict[str, Tensor] = {}
+
+    def keep(site: str) -> Any:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            seen[site] = tensor(out).clone()
+
+        return model.get_submodule(site).register_forward_hook(hook)
+
+    handles = [keep(site) for site in sites]
+    call(model, x)
+    for handle in handles:
+        handle.remove()
+    return seen
+
+
+def gradients(loss: Tensor, model: nn.Module) -> tuple[Tensor | None, ...]:
+    return torch.autograd.grad(loss, list(model.parameters()), allow_unused=True, retain_graph=True)
+
+
+@every
+@pytest.mark.parametrize("training", [True, False])
+def test_it_returns_what_hooks_see(
+    make: Callable[[], nn.Module], sites: list[str], x: Any, training: bool
+) -> None:
+    torch.manual_seed(0)
+    model = make().train(training)
+    twin = copy.deepcopy(model)
+    found = call(ga.tap(model, sites, example_inputs=x), x)
+    expected = hooked(twin, sites, x)
+    assert list(found) == sites
+    for site in sites:
+        assert torch.equal(tensor(found[site]), expected[site])
+        weight = torch.randn(expected[site].shape, generator=torch.Generator().manual_seed(1))
+        mine, theirs = (
+            torch.autograd.grad(
+                (tensor(h[site]) * weight).sum(), list(net.parameters()), allow_unused=True, retain_graph=True
+            )
+            for h, net in ((found, model), (expected, twin))
+        )
+        assert any(g is not None for g in mine)
+        for one, other in zip(mine, theirs, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or torch.equal(one, other)
+
+
+def test_nothing_behind_the_last_site_is_run() -> None:
+    model = ConvNet()
+    ran: list[str] = []
+    for name, module in model.named_modules():
+        if name in ("stem.0", "layer1.0.conv1", "layer2.0.conv1", "fc"):
+            module.register_forward_pre_hook(lambda m, a, name=name: ran.append(name))
+    tapped = ga.tap(model, ["stem", "layer1"])
+    ran.clear()
+    tapped(torch.randn(2, 3, 8, 8))
+    assert ran == ["stem.0", "layer1.0.conv1"]
+
+
+@pytest.mark.slow
+def test_compiled_it_returns_the_same_without_recompiles() -> None:
+    model = torchvision.models.resnet18(num_classes=4)
+    tapped = ga.tap(model, ["bn1", "layer2"])
+    compiled = torch.compile(tapped, fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        tapped.train(training)
+        frozen = {n: b.clone() for n, b in model.named_buffers()}
+        found = compiled(IMAGES)
+        model.load_state_dict(frozen, strict=False)
+        for site, h in tapped(IMAGES).items():
+            torch.testing.assert_close(found[site], h)
+        with torch._dynamo.config.patch(error_on_recompile=True):
+            compiled(IMAGES)
+
+
+def test_copies_modes_and_parameters_are_the_models() -> None:
+    model = TextNet()
+    tapped = ga.tap(model, "blocks.1")
+    assert {id(p) for p in tapped.parameters()} == {id(p) for p in model.parameters()}
+    assert list(tapped.state_dict()) == list(model.state_dict())
+    tapped.eval()
+    assert not model.training
+    for twin in (copy.deepcopy(tapped), pickle.loads(pickle.dumps(tapped))):
+        assert torch.equal(twin(TOKENS)["blocks.1"], tapped(TOKENS)["blocks.1"])
+
+
+class SequenceFirst(nn.Module):
+    """Tokens in front: T×N×D inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.layer = nn.Embedding(20, 8), nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.layer(self.embed(tokens).transpose(0, 1)).mean(0)
+
+
+def test_samples_are_brought_to_the_front_where_they_are_proved_to_lie() -> None:
+    model = SequenceFirst().eval()
+    plain = ga.tap(model, "layer", example_inputs=TOKENS)(TOKENS)["layer"]
+    first = ga.tap(model, "layer", rows_first=True, example_inputs=TOKENS)(TOKENS)["layer"]
+    assert plain.shape == (6, 3, 8)
+    assert torch.equal(first, plain.transpose(0, 1))
+
+
+def test_inputs_operations_calls_and_rewritten_models() -> None:
+    model, x = ConvNet(), IMAGES
+    aug = ga.rewrite(model, "layer1", rate=1.0, subset=1.0)
+    found = ga.tap(aug, ["layer1.1.relu@1", "layer1.1.add", "fc.input"])(x)
+    assert list(found) == ["layer1.1.relu@1", "layer1.1.add", "fc.input"]
+    torch.testing.assert_close(found["layer1.1.relu@1"], found["layer1.1.add"].relu())
+    assert found["fc.input"].any()  # nothing is dropped
+    with pytest.raises(SiteNotFound, match=r"layer7"):
+        ga.tap(model, "layer7")
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    results = doctest.testmod(importlib.import_module("graphaug.tap"))
+    assert (results.failed, results.attempted > 1) == (0, True)
