@@ -206,7 +206,11 @@ def _operate(
         reason=choice.reason,
         freeze=frozen,
         assumptions=tuple(map(str, captured.assumptions)),
-        notes=(*filter(None, [why, structure.guess_note, samples.note]), *notes_of(model, captured, requests, placed), *more),
+        notes=(
+            *filter(None, [why, structure.guess_note, samples.note]),
+            *notes_of(model, captured, requests, placed),
+            *more,
+        ),
         asked=asked,
     )
     added = _augmentations(model, [names[r.target] for r in requests], requests, samples.places)
@@ -215,7 +219,9 @@ def _operate(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
     )
     parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
-    parts.row_dims = {name: samples.dims[id(t)] for name, t in examples.items() if id(t) in samples.dims}
+    parts.row_dims = {
+        name: samples.dims[id(t)] for name, t in structure.signature.examples.items() if id(t) in samples.dims
+    }
     return parts, choice, viewed
 
 

@@ -108,9 +108,10 @@ def _tapped(
 
     readers: dict[str, nn.Module] = {}
     if rows_first:
-        examples = structure.signature.examples if structure.signature.has_examples else {}
         cuts = [placed[t] for t in targets]
-        places = find_samples(model, graph, cuts, examples, captured.constants, rows).places
+        places = find_samples(
+            model, graph, cuts, structure.signature.examples, captured.constants, rows
+        ).places
         readers = {names[t]: RowsFirst(p) for t, p in zip(targets, places, strict=True)}
     spelled = {names[t]: str(t) for t in targets}
     parts = Parts(

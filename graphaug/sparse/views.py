@@ -40,8 +40,6 @@ def with_views(surgery: Surgery, times: int) -> fx.Graph:
             raise SparseBackwardError(
                 f"there are {len(surgery.requests)} sites, and rows become views at one"
             )
-        if not surgery.structure.signature.has_examples:
-            raise SparseBackwardError("there are no example_inputs to follow the rows with")
         if not isinstance(value_of(surgery.cuts[0]), Tensor):
             raise SparseBackwardError("the value at the cut is no single tensor")
         return _viewed(surgery, times, two_sizes(surgery))
