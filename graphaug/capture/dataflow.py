@@ -81,7 +81,10 @@ def _is_inplace(node: fx.Node) -> bool:
     """Whether a function is called with ``inplace=True``, as a keyword or by its place."""
     if "inplace" in node.kwargs or not isinstance(node.target, types.FunctionType):
         return bool(node.kwargs.get("inplace"))
-    names = list(inspect.signature(node.target).parameters)
+    try:
+        names = list(inspect.signature(node.target).parameters)
+    except ValueError:  # a wrapper of a builtin, such as Tensor.__pow__
+        return False
     place = names.index("inplace") if "inplace" in names else len(node.args)
     return place < len(node.args) and bool(node.args[place])
 

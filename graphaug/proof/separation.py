@@ -199,9 +199,30 @@ def check_sites(
             raise BypassedSite(
                 f"'{target}' does not separate input from output: {how}. "
                 f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
+                f"{_encoder_alone(target, bypass, captured)}"
             )
         notes[target] = f"{BYPASSED}{how}"
     return notes
+
+
+def _encoder_alone(target: Target, bypass: Bypass, captured: Captured) -> str:
+    """The way out where the input itself is read again behind the cut, by a loss that reconstructs it say.
+
+    No site separates such a model; the part of it that the site lies in may well be separated.
+    """
+    part, _, rest = target.path.partition(".")
+    join = node_name(bypass.join, captured)
+    if (
+        bypass.nearest is not None
+        or bypass.value.op != "placeholder"
+        or not rest
+        or join.startswith(f"{part}.")
+    ):
+        return ""
+    return (
+        f" The input is read again behind every site, as by a loss that reconstructs it: cut the part alone, "
+        f"model.{part} = graphaug.rewrite(model.{part}, {rest!r}, …)."
+    )
 
 
 def _kind(value: Any) -> str:

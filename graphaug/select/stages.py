@@ -51,6 +51,9 @@ RESNETS = {
 }
 """ResNets by the qualified name of their class: what the stem ends with, and what gives the pooled vector."""
 
+RESNET_BLOCKS = ("torchvision.models.resnet", "timm.models.resnet", "lightly.models.resnet")
+"""Where the blocks come from of which four lists in one ``nn.Sequential`` are a ResNet, as in lightly's examples."""
+
 HEADED = "graphaug.text.simcse.SimCSE"
 """What has a numbered site behind its blocks, called ``head``."""
 
@@ -64,13 +67,14 @@ class Network:
 
     Attributes:
         path: where it is, ``""`` if it is the model.
-        stem: what ends the stem of a ResNet, and what gives its pooled vector; None for a list of blocks.
+        parts: of a ResNet, what ends its stem, its four layers, what gives its pooled vector, and its head, as far as
+            they are there; empty for a list of blocks.
         blocks: path of each entry of the list of blocks.
         head: path of the numbered site behind them, if there is one.
     """
 
     path: str
-    stem: tuple[str, str] | None = None
+    parts: tuple[str, ...] = ()
     blocks: tuple[str, ...] = ()
     head: str | None = None
 
@@ -81,9 +85,8 @@ class Network:
             calls: the blocks in the order in which they run, ``@0`` and so on where one runs several times; by
                 default each once, as they are defined.
         """
-        if self.stem is not None:
-            names = (self.stem[0], *(f"layer{i}" for i in range(1, 5)), self.stem[1], "fc")
-            return {i: _join(self.path, name) for i, name in enumerate(names)}
+        if self.parts:
+            return {i: _join(self.path, name) for i, name in enumerate(self.parts)}
         calls = self.blocks if calls is None else calls
         if not calls:
             return {}
@@ -103,7 +106,10 @@ def find_network(model: nn.Module) -> Network | str:
             continue
         kinds = {f"{cls.__module__}.{cls.__name__}" for cls in type(module).__mro__}
         for kind in kinds & RESNETS.keys():
-            known[path] = Network(path, stem=RESNETS[kind])
+            stem, pooled = RESNETS[kind]
+            known[path] = Network(path, (stem, *(f"layer{i}" for i in range(1, 5)), pooled, "fc"))
+        if parts := _cut_resnet(module):
+            known[path] = Network(path, parts)
         if HEADED in kinds and (blocks := blocks_of(module)):
             inner = tuple(_join(path, block) for block in blocks)
             known[path] = Network(path, blocks=inner, head=_join(path, "head"))
@@ -118,10 +124,43 @@ def find_network(model: nn.Module) -> Network | str:
     return f"it holds several networks: {', '.join(map(repr, several[:4]))}{' and more' if len(several) > 4 else ''}"
 
 
+def _cut_resnet(module: nn.Module) -> tuple[str, ...]:
+    """The parts of a ResNet whose children stand in one ``nn.Sequential``, with or without its last ones; or nothing.
+
+    Its layers are four neighbours that hold blocks of a known ResNet each. The stem ends in front of the pooling that
+    follows it, as in the whole network.
+    """
+    if not isinstance(module, nn.Sequential):
+        return ()
+    children = list(module.named_children())
+    layers = [place for place, (_, child) in enumerate(children) if _holds_resnet_blocks(child)]
+    if len(layers) != 4 or layers[-1] - layers[0] != 3 or layers[0] == 0:
+        return ()
+    ahead = [name for name, child in children[: layers[0]] if not isinstance(child, _POOLING)]
+    pooled = []
+    for name, child in children[layers[-1] + 1 :]:
+        if not isinstance(child, (*_POOLING, nn.Flatten)):
+            break
+        pooled.append(name)
+    return (*ahead[-1:], *(children[place][0] for place in layers), *pooled[-1:]) if ahead else ()
+
+
+_POOLING = (nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d)
+
+
+def _holds_resnet_blocks(module: nn.Module) -> bool:
+    return (
+        isinstance(module, nn.Sequential)
+        and {type(child).__module__ for child in module} <= {*RESNET_BLOCKS}
+        and len(module) > 0
+    )
+
+
 def paper_stages(model: nn.Module) -> Mapping[int, str]:
     """The paper's numbering of a model's sites, as selector strings; empty if unknown (docs/selection.md, Numbers).
 
-    ResNets of torchvision and timm: -1 input, 0 stem, 1-4 ``layer1..layer4``, 5 pooled, 6 the head.
+    ResNets of torchvision and timm: -1 input, 0 stem, 1-4 ``layer1..layer4``, 5 pooled, 6 the head; the first of these
+    also where their children stand in an ``nn.Sequential``.
     Models with one list of blocks: 0 what enters the first block, i behind block i; ``graphaug.text``'s SimCSE also has
     its head behind the last block. They may lie inside of wrappers.
 

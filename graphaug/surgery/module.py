@@ -17,9 +17,9 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.facts import Fact, check_facts
 from graphaug.capture.signature import Signature
-from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated
 from graphaug.surgery.aliases import ALIAS, at_path, speakable
+from graphaug.surgery.augmentations import Augmentations
 from graphaug.surgery.methods import watched
 from graphaug.surgery.packing import pack_graph, unpack_graph
 from graphaug.surgery.plan import Plan
@@ -218,10 +218,10 @@ class AugmentedModule(fx.GraphModule):
         return model
 
     @property
-    def augmentations(self) -> dict[Target, Augmentation]:
-        """The augmentation at every site."""
+    def augmentations(self) -> Augmentations:
+        """The augmentation at every site; a key is spelled as in the plan: ``aug.augmentations["layer4"]``."""
         named = {site.module: site.request.target for site in self.plan.sites}
-        return {target: self._parts.added[name] for name, target in named.items()}
+        return Augmentations({target: self._parts.added[name] for name, target in named.items()})
 
     def set(self, site: str | None = None, /, **numbers: float) -> None:
         """Change numbers of a site's transform, or its ``subset``, in place: ``aug.set("layer4", sigma=0.1)``.
@@ -284,7 +284,7 @@ class AugmentedModule(fx.GraphModule):
 
     @property
     def _by_site(self) -> dict[str, Augmentation]:
-        return {str(target): augmentation for target, augmentation in self.augmentations.items()}
+        return self.augmentations.spelled()
 
     # --- being the model ----------------------------------------------------------------------
 

@@ -154,3 +154,21 @@ def test_an_inner_call_of_a_method_does_not_warn(x: Tensor) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ga.rewrite(Methods(), "first")(x)
+
+
+def test_augmentations_are_found_by_the_spelling_of_the_plan() -> None:
+    from graphaug.errors import SiteNotFound
+
+    aug = ga.rewrite(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4)), ["0", "1"])
+    found = aug.augmentations
+    for site in aug.plan.sites:
+        spelled = str(site.request.target)
+        assert found[spelled] is found[site.request.target] is getattr(aug, site.module)
+        assert spelled in found
+        assert found.get(spelled) is found[spelled]
+    assert len(found) == 2
+    assert "2" not in found
+    assert 0 not in found
+    assert found.get("2") is None
+    with pytest.raises(SiteNotFound, match="not augmented at '2'"):
+        found["2"]

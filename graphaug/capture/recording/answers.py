@@ -15,7 +15,7 @@ from graphaug.capture.recording.values.handles import Handle, Text
 from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import DATA, Tracked, doubtful, is_tracked, is_unknown
-from graphaug.capture.values import UNKNOWN, describe
+from graphaug.capture.values import UNKNOWN
 
 
 class RecordedAnswers:
@@ -69,7 +69,7 @@ class RecordedAnswers:
             return bool(function(*map(plain, args)))
         if any(map(is_unknown, args)):
             first = next(a for a in args if is_unknown(a))
-            raise self.session.refuse(f"it branches on the data in {describe(first._fx_node())}")
+            raise self.session.depends(first._fx_node(), "branches on")
         value = function(*map(plain, args))
         if isinstance(value, bool):
             self.nodes.assume(self._compute(function, args, value), value)
@@ -81,7 +81,7 @@ class RecordedAnswers:
         if self.session.aside:
             return value
         if is_unknown(tracked):
-            raise self.session.refuse(f"it {verb} the data in {describe(tracked._fx_node())}")
+            raise self.session.depends(tracked._fx_node(), verb)
         self.nodes.assume(tracked._fx_node(), value)
         return value
 

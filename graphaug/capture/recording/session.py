@@ -6,9 +6,19 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from torch import fx
+
+from graphaug.capture.dataflow import upstream
 from graphaug.capture.names import Frame
 from graphaug.capture.user_code import user_line
+from graphaug.capture.values import describe
 from graphaug.errors import CaptureError
+
+_LAYER_DROP = (
+    " A draw decides what runs, as LayerDrop does: set it to 0 for this model (transformers: "
+    "model.config.layerdrop = 0.0), or choose a site outside that module, so that it stays closed."
+)
 
 
 class Session:
@@ -48,6 +58,16 @@ class Session:
         """Call something without recording it."""
         with self.unrecorded():
             return function(*args, **kwargs)
+
+    def depends(self, node: fx.Node, verb: str) -> CaptureError:
+        """The refusal of a step that data decide, and what to do if they are a draw.
+
+        Args:
+            node: the data.
+            verb: what the code does with them, such as "branches on".
+        """
+        drawn = any(n.target is torch.rand for n in upstream(node))
+        return self.refuse(f"it {verb} the data in {describe(node)}", reason=_LAYER_DROP if drawn else "")
 
     def refuse(self, why: str, *, reason: str = "") -> CaptureError:
         """A `CaptureError` that names the model, the file and the line of the opened code that runs.

@@ -54,8 +54,9 @@ class Questions:
 
     def data(self, verb: str, tensor: Any) -> Exception:
         """The refusal of a question about data."""
-        what = describe(self.ledger.node_of(tensor)) if isinstance(tensor, Tensor) else repr(tensor)
-        return self.session.refuse(f"it {verb} the data in {what}")
+        if isinstance(tensor, Tensor):
+            return self.session.depends(self.ledger.node_of(tensor), verb)
+        return self.session.refuse(f"it {verb} the data in {tensor!r}")
 
     def length(self, tensor: Tensor) -> int:
         """The size of the first dimension, which the graph then relies on."""
