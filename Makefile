@@ -10,10 +10,11 @@ export HF_HUB_OFFLINE := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-oldest pytest lint format coverage bench resume-test long-test dist clean
+.PHONY: help install demo docs test test-oldest pytest lint format coverage bench resume-test long-test dist clean
 
 help:
 	@echo "make demo    SimCLR and Deep Augmentation on digits: a table and a plot in demo/"
+	@echo "make docs    the documentation as a site: site/index.html"
 	@echo "make test    lint, types and tests"
 	@echo "make test-oldest  the core's tests on torch 2.11, in an environment of its own"
 	@echo "make lint    ruff, mypy, and which room may import which"
@@ -36,6 +37,11 @@ install: $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/graphaug demo --out demo --force
+
+# Strict: a link that leads nowhere, or a name that is missing, ends it.
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -92,4 +98,4 @@ dist: $(STAMP)
 	$(BIN)/python tests/helpers/bare_environment.py dist
 
 clean:
-	rm -rf $(VENV) build dist demo runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site demo runs *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

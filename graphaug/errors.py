@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 
 class GraphaugError(Exception):
-    """Base of every error that graphaug raises on purpose."""
+    """Base of every error that graphaug raises on purpose.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> try:
+        ...     ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8)), at="7")
+        ... except ga.GraphaugError as error:
+        ...     print(type(error).__name__)
+        SiteNotFound
+    """
 
 
 class SelectorError(GraphaugError, ValueError):

@@ -127,6 +127,18 @@ def rewrite(
         SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
         SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved.
         UnsupportedModel: the model is wrapped, compiled, or no module.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU(), torch.nn.Linear(8, 2))
+        >>> batch = torch.randn(6, 4)
+        >>> aug = ga.rewrite(model, at="1", rate=0.5, subset=0.5, stop_grad=True, example_inputs=batch)
+        >>> aug.plan.backward
+        'sparse'
+        >>> aug.train()(batch).shape  # half of the rows were augmented behind the ReLU
+        torch.Size([6, 2])
+        >>> ga.rewrite(model, at={"0": 0.1, "1": 0.3}, dry_run=True).sites[1].request.rate
+        0.3
     """
     at, stop_grad, why = suggested(at, stop_grad)
     earlier = model if isinstance(model, AugmentedModule) else None
@@ -277,6 +289,12 @@ def strip(aug: nn.Module) -> nn.Module:
 
     Raises:
         NotRewritten: ``aug`` was not made by `rewrite`.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2))
+        >>> ga.strip(ga.rewrite(model, at="0")) is model
+        True
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(

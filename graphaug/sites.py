@@ -49,6 +49,12 @@ class Site:
         backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
             types and separation tell ("sparse", "dense: BatchNorm2d 'bn1' couples the rows"); rewriting also probes
             the rows.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> site = ga.sites(torch.nn.Sequential(torch.nn.Linear(4, 8)), example_inputs=torch.zeros(2, 4))[1]
+        >>> site.path, site.shape
+        ('0', (2, 8))
     """
 
     target: Target
@@ -72,7 +78,14 @@ class Site:
 
 
 class Sites(Sequence[Site]):
-    """The sites of a model: a sequence of `Site`, printed as a table."""
+    """The sites of a model: a sequence of `Site`, printed as a table.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> found = ga.sites(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()))
+        >>> len(found), found[1].path
+        (3, '0')
+    """
 
     def __init__(self, model: str, entries: Sequence[Site], note: str = "") -> None:
         self.model, self.entries, self.note = model, list(entries), note
@@ -140,6 +153,12 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
     Raises:
         CaptureError: the model's own forward cannot be captured.
         UnsupportedModel: the object is no plain model.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> found = ga.sites(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.ReLU()))
+        >>> [site.path for site in found]
+        ['input', '0', '1']
     """
     plain = plain_model(model)
     with undisturbed(plain):

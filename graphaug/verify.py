@@ -28,7 +28,14 @@ from graphaug.surgery.views import repeated
 
 @dataclass(frozen=True)
 class Verification:
-    """What `verify` proved: one line per claim. Falsy never; a failed claim raises."""
+    """What `verify` proved: one line per claim. Falsy never; a failed claim raises.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), at="0")
+        >>> ga.verify(aug, torch.randn(4, 4)).claims[0]
+        'eval mode: output bit-equal to the original'
+    """
 
     claims: tuple[str, ...]
 
@@ -61,6 +68,12 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     Raises:
         VerificationError: a claim does not hold; says which, where, and by how much.
         NotRewritten: ``aug`` was not made by `graphaug.rewrite`.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), at="0", stop_grad=True)
+        >>> print(str(ga.verify(aug, torch.randn(4, 4))).splitlines()[0])
+        ok  eval mode: output bit-equal to the original
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not a {type(aug).__name__}.")

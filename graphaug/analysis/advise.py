@@ -30,6 +30,12 @@ class Suggestion(Mapping[str, Any]):
         reason: why, in a sentence.
         score: strength of the stretch that it lies at the end of, the higher the better.
         stretch: names of the first and last site of that stretch.
+
+    Examples:
+        >>> from graphaug.analysis import Suggestion
+        >>> best = Suggestion("layer3", True, "the start of a stretch", score=0.4, stretch=("layer3", "layer4"))
+        >>> dict(best)  # what graphaug.rewrite(model, **best) takes
+        {'at': 'layer3', 'stop_grad': True}
     """
 
     at: str
@@ -61,6 +67,14 @@ class Advice(Sequence[Suggestion]):
         stretches: what was found in it.
         threshold: above which mean similarity sites form a stretch.
         sites: those that stretches were looked for in: without such as have the same values as the one before.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import advise
+        >>> layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(3)]
+        >>> found = advise(torch.nn.Sequential(*layers), torch.randn(64, 8))
+        >>> [s.score for s in found] == sorted((s.score for s in found), reverse=True)  # the best comes first
+        True
     """
 
     def __init__(
@@ -132,6 +146,14 @@ def advise(
     Raises:
         SiteNotFound: fewer than 3 sites.
         Whatever `cka` raises.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import advise
+        >>> layers = [torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()) for _ in range(3)]
+        >>> found = advise(torch.nn.Sequential(*layers), torch.randn(64, 8))
+        >>> {suggestion.at for suggestion in found} <= {"0", "1", "2"}
+        True
     """
     plain = plain_model(model)
     stream = batches(plain, data, batch_size)

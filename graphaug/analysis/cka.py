@@ -49,6 +49,13 @@ class CKA:
             unbiased estimator may give values slightly below 0.
         samples: how many samples (with ``tokens="each"``, tokens) went in.
         estimator, kernel: how.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import cka
+        >>> found = cka(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh()), torch.randn(64, 8), ["0", "1"])
+        >>> round(float(found.values[0, 0]), 3)
+        1.0
     """
 
     rows: tuple[str, ...]
@@ -114,6 +121,15 @@ def cka(
             number of rows.
         DataError: there are no data, or not such as the forward takes, or the activations of a site are not finite.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import cka
+        >>> torch.manual_seed(0).initial_seed()
+        0
+        >>> model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Tanh(), torch.nn.Linear(8, 8))
+        >>> cka(model, torch.randn(64, 8), ["0", "1", "2"]).values.shape
+        torch.Size([3, 3])
     """
     _check_options(bandwidth, estimator=estimator, kernel=kernel, tokens=tokens)
     models = [plain_model(m) for m in (model, other) if m is not None]

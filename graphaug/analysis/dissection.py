@@ -62,6 +62,13 @@ class Dissection:
         dropped: share of the augmented rows' units that were set to 0.
         gradient_below, gradient_above: norm of the gradient of the parameters before and behind the first cut.
         plain_below, plain_above: the same without the augmentation.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> from graphaug.analysis import dissect
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)), at="0", rate=1.0)
+        >>> dissect(aug, torch.randn(8, 8)).verdict
+        'destroying'
     """
 
     effects: tuple[SiteEffect, ...]
@@ -134,6 +141,13 @@ def dissect(
         NotRewritten: ``aug`` is a plain model.
         BatchError: fewer than 4 rows, or no row is augmented.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> from graphaug.analysis import dissect
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 4)), at="0", rate=1.0)
+        >>> print(str(dissect(aug, torch.randn(8, 8))).splitlines()[0])
+        4 of 8 rows augmented, 100% of their units dropped: destroying
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"dissect takes what graphaug.rewrite returned, not a {type(aug).__name__}.")

@@ -46,6 +46,12 @@ def tolerance(x: Tensor, labels: Tensor) -> float:
     Raises:
         BatchError: shapes that do not fit.
         DataError: no class has two samples.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import tolerance
+        >>> tolerance(torch.tensor([[1.0, 0.0], [2.0, 0.0]]), torch.tensor([0, 0]))
+        1.0
     """
     check_embeddings(x)
     if labels.shape != x.shape[:1]:
@@ -63,6 +69,12 @@ def embedding_std(x: Tensor) -> float:
     """Standard deviation of the normalised embeddings, averaged over dimensions (Chen & He, SimSiam, 2021, Sec. 4.1).
 
     0 if they have collapsed to a point, about ``1/√D`` if they spread over the sphere.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import embedding_std
+        >>> embedding_std(torch.ones(5, 3))  # collapsed
+        0.0
     """
     check_embeddings(x, 2)
     return float(on_sphere(x).std(dim=0).mean())
@@ -72,6 +84,12 @@ def effective_rank(x: Tensor) -> float:
     """Dimensions in use: exp of the entropy of the centred embeddings' singular values (Roy & Vetterli, 2007).
 
     Between 1 and min(N - 1, D); 0 if all embeddings are one.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import effective_rank
+        >>> round(effective_rank(torch.tensor([[1.0, 0.0], [2.0, 0.0], [4.0, 0.0]])), 3)  # all on one line
+        1.0
     """
     check_embeddings(x, 2)
     centred = x.double() - x.double().mean(0)
@@ -84,7 +102,16 @@ def effective_rank(x: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Geometry:
-    """The geometry of the embeddings at one site, over ``samples`` pairs; ``tolerance`` needs labels."""
+    """The geometry of the embeddings at one site, over ``samples`` pairs; ``tolerance`` needs labels.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import Geometry
+        >>> z = torch.eye(4)
+        >>> found = Geometry.of("layer4", z, (z, z))
+        >>> found.alignment, found.dimensions
+        (0.0, 4)
+    """
 
     site: str
     alignment: float
@@ -147,6 +174,14 @@ def geometry(
         DataError: there are no pairs.
         BatchError: the two views have other numbers of rows.
         SiteNotFound, CaptureError: as in `graphaug.rewrite`.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import geometry
+        >>> x = torch.randn(16, 8)
+        >>> found = geometry(torch.nn.Sequential(torch.nn.Linear(8, 4)), [(x, x)], ["0"])
+        >>> found[0].alignment  # both views are the same
+        0.0
     """
     _check_tokens(tokens)
     plain = plain_model(model)
@@ -183,6 +218,12 @@ def site_embeddings(
 
     Raises:
         InvalidOption, DataError, BatchError, SiteNotFound, CaptureError: as `cka`.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import site_embeddings
+        >>> site_embeddings(torch.nn.Sequential(torch.nn.Linear(8, 4)), torch.randn(16, 8), ["0"])["0"].shape
+        torch.Size([16, 4])
     """
     _check_tokens(tokens)
     plain = plain_model(model)

@@ -25,6 +25,11 @@ class Stretch:
         similarity: mean CKA of its pairs of sites.
         outside: mean CKA between its sites and the others.
         strength: ``(length - 1) * (similarity - threshold)``, what joining them gains.
+
+    Examples:
+        >>> from graphaug.analysis import Stretch
+        >>> Stretch(start=1, end=3, similarity=0.95, outside=0.1, strength=0.9).end
+        3
     """
 
     start: int
@@ -79,6 +84,15 @@ def stretches(
     Raises:
         BatchError: the matrix is not square, not symmetric, or not finite.
         InvalidOption: an option is outside its domain.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import stretches
+        >>> alike = torch.full((6, 6), 0.1)
+        >>> alike[1:4, 1:4] = 0.95
+        >>> alike = alike.fill_diagonal_(1.0)
+        >>> [(s.start, s.end) for s in stretches(alike)]
+        [(1, 3)]
     """
     matrix = _matrix(values)
     if threshold is None:

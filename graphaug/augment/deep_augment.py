@@ -39,6 +39,12 @@ class DeepAugment(Augmentation):
 
     Raises:
         InvalidOption: a value outside its domain.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> out = ga.DeepAugment(rate=1.0, subset=0.5)(torch.ones(4, 3))
+        >>> out.sum(dim=1).sort().values
+        tensor([0., 0., 3., 3.])
     """
 
     rate: Tensor

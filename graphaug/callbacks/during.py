@@ -33,6 +33,15 @@ class DuringTraining:
 
     Raises:
         InvalidOption: a value outside its domain.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> from graphaug.callbacks.during import DuringTraining
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), at="0")
+        >>> during = DuringTraining(rate=(0.5, 0.1))
+        >>> during.before_step(aug, progress=1.0)
+        >>> aug.augmentations["0"].rate.item()
+        0.1
     """
 
     def __init__(
@@ -71,7 +80,9 @@ class DuringTraining:
             )
         _check_reachable(model)
         if self.rate is not None and not any("rate" in a.numbers() for a in augmented(model)):
-            raise InvalidOption("rate: no transform of this model has a rate; aug.set changes the numbers that it has.")
+            raise InvalidOption(
+                "rate: no transform of this model has a rate; aug.set changes the numbers that it has."
+            )
         inside = {id(p) for module in self._modules(model) for p in module.parameters()}
         frozen_modules = {id(m) for module in self._modules(model) for m in module.modules()}
         for path, module in model.named_modules(remove_duplicate=False):
@@ -144,7 +155,7 @@ def course_value(name: str, course: Course, progress: float) -> float | None:
         if len(course) != 2:
             raise InvalidOption(f"{name}={course!r}: give one number, the first and the last, or a function.")
         first, last = (check_probability(name, end) for end in course)
-        return first + (last - first) * progress
+        return first * (1 - progress) + last * progress
     return check_probability(name, course)
 
 

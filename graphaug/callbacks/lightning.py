@@ -38,14 +38,14 @@ class DeepAugmentCallback(Callback):
         self.during = DuringTraining(**options)
         self._counted: Counted | None = None
         self._open = ExitStack()
-        self._numbers: dict[str, list[float]] = {}
+        self._numbers: list[dict[str, float]] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Check the module, take up a checkpoint's numbers, and begin to count."""
         self.during.check(pl_module)
-        for name, values in self._numbers.items():
-            for augmentation, value in zip(augmented(pl_module), values, strict=True):
-                getattr(augmentation, f"set_{name}")(value)
+        if self._numbers:
+            for augmentation, numbers in zip(augmented(pl_module), self._numbers, strict=True):
+                augmentation.set(**numbers)
         self._counted = self._open.enter_context(counting(pl_module))
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
@@ -56,8 +56,7 @@ class DeepAugmentCallback(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any, **__: Any) -> None:
         """Log, where the Trainer logs."""
-        found = augmented(pl_module)
-        self._numbers = {"rate": [a._rate for a in found], "subset": [a._subset for a in found]}
+        self._numbers = [a.numbers() for a in augmented(pl_module)]
         if trainer.logger is not None and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
             pl_module.log_dict(report(pl_module, self._counted))
 
@@ -67,9 +66,9 @@ class DeepAugmentCallback(Callback):
         self.during.after_training()
 
     def state_dict(self) -> dict[str, Any]:
-        """The rate and subset of every site, for the checkpoint."""
-        return dict(self._numbers)
+        """The numbers of every site, rate and subset among them, for the checkpoint."""
+        return {"numbers": self._numbers}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up the rate and subset of a checkpoint; they are set when the training goes on."""
-        self._numbers = dict(state_dict)
+        """Take up the numbers of a checkpoint; they are set when the training goes on."""
+        self._numbers = list(state_dict["numbers"])

@@ -25,6 +25,12 @@ def alignment(x: Tensor, y: Tensor, alpha: float = 2.0) -> float:
 
     Raises:
         BatchError: the shapes differ, or are not (N, D) with N of at least 1.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import alignment
+        >>> round(alignment(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]])), 4)  # a right angle
+        2.0
     """
     check_embeddings(x)
     if x.shape != y.shape:
@@ -48,6 +54,12 @@ def uniformity(x: Tensor, t: float = 2.0, *, chunk: int = 1024) -> float:
         BatchError: fewer than 2 rows, or not (N, D).
         DataError: an embedding is not finite.
         InvalidOption: a chunk of no rows.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import uniformity
+        >>> round(uniformity(torch.tensor([[1.0, 0.0], [-1.0, 0.0]])), 3)  # opposite each other: -2 · 2²
+        -8.0
     """
     check_embeddings(x, 2)
     if chunk < 1:
@@ -98,6 +110,14 @@ def pair_geometry(
     Raises:
         BatchError: the three are not of one length.
         DataError: no pair reaches the threshold.
+
+    Examples:
+        >>> import torch
+        >>> from graphaug.analysis import pair_geometry
+        >>> vectors = {"a cat": torch.tensor([1.0, 0.0]), "a dog": torch.tensor([0.0, 1.0])}
+        >>> embed = lambda sentences: torch.stack([vectors[s] for s in sentences])
+        >>> round(pair_geometry(embed, ["a cat"], ["a dog"], [4.5])[0], 4)
+        2.0
     """
     if not len(first) == len(second) == len(scores):
         raise BatchError(f"{len(first)} and {len(second)} sentences with {len(scores)} scores are no pairs.")

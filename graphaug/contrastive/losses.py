@@ -55,6 +55,12 @@ def info_nce(
         BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
         InvalidOption: the temperature is not a positive number, or no such scale.
 
+    Examples:
+        >>> import torch
+        >>> from graphaug.contrastive.losses import info_nce
+        >>> z = torch.eye(2)  # pairs that agree, others at a right angle: log(1 + 1/e)
+        >>> round(float(info_nce(z, z, temperature=1.0)), 4)
+        0.3133
     """
     factor = _check(z1, z2, temperature, gather, scale)
     with torch.autocast(z1.device.type, enabled=False):
@@ -89,6 +95,12 @@ def nt_xent(
         BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
         InvalidOption: the temperature is not a positive number, or no such scale.
 
+    Examples:
+        >>> import torch
+        >>> from graphaug.contrastive.losses import nt_xent
+        >>> z1, z2 = torch.eye(4).chunk(2)  # two pairs that have nothing in common: log 3
+        >>> round(float(nt_xent(z1, z2)), 4)
+        1.0986
     """
     factor = _check(z1, z2, temperature, gather, scale)
     with torch.autocast(z1.device.type, enabled=False):

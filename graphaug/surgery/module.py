@@ -85,6 +85,15 @@ class AugmentedModule(fx.GraphModule):
 
     It is a view of the user's model: children, parameters, buffers and hooks are the same objects,
     and attributes that it lacks are looked up on the model.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> aug = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.Linear(8, 2)), at="0", rate=0.5)
+        >>> aug.set_rate(0.25)
+        >>> aug.augmentations["0"].rate.item()
+        0.25
+        >>> type(aug.original).__name__
+        'Sequential'
     """
 
     def __init__(self, parts: Parts) -> None:

@@ -92,6 +92,12 @@ class Plan:
         assumptions: facts about the inputs that the graph relies on and checks in every call.
         notes: anything a user should know.
         asked: the options of the rewrite that are not a site's.
+
+    Examples:
+        >>> import torch, graphaug as ga
+        >>> plan = ga.rewrite(torch.nn.Sequential(torch.nn.Linear(4, 8)), at="0", dry_run=True)
+        >>> plan.backward, plan.reason
+        ('dense', 'stop_grad is off, so every row has a gradient')
     """
 
     model: str
