@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -61,3 +62,15 @@ def test_a_change_is_named_and_undone(kind: str) -> None:
     assert list(surroundings.changes()) == []
     held = dict(vars(model))
     assert str((held, Keeps.count, model.weight.requires_grad)) == str(before)
+
+
+def test_what_another_thread_does_is_no_change() -> None:
+    model = Keeps()
+    thread: Any = threading.Thread()
+    thread.woken = 0
+    model.table["monitor"] = thread  # as that of tqdm, which a model's file may import
+    surroundings = Surroundings(model, [model])
+    thread.woken = 1
+    assert list(surroundings.changes()) == []
+    surroundings.restore()
+    assert thread.woken == 1

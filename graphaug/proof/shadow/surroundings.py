@@ -12,6 +12,7 @@ import itertools
 import operator
 import random
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -131,8 +132,8 @@ class Surroundings:
         if len(self._seen) > _MOST:
             return
         self._seen.add(id(value))
-        if self._generator(value, name) or isinstance(value, (Tensor, type, nn.Module)):
-            return
+        if self._generator(value, name) or isinstance(value, (Tensor, type, nn.Module, threading.Thread)):
+            return  # a thread changes its own attributes whenever it likes, as that of tqdm does
         if isinstance(value, types.MethodType):
             self._walk(value.__func__, name, depth)
             self._walk(value.__self__, name, depth - 1)
