@@ -107,6 +107,39 @@ def test_a_mode_that_was_asked_for_is_an_assumption(name: str) -> None:
         assert torch.equal(aug.eval()(features()), model.eval()(features()))
 
 
+DEVICES: dict[str, Any] = {
+    "equal": lambda m, h: h * 2 if h.device.type == "cpu" else h,
+    "upper": lambda m, h: h * 2 if h.device.type.upper() == "CPU" else h,
+    "end": lambda m, h: h * 2 if h.device.type.endswith("pu") else h,
+    "slice": lambda m, h: h * 2 if h.device.type[:2] == "cp" else h,
+    "order": lambda m, h: h * 2 if h.device.type < "d" else h,
+    "spelled": lambda m, h: h * 2 if repr(h.device.type) == "'cpu'" else h,
+}
+
+
+@pytest.mark.parametrize("kind", DEVICES)
+def test_what_is_asked_of_the_type_of_a_device_is_relied_on(kind: str) -> None:
+    model, aug = made(DEVICES[kind])
+    same(model, aug)
+    with pytest.raises(AssumptionViolated, match="device"):
+        aug.train().to("meta")(features().to("meta"))
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        lambda h: h.device,
+        lambda h: torch.device(h.device),
+        lambda h: torch.device(h.device.type),
+        lambda h: torch.device(type=h.device.type),
+    ],
+)
+def test_a_device_that_is_made_of_an_inputs_follows_it(device: Callable[[Tensor], torch.device]) -> None:
+    model, aug = made(lambda m, h: h + torch.zeros(4, device=device(h)))
+    same(model, aug)
+    assert aug.train().to("meta")(features().to("meta")).device.type == "meta"
+
+
 # --- what is made in every call ---------------------------------------------------------------------
 
 

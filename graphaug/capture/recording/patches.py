@@ -83,6 +83,16 @@ class Patches:
         self._saved.append((owner, name, saved))
         setattr(owner, name, classmethod(guard))
 
+    def getter(self, owner: type, name: str, replacement: Callable[..., Any]) -> None:
+        """The same for a property: the replacement gets the function that reads it, then the object."""
+        saved = vars(owner)[name]
+
+        def guard(value: Any) -> Any:
+            return replacement(saved.fget, value) if self.here() else saved.fget(value)
+
+        self._saved.append((owner, name, saved))
+        setattr(owner, name, property(guard, saved.fset))
+
     def entry(self, scope: dict[str, Any], name: str, replacement: Callable[..., Any]) -> None:
         """The same for a function in a module's namespace."""
         original = scope[name]

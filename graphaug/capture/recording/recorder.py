@@ -20,8 +20,8 @@ from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.handles import Handle
-from graphaug.capture.recording.values.structures import plain, tensors_in
+from graphaug.capture.recording.values.structures import holds, plain, tensors_in
+from graphaug.capture.recording.values.tracked import is_tracked
 
 
 class Recorder(TorchFunctionMode):
@@ -56,9 +56,10 @@ class Recorder(TorchFunctionMode):
         if func is torch._assert and not isinstance(args[0], Tensor):  # of sizes: an assumption by now
             return func(*plain(args))
         if func is torch.device:
-            if len(args) == 1 and type(args[0]) is Handle:
-                return args[0]
-            return func(*plain(args), **plain(kwargs))
+            named = [kwargs[name] for name in ("type", "index") if name in kwargs]
+            if holds((args, named), is_tracked):
+                return self.answers.derived(func, (*args, *named))
+            return func(*args, **kwargs)
         call = operations.classify(func, sys._getframe(1))
         if call.kind == "get":
             return self._questions.attribute(args[0], call.target)

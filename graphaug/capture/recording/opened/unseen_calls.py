@@ -10,7 +10,8 @@ from typing import Any
 import torch
 import torch.utils.checkpoint
 import torch.utils.dlpack
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.opened.functions import AutogradCall
@@ -19,10 +20,12 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.user_code import is_internal
+from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
 _MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
+_DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
 
@@ -48,6 +51,7 @@ class UnseenCalls:
                 method(owner, name, self._seed)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
+        self.patches.getter(FakeTensor, "device", self._device)
         for name in (n for n in _MODES if hasattr(torch, n)):
             method(torch, name, functools.partial(self._asked_mode, name))
 
@@ -73,6 +77,12 @@ class UnseenCalls:
         if len(args) != 1 or kwargs or type(args[0]) is not Handle:
             return original(*plain(args), **plain(kwargs))
         return self.recorder.answers.type_info(original, args[0])
+
+    def _device(self, read: Callable[[Tensor], torch.device], tensor: Tensor) -> Any:
+        """The device of a fake tensor is a property in Python, which asks no function mode; that of a real one does."""
+        if not has_torch_function((tensor,)):
+            return read(tensor)
+        return handle_torch_function(_DEVICE, (tensor,), tensor)
 
     def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch by opened code itself: the graph holds for the answer."""

@@ -29,18 +29,16 @@ class Text(Tracked, str):
     def __hash__(self) -> int:
         return hash(self._ask())
 
-    def __str__(self) -> str:
-        return str(self._ask())
 
-    def __format__(self, spec: str) -> str:
-        return format(self._ask(), spec)
+def _of_the_value(name: str) -> Callable[..., Any]:
+    def method(self: Text, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._ask(), name)(*args, **kwargs)
 
-    def __contains__(self, part: Any) -> bool:
-        return part in self._ask()
+    return method
 
-    def startswith(self, *args: Any) -> bool:
-        """As `str.startswith`, of the value that the graph then relies on."""
-        return bool(self._ask().startswith(*args))
+
+for _name in vars(str).keys() - vars(Text).keys() - {"__new__", "__doc__", "__getattribute__"}:
+    setattr(Text, _name, _of_the_value(_name))
 
 
 class Handle(Tracked):
