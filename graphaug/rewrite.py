@@ -21,7 +21,7 @@ from graphaug.sites import structure_of
 from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open, probe_split
 from graphaug.sparse.views import view_choice, view_notes, with_views
 from graphaug.surgery.freeze import freeze as freeze_pass
-from graphaug.surgery.module import AugmentedModule, Parts, constants_module
+from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import fresh_names, place, place_eval
 from graphaug.surgery.plan import Asked, Plan, Request
 from graphaug.surgery.planned import notes_of, planned_sites
@@ -37,6 +37,7 @@ from graphaug.surgery.requests import (
     requested,
     suggested,
 )
+from graphaug.surgery.rewritten.parts import Parts, constants_module
 from graphaug.surgery.unwrap import plain_model, unwrap_hint
 
 

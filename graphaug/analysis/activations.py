@@ -18,9 +18,10 @@ from graphaug.errors import BatchError, SiteNotFound
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
-from graphaug.surgery.module import AugmentedModule, Parts, constants_module
+from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import fresh_names, place
 from graphaug.surgery.plan import Plan
+from graphaug.surgery.rewritten.parts import Parts, constants_module
 from graphaug.surgery.unwrap import plain_model
 
 Receive = Callable[[int, Tensor], None]

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import Tensor, fx, nn
 
 from graphaug.augment.drawn import Drawn
 from graphaug.augment.site import Augmentation
-from graphaug.capture.names import CONSTANTS
-from graphaug.capture.recording.facts import Fact, check_facts
-from graphaug.capture.signature import Signature
-from graphaug.errors import AssumptionViolated
-from graphaug.surgery.aliases import ALIAS, at_path, speakable
-from graphaug.surgery.augmentations import Augmentations
+from graphaug.surgery.by_site import Augmentations, BySite, given, settings
 from graphaug.surgery.methods import watched
-from graphaug.surgery.packing import pack_graph, unpack_graph
 from graphaug.surgery.plan import Plan
-from graphaug.surgery.settings import BySite, given, settings
-from graphaug.torch_private import function_from_source
+from graphaug.surgery.rewritten.aliases import ALIAS, at_path, speakable
+from graphaug.surgery.rewritten.forward import compiled, forward_of
+from graphaug.surgery.rewritten.packing import pack_parts, unpack_parts
+from graphaug.surgery.rewritten.parts import Parts
 
 # The registries of the root that the rewritten model and the user's model have in common.
 _SHARED = (
@@ -33,51 +27,6 @@ _SHARED = (
     "_forward_pre_hooks", "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks",
     "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks", "_load_state_dict_post_hooks",
 )  # fmt: skip
-
-
-class Constants(nn.Module):
-    """What opened code refers to and no module owns: tensors as non-persistent buffers, other objects as they are."""
-
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        super().__init__()
-        for name, value in values.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                self.__dict__[name] = value  # not a child, even if it is a module
-
-
-class Steps(Protocol):
-    """A training forward in several graphs instead of one; a sparse backward is made of these."""
-
-    def graphs(self) -> Mapping[str, fx.Graph]:
-        """The graphs by name; each becomes a method ``_forward_<name>`` of the rewritten model."""
-
-    def with_graphs(self, change: Callable[[fx.Graph], Any]) -> Any:
-        """The same steps with every graph changed: packed, or unpacked again."""
-
-    def run(self, owner: Any, values: dict[str, Any]) -> Any:
-        """One training forward of the rewritten model, from its inputs by name."""
-
-
-@dataclass
-class Parts:
-    """All that a rewritten model consists of, in a form that can be copied and pickled."""
-
-    model: nn.Module
-    training_graph: fx.Graph
-    eval_graph: fx.Graph | None
-    added: dict[str, nn.Module]
-    signature: Signature
-    plan: Plan
-    split: Steps | None = None
-    warned: set[str] = field(default_factory=set)
-    facts: Mapping[bool, tuple[Fact, ...]] = field(default_factory=dict)
-    """What the graphs of training (True) and eval mode rely on besides their inputs."""
-    runs_original: bool = False
-    """Whether a call in eval mode that the graph was not captured for runs the original model."""
-    row_dims: Mapping[str, int] = field(default_factory=dict)
-    """The dimension of samples of the inputs that are tensors and have one, as far as it is known."""
 
 
 class AugmentedModule(fx.GraphModule):
@@ -121,42 +70,13 @@ class AugmentedModule(fx.GraphModule):
         if parts is None:  # GraphModule.__init__ compiles its empty graph first
             return code
         cls: Any = type(self)
-        cls._forward_training = cls.forward
-        cls._forward_eval = cls.forward
+        cls._forward_training = cls._forward_eval = cls.forward
         if parts.eval_graph is not None:
-            cls._forward_eval = _compiled(parts.eval_graph, self._aliases)
+            cls._forward_eval = compiled(parts.eval_graph, AugmentedModule, self._aliases)
         if parts.split is not None:
             for name, graph in parts.split.graphs().items():
-                setattr(cls, f"_forward_{name}", _compiled(graph, self._aliases))
-
-        def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-            if self._parts.runs_original and not self.training and not isinstance(args, fx.Proxy):
-                try:
-                    return graph_forward(self, args, kwargs)
-                except AssumptionViolated:  # whatever the model accepts: here it is the model
-                    return self._parts.model.forward(*args, **kwargs)
-            return graph_forward(self, args, kwargs)
-
-        def graph_forward(self: Any, args: Any, kwargs: Any) -> Any:
-            if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
-                values = self._parts.signature.take(args, kwargs)
-            else:
-                instead = self._parts.runs_original and not self.training
-                values = self._parts.signature.bind(args, kwargs, to_the_letter=instead)
-                check_facts(self._parts.model, self._parts.facts.get(self.training, ()))
-            if self.training:
-                split = self._parts.split
-                return self._forward_training(**values) if split is None else split.run(self, values)
-            return self._forward_eval(**values)
-
-        seen = parts.signature.python_signature()
-        first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        # a code object of its own: torch.compile counts recompilations by it, and many models may be compiled
-        forward = types.FunctionType(
-            forward.__code__.replace(), forward.__globals__, "forward", None, forward.__closure__
-        )
-        forward.__signature__ = seen.replace(parameters=[first, *seen.parameters.values()])  # type: ignore[attr-defined]
-        cls.forward = forward
+                setattr(cls, f"_forward_{name}", compiled(graph, AugmentedModule, self._aliases))
+        cls.forward = forward_of(parts.signature)
         return code
 
     def train(self, mode: bool = True) -> AugmentedModule:
@@ -343,56 +263,16 @@ class AugmentedModule(fx.GraphModule):
         return _rebuild, (_packed(self),)
 
 
-def _compiled(graph: fx.Graph, aliases: dict[str, list[str]]) -> Any:
-    """The function of a graph, with the model as its ``self``."""
-    code = speakable(graph, AugmentedModule, aliases).python_code(root_module="self")
-    return function_from_source(code.src, code.globals)
-
-
 def _packed(aug: AugmentedModule) -> dict[str, Any]:
-    parts = aug._parts
-    return {
-        "model": parts.model,
-        "training_graph": pack_graph(parts.training_graph),
-        "eval_graph": pack_graph(parts.eval_graph),
-        "added": parts.added,
-        "signature": parts.signature,
-        "plan": parts.plan,
-        "split": None if parts.split is None else parts.split.with_graphs(pack_graph),
-        "facts": parts.facts,
-        "runs_original": parts.runs_original,
-        "row_dims": parts.row_dims,
-        "extra": aug._extra(),
-        "later": aug._later(),
-    }
+    return {"parts": pack_parts(aug._parts), "extra": aug._extra(), "later": aug._later()}
 
 
 def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
-    graph = unpack_graph(packed["training_graph"])
-    assert graph is not None
-    model, added = packed["model"], packed["added"]
-    modes = {m: m.training for m in [model, *model.modules(), *added.values()]}
-    aug = AugmentedModule(
-        Parts(
-            model,
-            graph,
-            unpack_graph(packed["eval_graph"]),
-            added,
-            packed["signature"],
-            packed["plan"],
-            None if packed["split"] is None else packed["split"].with_graphs(unpack_graph),
-            facts=packed["facts"],
-            runs_original=packed["runs_original"],
-            row_dims=packed["row_dims"],
-        )
-    )
+    parts = unpack_parts(packed["parts"])
+    modes = {m: m.training for m in [*parts.model.modules(), *parts.added.values()]}
+    aug = AugmentedModule(parts)
     aug.__dict__.update(packed["extra"])
     aug._modules.update(packed["later"])
     for module, mode in modes.items():
         module.training = mode
     return aug
-
-
-def constants_module(values: Mapping[str, Any]) -> dict[str, nn.Module]:
-    """The child that holds a graph's constants, or nothing if it has none."""
-    return {CONSTANTS: Constants(values)} if values else {}

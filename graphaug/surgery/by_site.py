@@ -9,9 +9,33 @@ from typing import Any, Generic, TypeVar
 from graphaug.augment.choices import check_probability
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transform import PLAIN, Context
+from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SiteNotFound, did_you_mean
 
 T = TypeVar("T")
+
+
+class Augmentations(dict[Target, Augmentation]):
+    """Site → its augmentation; a key is a `Target`, or its text as in the plan: ``aug.augmentations["blocks.5"]``."""
+
+    def __getitem__(self, key: Target | str) -> Augmentation:
+        if isinstance(key, Target) and super().__contains__(key):
+            return super().__getitem__(key)
+        return _at(self.spelled(), str(key))
+
+    def __contains__(self, key: object) -> bool:
+        return super().__contains__(key) or (isinstance(key, str) and key in self.spelled())
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The augmentation at a site, or ``default`` if there is none."""
+        try:
+            return self[key]
+        except SiteNotFound:
+            return default
+
+    def spelled(self) -> dict[str, Augmentation]:
+        """The same by the text of each site."""
+        return {str(target): augmentation for target, augmentation in self.items()}
 
 
 class BySite(Mapping[str, T], Generic[T]):

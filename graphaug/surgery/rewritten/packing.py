@@ -1,11 +1,16 @@
-"""Graphs as plain rows: what is copied and pickled of them, without the objects that a node points to."""
+"""What of a rewritten model is copied and pickled: its parts, with graphs as plain rows.
+
+Rows do without the objects that a node points to.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import fx
+
+from graphaug.surgery.rewritten.parts import Parts
 
 _KEPT_META = ("site", "augmentation", "frozen")
 
@@ -54,3 +59,23 @@ def unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
         node.meta.update(meta)
         nodes.append(node)
     return graph
+
+
+def pack_parts(parts: Parts) -> Parts:
+    """The parts with packed graphs, as a model that is copied or loaded takes them: it has not warned yet."""
+    return _with_graphs(parts, pack_graph)
+
+
+def unpack_parts(packed: Parts) -> Parts:
+    """The parts that `pack_parts` packed."""
+    return _with_graphs(packed, unpack_graph)
+
+
+def _with_graphs(parts: Parts, change: Any) -> Parts:
+    return replace(
+        parts,
+        training_graph=change(parts.training_graph),
+        eval_graph=change(parts.eval_graph),
+        split=None if parts.split is None else parts.split.with_graphs(change),
+        warned=set(),
+    )

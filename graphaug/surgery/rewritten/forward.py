@@ -1,0 +1,52 @@
+"""The forward of a rewritten model: which of its graphs a call runs, or whether the original runs in their place."""
+
+from __future__ import annotations
+
+import inspect
+import types
+from typing import Any
+
+from torch import fx
+
+from graphaug.capture.recording.facts import check_facts
+from graphaug.capture.signature import Signature
+from graphaug.errors import AssumptionViolated
+from graphaug.surgery.rewritten.aliases import speakable
+from graphaug.torch_private import function_from_source
+
+
+def compiled(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> Any:
+    """The function of a graph, with the model, an ``owner``, as its ``self``."""
+    code = speakable(graph, owner, aliases).python_code(root_module="self")
+    return function_from_source(code.src, code.globals)
+
+
+def forward_of(signature: Signature) -> Any:
+    """A function to be the forward of a rewritten model's class, with the signature of the original."""
+    # a code object of its own: torch.compile counts recompilations by it, and many models may be compiled
+    forward: Any = types.FunctionType(_forward.__code__.replace(), _forward.__globals__, "forward")
+    seen = signature.python_signature()
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    forward.__signature__ = seen.replace(parameters=[first, *seen.parameters.values()])
+    return forward
+
+
+def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    if self._parts.runs_original and not self.training and not isinstance(args, fx.Proxy):
+        try:
+            return _graph_forward(self, args, kwargs)
+        except AssumptionViolated:  # whatever the model accepts: here it is the model
+            return self._parts.model.forward(*args, **kwargs)
+    return _graph_forward(self, args, kwargs)
+
+
+def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
+    parts = aug._parts
+    if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
+        values = parts.signature.take(args, kwargs)
+    else:
+        values = parts.signature.bind(args, kwargs, to_the_letter=parts.runs_original and not aug.training)
+        check_facts(parts.model, parts.facts.get(aug.training, ()))
+    if aug.training:
+        return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)
+    return aug._forward_eval(**values)

@@ -1,0 +1,64 @@
+"""What a rewritten model consists of: its graphs, the modules that were added to the user's, and what was planned."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor, fx, nn
+
+from graphaug.capture.names import CONSTANTS
+from graphaug.capture.recording.facts import Fact
+from graphaug.capture.signature import Signature
+from graphaug.surgery.plan import Plan
+
+
+class Steps(Protocol):
+    """A training forward in several graphs instead of one; a sparse backward is made of these."""
+
+    def graphs(self) -> Mapping[str, fx.Graph]:
+        """The graphs by name; each becomes a method ``_forward_<name>`` of the rewritten model."""
+
+    def with_graphs(self, change: Callable[[fx.Graph], Any]) -> Any:
+        """The same steps with every graph changed: packed, or unpacked again."""
+
+    def run(self, owner: Any, values: dict[str, Any]) -> Any:
+        """One training forward of the rewritten model, from its inputs by name."""
+
+
+@dataclass
+class Parts:
+    """All that a rewritten model consists of, in a form that can be copied and pickled."""
+
+    model: nn.Module
+    training_graph: fx.Graph
+    eval_graph: fx.Graph | None
+    added: dict[str, nn.Module]
+    signature: Signature
+    plan: Plan
+    split: Steps | None = None
+    warned: set[str] = field(default_factory=set)
+    facts: Mapping[bool, tuple[Fact, ...]] = field(default_factory=dict)
+    """What the graphs of training (True) and eval mode rely on besides their inputs."""
+    runs_original: bool = False
+    """Whether a call in eval mode that the graph was not captured for runs the original model."""
+    row_dims: Mapping[str, int] = field(default_factory=dict)
+    """The dimension of samples of the inputs that are tensors and have one, as far as it is known."""
+
+
+class Constants(nn.Module):
+    """What opened code refers to and no module owns: tensors as non-persistent buffers, other objects as they are."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        super().__init__()
+        for name, value in values.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value, persistent=False)
+            else:
+                self.__dict__[name] = value  # not a child, even if it is a module
+
+
+def constants_module(values: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """The child that holds a graph's constants, or nothing if it has none."""
+    return {CONSTANTS: Constants(values)} if values else {}
