@@ -11,7 +11,7 @@ from torch import fx, nn
 from graphaug.augment.rows import Rows
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.errors import NotRewritten, SparseBackwardError
+from graphaug.errors import InvalidOption, NotRewritten, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
@@ -190,6 +190,8 @@ def _operate(
     eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized)
     constants = constants_module({**captured.constants, **eval_captured.constants})
     cuts = [placed[r.target] for r in requests]
+    if asked.rows and structure.signature.guessed:
+        raise InvalidOption(f"rows={asked.rows} is a dimension of your inputs: pass example_inputs with it.")
     samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants, asked.rows)
     surgery = Surgery(
         structure,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import inspect
 import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -52,8 +53,22 @@ def reads_no_data(node: fx.Node) -> bool:
 
 def carries_gradient(value: Any) -> bool:
     """True if a value holds a tensor that requires a gradient."""
-    leaves = torch.utils._pytree.tree_leaves(value)
-    return any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in leaves)
+    return any(tensor.requires_grad for tensor in tensors_of(value))
+
+
+def tensors_of(value: Any) -> Iterator[Tensor]:
+    """The tensors that a value holds, also in containers of the user's own classes."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for entry in value.values():
+            yield from tensors_of(entry)
+    elif isinstance(value, (tuple, list)):
+        for entry in value:
+            yield from tensors_of(entry)
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        for field in dataclasses.fields(value):
+            yield from tensors_of(getattr(value, field.name, None))
 
 
 _VIEWS = {

@@ -7,11 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, fx
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, writes
+from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, tensors_of, writes
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import BypassedSite, SiteNotFound
@@ -46,7 +45,7 @@ def data_graph(graph: fx.Graph) -> nx.DiGraph:
         if writes(node) and value is None:  # what it changed carries what it wrote
             value = [value_of(n) for n in node.all_input_nodes]
             known = not any(v is UNKNOWN for v in value)
-        if known and not torch.utils._pytree.tree_any(lambda v: isinstance(v, Tensor), value):
+        if known and next(tensors_of(value), None) is None:
             continue
         depends.add(node)
         # of an unknown value anything may be data, from integers too (an embedding)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.models.convnext import CNBlockConfig
 
 import graphaug as ga
-from graphaug.errors import AssumptionViolated, CaptureError, SparseBackwardError
+from graphaug.errors import AssumptionViolated, CaptureError, InvalidOption, SparseBackwardError
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -316,6 +316,11 @@ def test_a_backward_is_sparse_where_that_is_proved_and_refused_where_it_would_be
     norm = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
     with pytest.raises(SparseBackwardError, match="no example_inputs to try"):
         ga.rewrite(norm, "1", stop_grad=True, backward="sparse")
+
+
+def test_a_dimension_of_the_rows_is_one_of_inputs_that_are_given() -> None:
+    with pytest.raises(InvalidOption, match="pass example_inputs with it"):
+        ga.rewrite(nn.Linear(4, 4), "input", rows=1)
 
 
 def test_the_table_of_sites_says_what_it_was_made_with() -> None:

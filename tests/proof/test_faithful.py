@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphaug as ga
+from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.signature import Signature
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
@@ -373,9 +374,40 @@ def test_a_constant_that_is_written_is_no_fresh_tensor() -> None:
     assert not SHARED.any()
 
 
-def test_without_examples_the_plan_says_so() -> None:
+class OnData(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 2 if x.sum() > 0 else x
+
+
+def test_without_examples_the_graph_is_compared_and_where_it_cannot_be_the_plan_says_so() -> None:
     plan = ga.rewrite(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "0", dry_run=True)
-    assert "not compared with the original: no example_inputs" in plan.notes
+    assert not any("not compared" in note for note in plan.notes)
+    plan = ga.rewrite(nn.Sequential(nn.Linear(4, 4), OnData(), nn.Linear(4, 4)), "0", dry_run=True)
+    (note,) = (note for note in plan.notes if "not compared" in note)
+    assert note.endswith("and there are no example_inputs to run it on")
+
+
+def test_without_examples_a_graph_that_differs_is_refused_all_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The capture is made to lie: it records another function than the one that the model calls."""
+    real = Nodes.create
+
+    def create(self: Nodes, kind: str, target: Any, *rest: Any, **more: Any) -> Any:
+        return real(self, kind, torch.cos if target is torch.sin else target, *rest, **more)
+
+    class Sine(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(torch.sin(self.body(x)))
+
+    ga.rewrite(Sine(), "body")
+    monkeypatch.setattr(Nodes, "create", create)
+    with pytest.raises(CaptureError, match="'sin' in the model is 'cos' in the graph"):
+        ga.rewrite(Sine(), "body")
 
 
 def test_a_model_that_cannot_run_with_stand_ins_is_tried() -> None:

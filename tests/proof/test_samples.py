@@ -147,9 +147,12 @@ def test_where_several_dimensions_would_do_it_is_the_first() -> None:
     assert told.sites[0].rows == "dimension 1 of 3×5×4, 5 samples"
 
 
-def test_without_examples_the_plan_says_what_is_assumed() -> None:
+def test_without_examples_rows_are_proved_as_well() -> None:
     plan = ga.rewrite(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "0").plan
-    assert any("dimension 0 is taken for the batch" in note for note in plan.notes)
+    assert plan.sites[0].rows == "dimension 0 of 2×4, 2 samples"
+    assert not any("rows" in note for note in plan.notes)
+    plan = ga.rewrite(nn.TransformerEncoderLayer(4, 2), "norm1").plan  # sequence first
+    assert plan.sites[0].rows.startswith("dimension 1 of 2×16×4")
 
 
 class Searched(nn.Module):

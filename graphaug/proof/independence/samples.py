@@ -66,7 +66,7 @@ def find_samples(
     if lead is None:
         assumed = "" if rows in (None, 0) else f"the {rows} of rows= is taken for the dimension at every site"
         place = BATCH if rows is None else Rows(rows)
-        note = assumed or "rows: dimension 0 is taken for the batch; with example_inputs it would be proved"
+        note = assumed or "rows: dimension 0 is taken for the batch: no input is a tensor"
         return Samples(0, {}, (place,) * len(cuts), (), note)
     if rows is not None and not 0 <= rows < lead.dim():
         raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
