@@ -652,12 +652,25 @@ def normed() -> nn.Module:
     return nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Tanh(), nn.Linear(4, 2))
 
 
+class Doubtful(nn.Module):
+    """Each entry times its rank in its row, by an operation that no rule follows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.head = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        ranks = torch.searchsorted(h.detach().sort(1).values, h.detach().contiguous())
+        return self.head(self.last(h * ranks))
+
+
 X = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
 DENSE: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
     "stop_grad off": (chain, "1", {"stop_grad": False}, "stop_grad is off"),
     "two sites": (chain, ["0", "1"], {}, "there are 2 sites"),
     "bernoulli": (chain, "1", {"sampling": "bernoulli"}, "sampling='exact' a fixed one"),
-    "no example": (chain, "1", {"example_inputs": None}, "there are no example_inputs"),
+    "no example": (Doubtful, "last", {"example_inputs": None}, "there are no example_inputs to try"),
     "bypass": (Skips, "second", {"allow_bypass": True}, "the cut does not separate"),
     "frozen": (lambda: chain().requires_grad_(False), "1", {}, "nothing before the cut is trained"),
     "input": (chain, "input", {}, "nothing before the cut is trained"),

@@ -77,7 +77,7 @@ def test_a_compiled_architecture_trains_and_evaluates(name: str, backend: str) -
         if isinstance(module, nn.Dropout) or type(module).__name__ == "StochasticDepth":
             module.p = 0.0
     nn.init.normal_(list(model.parameters())[-2], std=0.1)  # the head of a ViT starts at zero
-    aug = ga.rewrite(model, at, rate=1.0, subset=1.0, stop_grad=True)
+    aug = ga.rewrite(model, at, rate=1.0, subset=1.0, stop_grad=True, backward="dense")
     compiled = torch.compile(aug, fullgraph=True, backend=backend)
 
     # all of it dropped: nothing is random, so that values and gradients can be compared
@@ -124,7 +124,7 @@ def small() -> nn.Module:
 def test_every_option_compiles_and_settings_do_not_recompile(
     small: nn.Module, options: dict[str, object]
 ) -> None:
-    aug = ga.rewrite(small, "1", rate=0.5, subset=0.25, **options)
+    aug = ga.rewrite(small, "1", rate=0.5, subset=0.25, backward="dense", **options)
     compiled, x = torch.compile(aug, fullgraph=True), torch.randn(8, 16)
     step(compiled, x)
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -169,7 +169,8 @@ def test_another_subset_makes_no_symbolic_shapes(small: nn.Module) -> None:
 
 def test_the_compiled_node_augments_the_planned_rows() -> None:
     """On ones through a model that does nothing else, rows and their gradients can be counted."""
-    aug = ga.rewrite(nn.Sequential(nn.Identity(), nn.Identity()), "0", rate=0.5, subset=0.5, stop_grad=True)
+    model, ones = nn.Sequential(nn.Identity(), nn.Identity()), torch.ones(10, 64)
+    aug = ga.rewrite(model, "0", rate=0.5, subset=0.5, stop_grad=True, example_inputs=ones)
     compiled = torch.compile(aug, fullgraph=True)
     for seed in range(4):
         torch.manual_seed(seed)
