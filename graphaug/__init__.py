@@ -7,6 +7,7 @@ from graphaug.augment.drop import Dropout
 from graphaug.augment.mix import Mix, mixed_cross_entropy
 from graphaug.augment.noise import Noise
 from graphaug.augment.pca import PCA
+from graphaug.augment.policy import Policy
 from graphaug.augment.statistics import Statistics
 from graphaug.augment.steer import Add, Replace
 from graphaug.augment.tokens import Tokens
@@ -35,6 +36,7 @@ __all__ = [
     "Needs",
     "Noise",
     "Plan",
+    "Policy",
     "Replace",
     "Site",
     "Sites",

@@ -9,8 +9,10 @@ from typing import Any, Literal, Unpack, overload
 from torch import fx, nn
 
 from graphaug.augment.rows import Rows
+from graphaug.augment.site import Augmentation
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, NotRewritten, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
@@ -36,6 +38,7 @@ from graphaug.surgery.requests import (
     repeated,
     requested,
     suggested,
+    take_turns,
 )
 from graphaug.surgery.rewritten.parts import Parts, constants_module
 from graphaug.surgery.unwrap import plain_model, unwrap_hint
@@ -66,6 +69,7 @@ def rewrite(
     stop_grad: bool = False,
     transform: Change | None = None,
     views: int = 1,
+    one_site: bool = False,
     sampling: str = "exact",
     granularity: str | None = None,
     pairing: str = "any",
@@ -96,6 +100,7 @@ def rewrite(
             any module or function of rows of shape (n, …). Options of the site that it was given come first.
         views: deep views: the prefix runs once, at the site every row becomes so many rows with draws of their own, and
             the output is ``[z1; …; zk]``. What the copies of the input would not share is in the plan's notes.
+        one_site: of several sites one acts in a forward, drawn uniformly each time (Manifold Mixup, Verma et al. 2019).
         sampling: ``"exact"``, ``round(subset * rows)`` rows, or ``"bernoulli"``, each row by itself.
         granularity: of dropout, what is dropped together: ``"element"`` (the default), ``"channel"``, ``"position"``.
         pairing: ``"any"`` row, or ``"one-sided"``: rows of the first half (the first view) only.
@@ -145,7 +150,7 @@ def rewrite(
     earlier = model if isinstance(model, AugmentedModule) else None
     model = plain_model(model)
     options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform)
-    asked = Asked(freeze, backward, allow_bypass, rows, views)
+    asked = Asked(freeze, backward, allow_bypass, rows, views, one_site)
     check_options(options, asked)
 
     with undisturbed(model):
@@ -158,7 +163,7 @@ def rewrite(
         else:
             requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
         if earlier is not None:
-            requests = joined(earlier, requests, freeze)
+            requests = joined(earlier, requests, asked)
         parts, choice, viewed = _operate(structure, requests, asked, why)
         flags = [(m, m.training) for m in model.modules()]
         aug = _build(parts, backward, choice, viewed)
@@ -204,12 +209,7 @@ def _operate(
         bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
         frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
     )
-    viewed, more = None, list[str]()
-    if asked.views == 1:
-        choice = choose(asked.backward, surgery)
-    else:
-        choice = view_choice(asked.backward, surgery, asked.views)
-        viewed, more = with_views(surgery, asked.views), view_notes(surgery, asked.views)
+    choice, viewed, more = _choose(asked, surgery)
     shares = {r.target: flop_share(graph, placed[r.target]) for r in requests if structure.count_flops}
     plan = Plan(
         model=structure.name,
@@ -228,7 +228,9 @@ def _operate(
         ),
         asked=asked,
     )
-    added = _augmentations(model, [names[r.target] for r in requests], requests, samples.places)
+    added = _augmentations(model, names, requests, samples.places)
+    if asked.one_site:
+        take_turns(added, graph)
     facts = {True: captured.facts, False: eval_captured.facts}
     parts = Parts(
         model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
@@ -240,13 +242,21 @@ def _operate(
     return parts, choice, viewed
 
 
+def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, list[str]]:
+    """The backward; of deep views their training graph, and what they share."""
+    if asked.views == 1:
+        return choose(asked.backward, surgery), None, []
+    choice = view_choice(asked.backward, surgery, asked.views)
+    return choice, with_views(surgery, asked.views), view_notes(surgery, asked.views)
+
+
 def _augmentations(
-    model: nn.Module, names: Sequence[str], requests: Sequence[Request], places: Sequence[Rows]
-) -> dict[str, nn.Module]:
+    model: nn.Module, names: Mapping[Target, str], requests: Sequence[Request], places: Sequence[Rows]
+) -> dict[str, Augmentation]:
     """The modules that act at the sites, on the model's device."""
     device = next((p.device for p in model.parameters()), None)
     made = [augmentation_of(r, place).to(device) for r, place in zip(requests, places, strict=True)]
-    return dict(zip(names, made, strict=True))
+    return dict(zip([names[r.target] for r in requests], made, strict=True))
 
 
 def _build(parts: Parts, backward: str, choice: Choice, viewed: fx.Graph | None) -> AugmentedModule:

@@ -21,7 +21,7 @@ from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
 from graphaug.proof.on_a_batch.redraws import redraw
-from graphaug.proof.on_a_batch.training_step import against_hooks, nothing_below
+from graphaug.proof.on_a_batch.training_step import acting, against_hooks, nothing_below
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.views import repeated
 
@@ -100,10 +100,11 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         aug.train()
         with aug.dense():
             for target, augmentation in aug.augmentations.items():
-                if isinstance(augmentation, DeepAugment):
-                    claims.extend(probe(target, augmentation, aug, call))
-                elif isinstance(augmentation, Transformed):
-                    claims.extend(redraw(target, augmentation, aug, call, tolerance))
+                with acting(augmentation):
+                    if isinstance(augmentation, DeepAugment):
+                        claims.extend(probe(target, augmentation, aug, call))
+                    elif isinstance(augmentation, Transformed):
+                        claims.extend(redraw(target, augmentation, aug, call, tolerance))
         claims.extend(against_hooks(aug, model, call, plain, tolerance, _seed))
         aug.train()
         claims.extend(nothing_below(aug, model, call, _seed))

@@ -12,13 +12,14 @@ from graphaug.augment.drop import Dropout
 from graphaug.augment.mix import Mix
 from graphaug.augment.noise import Noise
 from graphaug.augment.pca import PCA
+from graphaug.augment.policy import Policy
 from graphaug.augment.statistics import Statistics
 from graphaug.augment.steer import Add, Replace
 from graphaug.augment.tokens import Tokens
 from graphaug.augment.transform import Transform
 from graphaug.errors import InvalidOption, did_you_mean
 
-BUILT_IN: tuple[type[Transform], ...] = (Dropout, Noise, Mix, Statistics, PCA, Tokens, Add, Replace)
+BUILT_IN: tuple[type[Transform], ...] = (Dropout, Noise, Mix, Statistics, PCA, Policy, Tokens, Add, Replace)
 
 
 def to_plain(transform: Transform) -> dict[str, Any]:
@@ -49,7 +50,7 @@ def from_plain(plain: Mapping[str, Any], more: Iterable[type[Transform]] = ()) -
             "One of your own: Plan.from_json(text, transforms=[YourTransform])."
         )
     try:
-        return known[name](**{key: _value(value) for key, value in options.items()})
+        return known[name](**{key: _value(value, more) for key, value in options.items()})
     except TypeError as error:
         raise InvalidOption(f"the plan gives {name} options that it has not: {error}.") from error
 
@@ -57,6 +58,8 @@ def from_plain(plain: Mapping[str, Any], more: Iterable[type[Transform]] = ()) -
 def _plain(transform: Transform, name: str, value: Any) -> Any:
     if isinstance(value, Tensor):
         return {"tensor": value.detach().cpu().tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if isinstance(value, Transform):
+        return to_plain(value)
     if isinstance(value, (list, tuple)):
         return [_plain(transform, name, entry) for entry in value]
     if value is None or isinstance(value, (bool, int, float, str)):
@@ -67,7 +70,9 @@ def _plain(transform: Transform, name: str, value: Any) -> Any:
     )
 
 
-def _value(plain: Any) -> Any:
+def _value(plain: Any, more: Iterable[type[Transform]]) -> Any:
+    if isinstance(plain, Mapping) and "transform" in plain:
+        return from_plain(plain, more)
     if isinstance(plain, Mapping):
         return torch.tensor(plain["tensor"], dtype=getattr(torch, plain["dtype"]))
-    return [_value(entry) for entry in plain] if isinstance(plain, list) else plain
+    return [_value(entry, more) for entry in plain] if isinstance(plain, list) else plain

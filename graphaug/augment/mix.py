@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Unpack
 
 import torch
@@ -182,7 +183,7 @@ class Mix(Transform):
 
 
 def mixed_cross_entropy(
-    logits: Tensor, labels: Tensor, drawn: Mixed | Drawn, label_smoothing: float = 0.0
+    logits: Tensor, labels: Tensor, drawn: Mixed | Drawn | Mapping[str, Drawn], label_smoothing: float = 0.0
 ) -> Tensor:
     """Cross-entropy with the labels mixed as the rows were (Verma et al. 2019; Zhang et al. 2018).
 
@@ -192,8 +193,8 @@ def mixed_cross_entropy(
     Args:
         logits: (B, classes).
         labels: the classes of the B rows, integers in [0, classes); none is ignored.
-        drawn: what the site drew, ``aug.drawn["layer3"]``; or what the mix drew by itself, with ``rows`` if it did not
-            mix the whole batch.
+        drawn: what the site drew, ``aug.drawn["layer3"]``, or all of ``aug.drawn`` where each row was mixed at no more
+            than one site; or what the mix drew by itself, with ``rows`` if it did not mix the whole batch.
         label_smoothing: of both terms, as in ``torch.nn.functional.cross_entropy``.
 
     Returns:
@@ -212,7 +213,7 @@ def mixed_cross_entropy(
         raise BatchError(
             f"Logits are (B, classes) and labels (B,), not {tuple(logits.shape)} and {tuple(labels.shape)}."
         )
-    drawn = _as_mixed(drawn, logits)
+    drawn = _merged(drawn, logits) if isinstance(drawn, Mapping) else _as_mixed(drawn, logits)
     index = _mixed_rows(drawn, logits.shape[0])
     partners = drawn.partners[:, 0] if drawn.partners.dim() == 2 else drawn.partners
     everyone = torch.arange(logits.shape[0], device=logits.device)
@@ -241,7 +242,31 @@ def _as_mixed(drawn: Mixed | Drawn, logits: Tensor) -> Mixed:
         return Mixed(drawn.index, logits.new_zeros(0), logits.new_zeros(0), rows=drawn.index)
     if not isinstance(drawn.draws, Mixed):
         raise BatchError(f"nothing was mixed at this site: its transform has {type(drawn.draws).__name__}.")
-    return drawn.draws._replace(rows=drawn.index)
+    index = drawn.index
+    # one whose turn it was not has drawn for rows that it then left alone
+    own = torch.where(drawn.rows[index], drawn.draws.own, 1)
+    return drawn.draws._replace(rows=index, own=own)
+
+
+def _merged(drawn: Mapping[str, Drawn], logits: Tensor) -> Mixed:
+    """What several sites drew, as one draw of the whole batch."""
+    everyone = torch.arange(logits.shape[0], device=logits.device)
+    partners, own = everyone, torch.ones(logits.shape[0], dtype=torch.float64, device=logits.device)
+    seen = torch.zeros(logits.shape[0], dtype=torch.bool, device=logits.device)
+    for site in drawn.values():
+        mixed = _as_mixed(site, logits)
+        index = _mixed_rows(mixed, logits.shape[0])
+        chosen = mixed.partners[:, 0] if mixed.partners.dim() == 2 else mixed.partners
+        theirs = everyone.index_copy(0, index, index[chosen])
+        share = torch.ones_like(own).index_copy(0, index, mixed.own.to(own.dtype))
+        # a compiled step cannot ask
+        if not torch.compiler.is_compiling() and bool((seen & site.rows).any()):
+            raise BatchError(
+                "rows were mixed at several sites, and the loss of that is another: take one_site=True."
+            )
+        partners, own = torch.where(site.rows, theirs, partners), torch.where(site.rows, share, own)
+        seen = seen | site.rows
+    return Mixed(partners, own, own)
 
 
 def _mixed_rows(drawn: Mixed, batch: int) -> Tensor:

@@ -13,6 +13,7 @@ from graphaug.augment.drawn import Drawn, detached
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.structures import on_first
 from graphaug.augment.transform import PLAIN, Context, finest
+from graphaug.augment.turns import Turns
 from graphaug.errors import BatchError, InvalidOption, did_you_mean
 from graphaug.torch_private import is_functorch_wrapper
 
@@ -58,6 +59,8 @@ class Augmentation(nn.Module):
         Augmentation.check_subset(self, self._subset)
         self._drawn: tuple[Tensor, Tensor | None, Any] | None = None
         self._given: Context = PLAIN
+        self.turns: Turns | None = None
+        self.number = 0
         # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number, and starts its trace,
         # autograd's included, once more when it finds that it was none
         self.register_buffer("subset", torch.tensor([self._subset], dtype=torch.float64), persistent=False)
@@ -214,7 +217,7 @@ class Augmentation(nn.Module):
             raise BatchError(f"pairing='one-sided' needs two views stacked as [x1; x2]: {rows} rows is odd.")
 
     def draw_rows(self, rows: int, device: torch.device) -> Tensor:
-        """Draw the augmented rows: a boolean mask of shape (rows,)."""
+        """Draw the augmented rows: a boolean mask of shape (rows,); none, if it is another site's turn."""
         eligible = rows // 2 if self.pairing == "one-sided" else rows
         if self.sampling == "exact":
             # the ranks of a uniform permutation below k mark a uniform k-subset; k stays a tensor, so
@@ -223,9 +226,9 @@ class Augmentation(nn.Module):
         else:
             share = self.subset * (rows / max(eligible, 1))
             drawn = torch.rand(eligible, device=device) < share
-        if eligible == rows:
-            return drawn
-        return torch.cat([drawn, drawn.new_zeros(rows - eligible)])
+        if eligible != rows:
+            drawn = torch.cat([drawn, drawn.new_zeros(rows - eligible)])
+        return drawn if self.turns is None else drawn & self.turns.is_on(self.number, device)
 
     def stopped_rows(self, rows: int) -> int:
         """How many of ``rows`` rows an exact draw augments, as a plain number.

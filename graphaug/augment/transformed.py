@@ -87,18 +87,19 @@ class Transformed(Augmentation):
         count = self.place.count(h.shape)
         rows = self.draw_rows(count, h.device)
         value = self.place.samples(h.detach() if self.stop_grad else h)
-        if self.transform.needs.apart:
+        # the number is asked for where it is needed only: compiled code is for that one number
+        if self.transform.needs.apart or self.stopped_rows(count) == count:
             out = self.place.restored(self.transformed(value, rows, None, lambda: value), h)
-            return torch.where(self.place.over(rows, h), out, h)
+            # of all rows too: what is stopped has a gradient of zeros below, as in every other step
+            return out if self.transform.needs.new_tokens else torch.where(self.place.over(rows, h), out, h)
         some = self.stopped_rows(count)
         if some == 0:
             self.remember(rows, torch.argsort(rows)[:0])
             return h
-        if some == count:
-            return self.place.restored(self.transformed(value, rows, None, lambda: value), h)
         index = chosen(rows, some)
         out = self.transformed(value.index_select(0, index), rows, index, lambda: value)
-        return self.place.restored(self.place.samples(h).index_copy(0, index, out), h)
+        mixed = self.place.restored(self.place.samples(h).index_copy(0, index, out), h)
+        return mixed if self.turns is None else torch.where(self.place.over(rows, h), mixed, h)
 
     def change(self, gone: Tensor, rows: Tensor, index: Tensor | None, whole: Callable[[], Tensor]) -> Tensor:
         """Transform augmented rows that a sparse step has apart."""

@@ -53,6 +53,7 @@ class Asked:
     allow_bypass: bool = False
     rows: int | None = None
     views: int = 1
+    one_site: bool = False
 
 
 @dataclass(frozen=True)
@@ -165,6 +166,8 @@ class Plan:
             if site.shape is not None:
                 rows.append(("", "value " + "×".join(map(str, site.shape))))
             rows.append(("", f"rows: {site.rows}"))
+        if self.asked.one_site:
+            rows.append(("acts", f"one of the {len(self.sites)} sites in a forward, drawn afresh"))
         if self.asked.views > 1:
             rows.append(
                 ("views", f"{self.asked.views}: the rows are repeated at the site, [z1; …] comes out")

@@ -6,16 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
-from torch import Tensor
+from torch import Tensor, fx
 
 from graphaug.augment.call import as_transform
-from graphaug.augment.choices import check_choice, check_probability
+from graphaug.augment.choices import check_choice, check_flag, check_probability
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.drop import Dropout
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transform import Transform
 from graphaug.augment.transformed import Transformed
+from graphaug.augment.turns import Turns
 from graphaug.capture.target import Target
 from graphaug.errors import AlreadyRewritten, InvalidOption, SelectorError, SiteCountMismatch
 from graphaug.select.model_structure import ModelStructure
@@ -37,6 +38,7 @@ class Options(TypedDict, total=False):
     stop_grad: bool
     transform: Change | None
     views: int
+    one_site: bool
     sampling: str
     granularity: str | None
     pairing: str
@@ -84,11 +86,11 @@ def check_options(options: Request, asked: Asked) -> None:
     check_choice("freeze", asked.freeze)
     check_choice("backward", asked.backward)
     check_views(asked.views)
+    for name in ("allow_bypass", "one_site"):
+        check_flag(name, getattr(asked, name))
     rows = asked.rows
     if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
         raise InvalidOption(f"rows={rows!r} is no dimension of the inputs: give 0, 1, …")
-    if not isinstance(asked.allow_bypass, bool):
-        raise InvalidOption(f"allow_bypass={asked.allow_bypass!r} is neither True nor False.")
 
 
 def augmentation_of(request: Request, place: Rows = BATCH) -> Augmentation:
@@ -101,6 +103,20 @@ def augmentation_of(request: Request, place: Rows = BATCH) -> Augmentation:
     if r.transform is not None:
         return Transformed(r.transform.own(), r.subset, r.stop_grad, r.sampling, r.pairing, place)
     return DeepAugment(r.rate, r.subset, r.stop_grad, r.sampling, r.granularity, r.pairing, place)
+
+
+def take_turns(augmentations: Mapping[str, Augmentation], graph: fx.Graph) -> None:
+    """Let one of the sites act in a forward: the first in the graph draws whose turn it is.
+
+    Raises:
+        InvalidOption: there is one site only.
+    """
+    if len(augmentations) < 2:
+        raise InvalidOption("one_site=True draws one of several sites, and at= selects one only.")
+    turns = Turns(len(augmentations))
+    called = [str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in augmentations]
+    for number, name in enumerate(called):
+        augmentations[name].turns, augmentations[name].number = turns, number
 
 
 def with_change(options: Request, change: object) -> Request:
@@ -230,7 +246,7 @@ def _change(request: Request) -> str:
     return str(request.rate) if request.transform is None else request.transform.in_words()
 
 
-def joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | None) -> list[Request]:
+def joined(earlier: AugmentedModule, requests: Sequence[Request], asked: Asked) -> list[Request]:
     """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
     current = earlier.augmentations  # numbers may have been set since
     before = [_as_set(site.request, current[site.request.target]) for site in earlier.plan.sites]
@@ -241,11 +257,18 @@ def joined(earlier: AugmentedModule, requests: Sequence[Request], freeze: str | 
             f"this model is already rewritten at {', '.join(again)}: use aug.set_rate to change the rate there, "
             "or rewrite(strip(aug), ...) to start over."
         )
-    if earlier.plan.freeze is not None or freeze is not None:
-        raise AlreadyRewritten(
-            "this model is already rewritten, and freeze has one cut to go by: "
-            "rewrite(strip(aug), at=[...]) with all sites in one call."
-        )
+    either = (earlier.plan.asked, asked)
+    once = {
+        "freeze has one cut to go by": any(a.freeze is not None for a in either),
+        "views are made at one site": any(a.views > 1 for a in either),
+        "one_site is drawn from the sites of one call": any(a.one_site for a in either),
+    }
+    for why, is_asked in once.items():
+        if is_asked:
+            raise AlreadyRewritten(
+                f"this model is already rewritten, and {why}: "
+                "rewrite(strip(aug), at=[...]) with all sites in one call."
+            )
     return [*before, *requests]
 
 

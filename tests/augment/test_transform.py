@@ -21,6 +21,7 @@ from graphaug.augment.drop import Dropout
 from graphaug.augment.mix import Mix
 from graphaug.augment.noise import Noise
 from graphaug.augment.pca import PCA
+from graphaug.augment.policy import Policy
 from graphaug.augment.statistics import Statistics
 from graphaug.augment.steer import Add, Replace
 from graphaug.augment.tokens import Tokens
@@ -70,6 +71,8 @@ CASES = {
     "pca-row": Case(lambda: PCA(2), MAPS, ("k", 1)),
     "pca-token": Case(lambda: PCA(2, over="token", remove="last"), TOKENS, ("k", 1)),
     "pca-gradient": Case(lambda: PCA(2, gradient=True), VECTORS, ("k", 1)),
+    "policy": Case(lambda: Policy([Noise(0.3), Mix(), PCA(1)], p=[1, 2, 1]), VECTORS, ("p_0", 50.0)),
+    "policy-apart": Case(lambda: Policy([Noise(0.3), Dropout(0.4)], per="batch"), MAPS, ("p_0", 9.0)),
     "tokens": Case(lambda: Tokens(0.5), TOKENS),
     "add": Case(lambda: Add(torch.arange(8.0), positions=[0, -1]), TOKENS, ("scale", 3.0)),
     "add-source": Case(lambda: Add(), MAPS, ("scale", 3.0)),
@@ -327,7 +330,8 @@ def test_of_a_callable_nothing_is_taken_for_granted() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["transform", "drop", "noise", "mix", "statistics", "pca", "tokens", "steer"]
+    "name",
+    ["transform", "call", "drawn", "drop", "noise", "mix", "statistics", "pca", "policy", "tokens", "steer"],
 )
 def test_examples_of_the_docstrings_run(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"graphaug.augment.{name}"))

@@ -62,6 +62,7 @@ def redraw(
         raise VerificationError(
             f"'{target}': stop_grad is on, but gradient of augmented rows passes the cut."
         )
+    _check_declared(target, augmentation, value)
     count = f"{int(rows.sum())} of {len(rows)}"
     yield f"'{target}': {count} rows augmented, by {name} with the same draws, other rows untouched"
     if request.stop_grad:
@@ -71,3 +72,28 @@ def redraw(
 def _check_others(target: Target, out: Tensor, value: Tensor, index: Tensor, dim: int) -> None:
     if not torch.equal(out.index_select(dim, index), value.index_select(dim, index)):
         raise VerificationError(f"'{target}': rows that are not augmented are changed.")
+
+
+def _check_declared(target: Target, augmentation: Transformed, value: Tensor) -> None:
+    """Of a transform that says that rows do not meet: with the draws as they are, does one depend on the others?"""
+    transform = augmentation.transform
+    rows = augmentation.place.samples(value)
+    if transform.needs.rows_meet or len(rows) < 2:
+        return
+    draws = transform.draw(rows, augmentation._context(None, len(rows), lambda: rows))
+    # other rows, of the same size: those of the batch in another order, and doubled
+    others = torch.cat([rows[:1], 2 * rows[1:].flip(0)]).requires_grad_()
+    first, second = transform(rows, draws), transform(others, draws)
+    name = type(transform).__name__
+    if not torch.equal(first[0], second[0]):
+        raise VerificationError(
+            f"'{target}': a row of {name} depends on other rows, which its `needs` does not say: "
+            "Needs(partners=True) or Needs(statistics=True)."
+        )
+    if second.requires_grad:
+        (slope,) = torch.autograd.grad(second[0].sum(), others, allow_unused=True)
+        if slope is not None and bool(slope[1:].any()):
+            raise VerificationError(
+                f"'{target}': the gradient of a row of {name} reaches other rows, which its `needs` does not say: "
+                "Needs(partners=True, gradient=True)."
+            )

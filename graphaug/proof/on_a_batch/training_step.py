@@ -147,7 +147,12 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
         # a bypass that was allowed is said in the plan; of one half of the rows the other half passes
         if not site.request.stop_grad or site.note.startswith("bypassed") or augmentation.pairing != "any":
             continue
-        with _every_row(augmentation), aug.dense(), _order_of_calls(aug, model, augmentation) as order:
+        with (
+            acting(augmentation),
+            _every_row(augmentation),
+            aug.dense(),
+            _order_of_calls(aug, model, augmentation) as order,
+        ):
             seed(2)
             loss, _ = loss_of(call(aug))
         before = order.only_before()
@@ -163,6 +168,12 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
                 )
         count = sum(feeds is not None for feeds in at_cut)
         yield f"'{site.request.target}': with every row stopped, none of {count} parameters below has a gradient"
+
+
+def acting(augmentation: Augmentation) -> contextlib.AbstractContextManager[None]:
+    """It is this site's turn in this block, if sites take turns."""
+    turns = augmentation.turns
+    return contextlib.nullcontext() if turns is None else turns.force(augmentation.number)
 
 
 @contextlib.contextmanager
