@@ -1,6 +1,5 @@
 """Where the samples lie in a value, and that no sample sees another: followed through one trace, rule by rule.
 
-`rows` traces and proves; `rules`, `rules_layers` and `rules_select` are the table of rules; `samples` asks for a
-rewrite.
+`rows` traces and proves; `rules` is the table of rules; `samples` asks for a rewrite.
 May import: the rooms below `graphaug.proof`.
 """

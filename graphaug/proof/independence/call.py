@@ -135,6 +135,17 @@ class Call:
         return place
 
 
+Outcome = State | list[State]
+"""What a rule returns: the state of every output, or one for each."""
+
+Rule = Callable[[Call], Outcome]
+
+
+def named(names: str, rule: Rule) -> dict[str, Rule]:
+    """One rule for several operations, for the table."""
+    return dict.fromkeys(names.split(), rule)
+
+
 def flat(value: Any) -> Iterator[Any]:
     """The entries of nested lists and tuples."""
     if isinstance(value, (list, tuple)):

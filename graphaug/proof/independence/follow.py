@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
-from torch.overrides import TorchFunctionMode
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.user_code import is_internal
-from graphaug.capture.values import describe
 from graphaug.proof.independence.call import Call, flat, plain_name, written
 from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, Size, State
-from graphaug.proof.independence.rules import TABLE, rule_for
-from graphaug.proof.independence.rules_layers import LAYERS
-from graphaug.proof.independence.rules_select import SELECT
+from graphaug.proof.independence.rules.table import rule_for
 from graphaug.proof.independence.symbols import RowCount
-from graphaug.torch_private import (
-    FakeTensor,
-    FakeTensorMode,
-    OpOverload,
-    WeakIdKeyDictionary,
-    symbolic_operations,
-)
-
-TABLE.update(SELECT)
-TABLE.update(LAYERS)
+from graphaug.proof.independence.where import located
+from graphaug.torch_private import FakeTensor, OpOverload, WeakIdKeyDictionary
 
 
 def _names(text: str) -> frozenset[str]:
@@ -284,23 +270,8 @@ class Follow(TorchDispatchMode):
         self.states[target] = found
 
     def _meeting(self, func: OpOverload, met: Meets) -> Meeting:
-        """Name the place: the user's line, and the innermost module whose forward is running."""
-        line, module, frame = "", "", sys._getframe(1)
-        while frame is not None and not (line and module):
-            name, node = frame.f_code.co_filename, None
-            if frame.f_code.co_name == "__call__" and is_internal(name):
-                node = frame.f_locals.get("node")
-            if isinstance(
-                node, fx.Node
-            ):  # of opened code there is the graph; what lies further out is no model's
-                module = module or str(node.meta.get("site") or describe(node)).removesuffix("@0")
-                break
-            if not line and not is_internal(name):
-                line = f" ({name.rpartition('/')[2]} line {frame.f_lineno})"
-            if not module and frame.f_code.co_name != "__torch_dispatch__":
-                module = self.paths.get(id(frame.f_locals.get("self")), "")
-            frame = frame.f_back  # type: ignore[assignment]
-        found = Meeting(met.kind, plain_name(func), met.why, module, line)
+        """Name the place; and give up there, if that was asked for."""
+        found = located(met, plain_name(func), self.paths)
         if self.stop and met.kind not in ("statistics", "state"):
             self.decision = found
             raise met
@@ -317,42 +288,3 @@ def _padded(x: Tensor, widths: Any) -> Tensor:
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
-
-
-_HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
-
-
-class Watch(TorchFunctionMode):
-    """Watches what no operation shows: hooks on gradients, and which questions are torch's own.
-
-    Args:
-        count: the number of rows, as a symbol.
-    """
-
-    def __init__(self, count: RowCount) -> None:
-        super().__init__()
-        self.count = count
-        self.hooked = ""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in _HOOKS:
-            self.hooked = self.hooked or name
-        if name == "__get__" and getattr(func, "__self__", None) is Tensor.grad_fn:
-            self.hooked = self.hooked or "grad_fn"
-        # resizing reads every size as a plain number, and uses the last ones only
-        inside = self.count.kernel if name in ("interpolate", "upsample") else self.count.torch_function
-        with inside():
-            return func(*args, **(kwargs or {}))
-
-
-@contextlib.contextmanager
-def following(follow: Follow, watch: Watch, fake: FakeTensorMode) -> Iterator[None]:
-    """Let everything that runs here be followed."""
-    with symbolic_operations(), fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():
-        yield
-
-
-def module_paths(model: nn.Module) -> dict[int, str]:
-    """Where every module lies, by its id."""
-    return {id(m): path for path, m in model.named_modules() if path}

@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.proof.independence.follow import Follow, Watch, following, module_paths
+from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.outside import Outside, stated
 from graphaug.proof.independence.places import Meeting, Rows, State
 from graphaug.proof.independence.symbols import PRIME, RowCount
+from graphaug.proof.independence.watch import Watch, following
+from graphaug.proof.independence.where import module_paths
 from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
 
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]
@@ -265,9 +267,11 @@ def _escaped(follow: Follow, owned: set[int]) -> bool:
             for t, state in list(follow.states.items())
         )
 
-    if not held():
-        return False
-    gc.collect()
+    # young garbage first: a whole collection takes a second in a process with many libraries
+    for generation in range(3):
+        if not held():
+            return False
+        gc.collect(generation)
     return held()
 
 

@@ -1,72 +1,11 @@
-"""Rules for products, convolutions, normalisations, attention, pooling and recurrent layers."""
+"""Rules for the layers of networks: convolutions, normalisations, attention, pooling, recurrent cells."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from graphaug.proof.independence.call import Call
-from graphaug.proof.independence.places import Meets, Rows, Size, State, common
-from graphaug.proof.independence.rules import Outcome, Rule, _rules
-
-
-def product(call: Call) -> Outcome:
-    """Matrix products and what is added to them: rows may be a batch or lie along one side, and are not contracted."""
-    first, second = _factors(call)
-    a, b = call.rows(first), call.rows(second)
-    rank, inner = first.dim(), first.dim() - 1
-    place: Rows | None = None
-    if a is not None and b is not None:
-        place = common([a, b]) if rank == second.dim() == 3 and a.dim == b.dim == 0 else None
-    elif a is not None:
-        place = a if a.dim != inner else None
-    elif b is not None and second.dim() > 1:
-        contracted = second.dim() - 2
-        place = b.at(b.dim - (rank == 1)) if b.dim != contracted else None
-        if place is not None and rank == 2 and second.dim() == 2:
-            place = b
-    if place is None and (a is not None or b is not None):
-        raise Meets(f"{call.name} sums over the rows")
-    added = call["self"] if call.name in ("addmm", "baddbmm", "addmv", "addbmm") else None
-    return _added(call, place, added)
-
-
-def _factors(call: Call) -> tuple[Tensor, Tensor]:
-    names = {
-        "mm": ("self", "mat2"), "bmm": ("self", "mat2"), "mv": ("self", "vec"), "dot": ("self", "tensor"),
-        "vdot": ("self", "other"), "addmm": ("mat1", "mat2"), "baddbmm": ("batch1", "batch2"), "addmv": ("mat", "vec"),
-    }  # fmt: skip
-    a, b = names[call.name]
-    return call[a], call[b]
-
-
-def _added(call: Call, place: Rows | None, added: Tensor | None) -> Outcome:
-    """The place of a product with something added to it, aligned from the last dimension."""
-    extra = call.rows(added)
-    if added is None or extra is None:
-        if place is None:
-            raise Meets("has no rule for rows in this argument", "unknown")
-        return place
-    moved = extra.at(extra.dim + call.out.dim() - added.dim())
-    found = common([moved] if place is None else [place, moved])
-    if found is None or place is None:
-        raise Meets(f"{call.name} combines values whose rows lie differently")
-    return found
-
-
-def distances(call: Call) -> Outcome:
-    """Distances between the points of two sets: ``(…, P, D)`` and ``(…, R, D)`` to ``(…, P, R)``."""
-    a, b, rank = call["x1"], call["x2"], call["x1"].dim()
-    first, second = call.rows(a), call.rows(b)
-    if first is not None and second is not None:
-        place = common([first, second])
-        if place is None or a.dim() != b.dim() or place.dim >= rank - 2:
-            raise Meets("takes distances between rows")
-        return place
-    if first is not None and first.dim < rank - 1 and b.dim() == rank:
-        return first
-    if second is not None and second.dim == b.dim() - 2 and b.dim() == rank:
-        return second.at(rank - 1)
-    raise Meets("takes distances between rows")
+from graphaug.proof.independence.call import Call, Outcome, Rule, named
+from graphaug.proof.independence.places import Meets, Size, State, common
 
 
 def convolved(call: Call) -> Outcome:
@@ -194,14 +133,6 @@ def shuffled(call: Call) -> Outcome:
     return rows
 
 
-def crossed(call: Call) -> Outcome:
-    """A product of vectors along ``dim``."""
-    place = call.aligned(call.tensors, call.out.dim())
-    if call["dim"] % call.out.dim() == place.dim:
-        raise Meets("takes cross products over the rows")
-    return place
-
-
 def recurrent_cell(call: Call) -> Outcome:
     """A step of an LSTM or GRU: gates and states ``(N, …)``, weights that all share."""
     states = [(t, call.rows(t)) for t in call.tensors]
@@ -246,26 +177,23 @@ _RESIZES = {
 }
 
 LAYERS: dict[str, Rule] = {
-    **_rules("mm bmm mv dot vdot addmm baddbmm addmv", product),
-    "_cdist_forward": distances,
-    **_rules("convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution", convolved),
-    **_rules("slow_conv_dilated2d slow_conv_dilated3d conv_depthwise3d _slow_conv2d_forward", convolved),
-    **_rules("native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit", batch_normalised),
-    **_rules("_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update", batch_normalised),
-    **_rules("native_layer_norm _fused_rms_norm rms_norm", layer_normalised),
+    **named("convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution", convolved),
+    **named("slow_conv_dilated2d slow_conv_dilated3d conv_depthwise3d _slow_conv2d_forward", convolved),
+    **named("native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit", batch_normalised),
+    **named("_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update", batch_normalised),
+    **named("native_layer_norm _fused_rms_norm rms_norm", layer_normalised),
     "native_group_norm": group_normalised,
-    **_rules("_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu", attended),
-    **_rules("_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention", attended),
-    **_rules("_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps", attended),
+    **named("_scaled_dot_product_flash_attention _scaled_dot_product_flash_attention_for_cpu", attended),
+    **named("_scaled_dot_product_efficient_attention _scaled_dot_product_cudnn_attention", attended),
+    **named("_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps", attended),
     **{k: over_last(n) for n in (1, 2, 3) for k in f"{_POOLS} {_RESIZES[n]}".format(n=n).split()},
     "constant_pad_nd": padded,
-    **_rules("grid_sampler_2d grid_sampler_3d", sampled),
-    **_rules("im2col col2im", per_image),
-    **_rules("pixel_shuffle pixel_unshuffle", shuffled),
+    **named("grid_sampler_2d grid_sampler_3d", sampled),
+    **named("im2col col2im", per_image),
+    **named("pixel_shuffle pixel_unshuffle", shuffled),
     "channel_shuffle": per_image,
-    "linalg_cross": crossed,
-    **_rules("_thnn_fused_lstm_cell _thnn_fused_gru_cell", recurrent_cell),
+    **named("_thnn_fused_lstm_cell _thnn_fused_gru_cell", recurrent_cell),
     "multinomial": drawn_choices,
-    **_rules("nll_loss_forward nll_loss2d_forward", classified),
+    **named("nll_loss_forward nll_loss2d_forward", classified),
 }  # fmt: skip
 """Operation -> rule, for the layers of networks."""

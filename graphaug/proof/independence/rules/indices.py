@@ -1,4 +1,4 @@
-"""Rules for operations that pick, put together and scatter entries: slices, joins, indices, tables."""
+"""Rules for entries that are picked and scattered by index: gathers, masks, tables."""
 
 from __future__ import annotations
 
@@ -8,110 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.proof.independence.call import Call
-from graphaug.proof.independence.places import Meets, Numbers, Rows, Size, State, common
-from graphaug.proof.independence.rules import Outcome, Rule, _rules, moved
-
-
-def sliced(call: Call) -> Outcome:
-    """A stretch of a dimension; of the rows' own one whole batches, or the same neighbours of every sample."""
-    tensor = call["self"]
-    dim = call["dim"] % tensor.dim()
-    state = call.state(tensor)
-    if state is None or isinstance(state, Numbers):
-        return moved(call, lambda d: d) if state is None or state.dim != dim else _whole_numbers(call, dim)
-    rows = call.only()
-    if rows.dim != dim:
-        return rows
-    before, after = call.sizes(tensor)[dim], call.sizes(call.out)[dim]
-    step = call["step"]
-    if not after.batch or not isinstance(step, int):
-        raise Meets("picks some of the rows", "place")
-    if step == 1:
-        start = Size(0, False) if call["start"] in (None, 0) else call.size(call["start"])
-        aligned = start.count == 0 or (start.batch and start.count % rows.inner == 0)
-        if not aligned or after.count % rows.inner:
-            raise Meets("picks some of the rows", "place")
-        return Rows(dim, after.count // rows.inner, rows.inner, rows.uniform)
-    if rows.inner % step or after.count * step != before.count:
-        raise Meets("picks some of the rows", "place")
-    return Rows(dim, rows.outer, rows.inner // step, rows.uniform)
-
-
-def _whole_numbers(call: Call, dim: int) -> Outcome:
-    if call.sizes(call["self"])[dim] != call.sizes(call.out)[dim] or call["step"] != 1:
-        raise Meets("picks among the rows' own numbers", "place")
-    return Numbers(dim)
-
-
-def selected(call: Call) -> Outcome:
-    """One index of a dimension, which goes."""
-    dim = call["dim"] % call["self"].dim()
-    state = call.state(call["self"])
-    if state is not None and state.dim == dim:  # type: ignore[union-attr]
-        raise Meets("picks one of the rows", "place")
-    return moved(call, lambda d: d - (dim < d))
-
-
-def parted(call: Call) -> Outcome:
-    """A dimension cut in pieces; the rows' own one into whole batches."""
-    rows, dim = call.only(), (call["dim"] or 0) % call["self"].dim()
-    if call.name == "unbind":
-        if rows.dim == dim:
-            raise Meets("takes the rows apart, each for itself", "place")
-        return rows.at(rows.dim - (dim < rows.dim))
-    if rows.dim != dim:
-        return rows
-    found: list[State] = []
-    for piece in call.outputs:
-        size = call.sizes(piece)[dim]
-        if not size.batch or size.count % rows.inner:
-            raise Meets("cuts the batch in pieces", "place")
-        found.append(Rows(dim, size.count // rows.inner, rows.inner, rows.uniform))
-    return found
-
-
-def joined(call: Call) -> Outcome:
-    """Values behind each other; along the rows they are batches behind each other."""
-    rank = call.out.dim()
-    dim = (call["dim"] or 0) % rank
-    parts = [t for t in call["tensors"] if not (t.dim() == 1 and t.shape[0] == 0)]
-    found = [call.rows(t) for t in parts]
-    if any(r is None for r in found):
-        raise Meets("puts rows and constants behind each other", "place")
-    rows = [r for r in found if r is not None]
-    if call.name == "stack":
-        place = common(rows)
-        if place is None:
-            raise Meets("stacks values whose rows lie differently")
-        return place.at(place.dim + (dim <= place.dim))
-    if all(r.dim == dim for r in rows):
-        if len({r.inner for r in rows}) > 1 or any(r.uniform for r in rows):
-            raise Meets("puts values behind each other whose rows lie differently")
-        return Rows(dim, sum(r.outer for r in rows), rows[0].inner)
-    place = common(rows)
-    if place is None or place.dim == dim:
-        raise Meets("puts values behind each other whose rows lie differently")
-    return place
-
-
-def put_into(call: Call) -> Outcome:
-    """``slice_scatter`` and its like: a value written over a part of another."""
-    target, source = call.rows(call["self"]), call.rows(call["src"])
-    if target is None:
-        raise Meets("writes rows into a constant", "unknown")
-    rank = call["self"].dim()
-    dim = (call["dim"] or 0) % rank
-    if target.dim == dim:
-        raise Meets("writes over some of the rows", "place")
-    if source is not None:
-        lifted = source.at(source.dim + (call.name == "select_scatter" and dim <= source.dim))
-        if common([target, lifted]) is None:
-            raise Meets("writes rows over others that lie differently")
-    return target
-
-
-# --- indices ---------------------------------------------------------------------------------------------
+from graphaug.proof.independence.call import Call, Outcome, Rule, named
+from graphaug.proof.independence.places import Meets, Numbers, Rows, common
 
 
 def picked(call: Call) -> Outcome:
@@ -249,18 +147,13 @@ def bucketed(call: Call) -> Outcome:
     return call.only("elements" if call.name == "isin" else "self")
 
 
-SELECT: dict[str, Rule] = {
-    "slice": sliced,
-    "select": selected,
-    **_rules("split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind", parted),
-    **_rules("cat concat stack", joined),
-    **_rules("slice_scatter select_scatter", put_into),
-    **_rules("index_select index_fill index_copy index_add", picked),
-    **_rules("gather scatter scatter_add scatter_reduce", gathered),
-    **_rules("index _unsafe_index", indexed),
-    **_rules("index_put _unsafe_index_put _index_put_impl", index_put),
+INDICES: dict[str, Rule] = {
+    **named("index_select index_fill index_copy index_add", picked),
+    **named("gather scatter scatter_add scatter_reduce", gathered),
+    **named("index _unsafe_index", indexed),
+    **named("index_put _unsafe_index_put _index_put_impl", index_put),
     "embedding": embedded,
     "take": looked_up,
-    **_rules("bucketize isin", bucketed),
+    **named("bucketize isin", bucketed),
 }
-"""Operation -> rule, for what picks and puts together."""
+"""Operation -> rule, for what picks by index."""

@@ -1,0 +1,87 @@
+"""Rules for what runs over dimensions: reductions, softmax, sorts, scans, transforms, linear algebra."""
+
+from __future__ import annotations
+
+from graphaug.proof.independence.call import Call, Outcome, Rule, dims_of, named
+from graphaug.proof.independence.places import Meets
+
+
+def along(argument: str) -> Rule:
+    """Softmax, sorts, scans and their like: entries meet along the dimensions that an argument names."""
+
+    def rule(call: Call) -> Outcome:
+        rows = call.only()
+        if rows.dim in dims_of(call[argument], call["self"].dim()):
+            raise Meets(f"{call.name} runs over the rows")
+        return rows
+
+    return rule
+
+
+def reduced(argument: str) -> Rule:
+    """Sums, means, maxima: dimensions are removed, or kept with size 1."""
+
+    def rule(call: Call) -> Outcome:
+        rows = call.only()
+        rank = call["self"].dim()
+        gone = dims_of(call[argument], rank)
+        if rows.dim in gone:
+            raise Meets(f"{call.name} runs over the rows")
+        shift = 0 if call.out.dim() == rank else sum(d < rows.dim for d in set(gone))
+        return rows.at(rows.dim - shift)
+
+    return rule
+
+
+def within_slices(call: Call) -> Outcome:
+    """``renorm``: the norm of every slice along ``dim``."""
+    rows = call.only()
+    if rows.dim not in dims_of(call["dim"], call["self"].dim()):
+        raise Meets("renorm takes norms over the rows")
+    return rows
+
+
+def matrices(call: Call) -> Outcome:
+    """Linear algebra on the last two dimensions of each operand; all before them are batches of matrices."""
+    found, ranks = set(), set()
+    for t in call.tensors:
+        rows = call.rows(t)
+        if rows is not None:
+            ranks.add(t.dim())
+            if rows.dim >= t.dim() - 2:
+                raise Meets(f"{call.name} runs over the rows")
+            found.add(rows.at(rows.dim - (t.dim() - 2)))
+    if len(found) != 1 or len(ranks) != 1:  # vectors beside matrices, as pivots are, have one dimension less
+        raise Meets(f"{call.name} combines values whose rows lie differently")
+    (place,) = found
+    if any(call.rows(t) is None and t.dim() > 2 for t in call.tensors):
+        raise Meets("has no rule for these shapes", "unknown")
+    batch = max(t.dim() for t in call.tensors) - 2
+    return place.at(place.dim + batch)
+
+
+def triangle(call: Call) -> Outcome:
+    """What it keeps depends on the last two indices."""
+    rows = call.only()
+    if rows.dim >= call["self"].dim() - 2:
+        raise Meets(f"{call.name} asks for the number of a row", "place")
+    return rows
+
+
+DIMENSIONS: dict[str, Rule] = {
+    **named("_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp sort topk", along("dim")),
+    **named("argsort glu _cummax_helper _cummin_helper", along("dim")),
+    **named("flip roll", along("dims")),
+    **named("_fft_r2c _fft_c2r _fft_c2c fft_shift", along("dim")),
+    **named("mean sum prod amax amin max min any all var std var_mean std_mean argmax argmin", reduced("dim")),
+    **named("logsumexp norm linalg_vector_norm nansum nanmedian median mode kthvalue aminmax", reduced("dim")),
+    **named("count_nonzero nanmean", reduced("dim")),
+    "renorm": within_slices,
+    **named("linalg_cholesky_ex linalg_inv_ex linalg_eigh _linalg_eigh linalg_eig linalg_qr linalg_svd", matrices),
+    **named("_linalg_svd _linalg_det _linalg_slogdet _linalg_solve_ex linalg_solve_triangular", matrices),
+    **named("linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_householder_product geqrf ormqr", matrices),
+    **named("cholesky cholesky_solve cholesky_inverse triangular_solve linalg_pinv linalg_ldl_factor_ex", matrices),
+    **named("_linalg_eigvals linalg_eigvals linalg_lu_solve _linalg_check_errors", matrices),
+    **named("tril triu", triangle),
+}  # fmt: skip
+"""Operation -> rule, for what runs over dimensions."""
