@@ -75,6 +75,10 @@ class SparseBackwardError(GraphaugError, ValueError):
     """``backward="sparse"`` would not be exact for this model and cut."""
 
 
+class SparseBackwardLost(UserWarning):
+    """A warning: a module was changed after rewriting, and the model is run with a dense backward."""
+
+
 class VerificationError(GraphaugError, AssertionError):
     """``verify`` found a rewritten model that does not do what its plan says."""
 

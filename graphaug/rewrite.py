@@ -14,13 +14,14 @@ from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, NotRewritten, SparseBackwardError
-from graphaug.proof.independence.samples import find_samples
+from graphaug.proof.independence.samples import Samples, find_samples
+from graphaug.proof.independence.told import told_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of
-from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open, probe_split
+from graphaug.sparse.choose import Choice, Surgery, check_split, choose, flop_share, norms_to_open
 from graphaug.sparse.views import view_choice, view_notes, with_views
 from graphaug.surgery.freeze import freeze as freeze_pass
 from graphaug.surgery.module import AugmentedModule
@@ -79,7 +80,7 @@ def rewrite(
     expect: int | None = None,
     allow_bypass: bool = False,
     backward: str = "auto",
-    rows: int | None = None,
+    rows: int | str | None = None,
     example_inputs: Any = None,
     dry_run: bool = False,
 ) -> AugmentedModule | Plan:
@@ -113,7 +114,9 @@ def rewrite(
             or raises; ``"proved"`` does so only where rows are proved independent; ``"auto"`` is sparse where
             they are, or where the example shows nothing against it and an operation is unknown, and the plan says
             which of it, and why not.
-        rows: the dimension of the inputs that holds the samples, where it is not the one along which nothing meets.
+        rows: the dimension of the inputs that holds the samples, where it is not the one along which nothing meets; or
+            the name of an input that tells the sample of every entry of dimension 0, as torch_geometric's ``batch``
+            tells the graph of every node: subset, counts and the mask are then of those, and the backward is dense.
         example_inputs: what the model is called with (a tensor, a tuple, a dict of keywords; 2 rows or
             more). Only the final check, and the probe behind a sparse backward that is not proved, compute with it.
             Without it inputs are taken from what the model declares or from its first layers, as sizes without
@@ -196,8 +199,14 @@ def _operate(
     constants = constants_module({**captured.constants, **eval_captured.constants})
     cuts = [placed[r.target] for r in requests]
     if asked.rows and structure.signature.guessed:
-        raise InvalidOption(f"rows={asked.rows} is a dimension of your inputs: pass example_inputs with it.")
-    samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants, asked.rows)
+        raise InvalidOption(f"rows={asked.rows!r} is about your inputs: pass example_inputs with it.")
+    if isinstance(asked.rows, str) and (asked.views > 1 or any(r.transform is not None for r in requests)):
+        raise InvalidOption(
+            f"rows={asked.rows!r} tells samples of any size, for which dropout alone is defined: leave transform= and "
+            "views= out."
+        )
+    told: Any = told_samples if isinstance(asked.rows, str) else find_samples
+    samples: Samples = told(model, graph, cuts, structure.signature.examples, captured.constants, asked.rows)
     surgery = Surgery(
         structure,
         captured,
@@ -225,6 +234,7 @@ def _operate(
             *filter(None, [why, structure.guess_note, samples.note]),
             *notes_of(model, captured, requests, placed),
             *more,
+            *(["the example has one row, which was taken twice"] if structure.signature.doubled else []),
         ),
         asked=asked,
     )
@@ -277,7 +287,7 @@ def _build(parts: Parts, backward: str, choice: Choice, viewed: fx.Graph | None)
         parts.training_graph = viewed
         aug = AugmentedModule(parts)
     if choice.split is not None:
-        against = probe_split(aug, choice.split, signature, choice.proved)
+        against = check_split(aug, choice.split, signature, choice.proved)
         if against and backward in ("sparse", "proved"):
             site = parts.plan.sites[0].request.target
             raise SparseBackwardError(

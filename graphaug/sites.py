@@ -15,13 +15,13 @@ from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.printable import printable
-from graphaug.proof.coupling import statistics_modules
 from graphaug.proof.independence.rows import Proof
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
 from graphaug.sparse.choose import SMALLEST_SAVING
+from graphaug.sparse.prefix import statistics_modules
 from graphaug.surgery.unwrap import plain_model
 from graphaug.table import Column, render
 
@@ -248,7 +248,7 @@ def _backward(
         return f"dense: rows meet: {proof.meeting}"
     if proof is not None and proof.verdict == "proved":
         return "sparse"
-    return "dense: no example_inputs to try" if structure.signature.guessed else "sparse: if the probe agrees"
+    return "dense: no example_inputs to try" if structure.signature.guessed else "sparse: if a trial agrees"
 
 
 def _rows(proof: Proof | None) -> str:

@@ -149,3 +149,6 @@ def _untouched(aug: AugmentedModule, model: nn.Module) -> Iterator[None]:
                     b.copy_(saved)
             for module, flag in flags:
                 module.training = flag
+            kept = getattr(aug._parts.split, "kept", None)
+            if kept is not None:  # a comparison of a sparse step put its prefix in eval mode
+                kept.modes = True

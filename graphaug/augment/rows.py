@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from graphaug.errors import BatchError
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,69 @@ class Rows:
         return torch.cat([parts] * times, self.dim + 1).flatten(self.dim, self.dim + 1)
 
 
+class Owner:
+    """Which sample every entry of dimension 0 belongs to: an input of the model, told anew in every call.
+
+    Args:
+        name: of the input, an integer tensor with one entry for each of them (``batch`` of torch_geometric).
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.index: Tensor | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Owner, (self.name,)
+
+
+@dataclass(frozen=True)
+class Members(Rows):
+    """Samples of any number of entries along dimension 0, as nodes of graphs are: each says which is its own.
+
+    Attributes:
+        owner: the input that tells.
+    """
+
+    owner: Owner = field(default_factory=lambda: Owner(""))
+
+    def told(self) -> Tensor:
+        """The sample of every entry.
+
+        Raises:
+            BatchError: no call has told.
+        """
+        if self.owner.index is None:
+            raise BatchError(f"which sample an entry belongs to is told by the input '{self.owner.name}'.")
+        return self.owner.index
+
+    @property
+    def is_plain(self) -> bool:
+        """Never: a sample may be any number of slices."""
+        return False
+
+    def count(self, shape: tuple[int, ...] | torch.Size) -> int:
+        """The number of samples; those behind the last one that has an entry are not known."""
+        index = self.told()
+        if len(index) != shape[0]:
+            raise BatchError(
+                f"the input '{self.owner.name}' tells of {len(index)} entries, and the site's value has {shape[0]}."
+            )
+        return int(index.max()) + 1 if len(index) else 0
+
+    def describe(self, shape: tuple[int, ...] | None) -> str:
+        """In words: ``samples are told by 'batch', for each of 17 along dimension 0``."""
+        each = "entry" if shape is None else f"of {shape[0]}"
+        return f"samples are told by '{self.owner.name}', for each {each} along dimension 0"
+
+    def over(self, mask: Tensor, value: Tensor) -> Tensor:
+        """A mask of samples, of shape (B,), as one that broadcasts against the value."""
+        return mask[self.told()].view(-1, *[1] * (value.dim() - 1))
+
+    def take(self, value: Tensor, index: Tensor) -> Tensor:
+        """The entries of the samples at ``index``, in the order of the value."""
+        return value[torch.isin(self.told(), index)]
+
+
 BATCH = Rows(0)
 """An ordinary batch: every index of dimension 0 is a sample."""
 
@@ -129,3 +196,11 @@ def channel_beside(rank: int, rows: int) -> int:
     """The dimension of the channels: the one behind the rows of rank 4 and above, else the last that holds no rows."""
     channel = (rows + 1) % rank if rank > 3 else rank - 1
     return rank - 2 if channel == rows else channel
+
+
+def tell(modules: Iterable[Any], values: Mapping[str, Any]) -> None:
+    """Tell the augmentations among some modules which sample every entry belongs to, by a call's inputs."""
+    for module in modules:
+        place = getattr(module, "place", None)
+        if isinstance(place, Members):
+            place.owner.index = values[place.owner.name]

@@ -197,7 +197,7 @@ class Augmentation(nn.Module):
                 f"Deep Augmentation was placed where every sample has {slices} slices of dimension {self.place.dim}, "
                 f"and a value of shape {tuple(h.shape)} has {size}: rewrite the model for such inputs."
             )
-        self.check_rows(size // slices)
+        self.check_rows(self.place.count(h.shape))
 
     def check_value(self, h: Tensor) -> None:
         """Raise ``BatchError`` unless ``h`` holds activations: a floating-point tensor of rank 2 or more."""

@@ -46,6 +46,7 @@ class Signature:
         defaults: the parameters that were not captured, with their defaults.
         guessed: where the examples come from, if they were not given: "pretrained_cfg: 2×3×224×224"; else empty.
         examples: their values; not needed once the capture is done. Those that were not given lie on the meta device.
+        doubled: whether they had one row, which was taken twice.
     """
 
     model: str
@@ -54,6 +55,7 @@ class Signature:
     defaults: Mapping[str, Any]
     guessed: str = ""
     examples: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    doubled: bool = False
 
     @staticmethod
     def of(model: nn.Module, example_inputs: Any, guessed: str = "") -> Signature:
@@ -110,11 +112,11 @@ class Signature:
                 f"example_inputs lacks {', '.join(map(repr, missing))}, which {name}.forward requires."
             )
 
-        _check_rows(examples)
+        examples, doubled = _two_rows(examples)
         order = [p for p in (*positional, *named, *examples) if p in examples]
         captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
         defaults = {p: default for p, default in named.items() if p not in examples}
-        return Signature(name, positional, captured, defaults, guessed, examples)
+        return Signature(name, positional, captured, defaults, guessed, examples, doubled)
 
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yield (name, default, example value) of every placeholder."""
@@ -219,20 +221,22 @@ class Signature:
         return inspect.Signature(first + rest)
 
 
-def _check_rows(examples: Mapping[str, Any]) -> None:
-    """Refuse a batch of one.
+def _two_rows(examples: dict[str, Any]) -> tuple[dict[str, Any], bool]:
+    """A batch of one taken twice, and whether it was: of one row nobody can tell the batch from what is squeezed.
 
     Raises:
-        CaptureError: no example tensor has two rows.
+        CaptureError: no example tensor has a row.
     """
     leaves = torch.utils._pytree.tree_leaves(dict(examples))
     rows = {t.shape[0] for t in leaves if isinstance(t, Tensor) and t.dim() > 0}
-    if rows and max(rows) < 2:
-        raise CaptureError(
-            f"example_inputs has a batch of {max(rows)}: give 2 rows or more. Of one row nobody can tell a batch "
-            "dimension from one that is squeezed or broadcast, batch statistics of one row are not defined, and a "
-            "share of one row is all or nothing."
-        )
+    if not rows or max(rows) > 1:
+        return examples, False
+    if max(rows) < 1:
+        raise CaptureError("example_inputs has a batch of 0: give 1 row or more.")
+    found: dict[str, Any] = map_tensors(
+        lambda t: torch.cat([t, t]) if t.dim() and t.shape[0] == 1 else t, examples
+    )
+    return found, True
 
 
 def _input(name: str, example: Any, keyword: bool) -> Input:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,20 +13,20 @@ from torch import Tensor, fx, nn
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_metadata
 from graphaug.capture.signature import Signature
-from graphaug.capture.state import seed, undrawn
+from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
-from graphaug.proof.coupling import first_coupled, prefix_modules, probe, restored, statistics_modules
 from graphaug.proof.equivalence import same
-from graphaug.proof.independence.rows import quiet
+from graphaug.proof.independence.rows import Proof, quiet
 from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
-from graphaug.sparse.agreement import disagreement
 from graphaug.sparse.batch import Batch
 from graphaug.sparse.kept import Kept
+from graphaug.sparse.prefix import prefix_modules, statistics_modules
 from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
-from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair, two_stream_batch_norm
+from graphaug.sparse.trial import tried
+from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
 from graphaug.surgery.plan import Request
 
 SMALLEST_SAVING = 0.1
@@ -75,7 +74,7 @@ class Surgery:
 
 
 def choose(backward: str, surgery: Surgery) -> Choice:
-    """Choose the backward of a graph with its augmentation inserted; the real batch is probed later.
+    """Choose the backward of a graph with its augmentation inserted; what is not proved is tried later.
 
     Args:
         backward: what was asked for.
@@ -110,6 +109,8 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse(f"{type(request.transform).__name__} changes the sizes behind the cut")
     if request.sampling != "exact":
         raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
+    if not surgery.samples.proofs:
+        raise refuse("samples are told by an input, and have any number of entries, which are not split")
     if surgery.bypass:
         raise refuse(f"the cut does not separate the input from the output: {surgery.bypass}")
     (cut,) = surgery.cuts
@@ -126,18 +127,11 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         hooks = ", and has hooks, which two streams would not call" if hooked else ""
         raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
     proof = surgery.samples.proofs[0]
-    if proof.verdict == "coupled" or (proof.verdict == "statistics" and not streams):
-        kept_state = proof.meeting is not None and proof.meeting.kind == "state"
-        raise refuse(f"{proof.meeting}" if kept_state else f"rows meet: {proof.meeting}")
-    if proof.verdict == "unknown" and backward == "proved":
-        raise refuse(f"rows are not proved independent: {proof.meeting}")
-    if proof.verdict != "proved" and structure.signature.guessed:
+    if against := _against(proof, backward, {path for path, _ in norms}, surgery.samples):
+        raise refuse(against)
+    if proof.verdict not in ("proved", "statistics") and structure.signature.guessed:
         raise refuse(
             f"rows are not proved independent ({proof.meeting}), and there are no example_inputs to try them with"
-        )
-    if proof.verdict == "unknown" and any(surgery.samples.dims.values()):
-        raise refuse(
-            f"rows are not proved independent ({proof.meeting}), and are tried along dimension 0 only"
         )
     share = flop_share(graph, cut)
     saving = request.subset * share
@@ -148,8 +142,12 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse(
             "the suffix needs what is computed beside the prefix, and there are no example_inputs to try that with"
         )
-    kept = Kept(module for _, module in prefix_modules(graph, cut, model))
-    found = dataclasses.replace(found, least=proof.least, kept=None if norms else kept)
+    with unchanged(model, tensors=False):
+        model.train()  # as it was proved
+        # two streams look at their norms themselves, in every step
+        prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
+        kept = Kept((path, m, m.training) for path, m in prefix)
+    found = dataclasses.replace(found, least=proof.least, kept=kept)
     size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
     if not norms:
         if proof.verdict == "proved":
@@ -158,9 +156,27 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
     paths = [path for path, _ in norms]
     found = dataclasses.replace(found, two_streams=pair(found.prefix, paths))
     dropped = "the gradient that stopped rows get through the statistics is dropped"
-    return Choice(
-        "sparse", f"two streams share the statistics of {len(paths)} BatchNorms, {dropped}; {size}", found
-    )
+    reason = f"two streams share the statistics of {len(paths)} BatchNorms, {dropped}; {size}"
+    return Choice("sparse", reason, found, proved=proof.verdict == "statistics")
+
+
+def _against(proof: Proof, backward: str, norms: set[str], samples: Samples) -> str:
+    """What the proof of a cut says against splitting the rows there, or an empty string.
+
+    Batch statistics are those of norms that two streams share. An operation without a rule may be tried.
+    """
+    if proof.verdict == "statistics" and all(m.module.partition("@")[0] in norms for m in proof.statistics):
+        return ""
+    if proof.verdict in ("coupled", "statistics"):
+        kept_state = proof.meeting is not None and proof.meeting.kind == "state"
+        return f"{proof.meeting}" if kept_state else f"rows meet: {proof.meeting}"
+    if proof.verdict == "proved":
+        return ""
+    assert proof.meeting is not None
+    against = f"rows are not proved independent: {proof.meeting}"
+    if any(samples.dims.values()):
+        return f"{against}, and are tried along dimension 0 only"
+    return against if backward == "proved" or norms or not proof.meeting.op else ""
 
 
 def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) -> frozenset[str]:
@@ -227,8 +243,8 @@ def two_sizes(surgery: Surgery) -> Batch:
     return Batch(graph, (rows, more), values)
 
 
-def probe_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
-    """Run a split model on its example; the reason against it, or an empty string.
+def check_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
+    """Run what of a split model is not proved on its example; the reason against it, or an empty string.
 
     Of rows that are proved independent no more is tried than whether what both parts need can be computed beside them.
     """
@@ -240,54 +256,33 @@ def probe_split(aug: Any, found: Split, signature: Signature, proved: bool = Fal
         for t in [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
         if isinstance(t, Tensor)
     ):
-        return "" if proved else "the model lies on the meta device, where rows cannot be probed"
+        return "" if proved else "the model lies on the meta device, where rows cannot be tried"
     args, kwargs = signature.arrange(examples)
     values = signature.bind(tuple(args), kwargs)
     flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
     aug.train()
     try:
-        if found.shared is not None and (against := _against_shared(aug, found, values)):
+        if found.shared is not None and (against := _drawn_twice(aug, found, values)):
             return against
-        if proved:
-            return ""
-        if (
-            found.two_streams is not None
-        ):  # the statistics are what the streams share; all else must not couple
-            for node in found.two_streams.nodes:
-                if node.target is two_stream_batch_norm:
-                    aug.get_submodule(str(node.args[0].target)).eval()
-        with restored(aug.original), undrawn():
-            with torch.no_grad():
-                shared = aug._forward_shared(**values) if found.shared is not None else ()
-            inputs = [*(values[name] for name in found.inputs), *shared]
-            rows = list(found.rows)
-            first = found.place.first
-            against = probe(lambda taken: first(aug._forward_prefix(*taken)[0]), inputs, rows, aug.original)
-            if against.startswith("row "):
-                with contextlib.suppress(Exception):  # it only makes a reason more precise
-                    against += first_coupled(aug, found.prefix, inputs, rows)
-            return against or disagreement(aug, found, values)
+        return "" if proved else tried(aug, found, values)
     except Exception as error:
         said = next(iter(str(error).splitlines()), "")
-        return f"the probe failed on the example ({type(error).__name__}{said and ': '}{said[:120]})"
+        return f"a trial on the example failed ({type(error).__name__}{said and ': '}{said[:120]})"
     finally:
         for module, flag in flags:
             module.training = flag
 
 
-def _against_shared(aug: Any, found: Split, values: dict[str, Any]) -> str:
+def _drawn_twice(aug: Any, found: Split, values: dict[str, Any]) -> str:
     """Why what the suffix needs without gradient cannot be computed beside the prefix, or an empty string."""
     assert found.shared is not None
 
-    def run(number: int = 0) -> Any:
-        with torch.no_grad():
-            seed(number)
-            return aug._forward_shared(**values)
+    def run(number: int) -> Any:
+        seed(number)
+        return aug._forward_shared(**values)
 
-    with undrawn(), restored(aug.original, run) as changed:
+    with undrawn(), unchanged(aug.original), torch.no_grad():
         drawn = not same(run(0), run(1))
-        if state := changed():
-            return f"{state} changes in what the suffix needs without gradient, and would change twice"
     twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
         n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
     }

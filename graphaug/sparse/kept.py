@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import types
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,47 +14,77 @@ from graphaug.torch_private import FSDP_MARKS
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, type(None))
+_PARTS = ("forward", "attribute", "hook", "child")
 
 
 class Kept:
     """What the modules of a prefix were when their rows were proved independent.
 
     Args:
-        modules: the modules.
-        changed: whether they have changed already.
+        modules: path, module and the mode that it was proved in, training or not.
+        lost: what has changed already, as a clause.
+
+    Attributes:
+        plan: the plan of the model while it is run dense because something has changed, to be put back; else None.
+        warned: whether that was said.
+        modes: whether modes count; `graphaug.verify` puts the prefix in eval mode for a comparison.
     """
 
-    def __init__(self, modules: Iterable[nn.Module], changed: bool = False) -> None:
-        self.changed = changed
-        self.seen = [(module, _description(module), module.training) for module in dict.fromkeys(modules)]
+    def __init__(self, modules: Iterable[tuple[str, nn.Module, bool]], lost: str = "") -> None:
+        self.lost, self.warned, self.modes = lost, False, True
+        self.plan: Any = None
+        unlike = {id(m): (path, m, training) for path, m, training in modules}
+        self.seen = [(path, m, _description(m), training) for path, m, training in unlike.values()]
 
-    def holds(self) -> bool:
-        """Whether nothing of them has changed: no child, hook, method or plain attribute.
+    def changed(self) -> str:
+        """What has changed, as a clause: a child, hook, method or plain attribute; an empty string if nothing has.
 
-        Eval mode is no change, nor are sharding's own hooks and marks. While a step is compiled nothing is
-        looked at.
+        Eval mode is one where a module's own code asks for its mode, torch's own aside. Sharding's own hooks and marks
+        are none. While a step is compiled nothing is looked at.
         """
-        if torch.compiler.is_compiling():
-            return True
-        return not self.changed and all(
-            (training or not module.training) and _description(module) == seen
-            for module, seen, training in self.seen
-        )
+        return "" if torch.compiler.is_compiling() else self._edited() or self._in_another_mode()
+
+    def _edited(self) -> str:
+        for path, module, seen, _ in self.seen if not self.lost else ():
+            now = _description(module)
+            if now != seen:
+                part = next(p for p, a, b in zip(_PARTS, now, seen, strict=True) if a != b)
+                return f"{type(module).__name__} '{path}' has another {part}"
+        return self.lost
+
+    def _in_another_mode(self) -> str:
+        for path, module, _, training in self.seen if self.modes else ():
+            if module.training != training and (module.training or asks_for_mode(type(module))):
+                mode = "training" if module.training else "eval"
+                return f"{type(module).__name__} '{path}' is in {mode} mode"
+        return ""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
-        return Kept([copy.deepcopy(m, memo) for m, _, _ in self.seen], not self.holds())
+        return Kept([(path, copy.deepcopy(m, memo), mode) for path, m, _, mode in self.seen], self._edited())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Kept, ([m for m, _, _ in self.seen], not self.holds())
+        return Kept, ([(path, m, mode) for path, m, _, mode in self.seen], self._edited())
 
 
 def _description(module: nn.Module) -> tuple[Any, ...]:
-    """What decides about a module's forward, beside its tensors and what its attributes refer to."""
+    """What decides about a module's forward, beside its tensors and what its attributes refer to; see `_PARTS`."""
     held = vars(module)
     ours = [(k, v) for k, v in held.items() if k != "training" and k not in FSDP_MARKS]
     plain = [(k, v) for k, v in ours if isinstance(v, _PLAIN)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _is_torchs(h)]
-    return type(module).forward, plain, hooks, list(module._modules.items()), held.get("forward")
+    return (type(module).forward, held.get("forward")), plain, hooks, list(module._modules.items())
+
+
+def asks_for_mode(kind: type[nn.Module]) -> bool:
+    """Whether the code of a class, outside of torch, names ``training``: it may compute something else in eval mode."""
+    classes = [cls for cls in kind.__mro__ if cls.__module__.partition(".")[0] not in ("torch", "builtins")]
+    functions = [f for cls in classes for f in vars(cls).values() if isinstance(f, types.FunctionType)]
+    waiting = [f.__code__ for f in functions]
+    for code in waiting:  # grows on the way: functions inside of functions
+        if "training" in code.co_names:
+            return True
+        waiting.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
+    return False
 
 
 def _is_torchs(hook: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import operator
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,6 +14,7 @@ from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
+from graphaug.errors import SparseBackwardLost
 from graphaug.sparse.kept import Kept
 
 Merge = Literal["same", "sum"]
@@ -80,9 +82,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     augmentation: Augmentation = getattr(owner, plan.augmentation)
     if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
         return owner._forward_training(**values)
-    if (
-        plan.kept is not None and not plan.kept.holds()
-    ):  # a hook, another child, a switch: nothing is proved of that
+    if plan.kept is not None and not _still_proved(owner._parts, plan.kept):
         return owner._forward_training(**values)
     shared: tuple[Any, ...] = ()
     if plan.shared is not None:
@@ -138,6 +138,32 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _still_proved(parts: Any, kept: Kept) -> bool:
+    """Whether the prefix is what it was; where it is not, the plan says so, and the first time there is a warning.
+
+    What is put back (a hook for one step) is proved again.
+    """
+    changed = kept.changed()
+    if changed and kept.plan is None and parts.plan.backward == "sparse":
+        kept.plan = parts.plan
+        parts.plan = dataclasses.replace(
+            parts.plan,
+            backward="dense",
+            reason=f"{changed} since it was rewritten (before: sparse, {parts.plan.reason})",
+        )
+        if not kept.warned:
+            kept.warned = True
+            warnings.warn(
+                f"this model is run with a dense backward from now on: {changed} since it was rewritten, and of that "
+                "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
+                SparseBackwardLost,
+                stacklevel=2,
+            )
+    elif not changed and kept.plan is not None:
+        parts.plan, kept.plan = kept.plan, None
+    return not changed
 
 
 def _forget_casts() -> None:

@@ -12,10 +12,10 @@ from graphaug.augment.rows import Rows
 from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
-from graphaug.proof.coupling import prefix_modules
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.sparse.batch import Batch
 from graphaug.sparse.choose import Choice, Surgery, flop_share, two_sizes
+from graphaug.sparse.prefix import prefix_modules
 from graphaug.sparse.split import together
 from graphaug.surgery.views import multiplied, repeated
 

@@ -51,7 +51,7 @@ class Asked:
     freeze: str | None = None
     backward: str = "auto"
     allow_bypass: bool = False
-    rows: int | None = None
+    rows: int | str | None = None
     views: int = 1
     one_site: bool = False
 

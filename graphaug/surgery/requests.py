@@ -48,7 +48,7 @@ class Options(TypedDict, total=False):
     expect: int | None
     allow_bypass: bool
     backward: str
-    rows: int | None
+    rows: int | str | None
     example_inputs: Any
 
 
@@ -89,8 +89,12 @@ def check_options(options: Request, asked: Asked) -> None:
     for name in ("allow_bypass", "one_site"):
         check_flag(name, getattr(asked, name))
     rows = asked.rows
-    if rows is not None and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
-        raise InvalidOption(f"rows={rows!r} is no dimension of the inputs: give 0, 1, …")
+    told = rows is None or isinstance(rows, str)
+    if not told and (isinstance(rows, bool) or not isinstance(rows, int) or rows < 0):
+        raise InvalidOption(
+            f"rows={rows!r} is no dimension of the inputs: give 0, 1, …, or the name of an input that tells the "
+            "sample of each entry."
+        )
 
 
 def augmentation_of(request: Request, place: Rows = BATCH) -> Augmentation:

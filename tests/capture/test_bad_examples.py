@@ -74,20 +74,33 @@ def test_a_keyword_that_only_resembles_a_given_one_is_passed_on() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "site", "examples"),
+    ("model", "site", "one", "more"),
     [
-        (ConvNet(), "layer1", images(1)),
-        (TextNet(), "blocks.1", tokens(1)),
-        (Encoder(), "first", {"input_ids": ids(1), "attention_mask": mask(1)}),
-        (ConvNet(), "layer1", images(0)),
+        (ConvNet(), "layer1", {"x": images(1)}, {"x": images(4)}),
+        (
+            Encoder(),
+            "first",
+            {"input_ids": ids(1), "attention_mask": mask(1)},
+            {"input_ids": ids(4), "attention_mask": mask(4)},
+        ),
     ],
-    ids=["image", "text", "keywords", "empty"],
+    ids=["image", "keywords"],
 )
-def test_a_batch_of_one_is_refused_and_the_message_says_why(model: Any, site: str, examples: Any) -> None:
-    with pytest.raises(
-        CaptureError, match=r"has a batch of [01]: give 2 rows or more\. .*squeezed or broadcast"
-    ):
-        ga.rewrite(model, site, example_inputs=examples)
+def test_an_example_of_one_row_is_taken_twice_and_the_plan_says_so(
+    model: Any, site: str, one: Any, more: Any
+) -> None:
+    one, more = (tuple(v.values()) for v in (one, more))
+    aug = ga.rewrite(model, site, example_inputs=one).eval()
+    assert "the example has one row, which was taken twice" in str(aug.plan)
+    model.eval()
+    assert torch.equal(aug(*more), model(*more))
+    assert torch.equal(aug(*one), model(*one))
+    ga.verify(aug, more)
+
+
+def test_a_batch_of_none_is_refused() -> None:
+    with pytest.raises(CaptureError, match=r"has a batch of 0: give 1 row or more"):
+        ga.rewrite(ConvNet(), "layer1", example_inputs=images(0))
 
 
 def test_one_input_may_be_shared_by_all_rows() -> None:

@@ -72,6 +72,12 @@ MOVES: dict[str, tuple[Call, Rows]] = {
     "distances of tokens": (lambda x: torch.cdist(x, x), Rows(0)),
     "solved": (lambda x: torch.linalg.solve(x[:, :, :5] + 9 * torch.eye(5), x), Rows(0)),
     "vmap": (lambda x: torch.vmap(lambda t: t - t.mean(0))(x), Rows(0)),
+    "squeezed in place": (lambda x: x.tanh().unsqueeze_(0).squeeze_(0), Rows(0)),
+    "put in behind": (lambda x: x.tanh().unsqueeze_(0), Rows(1)),
+    "transposed in place": (lambda x: x.tanh().transpose_(0, 1), Rows(1)),
+    "searched": (lambda x: torch.searchsorted(x.sort(2).values, x) * x, Rows(0)),
+    "on a diagonal": (lambda x: torch.diagonal_scatter(x, x[:, 0, :5], 0, 1, 2), Rows(0)),
+    "turned": (lambda x: torch.rot90(x, 1, (1, 2)), Rows(0)),
     "only looked at": (lambda x: _logged(x), Rows(0)),
 }  # fmt: skip
 
@@ -129,6 +135,12 @@ def _written_over(x: Tensor) -> Tensor:
     return view
 
 
+def _neighbours(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[1:] += y[:-1]
+    return y
+
+
 def _constant_filled(x: Tensor) -> Tensor:
     table = torch.zeros(6)
     part = table[:3]
@@ -157,12 +169,18 @@ MEET: dict[str, Call] = {
     "attention over rows": lambda x: F.scaled_dot_product_attention(*[x.transpose(0, 1)[None]] * 3)[0].transpose(0, 1),
     "batch norm": lambda x: F.batch_norm(x.transpose(1, 2), None, None, training=True).cumsum(0),
     "alias written": _written_over,
+    "neighbours written": _neighbours,
     "constant written": _constant_filled,
     "threshold": lambda x: x - x.mean(0) * (x.amax() > 100),
     "norm of the batch": lambda x: x / x.norm(),
     "index of the largest": lambda x: x[x.sum((1, 2)).argsort()],
     "einsum": lambda x: torch.einsum("bld,cld->bc", x, x),
     "squeezed": lambda x: x.squeeze(),
+    "one by one": lambda x: torch.stack([row - row.mean() for row in x]),
+    "in ones": lambda x: torch.cat([part.tanh() for part in x.split(1)]),
+    "sum of products": lambda x: torch.addbmm(torch.zeros(5, 5), x, x.transpose(1, 2)) + x[..., :5],
+    "searched among others": lambda x: torch.searchsorted(x.flatten().sort().values, x) * x,
+    "turned over rows": lambda x: torch.rot90(x, 1, (0, 1)),
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
-"""The rules against the definition, over torch's own database of operations, and against DTensor's sharding rules."""
+"""The rules against the definition, over torch's own database of operations."""
 
 from __future__ import annotations
 
+import gc
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -28,24 +30,34 @@ UNINITIALISED = {
 COVERED = [info for info in op_db if info.name not in UNINITIALISED]
 
 
-def _wrong(entries: list[Any], *limits: int) -> tuple[int, list[str]]:
+@pytest.fixture(autouse=True)
+def _only_new_garbage() -> Iterator[None]:
+    """A proof looks for what was left behind: not among the thousands of samples of the database."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+def _wrong(entries: list[Any], *limits: int) -> tuple[set[str], list[str]]:
+    """Names of the operations with a call that is proved and was checked, and what the definition contradicts."""
     found = [(info.name, check(info, *limits)) for info in entries]
-    return len({name for name, c in found if c.proved}), [w for _, c in found for w in c.wrong]
+    return {name for name, c in found if c.proved}, [w for _, c in found for w in c.wrong]
 
 
 def test_no_rule_contradicts_the_definition_on_a_sample_of_operations() -> None:
-    """Two samples of every twenty-fifth entry of the database; the whole of it is left to the long tests."""
-    covered, wrong = _wrong(COVERED[7::25], 2, 2)
+    """Two samples of every twentieth entry of the database; the whole of it is left to the long tests."""
+    covered, wrong = _wrong(COVERED[7::20], 2, 2)
     assert not wrong, "\n".join(wrong)
-    assert covered >= 15
+    assert len(covered) >= 20
 
 
-@pytest.mark.long  # hundreds of operations, each on dozens of pairs of inputs
+@pytest.mark.long  # every operation on a dozen of pairs of inputs: minutes
 def test_no_rule_contradicts_the_definition_on_any_operation(capsys: pytest.CaptureFixture[str]) -> None:
     covered, wrong = _wrong(COVERED)
     with capsys.disabled():
         print(
-            f"\nthe rules cover {covered} of {len({i.name for i in COVERED})} operations of torch's database"
+            f"\nthe rules cover {len(covered)} of {len({i.name for i in COVERED})} operations of torch's database"
         )
     assert not wrong, "\n".join(wrong)
-    assert covered >= 300
+    assert len(covered) >= 400

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import graphaug as ga
 from graphaug.augment.rows import Rows
-from graphaug.errors import InvalidOption, SparseBackwardError
+from graphaug.errors import InvalidOption, SparseBackwardError, SparseBackwardLost
 
 
 class Encoder(nn.Module):
@@ -155,24 +155,67 @@ def test_without_examples_rows_are_proved_as_well() -> None:
     assert plan.sites[0].rows.startswith("dimension 1 of 2×16×4")
 
 
-class Searched(nn.Module):
-    """Each entry times its rank in its row, by an operation that no rule follows."""
+@torch.library.custom_op("graphaug_tests::ranked", mutates_args=())
+def ranked(x: Tensor) -> Tensor:
+    """The rank of each entry in its row, by an operation that no rule follows."""
+    return x.argsort(1).argsort(1).to(x.dtype)
+
+
+@ranked.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+@torch.library.custom_op("graphaug_tests::ranked_in_batch", mutates_args=())
+def ranked_in_batch(x: Tensor) -> Tensor:
+    """The rank of each entry among those of other rows."""
+    return x.argsort(0).argsort(0).to(x.dtype)
+
+
+@ranked_in_batch.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+class Ranked(nn.Module):
+    """Each entry times its rank, and what else is done to it."""
+
+    def __init__(self, rank: Any, then: Callable[[Tensor], Tensor] = torch.tanh) -> None:
+        super().__init__()
+        self.rank, self.then = rank, then
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * torch.searchsorted(x.detach().sort(1).values, x.detach().contiguous())
+        return self.then(x * self.rank(x.detach()))
 
 
 def test_what_is_unknown_is_tried_and_said_to_be() -> None:
-    model = nn.Sequential(nn.Linear(6, 6), Searched(), nn.Linear(6, 6), nn.Linear(6, 2))
+    model = nn.Sequential(nn.Linear(6, 6), Ranked(ranked), nn.Linear(6, 6), nn.Linear(6, 2))
     x = torch.randn(8, 6)
     plan = ga.rewrite(model, "2", stop_grad=True, example_inputs=x).plan
     assert plan.backward == "sparse"
     assert plan.reason.startswith(
-        "tried, not proved (has no rule for searchsorted in '1' (test_samples.py line"
+        "tried, not proved (has no rule for graphaug_tests::ranked in '1' (test_samples.py line"
     )
     assert any("NOT proved" in note for note in plan.notes)
-    with pytest.raises(SparseBackwardError, match="not proved independent: has no rule for searchsorted"):
+    with pytest.raises(SparseBackwardError, match="not proved independent: has no rule for graphaug_tests"):
         ga.rewrite(model, "2", stop_grad=True, backward="proved", example_inputs=x)
+
+
+@pytest.mark.parametrize(
+    ("rank", "then", "said"),
+    [
+        (ranked_in_batch, torch.tanh, "a row of the prefix changes when row 0 of the input does"),
+        (ranked, lambda x: x - x.mean(0), "rows meet: mean runs over the rows in '1'"),
+        (ranked, lambda x: x + (x.mean(0) - x.mean(0).detach()), "rows meet: mean runs over the rows in '1'"),
+        (ranked, lambda x: x * len(x), "place"),
+    ],
+)
+def test_rows_that_meet_in_or_behind_what_is_unknown_are_found(rank: Any, then: Any, said: str) -> None:
+    """In it by trying, behind it by its rules."""
+    model = nn.Sequential(nn.Linear(6, 6), Ranked(rank, then), nn.Linear(6, 6), nn.Linear(6, 2))
+    plan = ga.rewrite(model, "2", stop_grad=True, example_inputs=torch.randn(8, 6)).plan
+    assert plan.backward == "dense"
+    assert said in plan.reason or "number of rows" in plan.reason
 
 
 def _norm(model: Any) -> None:
@@ -221,7 +264,54 @@ def test_a_prefix_that_changes_after_rewriting_is_run_dense(
     change(aug.original)
     with aug.dense():
         wanted = aug(x)
-    assert torch.allclose(aug(x), wanted, rtol=0, atol=1e-12)
+    with pytest.warns(SparseBackwardLost, match="since it was rewritten") as said:
+        found = aug(x)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-12)
+    aug(x)  # once is enough
+    assert len(said) == 1
+    assert aug.plan.backward == "dense"
+    assert "since it was rewritten (before: sparse, rows proved independent" in aug.plan.reason
+    assert aug.plan.reason.partition(" since")[0] in str(said[0].message)
+
+
+class CentredInEval(nn.Module):
+    """Lets rows meet in the mode that nobody trains in."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if self.training else x - x.mean(0)
+
+
+def test_a_module_that_asks_for_its_mode_is_not_proved_in_the_other() -> None:
+    model = nn.Sequential(
+        nn.Linear(16, 16), nn.Dropout(0.5), CentredInEval(), nn.Linear(16, 16), nn.Linear(16, 4)
+    )
+    x = torch.randn(16, 16)
+    aug = ga.rewrite(model, "3", stop_grad=True, example_inputs=x).train()
+    assert aug.plan.reason.startswith("rows proved independent")
+    model[1].eval()  # torch's own: no rows meet in either mode
+    aug(x)
+    assert aug.plan.backward == "sparse"
+    model[2].eval()
+    with pytest.warns(SparseBackwardLost, match="CentredInEval '2' is in eval mode"):
+        aug(x)
+    assert aug.plan.backward == "dense"
+    aug.train()
+    aug(x)
+    assert aug.plan.backward == "sparse"
+
+
+def test_what_is_put_back_is_sparse_again() -> None:
+    model = nn.Sequential(nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 4))
+    x = torch.randn(16, 16)
+    aug = ga.rewrite(model, "1", stop_grad=True, example_inputs=x).train()
+    before = aug.plan
+    handle = model[0].register_forward_hook(lambda module, args, out: out * 1)
+    with pytest.warns(SparseBackwardLost, match=r"Linear '0' has another hook"):
+        aug(x)
+    assert aug.plan.backward == "dense"
+    handle.remove()
+    aug(x)
+    assert aug.plan == before
 
 
 PENALTIES: list[Tensor] = []

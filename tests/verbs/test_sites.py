@@ -261,7 +261,7 @@ def test_the_table_says_where_the_backward_would_be_sparse() -> None:
             kind, _, reason = table[at].partition(": ")
             assert kind == plan.backward, (at, table[at], plan.reason)
             assert (
-                reason in plan.reason or reason == "if the probe agrees" or "of the FLOPs only" in plan.reason
+                reason in plan.reason or reason == "if a trial agrees" or "of the FLOPs only" in plan.reason
             )
             checked += 1
         assert table["input"] == "dense: nothing trained before"

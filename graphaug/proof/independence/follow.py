@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.proof.independence.call import Call, flat, plain_name, written
-from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, Size, State
+from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, State
 from graphaug.proof.independence.rules.table import rule_for
+from graphaug.proof.independence.states import States, is_known
 from graphaug.proof.independence.symbols import RowCount
 from graphaug.proof.independence.where import located
-from graphaug.torch_private import FakeTensor, OpOverload, WeakIdKeyDictionary
+from graphaug.torch_private import OpOverload
 
 
 def _names(text: str) -> frozenset[str]:
@@ -33,6 +33,7 @@ _TAKES_SIZES = _FILLED | _DRAWN | _names(
 """Operations in which a number of rows is a size, or an end of a stretch of them."""
 
 _PAD = torch.ops.aten.constant_pad_nd.default
+_TAKES_APART = {torch.ops.aten.unbind.int, torch.ops.aten.split.Tensor}
 _DECIDES = {
     torch.ops.aten._local_scalar_dense.default,
     torch.ops.aten.equal.default,
@@ -40,8 +41,8 @@ _DECIDES = {
 }
 
 
-class Follow(TorchDispatchMode):
-    """Keeps the state of every tensor, in the order of a forward.
+class Follow(States, TorchDispatchMode):
+    """Asks every operation for its rule, in the order of a forward.
 
     Args:
         count: the number of rows, as a symbol.
@@ -59,26 +60,53 @@ class Follow(TorchDispatchMode):
         owned: Callable[[Tensor], str],
         stop: bool = False,
     ) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count, self.paths, self.owned, self.stop = count, paths, owned, stop
-        self.states: Any = WeakIdKeyDictionary()
+        States.__init__(self, count, paths, owned, stop)
+        TorchDispatchMode.__init__(self)
         self.statistics: list[Meeting] = []
-        self.state_writes: list[tuple[str, Meeting]] = []
         self.ops = 0
-        self.decision: Meeting | None = None
-        self._sizes: dict[Any, Size | None] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         self.ops += 1
         if func in _DECIDES:
             self.decision = self._decided(func, args[0])
+        if torch.Tag.inplace_view in getattr(func, "tags", ()):
+            return self._view_in_place(func, types, args, kwargs)
+        if func in _TAKES_APART:
+            self._refuse_apart(Call(func, args, kwargs, None, self.state, self.size))
         # what a kernel asks of a size is its own business: the rule holds for every size
         with self.count.kernel():
             result = _padded(*args[:2]) if func is _PAD else func(*args, **kwargs)
         if isinstance(func, OpOverload) and func.namespace != "prim":
             self._follow(func, args, kwargs, result)
         return result
+
+    def _view_in_place(self, func: OpOverload, types: Any, args: Any, kwargs: Any) -> Any:
+        """``squeeze_`` and its like change a tensor's own shape: its rows are where those of the view are."""
+        packet = getattr(torch.ops.aten, func._schema.name.removeprefix("aten::").removesuffix("_"), None)
+        twin = getattr(packet, func._overloadname, None) or getattr(packet, "int", None)
+        if twin is None or torch.Tag.inplace_view in twin.tags:
+            state: State = self._meeting(func, Meets(f"has no rule for {func._schema.name}", "unknown"))
+        else:
+            state = self.state(self.__torch_dispatch__(twin, types, args, kwargs))
+        with self.count.kernel():
+            result = func(*args, **kwargs)
+        self.states[args[0]] = state
+        return result
+
+    def _refuse_apart(self, call: Call) -> None:
+        """Give up where a value is cut in as many pieces as there are rows: what is done to each would be followed.
+
+        Raises:
+            Meets: it is.
+        """
+        tensor = call["self"]
+        state = self.state(tensor)
+        single = call.name == "unbind" or call["split_size"] == 1
+        if single and isinstance(state, Rows) and state.dim == call["dim"] % tensor.dim():
+            met = Meets("takes the rows apart, each for itself", "place")
+            self.decision = located(met, call.name, self.paths)
+            raise met
 
     def _decided(self, func: Any, asked: Tensor) -> Meeting:
         """A tensor's value asked for in Python: by rows, a decision for all of them; else one that may change."""
@@ -98,7 +126,7 @@ class Follow(TorchDispatchMode):
         meeting = next((s for s in before if isinstance(s, Meeting)), None)
         numbers = any(map(self.count.depends, given))
         counted = any(
-            isinstance(n, torch.SymInt) for t in flat(result) if isinstance(t, Tensor) for n in t.shape
+            not is_known(n) for t in flat(result) if isinstance(t, Tensor) for n in list[Any](t.shape)
         )
         if plain_name(func).startswith("new_"):  # takes nothing of a tensor but its type
             outcome = self._ruled(func, args, kwargs, result, rows=False) if counted else None
@@ -113,11 +141,19 @@ class Follow(TorchDispatchMode):
         outputs = [t for t in flat(result) if isinstance(t, Tensor)]
         outcomes = outcome if isinstance(outcome, list) else [outcome] * len(outputs)
         targets = self._targets(func, args, kwargs)
+        behind = next((self.assumed[t] for t in tensors if t in self.assumed), None)
         for target in targets:
-            self._write(func, target, outcomes[0] if outcomes else outcome)
+            self._write(func, target, outcomes[0] if outcomes else outcome, behind)
         for out, state in zip(outputs, outcomes, strict=True):
             if not any(out is t for t in targets):
-                self.states[out] = self._checked(func, out, state)
+                found = self._checked(func, out, state)
+                place = None if self.stop or targets else self.by_sizes(out)
+                if isinstance(found, Meeting) and found.kind == "unknown" and found is not meeting and place:
+                    # followed further as its sizes tell, to see whether the rows meet behind it, too
+                    found, behind = place, behind or found
+                self.states[out] = found
+                if behind is not None and found is not None:
+                    self.assumed[out] = behind
 
     def _ruled(self, func: OpOverload, args: Any, kwargs: Any, result: Any, rows: bool) -> Any:
         """What the rule says, or a `Meeting`."""
@@ -172,110 +208,12 @@ class Follow(TorchDispatchMode):
             return None
         return self._meeting(func, Meets("draws once for all rows", "draw"))
 
-    # --- states -----------------------------------------------------------------------------------------
-
-    def state(self, tensor: Tensor) -> State:
-        """The state of a tensor; of one that was never seen, none where it can hold no rows."""
-        found = self.states.get(tensor, self)
-        if found is not self:
-            return cast(State, found)
-        if not isinstance(tensor, FakeTensor):
-            return None  # a constant of the model or its code
-        shares = tensor.untyped_storage()._cdata
-        known = (s for t, s in list(self.states.items()) if s is not None and _storage(t) == shares)
-        if next(known, None) is None and not any(isinstance(n, torch.SymInt) for n in tensor.shape):
-            return None
-        return Meeting("unknown", "", "a value was made in a way that cannot be followed")
-
-    def by_sizes(self, value: Any) -> Rows | None:
-        """The one dimension of a value that is as long as there are rows."""
-        counted = (
-            [d for d, n in enumerate(value.shape) if self.count.depends(n)]
-            if isinstance(value, Tensor)
-            else []
-        )
-        with contextlib.suppress(Meets):
-            if len(counted) == 1 and self.size(value.shape[counted[0]]) == Size(1, True):
-                return Rows(counted[0])
-        return None
-
-    def size(self, value: Any) -> Size:
-        """A size as a multiple of one, or of the number of rows.
-
-        Raises:
-            Meets: it is neither.
-        """
-        if isinstance(value, int):
-            return Size(value, False)
-        expression = value.node.expr
-        if expression not in self._sizes:
-            factor = expression / self.count.symbol
-            found = None
-            if expression.is_Integer:
-                found = Size(int(expression), False)
-            elif factor.is_Integer:
-                found = Size(int(factor), True)
-            self._sizes[expression] = found
-        size = self._sizes[expression]
-        if size is None:
-            raise Meets("makes a size of the number of rows that is no multiple of it", "place")
-        return size
-
-    def _checked(self, func: OpOverload, out: Tensor, state: State) -> State:
-        """The state, if it fits the sizes of the value; a rule that does not is no rule."""
-        counted = [d for d, n in enumerate(list[Any](out.shape)) if isinstance(n, torch.SymInt)]
-        if isinstance(state, Meeting):
-            return state
-        try:
-            if state is None:
-                fits = not counted
-            elif isinstance(state, Numbers):
-                fits = self.size(out.shape[state.dim]) == Size(1, True)
-            else:
-                fits = counted == [state.dim] and self.size(out.shape[state.dim]) == Size(state.slices, True)
-        except (Meets, IndexError):
-            fits = False
-        if fits:
-            return state
-        return self._meeting(func, Meets("gives a value of which the rows cannot be told", "unknown"))
-
     def _targets(self, func: OpOverload, args: Any, kwargs: Any) -> list[Tensor]:
         names = written(func)
         if not names:
             return []
         call = Call(func, args, kwargs, None, self.state, self.size)
         return [t for name in names for t in flat(call.given.get(name)) if isinstance(t, Tensor)]
-
-    def _write(self, func: OpOverload, target: Tensor, new: Any) -> None:
-        """What a write in place does to everything in the same memory."""
-        held = self.owned(target)
-        if held:
-            self.state_writes.append((held, self._meeting(func, Meets("keeps state of the batch"))))
-            return
-        old = self.state(target)
-        if new == old or (
-            isinstance(old, Rows) and isinstance(new, Rows) and new.uniform and not old.uniform
-        ):
-            return
-        shared = [t for t in list(self.states.keys()) if _storage(t) == _storage(target)]
-        unlike = [t for t in shared if self.states[t] is not old or t.shape != target.shape]
-        if isinstance(new, Rows) and isinstance(old, Rows) and old.uniform and not unlike:
-            found: State = new
-        elif isinstance(new, Meeting):
-            found = new
-        else:
-            found = self._meeting(func, Meets("writes rows where others or constants lay", "unknown"))
-        for t in shared:
-            self.states[t] = found
-        self.states[target] = found
-
-    def _meeting(self, func: OpOverload, met: Meets) -> Meeting:
-        """Name the place; and give up there, if that was asked for."""
-        found = located(met, plain_name(func), self.paths)
-        if self.stop and met.kind not in ("statistics", "state"):
-            self.decision = found
-            raise met
-        return found
 
 
 def _padded(x: Tensor, widths: Any) -> Tensor:
@@ -284,7 +222,3 @@ def _padded(x: Tensor, widths: Any) -> Tensor:
     for i in range(len(widths) // 2):
         sizes[-1 - i] = sizes[-1 - i] + widths[2 * i] + widths[2 * i + 1]
     return x.new_empty(sizes)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

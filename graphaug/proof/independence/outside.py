@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.state import ModelState, python_draws
+from graphaug.proof.independence.scopes import Scopes
 
 
 class Outside:
@@ -26,9 +27,11 @@ class Outside:
             if _is_plain_object(v[1])
         ]
         self.objects = [(path, m, name, v, dict(vars(v))) for path, m, (name, v) in held]
+        self.scopes = Scopes(model)
 
     def restore(self) -> None:
-        """Put the plain objects back; of modules and generators others take care."""
+        """Put the plain objects back, and what lies beside the model; of modules and generators others take care."""
+        self.scopes.restore()
         for _, _, _, value, before in self.objects:
             vars(value).clear()
             vars(value).update(before)
@@ -53,6 +56,8 @@ class Outside:
         for path, _, name, value, before in self.objects:
             if any(before.get(k, self) is not v for k, v in vars(value).items()):
                 return f"{stated(self.model, f'{path}.{name}'.removeprefix('.'))} keeps state of the batch"
+        if name := self.scopes.changed():
+            return f"'{name}', kept outside of the model, holds state of the batch"
         return ""
 
 

@@ -148,7 +148,13 @@ def _traced(
     call = _Call(Forward(model, run), fakes, follow, watch, fake)
     changed = ""
     try:
-        out = call(values, dims)
+        try:
+            out = call(values, dims)
+        except RuntimeError as error:
+            if "requires_grad flags of leaf" not in str(error):
+                raise
+            call.gradients = False  # a forward that asks its input for a gradient: it has to be a leaf
+            out = call(values, dims)
         drawn = outside.drawn()
         if not drawn and outside.changed(fakes, call.given):  # a table that is made once and kept is no state
             outside = Outside(model)
@@ -164,7 +170,8 @@ def _traced(
     against = _against(model, follow, watch, changed)
     states = [_state(follow, value) for value in out]
     if against is None and (name := _own_backward(out)):
-        against = Meeting("unknown", name, f"{name} has a backward of its own, which is not followed")
+        op = name if name == "CheckpointFunction" else ""  # torch's own runs the forward again
+        against = Meeting("unknown", op, f"{name} has a backward of its own, which is not followed")
     sizes = [follow.by_sizes(value) for value in out]
     del out
     if against is None and _escaped(follow, set(map(id, fakes.values()))):
@@ -178,9 +185,11 @@ def _held(model: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _state(follow: Follow, value: Any) -> State:
-    return (
-        follow.state(value) if isinstance(value, Tensor) else Meeting("unknown", "", "the value is no tensor")
-    )
+    if not isinstance(value, Tensor):
+        return Meeting("unknown", "", "the value is no tensor")
+    found = follow.state(value)
+    behind: Meeting | None = follow.assumed.get(value)
+    return found if behind is None or isinstance(found, Meeting) else behind
 
 
 class _Call:
@@ -191,6 +200,7 @@ class _Call:
     ) -> None:
         self.forward, self.follow, self.watch, self.fake = forward, follow, watch, fake
         self.given = dict(fakes)
+        self.gradients = True
 
     def __call__(self, values: Mapping[str, Any], dims: Mapping[int, int]) -> Any:
         with self.fake, self.follow.count.kernel():
@@ -212,7 +222,7 @@ class _Call:
         if value.is_meta:  # it lies where the model does
             device = next((t.device for t in self.given.values() if not t.is_meta), device)
         made = torch.empty(sizes, dtype=value.dtype, device=device)
-        if made.is_floating_point() or made.is_complex():
+        if dim is not None and self.gradients and (made.is_floating_point() or made.is_complex()):
             made = made.requires_grad_().clone()  # no leaf: a forward may write into its input
         if (
             value.dim() == 4
@@ -280,6 +290,13 @@ def _verdict(
 ) -> Proof:
     place = state if isinstance(state, Rows) else None
     meeting = state if isinstance(state, Meeting) else against
+    if (
+        meeting is not None
+        and meeting.kind == "unknown"
+        and against is not None
+        and against.kind != "unknown"
+    ):
+        meeting = against  # what is known of the forward counts more than what is not known of an operation
     if meeting is None and place is None:
         meeting = Meeting("place", "", _NOTHING)
     verdict: Verdict = "proved"

@@ -163,12 +163,7 @@ class _Asker:
         self, model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> None:
         self.model, self.graph, self.constants = model, graph, constants
-        self.examples = {
-            str(n.target): examples.get(str(n.target)) for n in graph.nodes if n.op == "placeholder"
-        }
-        for node in graph.nodes:  # what was not given has its default
-            if node.op == "placeholder" and node.args and str(node.target) not in examples:
-                self.examples[str(node.target)] = node.args[0]
+        self.examples = inputs_of(graph, examples)
 
     def dims(self, dim: int) -> dict[int, int]:
         """The dimension of samples of every input, if it is the given one in the leading input."""
@@ -184,22 +179,26 @@ class _Asker:
 
     def __call__(self, cuts: Sequence[fx.Node] | None, dim: int, stop: bool = False) -> list[Proof]:
         """The proofs of the cuts' values, or of everything that the graph returns."""
-        needed = {n for n in self.graph.nodes if n.op != "output"}
-        if cuts is not None:
-            needed = set().union(*(before(_input(c)) for c in cuts))
-        ends = None if cuts is None else [_input(c) for c in cuts]
-        run = _Run(self.model, self.graph, needed, ends, self.constants)
+        ends = None if cuts is None else [cut_input(c) for c in cuts]
+        run = Run.up_to(self.model, self.graph, ends, self.constants)
         with unchanged(self.model, tensors=False):
             self.model.train()
             return prove(self.model, run, self.examples, self.dims(dim), stop)
 
 
-def _input(cut: fx.Node) -> fx.Node:
+def inputs_of(graph: fx.Graph, examples: Mapping[str, Any]) -> dict[str, Any]:
+    """An example for every input of a graph; what was not given has its default."""
+    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+    default = {str(n.target): n.args[0] if n.args else None for n in placeholders}
+    return {name: examples.get(name, default[name]) for name in default}
+
+
+def cut_input(cut: fx.Node) -> fx.Node:
     """The value that enters an augmentation."""
     return cut.all_input_nodes[0] if cut.meta.get("augmentation") else cut
 
 
-class _Run(fx.Interpreter):
+class Run(fx.Interpreter):
     """Runs a part of a graph on a model's own modules, its augmentations doing nothing."""
 
     def __init__(
@@ -212,6 +211,14 @@ class _Run(fx.Interpreter):
     ) -> None:
         super().__init__(model, garbage_collect_values=False, graph=graph)
         self.needed, self.ends, self.constants = needed, ends, constants
+
+    @staticmethod
+    def up_to(
+        model: nn.Module, graph: fx.Graph, ends: Sequence[fx.Node] | None, constants: Mapping[str, Any]
+    ) -> Run:
+        """The part that some values are computed from, or all of it."""
+        needed = set(graph.nodes) if ends is None else set[fx.Node]().union(*map(before, ends))
+        return Run(model, graph, needed, ends, constants)
 
     def __call__(self, values: dict[str, Any]) -> list[Any]:
         """The first tensor of every end."""

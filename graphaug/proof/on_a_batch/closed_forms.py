@@ -35,19 +35,20 @@ def probe(
     out = augmentation(ones)
     (gradient,) = torch.autograd.grad(out.sum() + 0 * ones.sum(), ones)
     place = augmentation.place
-    rows = ones.shape[place.dim] // place.slices
+    rows = place.count(ones.shape)
     own = [slices(torch.arange(rows) == row, ones, place) for row in range(rows)]
-    flat, slope = (
-        torch.stack([t.index_select(place.dim, index).flatten() for index in own])
-        for t in (out.detach(), gradient)
-    )
-    changed = ~((flat == 1).all(1) & (slope == 1).all(1))
+    flat, slope = ([t.index_select(place.dim, i).flatten() for i in own] for t in (out.detach(), gradient))
+    found = [not bool((a == 1).all() and (b == 1).all()) for a, b in zip(flat, slope, strict=True)]
+    changed = torch.tensor(found)
+    flat, slope = ([t for t, c in zip(ts, found, strict=True) if c] for ts in (flat, slope))
 
     visible = _scale(augmentation) != 1 or request.stop_grad
     # whatever a row keeps is scaled, so that one that keeps all of it shows as well, unless the factor is 1
     check_rows(target, request, augmentation, changed, visible)
-    _check_factors(target, augmentation, flat[changed], _decisions(augmentation, value, int(changed.sum())))
-    _check_gradient(target, request, slope[changed], flat[changed])
+    entries = torch.cat([ones.new_zeros(0), *flat])
+    of_changed = sum(len(i) for i, c in zip(own, found, strict=True) if c)
+    _check_factors(target, augmentation, entries, _decisions(augmentation, value, of_changed))
+    _check_gradient(target, request, slope, flat)
     subset = augmentation._subset
     count = f"{augmentation._exactly(rows)} of {rows}"
     if request.sampling != "exact":
@@ -110,25 +111,25 @@ def _check_factors(target: Target, augmentation: DeepAugment, entries: Tensor, d
             )
 
 
-def _check_gradient(target: Target, request: Request, slope: Tensor, entries: Tensor) -> None:
-    """``slope`` and ``entries``: gradient and value of the augmented rows, each (rows, numbers of a row)."""
+def _check_gradient(target: Target, request: Request, slope: list[Tensor], entries: list[Tensor]) -> None:
+    """``slope`` and ``entries``: gradient and value of every augmented row, flat."""
     if request.stop_grad:
-        stopped = (slope == 0).all(1)
-        if not bool(stopped.all()):
+        passing = sum(bool((s != 0).any()) for s in slope)
+        if passing:
             raise VerificationError(
                 f"'{target}': stop_grad is on, but gradient of augmented rows passes the cut "
-                f"({int((~stopped).sum())} of {len(stopped)} rows)."
+                f"({passing} of {len(slope)} rows)."
             )
-    elif not torch.equal(slope, entries):
+    elif not all(map(torch.equal, slope, entries)):
         raise VerificationError(
             f"'{target}': the gradient of the augmented rows is not that of their dropout."
         )
 
 
-def _decisions(augmentation: DeepAugment, value: Tensor, rows: int) -> int:
+def _decisions(augmentation: DeepAugment, value: Tensor, slices_of_rows: int) -> int:
     place = augmentation.place
     shape = noise_shape(tuple(value.shape), augmentation.granularity, place.dim)
-    return max(rows * int(torch.Size(shape).numel()) * place.slices // max(shape[place.dim], 1), 1)
+    return max(slices_of_rows * int(torch.Size(shape).numel()) // max(shape[place.dim], 1), 1)
 
 
 def value_at(augmentation: Augmentation, aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Tensor:

@@ -130,3 +130,6 @@ def quieten(aug: AugmentedModule, model: nn.Module) -> None:
     opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
     for module in model.modules():
         module.training = module in opened
+    kept = getattr(aug._parts.split, "kept", None)
+    if kept is not None:
+        kept.modes = False

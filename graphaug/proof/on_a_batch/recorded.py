@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.deep_augment import DeepAugment
-from graphaug.augment.rows import Rows
+from graphaug.augment.rows import Members, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transformed import Transformed
 from graphaug.proof.on_a_batch.outputs import first_tensor
@@ -112,13 +112,15 @@ def _redrawn(value: Tensor, recorded: Recorded, augmentation: Transformed) -> Te
 def _use_up(augmentation: DeepAugment, value: Any) -> None:
     """Draw what the augmentation drew, so that the model's own dropout draws the same."""
     h = first_tensor(value)
-    augmentation.draw_rows(h.shape[augmentation.place.dim] // augmentation.place.slices, h.device)
+    augmentation.draw_rows(augmentation.place.count(h.shape), h.device)
     augmentation.draw_noise(h)
 
 
 def slices(rows: Tensor, value: Tensor, place: Rows) -> Tensor:
     """The indices of the chosen rows' slices: by the definition, index ``(o * B + b) * inner + i`` is row ``b``'s."""
     index = torch.arange(value.shape[place.dim], device=value.device)
+    if isinstance(place, Members):
+        return index[rows.to(value.device)[place.told()]]
     return index[rows.to(value.device)[index // place.inner % len(rows)]]
 
 

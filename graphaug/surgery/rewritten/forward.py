@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx
 
+from graphaug.augment.rows import tell
 from graphaug.capture.recording.facts import check_facts
 from graphaug.capture.signature import Signature
 from graphaug.errors import AssumptionViolated
@@ -46,6 +47,7 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         values = parts.signature.take(args, kwargs)
     else:
         values = parts.signature.bind(args, kwargs, to_the_letter=parts.runs_original and not aug.training)
+        tell(parts.added.values(), values)
         check_facts(parts.model, parts.facts.get(aug.training, ()))
     if aug.training:
         return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)

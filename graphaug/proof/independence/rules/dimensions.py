@@ -41,23 +41,32 @@ def within_slices(call: Call) -> Outcome:
     return rows
 
 
+_VECTORS = {
+    "ormqr": "input2",
+    "linalg_householder_product": "tau",
+    "linalg_lu_solve": "pivots",
+    "linalg_ldl_solve": "pivots",
+    "lu_unpack": "LU_pivots",
+}
+"""Operand that is a vector beside matrices: pivots, or the scales of reflections."""
+
+
 def matrices(call: Call) -> Outcome:
     """Linear algebra on the last two dimensions of each operand; all before them are batches of matrices."""
-    found, ranks = set(), set()
+    found, batches = set(), set()
+    vector = call[_VECTORS.get(call.name, "")]
     for t in call.tensors:
-        rows = call.rows(t)
+        rows, batch = call.rows(t), t.dim() - (1 if t is vector else 2)
         if rows is not None:
-            ranks.add(t.dim())
-            if rows.dim >= t.dim() - 2:
+            batches.add(batch)
+            if rows.dim >= batch:
                 raise Meets(f"{call.name} runs over the rows")
-            found.add(rows.at(rows.dim - (t.dim() - 2)))
-    if len(found) != 1 or len(ranks) != 1:  # vectors beside matrices, as pivots are, have one dimension less
+            found.add(rows)
+        elif batch > 0:
+            raise Meets("has no rule for these shapes", "unknown")
+    if len(found) != 1 or len(batches) != 1:
         raise Meets(f"{call.name} combines values whose rows lie differently")
-    (place,) = found
-    if any(call.rows(t) is None and t.dim() > 2 for t in call.tensors):
-        raise Meets("has no rule for these shapes", "unknown")
-    batch = max(t.dim() for t in call.tensors) - 2
-    return place.at(place.dim + batch)
+    return found.pop()
 
 
 def triangle(call: Call) -> Outcome:
@@ -71,17 +80,17 @@ def triangle(call: Call) -> Outcome:
 DIMENSIONS: dict[str, Rule] = {
     **named("_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp sort topk", along("dim")),
     **named("argsort glu _cummax_helper _cummin_helper", along("dim")),
-    **named("flip roll", along("dims")),
+    **named("flip roll rot90", along("dims")),
     **named("_fft_r2c _fft_c2r _fft_c2c fft_shift", along("dim")),
     **named("mean sum prod amax amin max min any all var std var_mean std_mean argmax argmin", reduced("dim")),
     **named("logsumexp norm linalg_vector_norm nansum nanmedian median mode kthvalue aminmax", reduced("dim")),
-    **named("count_nonzero nanmean", reduced("dim")),
+    **named("count_nonzero nanmean linalg__powsum", reduced("dim")),
     "renorm": within_slices,
     **named("linalg_cholesky_ex linalg_inv_ex linalg_eigh _linalg_eigh linalg_eig linalg_qr linalg_svd", matrices),
     **named("_linalg_svd _linalg_det _linalg_slogdet _linalg_solve_ex linalg_solve_triangular", matrices),
     **named("linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_householder_product geqrf ormqr", matrices),
     **named("cholesky cholesky_solve cholesky_inverse triangular_solve linalg_pinv linalg_ldl_factor_ex", matrices),
-    **named("_linalg_eigvals linalg_eigvals linalg_lu_solve _linalg_check_errors", matrices),
+    **named("_linalg_eigvals linalg_eigvals linalg_lu_solve linalg_ldl_solve lu_unpack _linalg_check_errors", matrices),
     **named("tril triu", triangle),
 }  # fmt: skip
 """Operation -> rule, for what runs over dimensions."""

@@ -147,13 +147,28 @@ def bucketed(call: Call) -> Outcome:
     return call.only("elements" if call.name == "isin" else "self")
 
 
+def searched(call: Call) -> Outcome:
+    """``searchsorted``: the place of entries in a sorted list along the last dimension, one for all or one each."""
+    table, sought = call["sorted_sequence"], call["self"]
+    held, rows = call.rows(table), call.rows(sought)
+    sorter = call.rows(call["sorter"])
+    if rows is not None and held is None and table.dim() == 1:
+        return rows
+    if rows is None or held is None or common([held, rows]) is None or rows.dim == table.dim() - 1:
+        raise Meets("searches for rows in a list of others")
+    if call["sorter"] is not None and (sorter is None or common([sorter, rows]) is None):
+        raise Meets("searches for rows in a list of others")
+    return rows
+
+
 INDICES: dict[str, Rule] = {
-    **named("index_select index_fill index_copy index_add", picked),
+    **named("index_select index_fill index_copy index_add index_reduce", picked),
     **named("gather scatter scatter_add scatter_reduce", gathered),
     **named("index _unsafe_index", indexed),
     **named("index_put _unsafe_index_put _index_put_impl", index_put),
     "embedding": embedded,
     "take": looked_up,
     **named("bucketize isin", bucketed),
+    "searchsorted": searched,
 }
 """Operation -> rule, for what picks by index."""

@@ -142,6 +142,36 @@ def recurrent_cell(call: Call) -> Outcome:
     return place
 
 
+def recurrent(call: Call) -> Outcome:
+    """``_cudnn_rnn``: sequences ``(T, N, F)`` or ``(N, T, F)``, states ``(layers, N, H)``, weights that all share."""
+    rows, first = call.rows(call["input"]), bool(call["batch_first"])
+    states = [call.rows(call[name]) for name in ("hx", "cx") if call[name] is not None]
+    if list(call["batch_sizes"]) or rows is None or rows.dim != (0 if first else 1):
+        raise Meets("runs over the rows, or over a packed sequence of them", "unknown")
+    if any(s is None or common([rows.at(1), s]) is None for s in states):
+        raise Meets("starts from states that lie differently from their rows", "unknown")
+    if any(call.rows(t) is not None for t in call["weight"]):
+        raise Meets("has no rule for rows in this argument", "unknown")
+    place: list[State] = [rows, rows.at(1), rows.at(1)]
+    return [place[i] if i < 3 and out.numel() else None for i, out in enumerate(call.outputs)]
+
+
+def by_steps(call: Call) -> Outcome:
+    """``conv_tbc``: a convolution of sequences ``(T, N, C)``."""
+    rows = call.only()
+    if rows.dim != 1:
+        raise Meets("convolves over the rows")
+    return rows
+
+
+def grids(call: Call) -> Outcome:
+    """``affine_grid_generator``: a grid for every transformation along dimension 0."""
+    rows = call.only("theta")
+    if rows.dim != 0:
+        raise Meets("mixes the transformations of rows")
+    return rows
+
+
 def drawn_choices(call: Call) -> Outcome:
     """``multinomial``: draws from the distribution along the last dimension."""
     rows = call.only()
@@ -178,6 +208,11 @@ _RESIZES = {
 
 LAYERS: dict[str, Rule] = {
     **named("convolution _convolution convolution_overrideable mkldnn_convolution cudnn_convolution", convolved),
+    **named("cudnn_convolution_transpose miopen_convolution miopen_convolution_transpose _conv_depthwise2d", convolved),
+    **named("slow_conv3d_forward slow_conv_transpose2d slow_conv_transpose3d", convolved),
+    "conv_tbc": by_steps,
+    "affine_grid_generator": grids,
+    "_cudnn_rnn": recurrent,
     **named("slow_conv_dilated2d slow_conv_dilated3d conv_depthwise3d _slow_conv2d_forward", convolved),
     **named("native_batch_norm cudnn_batch_norm miopen_batch_norm _native_batch_norm_legit", batch_normalised),
     **named("_native_batch_norm_legit_no_training _batch_norm_with_update _batch_norm_no_update", batch_normalised),
@@ -188,7 +223,7 @@ LAYERS: dict[str, Rule] = {
     **named("_scaled_dot_product_fused_attention_overrideable _scaled_dot_product_attention_math_for_mps", attended),
     **{k: over_last(n) for n in (1, 2, 3) for k in f"{_POOLS} {_RESIZES[n]}".format(n=n).split()},
     "constant_pad_nd": padded,
-    **named("grid_sampler_2d grid_sampler_3d", sampled),
+    **named("grid_sampler_2d grid_sampler_3d cudnn_grid_sampler _grid_sampler_2d_cpu_fallback", sampled),
     **named("im2col col2im", per_image),
     **named("pixel_shuffle pixel_unshuffle", shuffled),
     "channel_shuffle": per_image,

@@ -105,11 +105,28 @@ def put_into(call: Call) -> Outcome:
     return target
 
 
+def put_on_diagonal(call: Call) -> Outcome:
+    """``diagonal_scatter``: a value written over a diagonal of another; its last dimension runs along it."""
+    target, source, rank = call.rows(call["self"]), call.rows(call["src"]), call["self"].dim()
+    if target is None:
+        raise Meets("writes rows into a constant", "unknown")
+    along = {d % rank for d in (call["dim1"], call["dim2"])}
+    kept = [d for d in range(rank) if d not in along]
+    if target.dim in along:
+        raise Meets("writes over a diagonal across the rows", "place")
+    if source is not None and (
+        source.dim >= len(kept) or common([target, source.at(kept[source.dim])]) is None
+    ):
+        raise Meets("writes rows over others that lie differently")
+    return target
+
+
 PARTS: dict[str, Rule] = {
     "slice": sliced,
     "select": selected,
     **named("split split_with_sizes unsafe_split unsafe_split_with_sizes chunk unsafe_chunk unbind", parted),
     **named("cat concat stack", joined),
     **named("slice_scatter select_scatter", put_into),
+    "diagonal_scatter": put_on_diagonal,
 }
 """Operation -> rule, for what takes apart and puts together."""

@@ -40,6 +40,7 @@ def without_reduction(call: Call) -> Outcome:
 
 POINTWISE: dict[str, Rule] = {
     **named("where masked_fill copy lerp addcmul addcdiv clamp_min clamp_max", pointwise),
+    **named("complex polar floor_divide rsub hardswish _add_relu", pointwise),
     **named("_prelu_kernel log_sigmoid_forward rrelu_with_noise frexp fmod remainder", pointwise),
     **named("clone detach alias _to_copy lift lift_fresh lift_fresh_copy _conj _neg_view conj resolve_conj", same),
     **named("resolve_neg zeros_like ones_like empty_like full_like", same),

@@ -29,6 +29,27 @@ def product(call: Call) -> Outcome:
     return _added(call, place, added)
 
 
+def summed_products(call: Call) -> Outcome:
+    """``addbmm``: the sum of products ``(n, p)`` over a batch of matrices ``(b, n, m)`` and ``(b, m, p)``."""
+    a, b = call.rows(call["batch1"]), call.rows(call["batch2"])
+    place = None
+    if a is not None or b is not None:
+        if not (b is None and a is not None and a.dim == 1) and not (
+            a is None and b is not None and b.dim == 2
+        ):
+            raise Meets("addbmm sums over the rows")
+        place = a.at(0) if a is not None else b.at(1) if b is not None else None
+    return _added(call, place, call["self"])
+
+
+def outer_product(call: Call) -> Outcome:
+    """``addr``: an outer product of vectors, the first along dimension 0 and the second along dimension 1."""
+    a, b = call.rows(call["vec1"]), call.rows(call["vec2"])
+    if a is not None and b is not None:
+        raise Meets("addr multiplies rows with rows")
+    return _added(call, a if b is None else b.at(1), call["self"])
+
+
 def _factors(call: Call) -> tuple[Tensor, Tensor]:
     names = {
         "mm": ("self", "mat2"), "bmm": ("self", "mat2"), "mv": ("self", "vec"), "dot": ("self", "tensor"),
@@ -78,7 +99,9 @@ def crossed(call: Call) -> Outcome:
 
 PRODUCTS: dict[str, Rule] = {
     **named("mm bmm mv dot vdot addmm baddbmm addmv", product),
-    "_cdist_forward": distances,
+    "addbmm": summed_products,
+    "addr": outer_product,
+    **named("_cdist_forward _euclidean_dist", distances),
     "linalg_cross": crossed,
 }
 """Operation -> rule, for products."""

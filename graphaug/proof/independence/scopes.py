@@ -1,0 +1,108 @@
+"""The plain values beside a model that its code reads and may write: globals and closed-over variables."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import types
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from graphaug.capture.user_code import is_internal
+
+_MOST = 300
+"""So many functions are looked through: those of a model, and those that they refer to by name."""
+_NUMBERS = (bool, int, float)
+
+
+class Scopes:
+    """Numbers, and containers, that the forwards of modules and the functions that these hold refer to."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.before: list[tuple[str, Any, Any, Any]] = []  # name, where it is kept, its value, what that held
+        for function in _functions(model):
+            for name, kept, value in _read_by(function):
+                self.before.append((name, kept, value, _held(value)))
+
+    def changed(self) -> str:
+        """The first name whose value has changed, or an empty string."""
+        for name, kept, value, held in self.before:
+            now = _now(name, kept)
+            if now is not value and not (isinstance(value, _NUMBERS) and now == value):
+                return name
+            if held is not None and not _same(now, held):
+                return name
+        return ""
+
+    def restore(self) -> None:
+        """Put back what has changed."""
+        for name, kept, value, held in self.before:
+            if isinstance(kept, dict):
+                kept[name] = value
+            else:
+                kept.cell_contents = value
+            if held is not None and not _same(value, held):
+                value.clear()
+                (value.extend if hasattr(value, "extend") else value.update)(held)
+
+
+def _functions(model: nn.Module) -> list[types.FunctionType]:
+    """The user's functions that a forward may run, those that they name included."""
+    waiting = [held for m in model.modules() for held in (type(m).forward, *vars(m).values())]
+    found: dict[types.FunctionType, None] = {}
+    for held in waiting:  # grows on the way
+        function = getattr(held, "__func__", held)
+        if not isinstance(function, types.FunctionType) or function in found:
+            continue
+        if is_internal(function.__code__.co_filename) or len(found) == _MOST:
+            continue
+        found[function] = None
+        waiting.extend(value for _, _, value in _named(function))
+    return list(found)
+
+
+def _named(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
+    """What a function's code names outside of it: the name, where it is kept, the value."""
+    code, scope = function.__code__, function.__globals__
+    for name in code.co_names:
+        if name in scope:
+            yield name, scope, scope[name]
+    for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=False):
+        with contextlib.suppress(ValueError):  # an empty one
+            yield name, cell, cell.cell_contents
+
+
+def _read_by(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
+    """The numbers and containers among what a function names."""
+    for name, kept, value in _named(function):
+        if isinstance(value, (*_NUMBERS, list, dict, set, collections.deque)):
+            yield name, kept, value
+
+
+def _now(name: str, kept: Any) -> Any:
+    if isinstance(kept, dict):
+        return kept.get(name)
+    with contextlib.suppress(ValueError):
+        return kept.cell_contents
+    return None
+
+
+def _held(value: Any) -> Any:
+    """What a container holds, or None if it is none."""
+    return value.copy() if isinstance(value, (list, dict, set, collections.deque)) else None
+
+
+def _same(value: Any, held: Any) -> bool:
+    if len(value) != len(held):
+        return False
+    if isinstance(value, dict):
+        return all(k in held and _alike(v, held[k]) for k, v in value.items())
+    if isinstance(value, set):
+        return bool(value == held)
+    return all(map(_alike, value, held))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS) and a == b)

@@ -1,0 +1,243 @@
+"""Trying what no rule proves: one row of the prefix moved, and a split step against the whole one, on the example.
+
+What no example shows is not found so; the plan says "tried, not proved". State, draws of other generators and questions
+about the number of rows are no matter of a trial: the trace that found an operation without a rule tells of them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from graphaug.capture.signature import map_tensors, plain_containers
+from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.sparse.run import Split, sparse_forward
+from graphaug.torch_private import OpOverload
+
+ROWS = 8
+"""At most so many rows of the example are computed with."""
+
+TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
+"""Of the largest entry: kernels for another number of rows round, and on a GPU multiply, in another way."""
+
+
+def tried(aug: Any, plan: Split, values: dict[str, Any]) -> str:
+    """Look for rows that meet, in values and in gradients.
+
+    Args:
+        aug: the rewritten model in training mode, its samples along dimension 0 of the inputs.
+        plan: how its graph was split.
+        values: the example's inputs by name.
+
+    Returns:
+        The reason against splitting, as a clause, or an empty string.
+    """
+    name, dimension = plan.batch
+    count = values[name].shape[dimension]
+    rows = min(max(count, 4), ROWS)
+    try:
+        return _on(aug, plan, values, count, rows)
+    except Exception:
+        if rows == count:
+            raise
+        # what the forward assumes of a size holds for the example's own
+        return _on(aug, plan, values, count, count)
+
+
+def _on(aug: Any, plan: Split, values: dict[str, Any], count: int, rows: int) -> str:
+    """Try with so many rows, made of the ``count`` of the example."""
+    index = torch.arange(rows) % count
+
+    def inputs(number: int = 0, row: int | None = None) -> dict[str, Any]:
+        generator, another = (torch.Generator().manual_seed(n) for n in (number, number + 1000))
+
+        def prepared(t: Tensor) -> Tensor:
+            if t.dim() == 0 or t.shape[0] != count:
+                return t.clone()
+            chosen = t.index_select(0, index.to(t.device))
+            made = _unlike(chosen, generator)
+            if row is not None:
+                made[row] = _unlike(chosen, another, anew=True)[row]
+            return made
+
+        found: dict[str, Any] = map_tensors(prepared, values)
+        return found
+
+    trained = {n: p for n, p in aug.named_parameters() if p.requires_grad}
+    with _moved(list(trained.values())):
+        return _reached(aug, plan, inputs, rows) or _compared(aug, plan, inputs, trained)
+
+
+def _unlike(rows: Tensor, generator: torch.Generator, anew: bool = False) -> Tensor:
+    """Rows made different: numbers by noise, masks cut short, tokens where all rows share them, or anew."""
+    made = rows.clone()
+    if rows.is_floating_point():
+        if bool(rows.isfinite().all()) and float(rows.abs().max()) < 0.1 * torch.finfo(rows.dtype).max:
+            noise = torch.randn(rows.shape, generator=generator).to(rows)
+            # of numbers that are never negative no root or logarithm is taken in vain
+            noise = noise.abs() if bool(rows.min() >= 0) else noise
+            made += noise * rows.std().nan_to_num(1.0).clamp(min=0.1)
+    elif rows.is_complex() or not rows.numel():
+        return made
+    elif rows.dtype is torch.bool or int(rows.max()) <= 1:
+        kept = torch.randint(1, rows.shape[-1] + 1, (len(rows), 1), generator=generator).to(rows.device)
+        if rows.dim() == 2:
+            shorter = made * (torch.arange(rows.shape[-1], device=rows.device) < kept)
+            made = torch.where(shorter.any(1, keepdim=True), shorter, made)
+    elif anew or torch.equal(rows, rows[:1].expand_as(rows)):
+        drawn = torch.randint(min(int(rows.min()), 1), int(rows.max()) + 1, rows.shape, generator=generator)
+        made.copy_(drawn.to(rows))
+    return made
+
+
+def _reached(aug: Any, plan: Split, inputs: Any, rows: int) -> str:
+    """Whether a row of the value at the cut changes with another row of the inputs."""
+
+    def run(values: dict[str, Any]) -> Tensor:
+        with unchanged(aug.original), undrawn(), torch.no_grad():
+            seed(0)
+            shared = aug._forward_shared(**values) if plan.shared is not None else ()
+            h = aug._forward_prefix(*(values[n] for n in plan.inputs), *shared)[0]
+        first: Tensor = plan.place.first(h.detach()).nan_to_num().clone()
+        return first
+
+    for number, row in ((0, 0), (1, rows - 1)):
+        before, after = run(inputs(number)), run(inputs(number, row))
+        others = [i for i in range(rows) if i != row]
+        a, b = before[others], after[others]
+        # another row may move in its last bits only, where a kernel works on blocks of rows
+        if not float((a - b).abs().max()) <= 1e-5 * max(float(a.abs().max()), 1e-6):
+            return f"a row of the prefix changes when row {row} of the input does"
+    return ""
+
+
+def _compared(aug: Any, plan: Split, inputs: Any, trained: dict[str, Tensor]) -> str:
+    """What differs between a whole step and a split one, every second row stopped."""
+
+    def step(forward: Any) -> Any:
+        with unchanged(aug.original), undrawn():  # both forms begin with the same state
+            return _step(forward, list(trained.values()))
+
+    with _imposed(getattr(aug, plan.augmentation)):
+        whole = step(lambda: aug._forward_training(**inputs()))
+        parts = step(lambda: sparse_forward(aug, plan, inputs()))
+    if not whole[0]:
+        return "a trial finds no tensor in the output to compare"
+    coarse = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    floating = [*aug.parameters(), *whole[0]]
+    tolerance = 0.1 if coarse else max(TOLERANCE.get(t.dtype, 0.1) for t in floating if t.is_floating_point())
+    # rounding is relative to what was added up, and a number may be what is left of large terms
+    share = 1e-3 if tolerance < 0.1 else 0.1
+    if _apart(whole[0], parts[0], tolerance, share * _largest(whole[0])):
+        return "a split step does not give the output of the whole one"
+    floor = share * _largest([g for g in whole[1] if g is not None])
+    for path, a, b in zip(trained, whole[1], parts[1], strict=True):
+        a, b = (torch.zeros_like(trained[path]) if g is None else g for g in (a, b))
+        if _apart([a], [b], tolerance, floor):
+            return f"the gradient of '{path}' is another one in a split step"
+    return ""
+
+
+def _step(forward: Any, trained: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
+    """The outputs of a forward, and the gradients of a fixed random projection of them."""
+    with OneDraw(), torch.enable_grad():  # type: ignore[no-untyped-call]
+        leaves = torch.utils._pytree.tree_leaves(plain_containers(forward()))
+    outputs = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+    generator = torch.Generator().manual_seed(0)
+    weights = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
+    loss = sum((t * w).sum() for t, w in zip(outputs, weights, strict=True) if t.requires_grad)
+    outputs = [t.detach() for t in outputs]
+    if not isinstance(loss, Tensor):
+        return outputs, (None,) * len(trained)
+    try:
+        with OneDraw():  # type: ignore[no-untyped-call]  # what is computed again in the backward draws again
+            grads = torch.autograd.grad(loss, trained, allow_unused=True)
+    except RuntimeError as error:
+        if "use_reentrant" not in str(error):
+            raise
+        return outputs, (None,) * len(trained)  # reentrant checkpoints allow no look at gradients
+    return outputs, tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
+
+
+def _largest(tensors: list[Tensor]) -> float:
+    return max((float(t.nan_to_num().abs().max()) for t in tensors if t.numel()), default=0.0)
+
+
+def _apart(first: list[Tensor], second: list[Tensor], tolerance: float, floor: float) -> bool:
+    """Whether tensors differ by more than rounding."""
+    if [t.shape for t in first] != [t.shape for t in second]:
+        return True
+    for a, b in zip(first, second, strict=True):
+        if a.numel():
+            a, b = a.nan_to_num(), b.nan_to_num()
+            gap, size = float((a - b).abs().max()), max(float(a.abs().max()), floor, 1e-6)
+            if not gap <= tolerance * size:
+                return True
+    return False
+
+
+@contextlib.contextmanager
+def _imposed(augmentation: Any) -> Iterator[None]:
+    """Draws that do not depend on how a step is run: every second row, its values halved."""
+    own: dict[str, Any] = augmentation.__dict__
+    own["stopped_rows"] = lambda rows: (rows + 1) // 2
+    own["draw_rows"] = lambda rows, device: torch.arange(rows, device=device) % 2 == 0
+    own["check_batch"] = lambda h: None
+    halving = augmentation.halving()
+    own.update(halving)
+    try:
+        yield
+    finally:
+        for name in ("stopped_rows", "draw_rows", "check_batch", *halving):
+            del own[name]
+
+
+@contextlib.contextmanager
+def _moved(trained: list[Tensor]) -> Iterator[None]:
+    """Parameters a little away from where they are: at zero a gate hides what is behind it."""
+    generator = torch.Generator().manual_seed(0)
+    held = [p.detach().clone() for p in trained]
+    try:
+        for p in trained:
+            noise = torch.randn(p.shape, generator=generator).to(p)
+            spread = p.detach().abs().mean().nan_to_num(1.0).clamp(min=0.02)
+            p.data.add_(0.1 * spread * noise)  # of .data: nobody's version counter moves
+        torch.clear_autocast_cache()  # nor does autocast notice
+        yield
+    finally:
+        for p, saved in zip(trained, held, strict=True):
+            p.data.copy_(saved)
+        torch.clear_autocast_cache()
+
+
+class OneDraw(TorchDispatchMode):
+    """Every random number is the same one, so that a row draws the same wherever it stands."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            return func(*args, **kwargs)
+        names = [a.name for a in func._schema.arguments]
+        if "dropout_p" in names:  # a fused attention, or its backward
+            position = names.index("dropout_p")
+            if position < len(args):
+                args = (*args[:position], 0.0, *args[position + 1 :])
+            else:
+                kwargs = {**kwargs, "dropout_p": 0.0}
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return func(*args, **kwargs)
+        name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
+        if name == "native_dropout":
+            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
+        seed(0)
+        drawn = func(*args, **kwargs)
+        if name == "randperm":
+            return drawn.copy_(torch.arange(len(drawn)))
+        if name in ("bernoulli", "uniform", "normal", "rand", "randn", "exponential"):
+            return drawn.fill_(1 if name == "bernoulli" else 0.5)
+        return drawn
