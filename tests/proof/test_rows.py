@@ -78,6 +78,8 @@ MOVES: dict[str, tuple[Call, Rows]] = {
     "searched": (lambda x: torch.searchsorted(x.sort(2).values, x) * x, Rows(0)),
     "on a diagonal": (lambda x: torch.diagonal_scatter(x, x[:, 0, :5], 0, 1, 2), Rows(0)),
     "turned": (lambda x: torch.rot90(x, 1, (1, 2)), Rows(0)),
+    "turned with the rows": (lambda x: torch.rot90(x, 1, (0, 1)), Rows(1)),
+    "turned back": (lambda x: torch.rot90(torch.rot90(x, 1, (0, 1)), -1, (0, 1)), Rows(0)),
     "only looked at": (lambda x: _logged(x), Rows(0)),
 }  # fmt: skip
 
@@ -180,7 +182,7 @@ MEET: dict[str, Call] = {
     "in ones": lambda x: torch.cat([part.tanh() for part in x.split(1)]),
     "sum of products": lambda x: torch.addbmm(torch.zeros(5, 5), x, x.transpose(1, 2)) + x[..., :5],
     "searched among others": lambda x: torch.searchsorted(x.flatten().sort().values, x) * x,
-    "turned over rows": lambda x: torch.rot90(x, 1, (0, 1)),
+    "turned over rows": lambda x: torch.rot90(x, 2, (0, 1)),
 }  # fmt: skip
 
 

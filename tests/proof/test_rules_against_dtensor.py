@@ -21,12 +21,16 @@ from graphaug.proof.independence.rows import quiet
 
 STRICTER = {
     "squeeze": "a single row would be squeezed away",
+    "squeeze_copy": "a single row would be squeezed away",
+    "pixel_shuffle": "of a factor of 1 it is a copy",
+    "pixel_unshuffle": "of a factor of 1 it is a copy",
     "slice": "DTensor brings the rows together by itself",
 }
 """What the rules refuse although DTensor runs it on shards, and why."""
 
 EXCHANGES = {
     "_scaled_dot_product_flash_attention_for_cpu": "of heads it would not shard on a CPU, each for itself in truth",
+    "diag_embed": "it has no strategy but to bring all together; every row's diagonal is its own",
 }
 """What DTensor exchanges shards for although no rows meet, and why."""
 
@@ -84,4 +88,4 @@ def test_the_rules_agree_with_dtensor(capsys: pytest.CaptureFixture[str]) -> Non
         print(f"\noperations compared with DTensor: {agreed}")
     assert not apart, "\n".join(apart)
     assert agreed["independent"] >= 200, agreed
-    assert agreed["meet"] >= 30, agreed
+    assert agreed["meet"] >= 75, agreed

@@ -41,6 +41,18 @@ def within_slices(call: Call) -> Outcome:
     return rows
 
 
+def turned(call: Call) -> Outcome:
+    """``rot90``: a quarter turn exchanges two dimensions, and turns the order of one of them round."""
+    rows, rank = call.only(), call["self"].dim()
+    a, b = (d % rank for d in call["dims"])
+    quarters = call["k"] % 4
+    if quarters == 0 or rows.dim not in (a, b):
+        return rows
+    if (quarters, rows.dim) in ((1, a), (3, b)):
+        return rows.at(b if rows.dim == a else a)
+    raise Meets("rot90 turns the order of the rows round")
+
+
 _VECTORS = {
     "ormqr": "input2",
     "linalg_householder_product": "tau",
@@ -80,12 +92,13 @@ def triangle(call: Call) -> Outcome:
 DIMENSIONS: dict[str, Rule] = {
     **named("_softmax _log_softmax _safe_softmax cumsum cumprod cummax cummin logcumsumexp sort topk", along("dim")),
     **named("argsort glu _cummax_helper _cummin_helper", along("dim")),
-    **named("flip roll rot90", along("dims")),
+    **named("flip roll", along("dims")),
     **named("_fft_r2c _fft_c2r _fft_c2c fft_shift", along("dim")),
     **named("mean sum prod amax amin max min any all var std var_mean std_mean argmax argmin", reduced("dim")),
     **named("logsumexp norm linalg_vector_norm nansum nanmedian median mode kthvalue aminmax", reduced("dim")),
     **named("count_nonzero nanmean linalg__powsum", reduced("dim")),
     "renorm": within_slices,
+    "rot90": turned,
     **named("linalg_cholesky_ex linalg_inv_ex linalg_eigh _linalg_eigh linalg_eig linalg_qr linalg_svd", matrices),
     **named("_linalg_svd _linalg_det _linalg_slogdet _linalg_solve_ex linalg_solve_triangular", matrices),
     **named("linalg_lu linalg_lu_factor_ex linalg_matrix_exp linalg_householder_product geqrf ormqr", matrices),

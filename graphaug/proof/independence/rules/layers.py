@@ -133,6 +133,14 @@ def shuffled(call: Call) -> Outcome:
     return rows
 
 
+def channels_shuffled(call: Call) -> Outcome:
+    """``channel_shuffle``: within dimension 1."""
+    rows = call.only()
+    if rows.dim == 1:
+        raise Meets("channel_shuffle runs over the rows")
+    return rows
+
+
 def recurrent_cell(call: Call) -> Outcome:
     """A step of an LSTM or GRU: gates and states ``(N, …)``, weights that all share."""
     states = [(t, call.rows(t)) for t in call.tensors]
@@ -226,7 +234,7 @@ LAYERS: dict[str, Rule] = {
     **named("grid_sampler_2d grid_sampler_3d cudnn_grid_sampler _grid_sampler_2d_cpu_fallback", sampled),
     **named("im2col col2im", per_image),
     **named("pixel_shuffle pixel_unshuffle", shuffled),
-    "channel_shuffle": per_image,
+    "channel_shuffle": channels_shuffled,
     **named("_thnn_fused_lstm_cell _thnn_fused_gru_cell", recurrent_cell),
     "multinomial": drawn_choices,
     **named("nll_loss_forward nll_loss2d_forward", classified),
