@@ -53,6 +53,9 @@ class BySite(Mapping[str, T], Generic[T]):
     def __len__(self) -> int:
         return len(self._sites)
 
+    def __repr__(self) -> str:
+        return f"<for each of: {', '.join(self._sites)}>"
+
 
 def _at(sites: Mapping[str, Augmentation], site: str) -> Augmentation:
     if site not in sites:
