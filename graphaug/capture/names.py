@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
+from graphaug.capture.values import spelled
+
 CONSTANTS = "graphaug_constants"
 """Child module of a captured model that holds what opened code refers to and no module owns."""
 
@@ -30,7 +32,7 @@ class Assumption:
     expected: Any
 
     def __str__(self) -> str:
-        return f"{self.what} == {self.expected!r}"
+        return spelled(self.what, self.expected)
 
 
 def mark(value: Any) -> Any:

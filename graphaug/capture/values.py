@@ -40,8 +40,19 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
     if value != expected:
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
         raise AssumptionViolated(
-            f"this model was captured for {what} == {expected!r}, but this call has {value!r}.{advice}"
+            f"this model was captured for {spelled(what, expected)}, but this call has {value!r}.{advice}"
         )
+
+
+def spelled(what: str, expected: Any) -> str:
+    """A fact in words: a comparison as it is, or denied; of anything else its value."""
+    if _compares(what, expected):
+        return what if expected else f"not ({what})"
+    return f"{what} == {expected!r}"
+
+
+def _compares(what: str, expected: Any) -> bool:
+    return isinstance(expected, bool) and any(f" {s} " in what for s in ("==", "!=", "<", "<=", ">", ">="))
 
 
 def taken_from(guessed: str) -> str:
