@@ -86,7 +86,6 @@ def test_it_needs_what_its_transforms_need() -> None:
         ([Noise(), Mix()], [1.0, -1.0], "p_1=-1"),
         ([Noise(), Tokens()], None, "number of tokens"),
     ],
-    ids=str,
 )
 def test_bad_policies_are_refused(transforms: list, p: list | None, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
