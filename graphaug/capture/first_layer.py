@@ -15,6 +15,9 @@ from graphaug.torch_private import UninitializedTensorMixin
 _CONVOLUTIONS: dict[type[nn.Module], int] = {
     nn.Conv1d: 1, nn.Conv2d: 2, nn.Conv3d: 3, nn.ConvTranspose1d: 1, nn.ConvTranspose2d: 2, nn.ConvTranspose3d: 3,
 }  # fmt: skip
+_NORMS: dict[type[nn.Module], int] = {
+    nn.BatchNorm2d: 2, nn.BatchNorm3d: 3, nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3,
+}  # fmt: skip
 _USUAL: dict[int, tuple[tuple[int, ...], ...]] = {
     1: ((256,), (1024,), (16_000,), (128,), (100,), (64,), (32,), (16,), (8,)),
     2: tuple((n, n) for n in (224, 32, 28, 299, 64, 96, 128, 256, 384)),
@@ -59,6 +62,13 @@ def _kind(layer: nn.Module) -> tuple[str, int, torch.dtype] | None:
     for cls, dimensions in _CONVOLUTIONS.items():
         if isinstance(layer, cls):
             return _known(f"{dimensions}d", layer.in_channels, dtype_of(layer))
+    for cls, dimensions in _NORMS.items():
+        if isinstance(layer, cls):
+            return _known(f"{dimensions}d", layer.num_features, dtype_of(layer))
+    if isinstance(layer, nn.BatchNorm1d):
+        return _known("features", layer.num_features, dtype_of(layer))
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) == 1:
+        return _known("features", layer.normalized_shape[0], dtype_of(layer))
     if isinstance(layer, nn.Linear):
         return _known("features", layer.in_features, dtype_of(layer))
     if isinstance(layer, (nn.RNNBase, nn.RNNCellBase)):
@@ -85,6 +95,7 @@ def _shapes(model: nn.Module, kind: str, size: int, dtype: torch.dtype) -> Itera
         yield (size,)
         yield from ((n, size) for n in (_LENGTHS[0], *_positions(model)))
         yield 7, 7, size
+        yield size, 7, 7  # channels that are pooled before they reach a layer
     elif kind in ("features", "sequence"):
         # in two dimensions these layers take it for a sequence without a batch
         yield from ((n, size) for n in (*_LENGTHS, *_positions(model)))

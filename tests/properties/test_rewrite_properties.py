@@ -152,6 +152,7 @@ def cases(draw: st.DrawFn) -> tuple[Net, Tensor, Any, dict[str, Any]]:
         "granularity": draw(st.sampled_from(["element", "channel", "position"])),
         "pairing": pairing,
         "allow_bypass": True,
+        "backward": "dense",  # a sparse one draws in another order, and has properties of its own
     }
     rates = draw(st.booleans())
     at = {name: draw(probability) for name in chosen} if rates else chosen
