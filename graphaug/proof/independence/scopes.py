@@ -22,9 +22,12 @@ class Scopes:
 
     def __init__(self, model: nn.Module) -> None:
         self.before: list[tuple[str, Any, Any, Any]] = []  # name, where it is kept, its value, what that held
+        seen: set[tuple[int, str]] = set()
         for function in _functions(model):
             for name, kept, value in _read_by(function):
-                self.before.append((name, kept, value, _held(value)))
+                if (id(kept), name) not in seen:
+                    seen.add((id(kept), name))
+                    self.before.append((name, kept, value, _held(value)))
 
     def changed(self) -> str:
         """The first name whose value has changed, or an empty string."""
