@@ -15,6 +15,7 @@ from graphaug.augment.transform import Context, Needs, Transform
 from graphaug.errors import GraphaugError
 from graphaug.rewrite import rewrite, strip
 from graphaug.sites import Site, Sites, sites
+from graphaug.skip import skip_rows
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Plan
 from graphaug.tap import tap
@@ -47,6 +48,7 @@ __all__ = [
     "mixed_cross_entropy",
     "rewrite",
     "sites",
+    "skip_rows",
     "strip",
     "tap",
     "verify",

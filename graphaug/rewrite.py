@@ -34,6 +34,7 @@ from graphaug.surgery.requests import (
     augmentation_of,
     base_options,
     check_options,
+    earlier_rewrite,
     joined,
     may_stop,
     repeated,
@@ -150,7 +151,7 @@ def rewrite(
         0.3
     """
     at, stop_grad, why = suggested(at, stop_grad)
-    earlier = model if isinstance(model, AugmentedModule) else None
+    earlier = earlier_rewrite(model)
     model = plain_model(model)
     options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform)
     asked = Asked(freeze, backward, allow_bypass, rows, views, one_site)

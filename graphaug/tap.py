@@ -10,21 +10,17 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
-from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import assume
 from graphaug.proof.independence.samples import find_samples
-from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
+from graphaug.proof.marked import mark
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
 from graphaug.surgery.insert import copy_graph
 from graphaug.surgery.module import AugmentedModule
-from graphaug.surgery.place import fresh_names, place, place_eval
-from graphaug.surgery.plan import Plan
-from graphaug.surgery.rewritten.parts import Parts, constants_module
 from graphaug.surgery.unwrap import plain_model
 
 
@@ -93,38 +89,22 @@ def tap(
 def _tapped(
     structure: ModelStructure, targets: Sequence[Target], rows: int | None, rows_first: bool
 ) -> AugmentedModule:
-    model = structure.model
-    names = fresh_names(model, targets, "tap")
-    captured, graph, placed = place(structure, names, training=True)
-    eval_captured, eval_graph = place_eval(structure, names, graph, frozenset())
-    constants = constants_module({**captured.constants, **eval_captured.constants})
-    signature = structure.signature.forget_examples()
-    facts = {True: captured.facts, False: eval_captured.facts}
-    identities: dict[str, nn.Module] = {name: nn.Identity() for name in names.values()}
-    plan = _plan(structure, captured, graph, eval_graph)
-    whole = AugmentedModule(
-        Parts(model, graph, eval_graph, {**identities, **constants}, signature, plan, facts=facts)
-    )
-    check_faithful(model, _captured(whole, identities), structure.signature)
-
+    marked = mark(structure, targets, "tap")
+    names = marked.names
     readers: dict[str, nn.Module] = {}
     if rows_first:
-        cuts = [placed[t] for t in targets]
-        places = find_samples(
-            model, graph, cuts, structure.signature.examples, captured.constants, rows
-        ).places
-        readers = {names[t]: RowsFirst(p) for t, p in zip(targets, places, strict=True)}
+        cuts = [marked.placed[t] for t in targets]
+        found = find_samples(
+            structure.model, marked.graph, cuts, marked.examples(), marked.captured.constants, rows
+        )
+        readers = {names[t]: RowsFirst(p) for t, p in zip(targets, found.places, strict=True)}
     spelled = {names[t]: str(t) for t in targets}
-    parts = Parts(
-        model,
-        _only(graph, spelled, frozenset(readers)),
-        None if eval_graph is None else _only(eval_graph, spelled, frozenset(readers)),
-        {**readers, **constants},
-        signature,
-        plan,
-        facts=facts,
-    )
-    return AugmentedModule(parts)
+    graphs = [
+        None if graph is None else _only(graph, spelled, frozenset(readers))
+        for graph in (marked.graph, marked.eval_graph)
+    ]
+    assert graphs[0] is not None
+    return marked.module(graphs[0], graphs[1], readers, marked.plan)
 
 
 def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) -> fx.Graph:
@@ -166,29 +146,3 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
 def copied(value: Any) -> Any:
     """The value with its tensors copied, their gradients as they were."""
     return torch.utils._pytree.tree_map_only(Tensor, torch.clone, value)
-
-
-def _captured(whole: AugmentedModule, identities: Mapping[str, nn.Module]) -> CapturedModel:
-    """The whole graph, as what is to be compared with the model."""
-    parts = whole._parts
-    graphs = {True: parts.training_graph, False: parts.eval_graph or parts.training_graph}
-    calls = {
-        mode: frozenset(str(n.target) for n in graph.nodes if n.op == "call_module") - identities.keys()
-        for mode, graph in graphs.items()
-    }
-    return CapturedModel(whole, parts.plan.opened, calls, identities, parts.eval_graph is None)
-
-
-def _plan(
-    structure: ModelStructure, captured: Captured, graph: fx.Graph, eval_graph: fx.Graph | None
-) -> Plan:
-    return Plan(
-        model=structure.name,
-        sites=(),
-        nodes=len(graph.nodes),
-        opened=tuple(sorted(captured.opened - {""})),
-        two_graphs=eval_graph is not None,
-        backward="dense",
-        reason="no augmentation",
-        assumptions=tuple(map(str, captured.assumptions)),
-    )

@@ -77,6 +77,10 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not a {type(aug).__name__}.")
+    if aug.plan.purpose != "rewrite":
+        raise NotRewritten(
+            f"verify knows what graphaug.rewrite does, not what graphaug.{aug.plan.purpose} does."
+        )
     args, kwargs = ((), dict(x)) if hasattr(x, "keys") else (x if isinstance(x, (tuple, list)) else (x,), {})
 
     def call(model: nn.Module) -> Any:

@@ -93,6 +93,7 @@ class Plan:
         assumptions: facts about the inputs that the graph relies on and checks in every call.
         notes: anything a user should know.
         asked: the options of the rewrite that are not a site's.
+        purpose: "rewrite", or what else the graph was made for ("tap", "skip_rows").
 
     Examples:
         >>> import torch, graphaug as ga
@@ -112,6 +113,7 @@ class Plan:
     assumptions: tuple[str, ...] = ()
     notes: tuple[str, ...] = field(default=())
     asked: Asked = field(default_factory=Asked)
+    purpose: str = "rewrite"
 
     def to_json(self) -> str:
         """The plan as a text, for a file; `from_json` reads it, and ``graphaug.rewrite(model, plan)`` repeats it.

@@ -250,6 +250,23 @@ def _change(request: Request) -> str:
     return str(request.rate) if request.transform is None else request.transform.in_words()
 
 
+def earlier_rewrite(model: object) -> AugmentedModule | None:
+    """The model, if it was rewritten before.
+
+    Raises:
+        AlreadyRewritten: it is what another verb made, and would be lost.
+    """
+    if not isinstance(model, AugmentedModule):
+        return None
+    purpose = model.plan.purpose
+    if purpose != "rewrite":
+        raise AlreadyRewritten(
+            f"this is what graphaug.{purpose} made of a model, and a rewrite would lose it: "
+            "rewrite(strip(it), ...) rewrites the model itself."
+        )
+    return model
+
+
 def joined(earlier: AugmentedModule, requests: Sequence[Request], asked: Asked) -> list[Request]:
     """The sites of a model that is rewritten a second time: the earlier ones and the new ones."""
     current = earlier.augmentations  # numbers may have been set since

@@ -1,0 +1,223 @@
+"""Skipped rows: a residual branch runs on the kept rows of a batch only, forward and backward."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.augment.choices import check_probability
+from graphaug.augment.rows import Rows
+from graphaug.capture.dataflow import memory, writes
+from graphaug.capture.values import assume, describe, value_of
+from graphaug.errors import BatchError, SparseBackwardError
+from graphaug.proof.independence.rows import Proof
+from graphaug.sparse.crossing import Entering, Known, entering
+from graphaug.sparse.prefix import statistics_modules
+
+
+class KeptRows(nn.Module):
+    """Draws the rows that a branch runs on: ``max(1, round((1 - rate) * rows))`` of them, in random order.
+
+    Args:
+        rate: the share of rows that is skipped, in [0, 1).
+        place: where the rows lie in the value that it is given.
+    """
+
+    def __init__(self, rate: float, place: Rows) -> None:
+        super().__init__()
+        self.spelled = repr(check_probability("rate", rate))  # as text: see `Augmentation._subset`
+        self.place = place
+        self.kept: Tensor | None = None
+
+    @property
+    def rate(self) -> float:
+        """The share of rows that is skipped."""
+        return float(self.spelled)
+
+    def draw(self, rows: int, device: torch.device) -> Tensor:
+        """The indices of the kept ones of so many rows."""
+        return torch.randperm(rows, device=device)[: max(1, round((1 - self.rate) * rows))]
+
+    def forward(self, value: Tensor) -> Tensor:
+        """Draw for a value with rows; indices of the kept ones."""
+        rows = self.place.count(value.shape)
+        if rows < 1:
+            raise BatchError("rows are skipped of a batch, and this one has 0 rows.")
+        kept = self.draw(rows, value.device)
+        if not torch.compiler.is_exporting():
+            self.kept = kept
+        return kept
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "kept": None}
+
+    def extra_repr(self) -> str:
+        """Show the rate."""
+        return f"rate={self.rate:g}"
+
+
+def taken(value: Tensor, kept: Tensor, dim: int, outer: int, inner: int) -> Tensor:
+    """The kept rows of a value."""
+    return Rows(dim, outer, inner).take(value, kept)
+
+
+def counted(value: Any, kinds: Any, kept: Tensor, whole: Tensor, dim: int, slices: int) -> Any:
+    """A plain value for the kept rows; ``kinds`` says which of its numbers count rows ("sum")."""
+    if isinstance(kinds, (tuple, list)):
+        parts = [counted(v, k, kept, whole, dim, slices) for v, k in zip(value, kinds, strict=True)]
+        return torch.Size(parts) if isinstance(value, torch.Size) else type(value)(parts)
+    return value // (whole.shape[dim] // slices) * kept.shape[0] if kinds == "sum" else value
+
+
+def put_back(
+    part: Tensor, kept: Tensor, whole: Tensor, at: tuple[int, int, int], to: tuple[int, int, int]
+) -> Tensor:
+    """Zeros of all rows, with the kept ones in their places, times all rows by kept ones.
+
+    Args:
+        part: the branch's result for the kept rows.
+        kept: which they are.
+        whole: a value of all rows.
+        at: (dim, outer, inner) of the rows in it.
+        to: of those in ``part``.
+    """
+    dim, outer, inner = to
+    rows = whole.shape[at[0]] // (at[1] * at[2])
+    apart = part.unflatten(dim, (outer, -1, inner))
+    shape = [rows if i == dim + 1 else n for i, n in enumerate(apart.shape)]
+    filled: Tensor = apart.new_zeros(shape).index_copy(dim + 1, kept, apart * (rows / kept.shape[0]))
+    back: Tensor = filled.flatten(dim, dim + 2)
+    return back
+
+
+@dataclass(frozen=True)
+class Branch:
+    """A residual branch, as it is before anything is changed.
+
+    Attributes:
+        result: the node whose value is the branch's.
+        region: all that only that value is computed from.
+        values: what enters it.
+        place: where the rows lie in the result.
+    """
+
+    result: fx.Node
+    region: frozenset[fx.Node]
+    values: tuple[Entering, ...]
+    place: Rows
+
+
+def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) -> Branch:
+    """The branch of a residual block that ends in a node.
+
+    Args:
+        graph: the training graph, a copy.
+        result: the node whose value is the branch's.
+        proof: of the rows in that value.
+        known: what is known of the graph.
+
+    Raises:
+        SparseBackwardError: it is no residual branch, or its rows are not proved independent; the reason, as a clause.
+    """
+    region = _region(result)
+    norm = next((p for p, _ in statistics_modules(graph, result, known.model) if _called(region, p)), None)
+    if norm is not None:
+        raise SparseBackwardError(f"'{norm}' couples the rows of the branch by its batch statistics")
+    if proof.place is None or proof.verdict not in ("proved", "statistics"):
+        raise SparseBackwardError(f"its rows are not proved independent: {proof.meeting}")
+    values = entering(graph, region, known, "enters the branch")
+    for value in values:
+        beside = any(user not in region for user in value.node.users)
+        if value.place is not None and beside and value_of(value.node).is_floating_point():
+            return Branch(result, frozenset(region), tuple(values), proof.place)
+    raise SparseBackwardError("it is no residual branch: nothing that enters it also passes beside it")
+
+
+def counting_input(
+    graph: fx.Graph, dims: Mapping[int, int], examples: Mapping[str, Any]
+) -> tuple[fx.Node, Rows]:
+    """An input that tells how many rows there are, and where they lie in it.
+
+    Raises:
+        SparseBackwardError: there is none.
+    """
+    for node in graph.nodes:
+        example = examples.get(str(node.target)) if node.op == "placeholder" else None
+        if id(example) in dims:
+            return node, Rows(dims[id(example)])
+    raise SparseBackwardError("no input counts the rows")
+
+
+def skip(
+    graph: fx.Graph, branch: Branch, name: str, replaced: dict[fx.Node, fx.Node], whole: fx.Node, place: Rows
+) -> None:
+    """Let a branch run on the kept rows, in place.
+
+    Args:
+        graph: which it is of.
+        branch: what `find_branch` found.
+        name: of the module `KeptRows` that draws the rows.
+        replaced: results of branches that are changed already -> what is used instead; this one's is added.
+        whole: an input of all rows; drawn is at the beginning, before anything of the branch.
+        place: where the rows lie in it.
+    """
+    with graph.inserting_after([n for n in graph.nodes if n.op == "placeholder"][-1]):
+        kept = graph.call_module(name, (whole,))
+    for value in branch.values:
+        _take(graph, value, replaced.get(value.node, value.node), kept, whole, place)
+    outside, to = list(branch.result.users), branch.place
+    with graph.inserting_after(branch.result):
+        ends = ((place.dim, place.outer, place.inner), (to.dim, to.outer, to.inner))
+        back = graph.call_function(put_back, (branch.result, kept, whole, *ends))
+    for user in outside:
+        user.replace_input_with(branch.result, back)
+    replaced[branch.result] = back
+
+
+def _region(branch: fx.Node) -> set[fx.Node]:
+    """All that only the branch's result is computed from."""
+    nodes, checks = list(branch.graph.nodes), set[fx.Node]()
+    for node in reversed(nodes):  # what ends in checks of assumptions only
+        ends = node.op.startswith("call_") and node.users and all(user in checks for user in node.users)
+        if node.target is assume or ends:
+            checks.add(node)
+    region = {branch}
+    for node in reversed(nodes):
+        users = [user for user in node.users if user not in checks]
+        if node.op.startswith("call_") and users and all(user in region for user in users):
+            region.add(node)
+    for node in nodes:
+        if node in checks and any(parent in region for parent in node.all_input_nodes):
+            region.add(node)
+    owner = memory(branch.graph)
+    for node in branch.graph.nodes:
+        if writes(node) and node not in region and owner[node] in region and node is not branch:
+            raise SparseBackwardError(f"{describe(owner[node])} of the branch is changed in place behind it")
+    return region
+
+
+def _called(region: set[fx.Node], path: str) -> bool:
+    """Whether a module is called in the region, by itself or inside of another one."""
+    paths = [str(n.target) for n in region if n.op == "call_module"]
+    return any(path == p or path.startswith(f"{p}.") for p in paths)
+
+
+def _take(
+    graph: fx.Graph, value: Entering, node: fx.Node, kept: fx.Node, whole: fx.Node, place: Rows
+) -> None:
+    """Let the branch use the kept rows of a value, or a size that counts them."""
+    made: fx.Node | None = None
+    for user in value.users:
+        if made is None or not value.shared:
+            with graph.inserting_before(user):
+                if value.place is None:
+                    args: Any = (node, value.kinds, kept, whole, place.dim, place.slices)
+                    made = graph.call_function(counted, args)
+                else:
+                    p = value.place
+                    made = graph.call_function(taken, (node, kept, p.dim, p.outer, p.inner))
+        user.replace_input_with(node, made)

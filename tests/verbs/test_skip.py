@@ -1,0 +1,223 @@
+"""Skipped rows. Oracle: forward hooks that mask the branch's output of all rows, with the rows that were kept."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import importlib
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import timm
+import torch
+import transformers
+from networks import ConvNet, Mlp, TextNet
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import AlreadyRewritten, InvalidOption, NotRewritten
+
+TOKENS = torch.randint(20, (5, 6), generator=torch.Generator().manual_seed(0))
+MASK = (torch.arange(6) < torch.tensor([4, 6, 3, 5, 6])[:, None]).long()
+
+
+def bert() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    quiet = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return transformers.BertModel(
+        transformers.BertConfig(vocab_size=50, max_position_embeddings=12, **sizes, **quiet)
+    )
+
+
+def vit() -> nn.Module:
+    return timm.create_model(
+        "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=24, num_heads=2, num_classes=4
+    )
+
+
+class SequenceFirst(nn.Module):
+    """Time first, a size read in the branch, a mask of the samples that enters it, and a BatchNorm before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(20, 8), nn.BatchNorm1d(6)
+        self.inner, self.last, self.head = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        seen = (tokens > 3).T.unsqueeze(-1).double()
+        early = (tokens < 15).T.unsqueeze(-1).double()
+        h = self.norm(self.embed(tokens)).transpose(0, 1)
+        t, n, d = h.shape
+        b = torch.tanh(self.inner(h)).reshape(t * n, d).view(t, n, d) * seen * early
+        h = h + self.last(b)
+        return self.head((h * seen).sum(0))
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, Tensor], int]] = {
+    "vit": (
+        vit,
+        ["blocks.0.ls1", "blocks.1.drop_path1", "blocks.1.mlp"],
+        {"x": torch.randn(5, 3, 32, 32).double()},
+        0,
+    ),
+    "TextNet": (TextNet, ["blocks.0.out", "blocks.0.mlp", "blocks.2.mlp"], {"tokens": TOKENS}, 0),
+    "bert": (
+        bert,
+        ["encoder.layer.0.attention.output.dropout", "encoder.layer.1.output.dropout"],
+        {"input_ids": TOKENS, "attention_mask": MASK},
+        0,
+    ),
+    "sequence first": (SequenceFirst, ["last"], {"tokens": TOKENS}, 1),
+}
+every = pytest.mark.parametrize(("make", "sites", "x", "dim"), MODELS.values(), ids=MODELS)
+
+
+def step(model: nn.Module, x: dict[str, Tensor]) -> tuple[Tensor, list[Tensor | None]]:
+    out = model(**x)
+    out = out if isinstance(out, Tensor) else out[0]
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7)).to(out)
+    return out.detach(), list(
+        torch.autograd.grad((out * weight).sum(), list(model.parameters()), allow_unused=True)
+    )
+
+
+def kept_rows(aug: nn.Module) -> list[Tensor]:
+    return [m.kept for name, m in aug.named_children() if name.startswith("skip_rows")]
+
+
+def assert_equal(found: Any, expected: Any) -> None:
+    torch.testing.assert_close(found[0], expected[0], rtol=1e-10, atol=1e-10)
+    for one, other in zip(found[1], expected[1], strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+@every
+@pytest.mark.parametrize("rate", [0.4, 0.8])
+def test_it_is_the_masked_form(
+    make: Callable[[], nn.Module], sites: list[str], x: dict[str, Tensor], dim: int, rate: float
+) -> None:
+    torch.manual_seed(0)
+    model = make().double()
+    twin = copy.deepcopy(model)
+    aug = ga.skip_rows(model, sites, rate, example_inputs=x)
+    found = step(aug, x)
+    kept = kept_rows(aug)
+    assert [len(rows) for rows in kept] == [round((1 - rate) * 5)] * len(sites)
+
+    def masked(rows: Tensor) -> Any:
+        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+            scale = torch.zeros(5, dtype=out.dtype).index_fill(0, rows, 5 / len(rows))
+            return out * scale.view([-1 if i == dim else 1 for i in range(out.dim())])
+
+        return hook
+
+    for site, rows in zip(sites, kept, strict=True):
+        twin.get_submodule(site).register_forward_hook(masked(rows))
+    assert_equal(found, step(twin, x))
+    plain = make().double().eval()
+    plain.load_state_dict(twin.state_dict())
+    assert torch.equal(step(aug.eval(), x)[0], step(plain, x)[0])
+    assert list(aug.state_dict()) == list(model.state_dict())
+
+
+@every
+def test_the_branch_runs_on_the_kept_rows_only(
+    make: Callable[[], nn.Module], sites: list[str], x: dict[str, Tensor], dim: int
+) -> None:
+    model = make().double()
+    aug = ga.skip_rows(model, sites, 0.6, example_inputs=x)
+    seen: dict[str, int] = {}
+    for site in sites:
+        aug.get_submodule(site).register_forward_hook(
+            lambda m, a, out, site=site: seen.__setitem__(site, out.shape[dim])
+        )
+    aug(**x)
+    assert seen == dict.fromkeys(sites, 2)
+
+
+def test_what_serves_the_branch_alone_is_skipped_with_it() -> None:
+    aug = ga.skip_rows(vit(), "blocks.0.ls1", 0.6, example_inputs=torch.randn(5, 3, 32, 32))
+    seen: list[int] = []
+    aug.get_submodule("blocks.0.norm1").register_forward_hook(lambda m, a, out: seen.append(len(out)))
+    aug(torch.randn(5, 3, 32, 32))
+    assert seen == [2]
+    assert "60% of the rows skip blocks.0.norm1, blocks.0.attn, blocks.0.ls1" in str(aug.plan)
+
+
+def test_rows_are_drawn_uniformly_and_afresh() -> None:
+    x = torch.randn(4, 3, 32, 32)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3072, 4))
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.branch = model, nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return h + self.branch(h)
+
+    aug = ga.skip_rows(Block(), {"branch": 0.5}, example_inputs=x)
+    counts = torch.zeros(4)
+    for _ in range(400):
+        aug(x)
+        counts[aug.skip_rows.kept] += 1
+    assert counts.sum() == 800
+    assert (counts - 200).abs().max() < 4.5 * 10
+
+
+@pytest.mark.slow
+def test_compiled_whole_without_recompiles_and_copies() -> None:
+    make, sites, x, _ = MODELS["TextNet"]
+    aug = ga.skip_rows(make().double(), sites, 0.4, example_inputs=x)
+    compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")
+    step(compiled, x)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for seed in range(2):
+            torch.manual_seed(seed)
+            found = step(compiled, x)
+            rows = kept_rows(aug)
+            torch.manual_seed(seed)
+            assert_equal(found, step(aug, x))
+            assert all(torch.equal(a, b) for a, b in zip(rows, kept_rows(aug), strict=True))
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        torch.manual_seed(1)
+        assert_equal(step(twin, x), found)
+
+
+@pytest.mark.parametrize(
+    ("model", "at", "x", "message"),
+    [
+        (ConvNet(), "layer1.0.conv2", torch.randn(4, 3, 8, 8), "couples the rows"),
+        (Mlp(), "last", torch.randn(4, 4), "no residual branch"),
+        (TextNet(), ["blocks.0.mlp", "blocks.0.norm2"], TOKENS, "part in common"),
+    ],
+    ids=["BatchNorm", "chain", "twice"],
+)
+def test_what_is_no_branch_of_independent_rows_is_refused(
+    model: nn.Module, at: Any, x: Tensor, message: str
+) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        ga.skip_rows(model, at, example_inputs=x)
+
+
+def test_bad_rates_and_other_verbs_are_refused() -> None:
+    net = TextNet()
+    for rate, message in ((1.0, "every row"), (-0.1, "outside"), ("0.5", "no number")):
+        with pytest.raises(InvalidOption, match=message):
+            ga.skip_rows(net, "blocks.0.mlp", rate, example_inputs=TOKENS)
+    aug = ga.skip_rows(net, "blocks.0.mlp", example_inputs=TOKENS)
+    with pytest.raises(AlreadyRewritten, match=r"graphaug\.skip_rows made"):
+        ga.rewrite(aug, "blocks.1")
+    with pytest.raises(NotRewritten, match=r"graphaug\.skip_rows does"):
+        ga.verify(aug, TOKENS)
+    assert ga.strip(aug) is net
+
+
+def test_the_example_of_the_docstring_runs() -> None:
+    results = doctest.testmod(importlib.import_module("graphaug.skip"))
+    assert (results.failed, results.attempted > 1) == (0, True)
