@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from graphaug.errors import ConfigError, GraphaugError
 from graphaug.printable import print_names as print
+from graphaug.spoken import in_options, options_of
 
 try:
     import typer
@@ -18,6 +19,7 @@ except ImportError as missing:  # the core alone is installed
 
 from graphaug.analysis import commands as analysis
 from graphaug.contrastive.runs.options import Force
+from graphaug.help import Commands, Help
 from graphaug.text import commands as text
 from graphaug.vision import commands as vision
 
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="graphaug",
+    cls=Commands,
+    rich_markup_mode=None,
     help="Deep Augmentation by model surgery: look at a model's sites, rewrite, pretrain, evaluate, analyse.",
     no_args_is_help=True,
     add_completion=False,
@@ -35,7 +39,9 @@ app = typer.Typer(
 At = Annotated[
     list[str] | None,
     typer.Option(
-        "--at", help="A site, in the selection language; a whole number is the paper's. Repeatable."
+        "--at",
+        metavar="SITE[=RATE]",
+        help="A site, in the selection language; a whole number is the paper's. Repeatable.",
     ),
 ]
 Rate = Annotated[float, typer.Option(help="Dropout probability on the augmented rows.")]
@@ -56,7 +62,8 @@ def main() -> None:
         app()
     except GraphaugError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
-        print(error, file=sys.stderr)  # not through Rich, which would read [0] as markup
+        # not through Rich, which would read [0] as markup
+        print(in_options(str(error), *options_of(sys.argv[1:])), file=sys.stderr)
         sys.exit(2)
 
 
@@ -77,7 +84,7 @@ def _root(
     pass
 
 
-@app.command()
+@app.command(cls=Help)
 def sites(model: Model, size: Size = None) -> None:
     """Print what can be targeted in MODEL, as wide as the terminal; a pipe gets the whole table."""
     import graphaug
@@ -88,7 +95,7 @@ def sites(model: Model, size: Size = None) -> None:
     print(found.table(terminal_width()))
 
 
-@app.command()
+@app.command(cls=Help)
 def draw(
     model: Model,
     out: Annotated[Path, typer.Option(help="The picture, .svg, .png or .pdf.")],
@@ -103,16 +110,17 @@ def draw(
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
-    from graphaug.contrastive.settings import site
+    from graphaug.contrastive.settings import sites_and_rates
     from graphaug.draw import check_format, draw_graph
     from graphaug.vision.models import build_model
 
     check_format(out)
     if not at:
         raise ConfigError("nothing to draw: name a site with --at; 'graphaug sites MODEL' lists them.")
+    sites, rates = sites_and_rates(at)
     aug = graphaug.rewrite(
         build_model(model),
-        at=[site(a) for a in at] if len(at) > 1 else site(at[0]),
+        at=dict(zip(sites, rates, strict=True)) if rates else sites,
         rate=rate,
         subset=subset,
         stop_grad=stop_grad,
@@ -122,7 +130,7 @@ def draw(
     print(draw_graph(aug, out))
 
 
-@app.command()
+@app.command(cls=Help)
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the table, the plot and the runs.")] = Path("demo"),
     epochs: Annotated[int, typer.Option(min=1, help="The budget of each run.")] = 12,
@@ -141,7 +149,7 @@ def demo(
     print(run_demo(out, epochs=epochs, seeds=seeds, workers=workers, force=force, report=report))
 
 
-@app.command()
+@app.command(cls=Help)
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Directories of finished runs, on images or on text.")],
     by: Annotated[
@@ -188,7 +196,7 @@ def _names(text: str | None) -> list[str]:
     return [name.strip() for name in text.split(",")] if text else []
 
 
-@app.command()
+@app.command(cls=Help)
 def presets() -> None:
     """Print the presets, as YAML that --config reads."""
     import yaml

@@ -9,6 +9,7 @@ from graphaug.errors import ConfigError
 
 AUGMENTATION = (
     "rate",
+    "rates",
     "rate_end",
     "subset",
     "subset_end",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
+from graphaug.help import Help
 from graphaug.options import refuse_without
 from graphaug.printable import print_names as print
 
@@ -26,8 +27,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    app.command()(advise)
-    app.command()(analyze)
+    app.command(cls=Help)(advise)
+    app.command(cls=Help)(analyze)
 
 
 def advise(

@@ -40,7 +40,7 @@ def deep_augmented(
     if not sites:
         yield model
         return
-    at = sites[0] if len(sites) == 1 else sites
+    at = config.where(sites)
     aug = graphaug.rewrite(
         model, at=at, backward=config.backward, example_inputs=example(), **config.deep_augmentation()
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, TypeVar
@@ -42,6 +42,9 @@ class Settings:
     at: tuple[str | int, ...] = setting((), "A site; a whole number is the paper's. Repeatable.")
     everywhere: bool = setting(False, "Augment at every stage of the paper's numbering, instead of --at.")
     rate: float = setting(0.5, "Dropout probability on the augmented rows.")
+    rates: tuple[float, ...] = setting(
+        (), "One rate a site, in the order of the sites; --at SITE=RATE says both."
+    )
     subset: float = setting(0.5, "Share of the rows that is augmented.")
     stop_grad: bool = setting(False, "Detach the augmented rows.")
     sampling: str = setting("exact", "exact or bernoulli.")
@@ -93,10 +96,31 @@ class Settings:
         self.shares("rate", "subset", "lr_floor")
         if self.everywhere and self.at:
             raise ConfigError("everywhere augments at every stage: leave out either it or the sites.")
+        self._check_rates()
         self.one_of(optimizer=OPTIMIZERS, schedule=self.SHAPES)
         self.one_of(precision=PRECISIONS, accelerator=ACCELERATORS)
         self.one_of(**CHOICES)
         self.one_sided("subset")
+
+    def _check_rates(self) -> None:
+        """Raise ``ConfigError`` unless there is one rate for each site, and nothing else that sets them."""
+        if not self.rates:
+            return
+        if len(self.rates) != len(self.at):
+            raise ConfigError(
+                f"rates has {len(self.rates)} value(s) for {len(self.at)} site(s): give one for each."
+            )
+        for rate in self.rates:
+            if not 0 <= rate <= 1:
+                raise ConfigError(f"rates must be in [0, 1], not {rate!r}.")
+        if getattr(self, "rate_end", None) is not None:
+            raise ConfigError(
+                "rate_end changes one rate for all sites, and rates gives each its own: leave out one."
+            )
+        if getattr(self, "mlm", False) and getattr(self, "mlm_augment", False):
+            raise ConfigError(
+                "rates cannot be given with mlm, whose forward has other sites: give one rate, or mlm_augment=False."
+            )
 
     def at_least(self, **lowest: float) -> None:
         """Raise ``ConfigError`` for whole numbers below their lowest value."""
@@ -169,6 +193,12 @@ class Settings:
         values = {name: getattr(self, name) for name in self.names()}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
+    def where(self, sites: Sequence[str | int]) -> Any:
+        """``at`` for ``graphaug.rewrite``: one site, several, or each with its rate."""
+        if self.rates:
+            return dict(zip(sites, self.rates, strict=True))
+        return sites[0] if len(sites) == 1 else list(sites)
+
     def deep_augmentation(self) -> dict[str, Any]:
         """The options for ``graphaug.rewrite``."""
         names = ("rate", "subset", "stop_grad", "sampling", "granularity", "pairing", "freeze")
@@ -202,6 +232,43 @@ def site(at: str | int) -> str | int:
         digits = at.removeprefix("-")
         return int(at) if digits.isascii() and digits.isdecimal() else at
     return at
+
+
+def site_and_rate(typed: str) -> tuple[str | int, float | None]:
+    """``layer3=0.5`` of a command line as the site and its rate; the rate is None where there is none.
+
+    A regular expression may hold an equals sign, and has no rate.
+
+    Raises:
+        ConfigError: what follows the equals sign is no number in [0, 1].
+    """
+    name, equals, value = typed.rpartition("=")
+    if not equals or typed.startswith("re:"):
+        return site(typed), None
+    try:
+        rate = float(value)
+    except ValueError:
+        rate = math.nan
+    if not name or not 0 <= rate <= 1:
+        raise ConfigError(
+            f"at {typed!r}: behind the site stands its rate, a number in [0, 1], such as layer3=0.5."
+        )
+    return site(name), rate
+
+
+def sites_and_rates(typed: Sequence[str]) -> tuple[list[str | int], list[float]]:
+    """All sites of a command line and, if they have rates, these.
+
+    Raises:
+        ConfigError: some have a rate and some have none, or one is no rate.
+    """
+    pairs = [site_and_rate(text) for text in typed]
+    without = [str(name) for name, rate in pairs if rate is None]
+    if without and len(without) < len(pairs):
+        raise ConfigError(
+            f"some sites have a rate of their own, {', '.join(without)} has none: give each or none one."
+        )
+    return [name for name, _ in pairs], [rate for _, rate in pairs if rate is not None]
 
 
 def _typed(item: Field[Any], value: Any) -> Any:

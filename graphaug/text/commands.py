@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
+from graphaug.help import Help
 from graphaug.printable import print_names as print
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.presets import PRESETS
@@ -16,8 +17,8 @@ from graphaug.text.presets import PRESETS
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    app.command()(with_settings(simcse, SimCSEConfig))
-    app.command()(sts)
+    app.command(cls=Help)(with_settings(simcse, SimCSEConfig))
+    app.command(cls=Help)(sts)
 
 
 def simcse(
@@ -39,7 +40,7 @@ def simcse(
     )
 
     from graphaug.contrastive.devices import is_first_process
-    from graphaug.contrastive.runs.progress import EpochProgress
+    from graphaug.contrastive.runs.progress import EpochProgress, interruptible
     from graphaug.text.corpus.sentences import read_corpus
     from graphaug.text.sts.report import quiet
 
@@ -59,10 +60,10 @@ def simcse(
             )
 
     steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
-    with EpochProgress(steps, "simcse", unit="step", shown=first, score=_stsb) as progress:
-        result = run(
-            wanted, out, force=force, resume=resume, corpus=corpus, on_line=progress, on_start=on_start
-        ).result
+    bar = EpochProgress(steps, "simcse", unit="step", shown=first, score=_stsb)
+    listeners: dict[str, Any] = {"on_line": bar, "on_start": on_start, "on_step": bar.step}
+    with interruptible(out, "simcse"), bar:
+        result = run(wanted, out, force=force, resume=resume, corpus=corpus, **listeners).result
     if not first:
         return
     for name, scores in {"last step": result, "best on dev": result.get("best_on_dev", {})}.items():

@@ -55,6 +55,7 @@ def simcse(
     corpus: Corpus | None = None,
     on_line: Callable[[dict[str, Any]], None] | None = None,
     on_start: Callable[[dict[str, int]], None] | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> SimCSEResult:
     """Train an encoder of sentences.
 
@@ -71,6 +72,7 @@ def simcse(
             that of an unbroken run, bit for bit. Of a finished run the result is read.
         corpus: the text, already read; by default ``config.text``.
         on_line: called with each line of the metrics.
+        on_step: called behind steps, once a second at most; see `run_task`.
         on_start: called before the first step with ``sentences``, ``truncated`` (how many of them are longer than
             ``max_length``) and ``steps_per_epoch``.
 
@@ -95,6 +97,7 @@ def simcse(
         force=force,
         resume=resume,
         on_line=on_line,
+        on_step=on_step,
         on_start=on_start and (lambda counts: on_start({name: counts[name] for name in counted})),
     )
     return SimCSEResult(done.model.encoder, done.model.tokenizer, done.metrics, done.result)

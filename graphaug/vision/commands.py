@@ -13,6 +13,7 @@ import typer
 
 from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
 from graphaug.errors import ConfigError
+from graphaug.help import Help
 from graphaug.options import refuse_without
 from graphaug.printable import print_names as print
 from graphaug.vision.config import PretrainConfig
@@ -32,9 +33,9 @@ Json = Annotated[Path | None, typer.Option("--json", help="Write the accuracies 
 
 def register(app: typer.Typer) -> None:
     """Add the commands to an application."""
-    app.command()(with_settings(pretrain, PretrainConfig))
-    app.command()(probe)
-    app.command()(transfer)
+    app.command(cls=Help)(with_settings(pretrain, PretrainConfig))
+    app.command(cls=Help)(probe)
+    app.command(cls=Help)(transfer)
 
 
 def pretrain(
@@ -53,7 +54,7 @@ def pretrain(
     )
 
     from graphaug.contrastive.devices import is_first_process
-    from graphaug.contrastive.runs.progress import EpochProgress
+    from graphaug.contrastive.runs.progress import EpochProgress, interruptible
     from graphaug.vision.data.images import load
     from graphaug.vision.pretrain import pretrain as run
 
@@ -61,8 +62,10 @@ def pretrain(
     images = load(wanted.data, size=wanted.size, strict=wanted.strict)
     if first:
         _report_skipped(images)
-    with EpochProgress(wanted.epochs, shown=first, score=_neighbours) as progress:
-        result = run(wanted, out, force=force, resume=resume, data=images, on_epoch=progress).result
+    bar = EpochProgress(wanted.epochs, shown=first, score=_neighbours)
+    listeners: dict[str, Any] = {"on_epoch": bar, "on_step": bar.step}
+    with interruptible(out, "pretrain"), bar:
+        result = run(wanted, out, force=force, resume=resume, data=images, **listeners).result
     if not first:
         return
     if "linear" in result:

@@ -48,6 +48,7 @@ def pretrain(
     resume: bool = False,
     data: ImageData | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> PretrainResult:
     """Pretrain an encoder and probe it.
 
@@ -63,6 +64,7 @@ def pretrain(
             that of an unbroken run, bit for bit. Of a finished run the result is read.
         data: the data, already loaded; by default what ``config.data`` names.
         on_epoch: called with the metrics of each epoch.
+        on_step: called behind steps, once a second at most; see `run_task`.
 
     Returns:
         The result; under torchrun, in processes other than the first, without the probes.
@@ -79,7 +81,9 @@ def pretrain(
         GraphaugError: whatever ``graphaug.rewrite`` raises about the sites.
 
     """
-    done = run_task(ImageTask(config, data), out, force=force, resume=resume, on_line=on_epoch)
+    done = run_task(
+        ImageTask(config, data), out, force=force, resume=resume, on_line=on_epoch, on_step=on_step
+    )
     return PretrainResult(done.model, done.metrics, done.result)
 
 

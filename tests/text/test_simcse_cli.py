@@ -79,10 +79,11 @@ def test_truncated_sentences_are_counted_on_the_terminal(graphaug, text, tmp_pat
 
 
 def test_every_setting_is_an_option_and_presets_are_printed(graphaug):
-    code, out, _ = graphaug("simcse", "--help")
+    code, out, _ = graphaug("simcse", "--help-all")
     assert code == 0
     for name in SimCSEConfig.names():
-        assert "--" + name.replace("_", "-")[:10] in out
+        spelled = name.replace("_", "-")
+        assert re.search(rf"^  (--{spelled}|--\[no-\]{spelled})\b", out, flags=re.M), name
     code, out, _ = graphaug("presets")
     assert code == 0
     found = dict(re.findall(r"# graphaug (?:simcse) --preset (\S+)\n(.*?)\n\n", out + "\n", re.DOTALL))
@@ -124,7 +125,7 @@ def test_a_file_in_another_encoding_is_named_with_line_and_byte(graphaug, tmp_pa
         (["--sts", "no/such"], "DataError: STS data 'no/such' does not exist"),
         (["--batch-size", "41"], "DataError: a batch of 41 is larger than the 40 sentences"),
         (["--resume", "--force"], "ConfigError: --resume goes on with a run"),
-        (["--temperature", "0"], "ConfigError: temperature must be a positive number"),
+        (["--temperature", "0"], "ConfigError: --temperature must be a positive number"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

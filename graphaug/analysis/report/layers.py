@@ -89,7 +89,7 @@ def _rewritten(run: Run, model: nn.Module, at: list[Any], samples: Any) -> Augme
     options = {**run.config.deep_augmentation(), "freeze": None}
     aug: AugmentedModule = graphaug.rewrite(
         model,
-        at=at if len(at) > 1 else at[0],
+        at=run.config.where(at),
         backward="dense",
         example_inputs=first_rows(samples, 2),
         **options,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -10,6 +11,9 @@ from graphaug.contrastive.runs.checkpoints import Checkpoint, Checkpoints
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.task import Keeping, Task, Training
 from graphaug.contrastive.runs.watch import Board, check_spread
+
+TELL_EVERY = 1.0
+"""Seconds between two steps that listeners are told of."""
 
 
 class Callbacks:
@@ -20,7 +24,7 @@ class Callbacks:
         training: this process's share of it.
         run: the directory, in the process that writes.
         checkpoints: of the run, in all processes.
-        emit: called with ``("line", metrics)`` in the first process.
+        emit: called with ``("line", metrics)`` and, now and then, with ``("step", progress)`` in the first process.
 
     """
 
@@ -40,6 +44,8 @@ class Callbacks:
         self.unit = steps if task.unit == "epoch" else 1
         self.board: Board | None = None
         self.snapped = -1  # the step of the last snapshot
+        self.began = (0, 0.0)  # the step and the time at which this process began to train
+        self.told = 0.0  # when a step was last told of
 
     def begin(self, found: Checkpoint | None) -> None:
         """Go to the checkpoint, if there is one."""
@@ -49,6 +55,7 @@ class Callbacks:
             with fitting(name):
                 self.training.load_state(found.state)
         position = self.engine.position
+        self.began, self.told = (position.step, time.monotonic()), 0.0
         if self.run is not None:
             self.run.tidy()
             self.training.settle(self.run)
@@ -61,6 +68,7 @@ class Callbacks:
     def after_step(self, step: int) -> None:
         """Keep a snapshot and a checkpoint when they are due, this at the very end too, for a kill while probing."""
         self._snapshot(step)
+        self._tell(step)
         every = self.keeping.checkpoint_every
         if self.checkpoints is None or not every:
             return
@@ -90,6 +98,22 @@ class Callbacks:
         """End what is open."""
         if self.board is not None:
             self.board.close()
+
+    def _tell(self, step: int) -> None:
+        """Let listeners know of a step, once a second at most, so that a run is never silent for an epoch."""
+        now = time.monotonic()
+        if not self.engine.fabric.is_global_zero or (now - self.told < TELL_EVERY and step != self.last):
+            return
+        self.told = now
+        done, began = step - self.began[0], self.began[1]
+        left = (self.last - step) * (now - began) / max(done, 1)
+        told = {
+            "step": step,
+            "steps": self.last,
+            "epoch": step / self.engine.feed.steps,
+            "seconds_left": left,
+        }
+        self.emit(("step", told))
 
     def _snapshot(self, step: int) -> None:
         at, rest = divmod(step, self.unit)

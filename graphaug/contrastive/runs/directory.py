@@ -27,6 +27,13 @@ LOCK = ".lock"
 """Held by the process that writes; it is removed when the training is done."""
 
 
+_LONGER = (
+    "\nA run cannot be made longer or shorter: its learning rate, and whatever else changes on the way, follow the "
+    "number of epochs from the first step on. What is possible: resume it with its own number (leave --epochs out), "
+    "or begin another run with its weights (--init, into another directory)."
+)
+
+
 class RunDirectory:
     """Writes the files of one run; each goes to a temporary file first and is then renamed.
 
@@ -208,6 +215,7 @@ class RunDirectory:
             raise ConfigError(
                 f"the run in {str(self.path)!r} has other settings:\n    " + "\n    ".join(found) + "\n"
                 "Resume without changing them, or choose another directory."
+                + (_LONGER if any(line.startswith("epochs:") for line in found) else "")
             )
         return settings
 

@@ -41,6 +41,7 @@ def run_task(
     resume: bool = False,
     on_line: Callable[[dict[str, Any]], None] | None = None,
     on_start: Callable[[dict[str, int]], None] | None = None,
+    on_step: Callable[[dict[str, float]], None] | None = None,
 ) -> Finished[Model]:
     """Train and evaluate.
 
@@ -56,6 +57,8 @@ def run_task(
             that of an unbroken run, bit for bit. Of a finished run the result is read.
         on_line: called with each line of the metrics.
         on_start: called before the first step with `Training.counts`.
+        on_step: called behind steps, once a second at most, with ``step`` (how many were made), ``steps`` (how many
+            there will be), ``epoch`` (fractional) and ``seconds_left``.
 
     Returns:
         The result; under torchrun, in processes other than the first, without the evaluation.
@@ -82,7 +85,7 @@ def run_task(
         result, metrics = done
         return Finished(task.finished(earlier.path), metrics, result)
     fabric = make_fabric(config.devices, config.accelerator, config.precision, unused=task.unused())
-    listeners = {"start": on_start, "line": on_line}
+    listeners: dict[str, Callable[[Any], None] | None] = {"start": on_start, "line": on_line, "step": on_step}
 
     def on_event(event: tuple[str, Any]) -> None:
         if (listener := listeners[event[0]]) is not None:

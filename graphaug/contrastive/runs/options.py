@@ -14,14 +14,19 @@ import typer
 from graphaug.contrastive import presets as named
 from graphaug.contrastive.devices import is_first_process
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.contrastive.settings import Settings
+from graphaug.contrastive.settings import Settings, sites_and_rates
 from graphaug.errors import ConfigError
+from graphaug.help import HelpAll, default_of
 
 S = TypeVar("S", bound=Settings)
 
-Out = Annotated[Path, typer.Option(help="Directory for the run's files.")]
-Preset = Annotated[str | None, typer.Option(help="Settings to begin with; see 'graphaug presets'.")]
-File = Annotated[Path | None, typer.Option(help="Settings from a YAML file, or from a run's config.yaml.")]
+Out = Annotated[Path, typer.Option(metavar="DIR", help="Directory for the run's files.")]
+Preset = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Settings to begin with; see 'graphaug presets'.")
+]
+File = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Settings from a YAML file, or from a run's config.yaml.")
+]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Go on with the run in the output directory, if there is one.")
 ]
@@ -44,12 +49,21 @@ def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callabl
     optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
 
     def run(**given: Any) -> None:
+        given.pop("help_all")
         settings = {name: given.pop(name) for name in names}
         values = {name: value for name, value in settings.items() if value not in (None, [])}
+        if values.get("at", [UNSET]) != [UNSET]:
+            values["at"], rates = sites_and_rates(values["at"])
+            if rates and "rates" in values:
+                raise ConfigError("the sites have rates of their own: leave --rates out.")
+            values.setdefault("rates", rates)
         command(**given, settings={k: _unset(v) if k in optional else v for k, v in values.items()})
 
     kept = [parameter for parameter in own if parameter.name != "settings"]
-    run.__signature__ = inspect.Signature([*kept, *options])  # type: ignore[attr-defined]
+    help_all = inspect.Parameter(
+        "help_all", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=HelpAll
+    )
+    run.__signature__ = inspect.Signature([*kept, *options, help_all])  # type: ignore[attr-defined]
     run.__name__, run.__doc__ = command.__name__, command.__doc__
     return run
 
@@ -118,21 +132,32 @@ def _unset(value: Any) -> Any:
     return None if value == UNSET else value
 
 
+def _metavar(name: str, kind: str) -> str:
+    """What stands for the value in the help."""
+    if name == "at":
+        return "SITE[=RATE]"
+    word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(kind.split(" ")[0], "FLOAT")
+    return f"{word}|{UNSET}" if "None" in kind else word
+
+
 def _option(item: Field[Any]) -> inspect.Parameter:
     """The command-line option of a setting: --batch-size for ``batch_size``."""
     kind, flag = str(item.type), "--" + item.name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
-    shown = "" if item.default in (None, ()) else f" [default: {item.default}]"
-    described: dict[str, Any] = {"help": item.metadata["help"] + shown, "show_default": False}
+    described: dict[str, Any] = {
+        "help": f"{item.metadata['help']} {default_of(item.default)}",
+        "show_default": False,
+    }
     plain: Any = _KINDS.get(kind.split(" ")[0])
     if kind.startswith("tuple"):
         annotation: Any = list[float] | None if "float" in kind else list[str] | None
     else:
         annotation = plain | None
+    if not kind.startswith("bool"):
+        described["metavar"] = _metavar(item.name, kind)
     if "None" in kind and plain in (int, float):  # typer would refuse the word
         described |= {
             "parser": _or_unset(plain),
-            "metavar": f"{'INTEGER' if plain is int else 'FLOAT'}|{UNSET}",
         }
     option = typer.Option(*names, **described)
     return inspect.Parameter(

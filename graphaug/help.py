@@ -1,0 +1,193 @@
+"""The help of the command line: in groups, with every default, nothing cut; the rarer settings behind --help-all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperCommand, TyperGroup
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Run": ("out", "preset", "config", "resume", "force"),
+    "Data and model": (
+        *("data", "model", "size", "init", "strict", "resident"),
+        *("text", "encoder", "from_config", "vocab_size", "max_length"),
+    ),
+    "Augmentation": (
+        *(
+            "at",
+            "everywhere",
+            "rate",
+            "rates",
+            "rate_end",
+            "subset",
+            "subset_end",
+            "stop_grad",
+            "granularity",
+            "sampling",
+        ),
+        *("pairing", "freeze", "backward", "mlm_augment"),
+    ),
+    "Training": (
+        *("epochs", "batch_size", "cache", "accumulate", "optimizer", "lr", "schedule", "lr_floor", "warmup"),
+        *("warmup_from", "momentum", "weight_decay", "clip", "seed"),
+    ),
+    "Loss": (
+        *("loss", "temperature", "loss_scale", "projection", "gather"),
+        *("contrastive", "dropout", "mlm", "mlm_weight", "mlm_rate"),
+    ),
+    "Views": ("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
+    "Where": (
+        *("devices", "accelerator", "precision", "compile"),
+        *("channels_last", "sync_batchnorm", "cuda_graphs"),
+    ),
+    "What is kept and looked at": (
+        *("checkpoint_every", "keep", "snapshot_every", "watch_every", "collapse", "sts", "report_every"),
+    ),
+}
+"""Which group a setting of a run stands in, of images or of text."""
+
+RARE = frozenset(
+    {
+        *(
+            "strict",
+            "resident",
+            "vocab_size",
+            "everywhere",
+            "rates",
+            "rate_end",
+            "subset_end",
+            "sampling",
+            "pairing",
+        ),
+        *("mlm_augment", "cache", "accumulate", "schedule", "lr_floor", "warmup_from", "momentum", "clip"),
+        *("loss_scale", "projection", "gather", "contrastive", "dropout", "mlm_weight", "mlm_rate"),
+        *("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
+        *("channels_last", "sync_batchnorm", "cuda_graphs", "keep", "collapse"),
+    }
+)
+"""What ``--help`` leaves to ``--help-all``."""
+
+_KINDS = {"INTEGER": "INT", "STR": "TEXT"}
+_WHOLE = "help_all"
+_HARD_SPACE = "\u00a0"
+
+
+class Help(TyperCommand):
+    """A command whose help stands in groups."""
+
+    def get_help(self, ctx: Any) -> str:
+        """The whole help."""
+        return super().get_help(ctx).replace(_HARD_SPACE, " ")
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write arguments and options, in groups if they have some."""
+        whole = bool(ctx.meta.get(_WHOLE)) or not any(p.name == _WHOLE for p in self.params)
+        shown: dict[str, list[tuple[str, str]]] = {}
+        left = 0
+        params = self.get_params(ctx)
+        order = list(settings_in_groups()) if any(p.name == _WHOLE for p in params) else []
+        for param in sorted(params, key=lambda p: order.index(p.name) if p.name in order else len(order)):
+            if getattr(param, "hidden", False):
+                continue
+            if not whole and param.name in RARE:
+                left += 1
+                continue
+            shown.setdefault(_group(param, self.params), []).append((_spelled(param, ctx), _described(param)))
+        for title in sorted(shown, key=_place):
+            with formatter.section(title):
+                formatter.write_dl(shown[title])
+        if left:
+            formatter.write_paragraph()
+            formatter.write_text(f"{left} more settings: graphaug {ctx.info_name} --help-all")
+
+
+class Commands(TyperGroup):
+    """The list of commands, each with the whole sentence that describes it."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the options, then the commands."""
+        with formatter.section("Options"):
+            formatter.write_dl(
+                [(_spelled(p, ctx), getattr(p, "help", "") or "") for p in self.get_params(ctx)]
+            )
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.help or "") for name, command in self.commands.items()])
+        formatter.write_paragraph()
+        formatter.write_text("graphaug COMMAND --help lists the options of a command, with their defaults.")
+
+
+def _show_all(ctx: typer.Context, asked: bool) -> None:
+    if asked:
+        ctx.meta[_WHOLE] = True
+        print(ctx.get_help())
+        raise typer.Exit
+
+
+HelpAll = Annotated[
+    bool,
+    typer.Option(
+        "--help-all", is_eager=True, callback=_show_all, help="Show this message with all settings, and exit."
+    ),
+]
+"""An option of commands that have rarer settings."""
+
+
+def _group(param: Any, params: Iterable[Any]) -> str:
+    if param.param_type_name == "argument":
+        return "Arguments"
+    if any(p.name == _WHOLE for p in params):  # a command with the settings of a run
+        for title, names in GROUPS.items():
+            if param.name in names:
+                return title
+    return "Options"
+
+
+def _place(title: str) -> int:
+    order = ["Arguments", *GROUPS, "Options"]
+    return order.index(title)
+
+
+def _spelled(param: Any, ctx: Any) -> str:
+    """``--at SITE``; ``--[no-]stop-grad`` for a switch that has both forms."""
+    if param.param_type_name == "argument":
+        return f"{param.metavar or param.name.upper()}{'...' if param.nargs != 1 else ''}"
+    names = [name for name in param.opts if name.startswith("--")] or list(param.opts)
+    if param.secondary_opts:
+        return f"--[no-]{names[0].removeprefix('--')}"
+    if param.is_flag or param.is_eager:
+        return str(names[0])
+    kind = param.metavar
+    if kind is None:  # "--epochs <int>", or "--epochs INTEGER RANGE", from version to version
+        words = param.get_help_record(ctx)[0].partition(" ")[2].split()
+        kind = words[0].strip("<>").upper() if words else ""
+    return f"{names[0]} {_KINDS.get(kind, kind)}".rstrip()
+
+
+def _described(param: Any) -> str:
+    """The sentence of an option and its default."""
+    text = str(getattr(param, "help", None) or "")
+    if param.param_type_name == "argument" or param.is_eager or "[default:" in text.replace(_HARD_SPACE, " "):
+        return text
+    return f"{text} [required]" if param.required else f"{text} {default_of(param.default)}"
+
+
+def default_of(value: Any) -> str:
+    """The end of an option's sentence; its spaces are no places to break a line, see `Help.get_help`."""
+    return f"[default: {said(value)}]".replace(" ", _HARD_SPACE)
+
+
+def said(default: Any) -> str:
+    """A default as the command line would be told it."""
+    if default is None or default == ():
+        return "none"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    return " ".join(map(str, default)) if isinstance(default, (tuple, list)) else str(default)
+
+
+def settings_in_groups() -> Iterator[str]:
+    """The names in all groups."""
+    for names in GROUPS.values():
+        yield from names

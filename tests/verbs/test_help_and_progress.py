@@ -1,0 +1,206 @@
+"""The command line's help, its own words, rates by site, and what a run says while it lasts and when it is stopped."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import typer.main
+
+from graphaug.contrastive.runs import progress
+from graphaug.help import GROUPS, RARE, settings_in_groups
+from graphaug.spoken import in_options
+from graphaug.text.config import SimCSEConfig
+from graphaug.vision.config import PretrainConfig
+
+TINY = ["--model", "resnet18-cifar:4", "--size", "8", "--batch-size", "256", "--accelerator", "cpu"]
+
+
+def commands() -> dict[str, Any]:
+    from graphaug.cli import app
+
+    return dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
+
+
+# --- help ---------------------------------------------------------------------------------------------
+
+
+def test_every_setting_stands_in_one_group() -> None:
+    names = list(settings_in_groups())
+    assert len(names) == len(set(names))
+    settings = {item.name for kind in (PretrainConfig, SimCSEConfig) for item in fields(kind)}
+    assert set(names) - {"out", "preset", "config", "resume", "force"} == settings
+    assert settings >= RARE
+
+
+@pytest.mark.parametrize("name", ["", *commands()])
+def test_help_fits_eighty_columns_and_has_every_default(graphaug: Any, monkeypatch: Any, name: str) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    asked = ["--help-all"] if name in ("pretrain", "simcse") else ["--help"]
+    code, out, _ = graphaug(*([name] if name else []), *asked)
+    assert code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+    assert "\u00a0" not in out
+    if not name:
+        assert all(" ".join(c.help.split()) in " ".join(out.split()) for c in commands().values())
+        return
+    entries = re.split(r"\n  (?=--)", out)[1:]
+    options = [p for p in commands()[name].params if p.param_type_name == "option"]
+    assert len(entries) == len(options) + 1  # and --help
+    for entry in entries:
+        if not entry.startswith(("--help", "--help-all")):
+            assert re.search(r"\[(default:\s\S.*|required)\]", " ".join(entry.split())), entry
+
+
+def test_help_of_a_run_is_short_and_leads_to_the_rest(graphaug: Any, monkeypatch: Any) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    _, short, _ = graphaug("pretrain", "--help")
+    _, whole, _ = graphaug("pretrain", "--help-all")
+    assert len(short.splitlines()) < 100
+    rare = {item.name for item in fields(PretrainConfig)} & RARE
+    assert f"{len(rare)} more settings: graphaug pretrain --help-all" in short
+    spelled = [f"--{name.replace('_', '-')}" for name in rare]
+    shown = set(re.findall(r"^  --(?:\[no-\])?([\w-]+)", short, flags=re.M))
+    assert not {name.removeprefix("--") for name in spelled} & shown
+    for title in GROUPS:
+        assert f"{title}:" in whole
+
+
+# --- rates by site ------------------------------------------------------------------------------------
+
+
+def test_sites_have_rates_of_their_own(graphaug: Any, tmp_path: Any) -> None:
+    import yaml
+
+    sites = ["--at", "layer3=0.5", "--at", "4=0.2"]
+    code, _, err = graphaug("pretrain", *TINY, *sites, "--epochs", "1", "--out", tmp_path / "run")
+    assert code == 0, err
+    saved = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (saved["at"], saved["rates"]) == (["layer3", 4], [0.5, 0.2])
+    plan = saved["resolved"]["plan"]
+    assert re.search(r"layer3 .*\n +dropout 0\.5 .*(\n.*)*layer4 .*\n +dropout 0\.2 ", plan)
+    code, _, err = graphaug("draw", "resnet18-cifar:4", *sites, "--out", tmp_path / "x.svg")
+    assert code == 0, err
+    drawn = (tmp_path / "x.svg").read_text()
+    assert "0.5" in drawn
+    assert "0.2" in drawn
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--at", "layer3=0.5", "--at", "layer4"], "layer4 has none: give each or none one"),
+        (["--at", "layer3=high"], "its rate, a number in"),
+        (["--at", "layer3=1.5"], "its rate, a number in"),
+        (["--at", "=0.5"], "its rate, a number in"),
+        (["--at", "layer3=0.5", "--rates", "0.3"], "leave --rates out"),
+        (["--at", "layer3=0.5", "--rate-end", "0.1"], "changes one rate for all sites"),
+        (["--at", "layer3", "--at", "layer4", "--rates", "0.3"], "1 value.* for 2 site"),
+    ],
+)
+def test_rates_that_make_no_sense_are_refused(
+    graphaug: Any, tmp_path: Any, options: Any, message: str
+) -> None:
+    code, _, err = graphaug("pretrain", *TINY, *options, "--out", tmp_path / "run")
+    assert code == 2
+    assert re.search(f"ConfigError: .*{message}", err), err
+    assert not (tmp_path / "run").exists()
+
+
+# --- the words of errors ------------------------------------------------------------------------------
+
+OPTIONS = {"at", "rate", "subset", "stop_grad", "backward", "batch_size", "epochs", "pairing", "init"}
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("batch_size must be a whole number", "--batch-size must be a whole number"),
+        ("epochs must be a whole number", "--epochs must be a whole number"),
+        ("rate=1.5 is outside [0, 1].", "--rate 1.5 is outside [0, 1]."),
+        ("Use backward='dense', or 'auto'", "Use --backward dense, or 'auto'"),
+        ("with stop_grad=False nothing", "with --no-stop-grad nothing"),
+        ("give init=None", "give --init none"),
+        ("Use 'layer4.1.add', or pass allow_bypass=True.", "Use 'layer4.1.add'."),
+        ("use 'relu@0' or '@1', or expect=2 for both.", "use 'relu@0' or '@1'."),
+        ("graphaug.sites(model) lists every site.", "'graphaug sites resnet18' lists every site."),
+        ("a rate of 0.5 is given by hidden_size=8", "a rate of 0.5 is given by hidden_size=8"),
+        ("'other' has epochs=3", "'other' has epochs=3"),
+        ("'epochs=3' is quoted", "'epochs=3' is quoted"),
+    ],
+)
+def test_python_is_said_as_options(said: str, meant: str) -> None:
+    assert in_options(said, OPTIONS, "resnet18") == meant
+
+
+def test_the_command_that_has_an_option_is_told_of_it(graphaug: Any, tmp_path: Any) -> None:
+    at = ["--at", "layer4.1.conv2"]
+    _, _, err = graphaug("draw", "resnet18-cifar:4", *at, "--out", tmp_path / "x.svg")
+    assert "or pass --allow-bypass" in err
+    _, _, err = graphaug("pretrain", *TINY, *at, "--out", tmp_path / "run")
+    assert "Use 'layer4.1.add'." in err
+    assert "allow" not in err
+    _, _, err = graphaug("draw", "resnet18-cifar:4", "--at", "layer9", "--out", tmp_path / "x.svg")
+    assert "'graphaug sites resnet18-cifar:4' lists every site" in err
+
+
+# --- while a run lasts --------------------------------------------------------------------------------
+
+
+def test_a_log_file_has_steps_and_the_time_left(graphaug: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    from graphaug.contrastive.runs import callbacks
+
+    monkeypatch.setattr(progress, "FIRST_LINE", 0.0)
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(callbacks, "TELL_EVERY", 0.0)
+    code, _, err = graphaug("pretrain", *TINY, "--epochs", "2", "--out", tmp_path / "run")
+    assert code == 0, err
+    steps = re.findall(r"^pretraining: step (\d+)/10  (\d+:\d\d) left$", err, flags=re.M)
+    assert [int(step) for step, _ in steps] == list(range(1, 11))
+    assert steps[-1][1] == "0:00"
+
+
+def test_lines_are_few_by_default(capsys: Any) -> None:
+    bar = progress.EpochProgress(3)
+    for step in range(1000):
+        bar.step({"step": step, "steps": 3000, "epoch": step / 1000, "seconds_left": 3723.0})
+    assert capsys.readouterr().err == ""  # not before the first seconds are over
+    assert progress.duration(3723.4) == "1:02:03"
+    assert progress.duration(59.6) == "1:00"
+
+
+def test_ctrl_c_says_what_is_kept_and_that_works(graphaug: Any, tmp_path: Any, monkeypatch: Any) -> None:
+    from graphaug.contrastive.runs import callbacks
+
+    out = tmp_path / "run"
+    monkeypatch.setattr(callbacks, "TELL_EVERY", 0.0)
+    real = progress.EpochProgress.step
+
+    def interrupt(self: Any, told: Any) -> None:
+        if told["step"] == 7:
+            raise KeyboardInterrupt
+        real(self, told)
+
+    monkeypatch.setattr(progress.EpochProgress, "step", interrupt)
+    code, _, err = graphaug("pretrain", *TINY, "--epochs", "2", "--out", out)
+    assert code == 130
+    again = f"graphaug pretrain --out {out} --resume"
+    assert f"the checkpoint of step 5 is kept in {out}. To go on from there: {again}" in err
+    assert "Traceback" not in err
+    monkeypatch.setattr(progress.EpochProgress, "step", real)
+    code, _, err = graphaug(*again.split()[1:], "--epochs", "3")
+    assert code == 2
+    assert "epochs: 2 → 3" in err
+    assert "--init" in err
+    code, _, err = graphaug(*again.split()[1:])
+    assert code == 0, err
+    assert re.findall(r"epoch (\d)/2", err) == ["2"]
+
+
+def test_what_is_kept_before_there_is_a_checkpoint(tmp_path: Any) -> None:
+    assert "nothing was written" in progress.kept(tmp_path, "simcse")
+    (tmp_path / "config.yaml").write_text("")
+    assert f"begin again: graphaug simcse --out {tmp_path} --resume" in progress.kept(tmp_path, "simcse")
