@@ -63,7 +63,7 @@ def main() -> None:
     except GraphaugError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
         # not through Rich, which would read [0] as markup
-        print(in_options(str(error), *options_of(sys.argv[1:])), file=sys.stderr)
+        print(in_options(str(error), *options_of(app, sys.argv[1:])), file=sys.stderr)
         sys.exit(2)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 _VALUE = r"('[^']*'|\"[^\"]*\"|True|False|None|[\w.+-]*\w|\[\]|\(\))"
 _GIVEN = re.compile(rf"(?<!has )(?<![\w.'\[(-])([a-z][a-z_]*)={_VALUE}")
@@ -49,11 +50,9 @@ def in_options(message: str, options: Collection[str], model: str = "MODEL") -> 
     return message
 
 
-def options_of(arguments: Sequence[str]) -> tuple[set[str], str]:
+def options_of(app: Any, arguments: Sequence[str]) -> tuple[set[str], str]:
     """The parameters of the command that was typed, and the model that it was given, as far as both can be told."""
     import typer.main
-
-    from graphaug.cli import app
 
     commands = getattr(typer.main.get_command(app), "commands", {})
     name = next((word for word in arguments if word in commands), None)
