@@ -1,17 +1,17 @@
 """Deep Augmentation for any PyTorch model, by surgery on its graph."""
 
-from graphaug.augment.call import Call
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.drawn import Drawn
-from graphaug.augment.drop import Dropout
-from graphaug.augment.mix import Mix, mixed_cross_entropy
-from graphaug.augment.noise import Noise
-from graphaug.augment.pca import PCA
-from graphaug.augment.policy import Policy
-from graphaug.augment.statistics import Statistics
-from graphaug.augment.steer import Add, Replace
-from graphaug.augment.tokens import Tokens
 from graphaug.augment.transform import Context, Needs, Transform
+from graphaug.augment.transforms.call import Call
+from graphaug.augment.transforms.drop import Dropout
+from graphaug.augment.transforms.mix import Mix, mixed_cross_entropy
+from graphaug.augment.transforms.noise import Noise
+from graphaug.augment.transforms.pca import PCA
+from graphaug.augment.transforms.policy import Policy
+from graphaug.augment.transforms.statistics import Statistics
+from graphaug.augment.transforms.steer import Add, Replace
+from graphaug.augment.transforms.tokens import Tokens
 from graphaug.errors import GraphaugError
 from graphaug.rewrite import rewrite, strip
 from graphaug.sites import Site, Sites, sites

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from graphaug.augment.files import from_plain, to_plain
 from graphaug.augment.transform import Transform
+from graphaug.augment.transforms.files import from_plain, to_plain
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption
 from graphaug.surgery.freeze import Frozen

@@ -8,14 +8,14 @@ from typing import Any, TypedDict
 
 from torch import Tensor, fx
 
-from graphaug.augment.call import as_transform
 from graphaug.augment.choices import check_choice, check_flag, check_probability
 from graphaug.augment.deep_augment import DeepAugment
-from graphaug.augment.drop import Dropout
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transform import Transform
 from graphaug.augment.transformed import Transformed
+from graphaug.augment.transforms.call import as_transform
+from graphaug.augment.transforms.drop import Dropout
 from graphaug.augment.turns import Turns
 from graphaug.capture.target import Target
 from graphaug.errors import AlreadyRewritten, InvalidOption, SelectorError, SiteCountMismatch

@@ -15,8 +15,8 @@ from timm.layers import DropBlock2d
 from torch import Tensor
 
 from graphaug import DeepAugment
-from graphaug.augment.drop import Dropout, Dropped
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.drop import Dropout, Dropped
 from graphaug.errors import BatchError, InvalidOption
 
 

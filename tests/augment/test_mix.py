@@ -15,9 +15,9 @@ from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 from torchvision.transforms import v2
 
-from graphaug.augment.mix import Mix, Mixed, mixed_cross_entropy
-from graphaug.augment.partners import class_mean, class_spread, random_partners, symmetric_beta
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.mix import Mix, Mixed, mixed_cross_entropy
+from graphaug.augment.transforms.partners import class_mean, class_spread, random_partners, symmetric_beta
 from graphaug.errors import BatchError, InvalidOption
 
 LABELS = torch.tensor([3, 1, 3, 3, 1, 8, 1, 3])

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers.integrations.neftune import neftune_post_forward_hook
 
-from graphaug.augment.noise import Noise, Noised
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.noise import Noise, Noised
 from graphaug.errors import BatchError, InvalidOption
 
 

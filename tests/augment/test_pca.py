@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from sklearn import decomposition
 from torch import Tensor
 
-from graphaug.augment.pca import PCA
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.pca import PCA
 from graphaug.errors import InvalidOption
 
 

@@ -7,12 +7,12 @@ import math
 import pytest
 import torch
 
-from graphaug.augment.mix import Mix
-from graphaug.augment.noise import Noise
-from graphaug.augment.policy import Policy
-from graphaug.augment.steer import Add
-from graphaug.augment.tokens import Tokens
 from graphaug.augment.transform import Needs
+from graphaug.augment.transforms.mix import Mix
+from graphaug.augment.transforms.noise import Noise
+from graphaug.augment.transforms.policy import Policy
+from graphaug.augment.transforms.steer import Add
+from graphaug.augment.transforms.tokens import Tokens
 from graphaug.errors import InvalidOption
 
 ROWS = torch.randn(400, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

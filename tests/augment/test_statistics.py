@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphaug.augment.statistics import MixedStyle, NewStyle, Statistics
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.statistics import MixedStyle, NewStyle, Statistics
 from graphaug.errors import BatchError, InvalidOption
 
 EPS = 1e-6

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphaug.augment.steer import Add, Replace
 from graphaug.augment.transform import Context, Transform
+from graphaug.augment.transforms.steer import Add, Replace
 from graphaug.errors import BatchError, InvalidOption
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from timm.layers import PatchDropoutWithIndices
 from torch import Tensor
 
-from graphaug.augment.tokens import KeptTokens, Tokens
 from graphaug.augment.transform import Context
+from graphaug.augment.transforms.tokens import KeptTokens, Tokens
 from graphaug.errors import BatchError, InvalidOption
 
 

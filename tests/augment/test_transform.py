@@ -16,16 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from graphaug.augment.call import Call
-from graphaug.augment.drop import Dropout
-from graphaug.augment.mix import Mix
-from graphaug.augment.noise import Noise
-from graphaug.augment.pca import PCA
-from graphaug.augment.policy import Policy
-from graphaug.augment.statistics import Statistics
-from graphaug.augment.steer import Add, Replace
-from graphaug.augment.tokens import Tokens
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, Transform
+from graphaug.augment.transforms.call import Call
+from graphaug.augment.transforms.drop import Dropout
+from graphaug.augment.transforms.mix import Mix
+from graphaug.augment.transforms.noise import Noise
+from graphaug.augment.transforms.pca import PCA
+from graphaug.augment.transforms.policy import Policy
+from graphaug.augment.transforms.statistics import Statistics
+from graphaug.augment.transforms.steer import Add, Replace
+from graphaug.augment.transforms.tokens import Tokens
 from graphaug.errors import BatchError, InvalidOption
 
 MAPS, TOKENS, VECTORS = (6, 8, 5, 4), (6, 7, 8), (6, 8)

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from graphaug.augment.call import Call
-from graphaug.augment.noise import Noise
 from graphaug.augment.rows import Rows
 from graphaug.augment.transform import PLAIN, Needs, Transform
 from graphaug.augment.transformed import Transformed
+from graphaug.augment.transforms.call import Call
+from graphaug.augment.transforms.noise import Noise
 from graphaug.errors import BatchError
 
 

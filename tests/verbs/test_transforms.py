@@ -15,7 +15,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.augment.drop import Dropout
+from graphaug.augment.transforms.drop import Dropout
 from graphaug.errors import BatchError, InvalidOption, SiteNotFound
 
 VECTOR = torch.linspace(-1, 1, 8, dtype=torch.float64)

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_choice
-from graphaug.augment.partners import check_labels, class_spread
 from graphaug.augment.transform import (
     PLAIN,
     Context,
@@ -22,6 +21,7 @@ from graphaug.augment.transform import (
     draw_dtype,
     precise,
 )
+from graphaug.augment.transforms.partners import check_labels, class_spread
 from graphaug.errors import BatchError
 
 DISTRIBUTIONS = ("gaussian", "uniform")

@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.augment.drop import Dropout
-from graphaug.augment.mix import Mix
-from graphaug.augment.noise import Noise
-from graphaug.augment.pca import PCA
-from graphaug.augment.policy import Policy
-from graphaug.augment.statistics import Statistics
-from graphaug.augment.steer import Add, Replace
-from graphaug.augment.tokens import Tokens
 from graphaug.augment.transform import Transform
+from graphaug.augment.transforms.drop import Dropout
+from graphaug.augment.transforms.mix import Mix
+from graphaug.augment.transforms.noise import Noise
+from graphaug.augment.transforms.pca import PCA
+from graphaug.augment.transforms.policy import Policy
+from graphaug.augment.transforms.statistics import Statistics
+from graphaug.augment.transforms.steer import Add, Replace
+from graphaug.augment.transforms.tokens import Tokens
 from graphaug.errors import InvalidOption, did_you_mean
 
 BUILT_IN: tuple[type[Transform], ...] = (Dropout, Noise, Mix, Statistics, PCA, Policy, Tokens, Add, Replace)

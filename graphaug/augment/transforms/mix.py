@@ -11,13 +11,6 @@ from torch import Generator, Tensor
 
 from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.drawn import Drawn
-from graphaug.augment.partners import (
-    check_labels,
-    class_mean,
-    nearest_partners,
-    random_partners,
-    symmetric_beta,
-)
 from graphaug.augment.transform import (
     PLAIN,
     SHARE,
@@ -30,6 +23,13 @@ from graphaug.augment.transform import (
     check_rows,
     draw_dtype,
     precise,
+)
+from graphaug.augment.transforms.partners import (
+    check_labels,
+    class_mean,
+    nearest_partners,
+    random_partners,
+    symmetric_beta,
 )
 from graphaug.errors import BatchError, InvalidOption
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_choice
-from graphaug.augment.partners import random_partners, symmetric_beta
 from graphaug.augment.transform import (
     PLAIN,
     SHARE,
@@ -23,6 +22,7 @@ from graphaug.augment.transform import (
     position_dims,
     precise,
 )
+from graphaug.augment.transforms.partners import random_partners, symmetric_beta
 from graphaug.errors import BatchError, InvalidOption
 
 METHODS = ("mixstyle", "dsu")

@@ -55,8 +55,8 @@ class Policy(Transform):
             outside its domain.
 
     Example:
-        >>> from graphaug.augment.noise import Noise
-        >>> from graphaug.augment.steer import Add
+        >>> from graphaug.augment.transforms.noise import Noise
+        >>> from graphaug.augment.transforms.steer import Add
         >>> policy = Policy([Noise(0.0), Add(torch.ones(2))], p=[0.0, 1.0])
         >>> rows = torch.zeros(2, 2)
         >>> policy(rows, policy.draw(rows))
