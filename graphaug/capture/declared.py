@@ -51,7 +51,7 @@ def dtype_of(module: nn.Module) -> torch.dtype:
 
 def image_sizes(model: nn.Module) -> list[int | tuple[int, ...]]:
     """The image sizes that modules say they were made for, in the order of their registration."""
-    found = (getattr(module, name, None) for module in model.modules() for name in ("img_size", "image_size"))
+    found = (vars(module).get(name) for module in model.modules() for name in ("img_size", "image_size"))
     sizes: Iterator[Any] = (tuple(s) if isinstance(s, (tuple, list)) else s for s in found)
     return list(dict.fromkeys(s for s in sizes if (type(s) is int and s > 0) or _is_shape(s)))
 
@@ -128,7 +128,7 @@ def _shapes(config: Any, name: str) -> Iterator[tuple[int, ...]]:
 
 def _first(config: Any, *names: str) -> Any:
     """A number, or a pair of them, that a configuration or one of those inside of it holds."""
-    inner = [c for c in vars(config).values() if hasattr(c, "to_dict")]
+    inner = [c for c in getattr(config, "__dict__", {}).values() if hasattr(c, "to_dict")]
     for holder in (config, *inner):
         for name in names:
             value = getattr(holder, name, None)
