@@ -42,10 +42,11 @@ class Scopes:
     def restore(self) -> None:
         """Put back what has changed."""
         for name, kept, value, held in self.before:
-            if isinstance(kept, dict):
-                kept[name] = value
-            else:
-                kept.cell_contents = value
+            if _now(name, kept) is not value:
+                if isinstance(kept, dict):
+                    kept[name] = value
+                else:
+                    kept.cell_contents = value
             if held is not None and not _same(value, held):
                 value.clear()
                 (value.extend if hasattr(value, "extend") else value.update)(held)
