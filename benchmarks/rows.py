@@ -1,0 +1,160 @@
+"""How many prefixes have rows that are proved independent: the models of the coverage table, each at three depths.
+
+    python -m benchmarks.rows [--match TEXT] [--minutes 60] [--backwards]
+
+Every model is built as in `benchmarks.coverage`, without drawing its weights, which no proof reads, and its prefixes
+are followed in training mode, with a symbol for the number of rows. Results go to ``benchmarks/results/rows.json``
+after each model; a run goes on where the last one ended. Models are taken in an order drawn by their names, so that a
+run that was ended early is a sample of all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import hashlib
+import json
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+
+from benchmarks import zoo
+from benchmarks.coverage import ROOT, Timeout, brief, limited, versions
+from graphaug.capture.target import Target
+from graphaug.errors import GraphaugError
+from graphaug.proof.independence.rows import Proof
+from graphaug.proof.independence.samples import find_samples
+from graphaug.sites import structure_of
+from graphaug.surgery.place import fresh_names, place
+
+RESULTS = ROOT / "benchmarks" / "results" / "rows.json"
+SECONDS = 900  # for one model
+_DRAWS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
+          "xavier_normal_", "orthogonal_", "sparse_")  # fmt: skip
+
+
+@contextlib.contextmanager
+def undrawn_weights() -> Iterator[None]:
+    """Let ``torch.nn.init`` draw nothing: weights are what the memory held."""
+
+    def keep(tensor: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+        return tensor
+
+    with contextlib.ExitStack() as stack:
+        for name in _DRAWS:
+            stack.enter_context(mock.patch.object(nn.init, name, keep))
+        yield
+
+
+def measure(case: zoo.Case) -> dict[str, Any]:
+    """What is proved of the prefixes of one model."""
+    record: dict[str, Any] = {"name": case.name, "group": case.group, "reason": "", "sites": []}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with undrawn_weights():
+                model, inputs, _ = case.build()
+            places = zoo.three_depths(model.eval(), inputs)
+        except Exception as error:
+            return {**record, "reason": f"cannot be built here: {brief(error)}"}
+        for path in places:
+            record["sites"].append({"site": path, **_asked(model, inputs, path)})
+    return record
+
+
+def _asked(model: nn.Module, inputs: dict[str, Any], path: str) -> dict[str, Any]:
+    begin = time.process_time()
+    try:
+        structure = structure_of(model, inputs)
+        names = fresh_names(model, [Target(path, None, 0)])
+        captured, graph, placed = place(structure, names, training=True)
+        cuts = list(placed.values())
+        samples = find_samples(model, graph, cuts, structure.signature.examples, captured.constants)
+    except GraphaugError as error:
+        return {"verdict": "refused", "said": brief(error)}
+    except Exception as error:
+        return {"verdict": "refused", "said": f"crashed: {brief(error)}"}
+    (proof,) = samples.proofs
+    if "Timeout" in str(proof.meeting):  # the proof takes any error of a forward for one
+        raise Timeout(f"took longer than {SECONDS} s")
+    found = {"verdict": _verdict(proof), "said": "" if proof.meeting is None else str(proof.meeting)}
+    meeting = proof.meeting
+    return {
+        **found,
+        "op": "" if meeting is None else meeting.op,
+        "rows": samples.places[0].describe(None) + ("" if samples.places[0].is_plain else " in slices"),
+        "dims": sorted(set(samples.dims.values())),
+        "operations": proof.operations,
+        "seconds": round(time.process_time() - begin, 3),
+    }
+
+
+def _verdict(proof: Proof) -> str:
+    """``proved``, ``statistics``, ``coupled``, ``tried`` where an operation without a rule may be, or ``unknown``."""
+    if proof.verdict == "unknown" and proof.meeting is not None and proof.meeting.op:
+        return "tried"
+    return proof.verdict
+
+
+def totals(models: list[dict[str, Any]]) -> dict[str, Any]:
+    """The table: by verdict, what couples and what is unknown, and the share of the exact prefixes that is proved."""
+    sites = [(m, s) for m in models for s in m["sites"]]
+    by = Counter(s["verdict"] for _, s in sites)
+    names: dict[str, list[str]] = {}
+    for m, s in sites:
+        if s["verdict"] in ("coupled", "tried", "unknown", "refused"):
+            names.setdefault(f"{s['verdict']}: {s['said']}", []).append(f"{m['name']} {s['site']}")
+    exact = by["proved"] + by["tried"] + by["unknown"]
+    moved = sorted({m["name"] for m, s in sites if s.get("rows", "dimension 0") != "dimension 0"})
+    return {
+        "models": len(models),
+        "not built": sum(bool(m["reason"]) for m in models),
+        "prefixes": dict(by),
+        "proved of those without coupling": round(by["proved"] / exact, 4) if exact else None,
+        "rows elsewhere than in dimension 0": moved,
+        "not proved": dict(sorted(names.items())),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--match", default="", help="only models with this in their name")
+    parser.add_argument("--minutes", type=float, default=1e6, help="end after so many minutes")
+    parser.add_argument("--backwards", action="store_true", help="from the last model on, beside another run")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    waiting = [c for c in zoo.cases() if options.match in c.name]
+    waiting.sort(key=lambda c: hashlib.sha256(c.name.encode()).hexdigest(), reverse=options.backwards)
+    end = time.monotonic() + 60 * options.minutes
+    for case in waiting:
+        if time.monotonic() > end:
+            break
+        if case.name in known():
+            continue
+        try:
+            with limited(SECONDS):
+                record = measure(case)
+        except Exception as error:
+            record = {"name": case.name, "group": case.group, "reason": brief(error), "sites": []}
+        done = sorted({**known(), case.name: record}.values(), key=lambda m: (m["group"], m["name"]))
+        text = json.dumps({"versions": versions(), "totals": totals(done), "models": done}, indent=1)
+        RESULTS.write_text(text + "\n")
+        said = record["reason"] or [f"{s['site']} {s['verdict']} {s['said']}" for s in record["sites"]]
+        print(record["name"], said, flush=True)
+        gc.collect()
+
+
+def known() -> dict[str, dict[str, Any]]:
+    """The records so far, by the model's name; another run may add to them."""
+    return {m["name"]: m for m in json.loads(RESULTS.read_text())["models"]} if RESULTS.exists() else {}
+
+
+if __name__ == "__main__":
+    main()
