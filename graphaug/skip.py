@@ -64,15 +64,15 @@ def skip_rows(
         UnsupportedModel: the model is wrapped, compiled, or no module.
 
     Example:
-        >>> import torch
-        >>> class Block(nn.Module):
+        >>> import torch, graphaug as ga
+        >>> class Block(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.branch = nn.Linear(3, 3)
+        ...         self.branch = torch.nn.Linear(3, 3)
         ...     def forward(self, x):
         ...         return x + self.branch(x)
         >>> x = torch.ones(10, 3)
-        >>> skipped = skip_rows(Block(), "branch", 0.4, example_inputs=x)
+        >>> skipped = ga.skip_rows(Block(), "branch", 0.4, example_inputs=x)
         >>> int((skipped(x) == x).all(1).sum()), len(skipped.skip_rows.kept)
         (4, 6)
     """

@@ -74,8 +74,9 @@ def tap(
         UnsupportedModel: the model is wrapped, compiled, or no module.
 
     Example:
-        >>> net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
-        >>> found = tap(net, ["0", "1"])(torch.ones(5, 3))
+        >>> import torch, graphaug as ga
+        >>> net = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 2))
+        >>> found = ga.tap(net, ["0", "1"])(torch.ones(5, 3))
         >>> {site: tuple(h.shape) for site, h in found.items()}
         {'0': (5, 4), '1': (5, 4)}
     """

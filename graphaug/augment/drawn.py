@@ -21,8 +21,9 @@ class Drawn:
         draws: what the transform drew for those rows, as its ``told`` gives it; None for a dropout.
 
     Example:
+        >>> import torch, graphaug as ga
         >>> rows, chosen = torch.tensor([True, False, True]), torch.tensor([0, 2])
-        >>> Drawn(rows, chosen, None).index
+        >>> ga.Drawn(rows, chosen, None).index
         tensor([0, 2])
     """
 

@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from graphaug.augment.choices import check_choice, check_probability
 from graphaug.augment.drawn import Drawn, detached
 from graphaug.augment.rows import BATCH, Rows
+from graphaug.augment.shapes import finest
 from graphaug.augment.structures import on_first
-from graphaug.augment.transform import PLAIN, Context, finest
+from graphaug.augment.transform import PLAIN, Context
 from graphaug.augment.turns import Turns
 from graphaug.errors import BatchError, InvalidOption, did_you_mean
 from graphaug.torch_private import is_functorch_wrapper

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, Self, TypedDict, Unpack
 import torch
 from torch import Generator, Tensor, nn
 
-from graphaug.errors import BatchError, InvalidOption, did_you_mean
+from graphaug.augment.shapes import finest
+from graphaug.errors import InvalidOption, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,11 @@ class Needs:
         source: ``Context.source`` must be given.
         new_tokens: the result has another number of tokens, so all rows of a batch have to go through it, and what
             belongs to the tokens (masks, positions) has to follow.
+
+    Example:
+        >>> import graphaug as ga
+        >>> ga.Mix().needs.rows_meet, ga.Noise(relative="class").needs.labels, ga.Noise().needs.apart
+        (True, True, True)
     """
 
     partners: bool = False
@@ -69,6 +75,13 @@ class Context(NamedTuple):
         mask: which tokens of each row are real, not padding: booleans or 0 and 1, of shape (n, T).
         source: the activation of another input, with as many rows, or one row.
         batch: the whole batch at the site, of which the rows are a part; what is measured is measured on it.
+
+    Example:
+        >>> import torch, graphaug as ga
+        >>> rows, labels = torch.tensor([[1.0], [2.0], [3.0], [4.0]]), torch.tensor([0, 1, 0, 1])
+        >>> drawn = ga.Mix(lam=0.5, within_class=True).draw(rows, ga.Context(labels=labels))
+        >>> torch.equal(labels[drawn.partners], labels)
+        True
     """
 
     generator: Generator | None = None
@@ -134,7 +147,9 @@ class Transform(nn.Module):
         InvalidOption: another option.
 
     Example:
-        >>> class Shift(Transform):
+        >>> import torch, graphaug as ga
+        >>> from graphaug.augment.transform import PLAIN, Domain
+        >>> class Shift(ga.Transform):
         ...     def __init__(self, width: float = 1.0) -> None:
         ...         super().__init__()
         ...         self.add_number("width", width, Domain(low=0))
@@ -257,42 +272,3 @@ class Transform(nn.Module):
         """Show the numbers and options."""
         options = [f"{name}={getattr(self, name)!r}" for name in self.shown]
         return ", ".join([*(f"{name}={value:g}" for name, value in self._numbers.items()), *options])
-
-
-def check_rows(rows: Tensor) -> None:
-    """Raise ``BatchError`` unless these are rows of activations: floating-point, of rank 2 or more."""
-    if rows.dim() < 2 or not rows.is_floating_point():
-        raise BatchError(
-            f"A transform needs floating-point rows of shape (n, features, …), "
-            f"not {rows.dtype} of shape {tuple(rows.shape)}: choose another site."
-        )
-
-
-def channel_dim(rank: int) -> int:
-    """The channels of rows of that rank: dimension 1 of N×C×H×W and above, the last of N×T×D and N×D."""
-    return 1 if rank > 3 else rank - 1
-
-
-def position_dims(rank: int) -> list[int]:
-    """The dimensions of places or tokens: those that are neither rows nor channels."""
-    return [i for i in range(1, rank) if i != channel_dim(rank)]
-
-
-def along_rows(values: Tensor, rows: Tensor) -> Tensor:
-    """Values of shape (n,) so that they broadcast against rows of shape (n, …)."""
-    return values.view(-1, *[1] * (rows.dim() - 1))
-
-
-def precise(value: Tensor) -> Tensor:
-    """The value in float32 if its type is shorter, in which sums and differences would lose what they measure."""
-    return value if value.dtype in (torch.float32, torch.float64) else value.float()
-
-
-def draw_dtype(rows: Tensor) -> torch.dtype:
-    """The type that random numbers for these rows are drawn in: float64 for float64, else float32."""
-    return torch.float64 if rows.dtype == torch.float64 else torch.float32
-
-
-def finest(device: torch.device) -> torch.dtype:
-    """The longest type that the device has."""
-    return torch.float32 if device.type == "mps" else torch.float64

@@ -138,6 +138,8 @@ def nt_xent_views(
         InvalidOption: the temperature is not a positive number, or no such scale.
 
     Example:
+        >>> import torch
+        >>> from graphaug.contrastive.losses import nt_xent_views
         >>> z = torch.ones(6, 4)  # three views of two samples, all alike
         >>> nt_xent_views(z.chunk(3)).exp()
         tensor(5.)

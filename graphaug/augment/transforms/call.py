@@ -26,7 +26,8 @@ class Call(Transform):
         BatchError: in a forward, if it returns something else than a tensor of the rows' shape and type.
 
     Example:
-        >>> double = Call(lambda rows: rows * 2)
+        >>> import torch, graphaug as ga
+        >>> double = ga.Call(lambda rows: rows * 2)
         >>> double(torch.ones(2, 2), double.draw(torch.ones(2, 2)))
         tensor([[2., 2.],
                 [2., 2.]])

@@ -10,17 +10,8 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from graphaug.augment.choices import check_choice, check_count, check_flag
-from graphaug.augment.transform import (
-    PLAIN,
-    SHARE,
-    Context,
-    SiteOptions,
-    Transform,
-    channel_dim,
-    check_rows,
-    draw_dtype,
-    position_dims,
-)
+from graphaug.augment.shapes import channel_dim, check_rows, draw_dtype, position_dims
+from graphaug.augment.transform import PLAIN, SHARE, Context, SiteOptions, Transform
 from graphaug.errors import BatchError, InvalidOption
 
 GRANULARITIES = ("element", "channel", "position", "block", "head")
@@ -58,7 +49,9 @@ class Dropout(Transform):
             channels are no ``heads`` parts.
 
     Example:
-        >>> drop = Dropout(0.5, "channel")
+        >>> import torch, graphaug as ga
+        >>> from graphaug.augment.transforms.drop import Dropped
+        >>> drop = ga.Dropout(0.5, "channel")
         >>> rows = torch.ones(2, 3, 4)  # two rows of three tokens with four channels
         >>> drop.draw(rows).kept.shape
         torch.Size([2, 1, 4])

@@ -11,19 +11,8 @@ from torch import Generator, Tensor
 
 from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.drawn import Drawn
-from graphaug.augment.transform import (
-    PLAIN,
-    SHARE,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    along_rows,
-    check_rows,
-    draw_dtype,
-    precise,
-)
+from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, precise
+from graphaug.augment.transform import PLAIN, SHARE, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.augment.transforms.partners import (
     check_labels,
     class_mean,
@@ -90,7 +79,8 @@ class Mix(Transform):
         BatchError: when it draws, if labels are missing or do not fit.
 
     Example:
-        >>> mix, rows = Mix(lam=0.75), torch.tensor([[0.0], [4.0]])
+        >>> import torch, graphaug as ga
+        >>> mix, rows = ga.Mix(lam=0.75), torch.tensor([[0.0], [4.0]])
         >>> mix(rows, mix.draw(rows)._replace(partners=torch.tensor([1, 0])))
         tensor([[1.],
                 [3.]])
@@ -204,9 +194,11 @@ def mixed_cross_entropy(
         BatchError: the drawn rows are not those of this batch, or labels do not fit the logits.
 
     Example:
+        >>> import torch, graphaug as ga
+        >>> from graphaug.augment.transforms.mix import Mixed
         >>> drawn = Mixed(torch.tensor([1, 0]), torch.tensor([1.0, 0.5]), torch.tensor([1.0, 0.5]))
         >>> logits = torch.tensor([[0.0, 0.0], [0.0, 0.0]])
-        >>> mixed_cross_entropy(logits, torch.tensor([0, 1]), drawn)
+        >>> ga.mixed_cross_entropy(logits, torch.tensor([0, 1]), drawn)
         tensor(0.6931)
     """
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:

@@ -9,18 +9,8 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_choice
-from graphaug.augment.transform import (
-    PLAIN,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    along_rows,
-    check_rows,
-    draw_dtype,
-    precise,
-)
+from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, precise
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.augment.transforms.partners import check_labels, class_spread
 from graphaug.errors import BatchError
 
@@ -56,7 +46,8 @@ class Noise(Transform):
         BatchError: when it draws, if labels are missing, or a mask is not of the tokens.
 
     Example:
-        >>> noise, rows = Noise(5.0, "uniform", "neftune"), torch.zeros(2, 4, 25)
+        >>> import torch, graphaug as ga
+        >>> noise, rows = ga.Noise(5.0, "uniform", "neftune"), torch.zeros(2, 4, 25)
         >>> bool(noise(rows, noise.draw(rows)).abs().max() <= 5 / (4 * 25) ** 0.5)
         True
         >>> noise.set(sigma=0.0)

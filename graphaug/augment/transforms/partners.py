@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Generator, Tensor
 
-from graphaug.augment.transform import finest, precise
+from graphaug.augment.shapes import finest, precise
 from graphaug.errors import BatchError
 
 

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_choice, check_flag
-from graphaug.augment.transform import (
-    PLAIN,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    channel_dim,
-    check_rows,
-    precise,
-)
+from graphaug.augment.shapes import channel_dim, check_rows, precise
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.errors import InvalidOption
 
 REMOVE = ("first", "last")
@@ -65,8 +56,9 @@ class PCA(Transform):
         InvalidOption: an option outside its domain.
 
     Example:
+        >>> import torch, graphaug as ga
         >>> rows = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 0.1], [0.0, -0.1]])
-        >>> pca = PCA(k=1)
+        >>> pca = ga.PCA(k=1)
         >>> pca(rows, pca.draw(rows)).abs().round(decimals=4)
         tensor([[0.0000, 0.0000],
                 [0.0000, 0.0000],

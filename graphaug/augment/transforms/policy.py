@@ -9,16 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.augment.choices import check_choice
-from graphaug.augment.transform import (
-    PLAIN,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    along_rows,
-    check_rows,
-)
+from graphaug.augment.shapes import along_rows, check_rows
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.errors import BatchError, InvalidOption
 
 PER = ("row", "batch")
@@ -55,9 +47,8 @@ class Policy(Transform):
             outside its domain.
 
     Example:
-        >>> from graphaug.augment.transforms.noise import Noise
-        >>> from graphaug.augment.transforms.steer import Add
-        >>> policy = Policy([Noise(0.0), Add(torch.ones(2))], p=[0.0, 1.0])
+        >>> import torch, graphaug as ga
+        >>> policy = ga.Policy([ga.Noise(0.0), ga.Add(torch.ones(2))], p=[0.0, 1.0])
         >>> rows = torch.zeros(2, 2)
         >>> policy(rows, policy.draw(rows))
         tensor([[1., 1.],

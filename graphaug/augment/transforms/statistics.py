@@ -8,20 +8,8 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_choice
-from graphaug.augment.transform import (
-    PLAIN,
-    SHARE,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    along_rows,
-    check_rows,
-    draw_dtype,
-    position_dims,
-    precise,
-)
+from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, position_dims, precise
+from graphaug.augment.transform import PLAIN, SHARE, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.augment.transforms.partners import random_partners, symmetric_beta
 from graphaug.errors import BatchError, InvalidOption
 
@@ -69,7 +57,8 @@ class Statistics(Transform):
         BatchError: when it draws, for rows with fewer than two positions, of which there is no variance.
 
     Example:
-        >>> style, rows = Statistics("mixstyle"), torch.randn(4, 3, 8, 8)
+        >>> import torch, graphaug as ga
+        >>> style, rows = ga.Statistics("mixstyle"), torch.randn(4, 3, 8, 8)
         >>> out = style(rows, style.draw(rows))
         >>> out.shape
         torch.Size([4, 3, 8, 8])

@@ -8,16 +8,8 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
-from graphaug.augment.transform import (
-    PLAIN,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    channel_dim,
-    check_rows,
-)
+from graphaug.augment.shapes import channel_dim, check_rows
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -116,7 +108,9 @@ class Add(_Steer):
         BatchError: in a forward, if the vector, source or positions do not fit the rows, or the source is missing.
 
     Example:
-        >>> steer, rows = Add(torch.tensor([1.0, 2.0]), scale=10.0, positions=[-1]), torch.zeros(1, 2, 2)
+        >>> import torch, graphaug as ga
+        >>> steer = ga.Add(torch.tensor([1.0, 2.0]), scale=10.0, positions=[-1])
+        >>> rows = torch.zeros(1, 2, 2)
         >>> steer(rows, steer.draw(rows))
         tensor([[[ 0.,  0.],
                  [10., 20.]]])
@@ -156,8 +150,9 @@ class Replace(_Steer):
         BatchError: in a forward, if the vector, source or positions do not fit the rows, or the source is missing.
 
     Example:
-        >>> patch, rows = Replace(positions=[0]), torch.zeros(1, 2, 2)
-        >>> patch(rows, patch.draw(rows, Context(source=torch.ones(1, 2, 2))))
+        >>> import torch, graphaug as ga
+        >>> patch, rows = ga.Replace(positions=[0]), torch.zeros(1, 2, 2)
+        >>> patch(rows, patch.draw(rows, ga.Context(source=torch.ones(1, 2, 2))))
         tensor([[[1., 1.],
                  [0., 0.]]])
     """

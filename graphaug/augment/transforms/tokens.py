@@ -9,16 +9,8 @@ import torch
 from torch import Tensor
 
 from graphaug.augment.choices import check_count, check_flag
-from graphaug.augment.transform import (
-    PLAIN,
-    Context,
-    Domain,
-    Needs,
-    SiteOptions,
-    Transform,
-    check_rows,
-    draw_dtype,
-)
+from graphaug.augment.shapes import check_rows, draw_dtype
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.errors import BatchError
 
 
@@ -49,7 +41,9 @@ class Tokens(Transform):
             that is not of their tokens.
 
     Example:
-        >>> tokens, rows = Tokens(0.5, prefix=1), torch.arange(5.0).view(1, 5, 1)
+        >>> import torch, graphaug as ga
+        >>> from graphaug.augment.transforms.tokens import KeptTokens
+        >>> tokens, rows = ga.Tokens(0.5, prefix=1), torch.arange(5.0).view(1, 5, 1)
         >>> tokens(rows, KeptTokens(torch.tensor([[0, 2, 3]])))[0, :, 0]
         tensor([0., 2., 3.])
         >>> tokens.draw(rows).kept.shape
