@@ -201,9 +201,10 @@ PER_CALL = (with_nnsight, with_transformer_lens)
 
 
 def read_graphaug(model: nn.Module, path: str, x: Any) -> Tensor:
-    from graphaug.analysis import site_embeddings
+    import graphaug as ga
 
-    return torch.as_tensor(site_embeddings(model, [x], path)[path])  # averaged over places
+    found: Tensor = ga.tap(model, path)(x)[path]
+    return found
 
 
 def read_hooks(model: nn.Module, path: str, x: Any) -> Tensor:

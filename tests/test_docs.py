@@ -184,7 +184,7 @@ def test_every_public_name_has_an_example_that_runs(name: str) -> None:
         )
     module, _, attribute = name.rpartition(".")
     found = getattr(importlib.import_module(module), attribute)
-    tests = doctest.DocTestFinder(recurse=False).find(found, name, globs={})
+    tests = doctest.DocTestFinder(recurse=False).find(found, name)
     examples = [test for test in tests if test.examples]
     assert examples, f"{name} has no example"
     said = io.StringIO()
