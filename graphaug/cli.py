@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 from graphaug.errors import ConfigError, GraphaugError
 from graphaug.printable import print_names as print
@@ -22,9 +22,6 @@ from graphaug.contrastive.runs.options import Force
 from graphaug.help import Commands, Help
 from graphaug.text import commands as text
 from graphaug.vision import commands as vision
-
-if TYPE_CHECKING:
-    import torch
 
 app = typer.Typer(
     name="graphaug",
@@ -48,7 +45,10 @@ Rate = Annotated[float, typer.Option(help="Dropout probability on the augmented 
 Subset = Annotated[float, typer.Option(help="Share of the rows that is augmented.")]
 StopGrad = Annotated[bool, typer.Option("--stop-grad/--no-stop-grad", help="Detach the augmented rows.")]
 Model = Annotated[
-    str, typer.Argument(help="A torchvision classification model, resnet18-cifar, or timm:NAME.")
+    str,
+    typer.Argument(
+        help="A torchvision classification model, resnet18-cifar, timm:NAME, or FILE.py:NAME, your own."
+    ),
 ]
 Size = Annotated[
     int | None,
@@ -209,9 +209,14 @@ def presets() -> None:
             print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
 
-def _example(model: str, size: int | None) -> tuple[torch.Tensor, ...]:
+def _example(model: str, size: int | None) -> Any:
+    """An image, or what the file of a user's model brings; None where it is to be found in the model."""
     import torch
 
+    from graphaug.vision.user_models import is_own, own_example
+
+    if size is None and is_own(model):
+        return own_example(model)
     size = size or (32 if "cifar" in model else 224)
     return (torch.zeros(2, 3, size, size),)
 

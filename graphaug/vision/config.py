@@ -22,7 +22,9 @@ class PretrainConfig(Settings):
     """
 
     data: str = setting("digits", "digits, cifar10, cifar100 or folder:PATH.")
-    model: str = setting("resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], or timm:NAME.")
+    model: str = setting(
+        "resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], timm:NAME, or FILE.py:NAME."
+    )
     init: str | None = setting(
         None, "Begin with the weights of this run directory, checkpoint or safetensors file."
     )

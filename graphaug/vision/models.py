@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import ConfigError, UnsupportedModel, did_you_mean
+from graphaug.vision.user_models import is_own, own_model
 
 CIFAR_RESNET = "resnet18-cifar"
 _CIFAR_RESNET = re.compile(r"resnet18-cifar(?::(?P<width>[1-9]\d*))?")
@@ -29,12 +30,14 @@ def build_model(name: str) -> nn.Module:
     Args:
         name: a torchvision classification model; ``resnet18-cifar`` (3×3 stem with stride 1, no max-pool: the variant
             for 32×32 images); ``resnet18-cifar:WIDTH``, the same with WIDTH channels in its first stage instead of 64;
-            or ``timm:NAME``.
+            ``timm:NAME``; or ``FILE.py:NAME``, the user's own.
 
     Raises:
         ConfigError: no such model, or timm is not installed.
 
     """
+    if is_own(name):
+        return own_model(name)
     if match := _CIFAR_RESNET.fullmatch(name):
         return _cifar_resnet(int(match["width"] or 64))
     if name.startswith("timm:"):
@@ -45,7 +48,7 @@ def build_model(name: str) -> nn.Module:
     if name not in known:
         raise ConfigError(
             f"no model is called {name!r}.{did_you_mean(name, [*known, CIFAR_RESNET])} There are torchvision's "
-            f"classification models, {CIFAR_RESNET} and timm:NAME."
+            f"classification models, {CIFAR_RESNET}, timm:NAME, and your own as FILE.py:NAME."
         )
     # Without the option both warn that their initialisation will change.
     options: dict[str, Any] = {"init_weights": True} if name in _AUXILIARY else {}

@@ -1,0 +1,74 @@
+"""Models of the user's own: ``my.py:Net`` on the command line is ``Net`` in the file ``my.py``."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from graphaug.errors import ConfigError, did_you_mean
+
+EXAMPLE = "example_inputs"
+"""What the file may hold beside the model: a batch, or a function that makes one."""
+
+
+def is_own(name: str) -> bool:
+    """Whether a model's name says a file and something in it."""
+    file, colon, what = name.rpartition(":")
+    return bool(colon and what) and file.endswith(".py")
+
+
+def own_model(name: str) -> nn.Module:
+    """Build the model that a name says: a class or function that is called without arguments, or a module.
+
+    The file is run, as Python would run it on import.
+
+    Raises:
+        ConfigError: there is no such file or name, the file or the call fails, or what comes out is no module.
+    """
+    file, _, what = name.rpartition(":")
+    module = _imported(Path(file))
+    if not hasattr(module, what):
+        known = [n for n, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
+        raise ConfigError(f"{file!r} has no {what!r}.{did_you_mean(what, known)}")
+    found: Any = getattr(module, what)
+    if not isinstance(found, nn.Module) and callable(found):
+        try:
+            found = found()
+        except Exception as error:  # whatever a user's own code raises
+            raise ConfigError(f"{what}() of {file!r} fails: {type(error).__name__}: {error}.") from error
+    if not isinstance(found, nn.Module):
+        raise ConfigError(f"{what!r} of {file!r} is no model, but a {type(found).__name__}.")
+    return found
+
+
+def own_example(name: str) -> Any:
+    """The `EXAMPLE` in the file of a model, or None if it has none."""
+    found = getattr(_imported(Path(name.rpartition(":")[0])), EXAMPLE, None)
+    return found() if callable(found) else found
+
+
+def _imported(file: Path) -> ModuleType:
+    """The file as a module, run once in a process; its neighbours can be imported from it, as from a script."""
+    path = file.resolve()
+    name = f"graphaug_user_{abs(hash(str(path)))}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise ConfigError(f"there is no file {str(file)!r}.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # so that its classes can be pickled
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever a user's own code raises
+        del sys.modules[name]
+        raise ConfigError(f"{str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.remove(str(path.parent))
+    return module
