@@ -308,14 +308,25 @@ def test_a_cache_that_was_guessed_away_is_there_in_eval_mode() -> None:
     assert aug.train()(**batch).past_key_values is None  # as the plan says
 
 
+class Masked(nn.Module):
+    """Takes entries by a mask of its data and puts them back: how many of them are whose is told by no rule."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_scatter(x > 0, x[x > 0] * 2)
+
+
 def test_a_backward_is_sparse_where_that_is_proved_and_refused_where_it_would_be_tried() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
     aug = ga.rewrite(model, "1", stop_grad=True)
     assert aug.plan.backward == "sparse"
     ga.verify(aug, images(8, 6)["x"])
     norm = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    streams = ga.rewrite(norm, "1", stop_grad=True, backward="sparse")
+    assert "two streams" in streams.plan.reason
+    ga.verify(streams, images(8, 6)["x"])
+    unknown = nn.Sequential(nn.Linear(6, 6), Masked(), nn.Linear(6, 2))
     with pytest.raises(SparseBackwardError, match="no example_inputs to try"):
-        ga.rewrite(norm, "1", stop_grad=True, backward="sparse")
+        ga.rewrite(unknown, "1", stop_grad=True, backward="sparse")
 
 
 def test_a_dimension_of_the_rows_is_one_of_inputs_that_are_given() -> None:
