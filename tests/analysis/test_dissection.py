@@ -177,11 +177,11 @@ class WithLoss(nn.Module):
 @pytest.mark.parametrize("alone", [False, True])
 def test_a_model_that_gives_its_loss_first_and_batches_as_dicts(alone):
     x = {"input": batch(12), "labels": torch.arange(12) % 3, "ids": torch.arange(12)}
-    aug = graphaug.rewrite(WithLoss(alone), at="body", rate=0.5)
+    given = {k: x[k] for k in ("input", "labels")}
+    aug = graphaug.rewrite(WithLoss(alone), at="body", rate=0.5, example_inputs=given)
     found = dissect(aug, x, ["body", "head"])
     assert [e.site for e in found.effects] == ["body", "head"]
     assert found.plain_below > 0
-    given = {k: x[k] for k in ("input", "labels")}
     by_loss = dissect(aug, given, ["body", "head"], loss=lambda out: out if alone else out["loss"])
     assert (found == by_loss) is alone  # by default a direction of the logits, if there are any
 
