@@ -80,6 +80,15 @@ CASES = {
     "call": Case(lambda: Call(nn.Tanh()), VECTORS),
 }
 every = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+# what is compiled whole for a few kinds in every run, and for the others in `make long-test`
+AT_ONCE = ("dropout-element", "noise-absolute", "mix", "mixstyle", "pca-row", "tokens")
+some_compiled = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name, marks=[] if name in AT_ONCE else pytest.mark.long)
+        for name, case in CASES.items()
+    ],
+)
 
 
 def drawn(case: Case, transform: Transform, rows: Tensor, seed: int = 0, **context: Any) -> Any:
@@ -191,7 +200,7 @@ def test_one_generator_draws_the_same_twice_and_leaves_torchs_alone(case: Case) 
         assert torch.equal(one, other)
 
 
-@every
+@some_compiled
 def test_compiled_whole_it_is_the_same_and_a_new_number_recompiles_nothing(case: Case) -> None:
     """``fullgraph=True``: draws, result and gradient."""
     torch.compiler.reset()

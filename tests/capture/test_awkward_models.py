@@ -34,6 +34,9 @@ LONG = {
     *("timm:mvitv2", "timm:crossvit", "timm:twins", "torchvision:inception_v3", "torchvision:video/r3d_18"),
     *("transformers:funnel:MaskedLM", "transformers:longformer:MaskedLM", "transformers:llama:CausalLM"),
     *("timm:hiera", "timm:tiny_vit", "timm:naflexvit", "torchvision:swin_t"),
+    *("torchvision:segmentation/lraspp_mobilenet_v3_large", "torchvision:googlenet"),
+    *("transformers:deberta:MaskedLM", "transformers:big_bird:MaskedLM", "transformers:t5:Seq2SeqLM"),
+    *("transformers:convbert:MaskedLM", "transformers:wav2vec2:AudioClassification"),
 }
 """A dozen seconds each, and in `make coverage` as well."""
 COMPILED = {"transformers:bert:MaskedLM", "transformers:llama:CausalLM"}

@@ -229,6 +229,7 @@ def test_a_model_partly_on_the_meta_device_is_captured(which: str) -> None:
     assert plan.sites[0].shape == (6, 6, 8, 8)
 
 
+@pytest.mark.long  # half a minute
 def test_seven_billion_parameters_on_the_meta_device_take_no_memory() -> None:
     """Nothing is computed and nothing is stored; weights and activations would take 27 GB."""
     pytest.importorskip("transformers")

@@ -159,6 +159,7 @@ def test_a_size_that_is_asked_for_is_found_where_it_is_hidden() -> None:
         aug(batch(2))
 
 
+@pytest.mark.long  # half a minute
 def test_mixing_behind_the_cut_does_no_harm() -> None:
     for name, function in MIXING.items():
         model = nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH), Closed(function))

@@ -123,7 +123,7 @@ def test_the_papers_stages_of_resnets() -> None:
     assert dict(timms) == {**expected, 0: "act1", 5: "global_pool"}
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet10t"])
+@pytest.mark.parametrize("name", ["resnet10t", pytest.param("resnet18", marks=pytest.mark.long)])
 def test_every_stage_of_a_timm_resnet_can_be_rewritten(name: str) -> None:
     model = timm.create_model(name, num_classes=3)
     for number in range(-1, 7):

@@ -95,6 +95,7 @@ class Page(HTMLParser):
             self.cells.append(data)
 
 
+@pytest.mark.long  # a report of its own, with all its measurements
 def test_the_report_stands_alone(run, bare, tmp_path):
     other = tmp_path / "<b>&x" / "first"
     shutil.copytree(bare, other)
@@ -131,6 +132,7 @@ def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
     assert len({stem.lower() for stem in stems}) == 5
 
 
+@pytest.mark.long  # a report of its own, with all its measurements
 def test_a_run_whose_probes_are_missing(bare, digits, tmp_path):
     """It was stopped between its encoder and its result."""
     path = damaged(bare, tmp_path, "result.json", None)
@@ -148,6 +150,7 @@ def variant(run, tmp_path, **changes):
     return path
 
 
+@pytest.mark.long  # a report of its own, with all its measurements
 def test_a_run_augmented_everywhere(bare, tmp_path, digits):
     path = variant(bare, tmp_path, at=[], everywhere=True)
     found = analyze_run(read_run(path), data=digits, samples=32)
@@ -158,6 +161,7 @@ def test_a_run_augmented_everywhere(bare, tmp_path, digits):
     assert "without Deep Augmentation" not in render({"run": found}, tmp_path)
 
 
+@pytest.mark.long  # a report of its own, with all its measurements
 def test_a_cut_in_the_head(bare, tmp_path, digits):
     path = variant(bare, tmp_path, at=["fc.0"])
     found = analyze_run(read_run(path), data=digits, samples=32)
@@ -477,6 +481,7 @@ def test_the_plane_the_curves_and_the_spectrum():
 # --- the check of the advice ----------------------------------------------------------------------
 
 
+@pytest.mark.long  # a report of its own, with all its measurements
 def test_check_ranks_every_site(run, digits):
     model, images = read_run(run).model(), digits.test.images[:64].expand(-1, 3, -1, -1) / 16
     advice = advise(model, images, ["relu", "layer2.1", "layer3.0", "layer4.0"])
