@@ -54,6 +54,14 @@ def at_depth(model: nn.Module, depth: int) -> str | None:
     return paths[len(paths) // 2] if paths else None
 
 
+# what the forwards of torchvision ask themselves: a ViT for its image size, ShuffleNet for the halves that it unpacks
+ASKED = {
+    "x.shape[2] == 224",
+    "x.shape[3] == 224",
+    *(f"len(stage{s}.{i}.chunk(2)) == 2" for s in (2, 3, 4) for i in range(8)),
+}
+
+
 @pytest.mark.parametrize("name", CLASSIFIERS)
 def test_a_torchvision_model_is_captured_at_three_depths_without_inputs(name: str) -> None:
     model = built(torchvision_models.get_model, name, weights=None)
@@ -63,7 +71,7 @@ def test_a_torchvision_model_is_captured_at_three_depths_without_inputs(name: st
         plan = ga.rewrite(model, path, allow_bypass=True, dry_run=True)
         assert [site.request.target.path for site in plan.sites] == [path]
         assert set(plan.opened) == set(ancestors(path)[1:])
-        assert not plan.assumptions
+        assert set(plan.assumptions) <= ASKED
 
 
 def families() -> dict[str, list[str]]:
