@@ -670,7 +670,7 @@ DENSE: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any], str]] = {
     "stop_grad off": (chain, "1", {"stop_grad": False}, "stop_grad is off"),
     "two sites": (chain, ["0", "1"], {}, "there are 2 sites"),
     "bernoulli": (chain, "1", {"sampling": "bernoulli"}, "sampling='exact' a fixed one"),
-    "no example": (Doubtful, "last", {"example_inputs": None}, "there are no example_inputs to try"),
+    "no example": (Doubtful, "last", {"example_inputs": None}, "would cost 50% of the prefix once more"),
     "bypass": (Skips, "second", {"allow_bypass": True}, "the cut does not separate"),
     "frozen": (lambda: chain().requires_grad_(False), "1", {}, "nothing before the cut is trained"),
     "input": (chain, "input", {}, "nothing before the cut is trained"),
