@@ -58,6 +58,7 @@ def at_depth(model: nn.Module, depth: int) -> str | None:
 ASKED = {
     "x.shape[2] == 224",
     "x.shape[3] == 224",
+    "cat([expand, permute]).dim() == 3",
     *(f"len(stage{s}.{i}.chunk(2)) == 2" for s in (2, 3, 4) for i in range(8)),
 }
 
