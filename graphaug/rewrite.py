@@ -158,19 +158,19 @@ def rewrite(
     check_options(options, asked)
 
     with undisturbed(model):
-        flops = views != 1 or (may_stop(at, options) and backward != "dense")
+        wanted = at.asked if isinstance(at, Plan) else asked
+        flops = wanted.views != 1 or (may_stop(at, options) and wanted.backward != "dense")
         structure = structure_of(model, example_inputs, count_flops=flops)
         if isinstance(at, Plan):
             given = {"side": (side, "after"), "exclude": (exclude, None), "expect": (expect, None)}
             requests = repeated(structure, at, options, {**given, "options": (asked, Asked())})
-            asked = at.asked
         else:
             requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
         if earlier is not None:
-            requests = joined(earlier, requests, asked)
-        parts, choice, viewed = _operate(structure, requests, asked, why)
+            requests = joined(earlier, requests, wanted)
+        parts, choice, viewed = _operate(structure, requests, wanted, why)
         flags = [(m, m.training) for m in model.modules()]
-        aug = _build(parts, backward, choice, viewed)
+        aug = _build(parts, wanted.backward, choice, viewed)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag

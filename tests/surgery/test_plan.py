@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from typing import Any
 
 import pytest
@@ -120,3 +121,14 @@ def test_a_plan_comes_without_further_options(options: dict[str, Any]) -> None:
     plan = ga.rewrite(ConvNet(), "layer1", dry_run=True)
     with pytest.raises(InvalidOption, match="said by the plan already"):
         ga.rewrite(ConvNet(), plan, **options)
+
+
+def test_a_plan_that_asks_for_a_sparse_backward_takes_nothing_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a trial finds on the other model is an error, as where it was asked for by hand."""
+    model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 6)
+    plan = ga.rewrite(model, "1", stop_grad=True, backward="sparse", example_inputs=x, dry_run=True)
+    monkeypatch.setattr(sys.modules["graphaug.rewrite"], "check_split", lambda *_: "a trial finds something")
+    with pytest.raises(
+        ga.errors.SparseBackwardError, match=r"'sparse' is not possible .* a trial finds something"
+    ):
+        ga.rewrite(model, plan, example_inputs=x)
