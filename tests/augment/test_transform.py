@@ -340,7 +340,14 @@ def test_of_a_callable_nothing_is_taken_for_granted() -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["transform", "call", "drawn", "drop", "noise", "mix", "statistics", "pca", "policy", "tokens", "steer"],
+    [
+        "transform",
+        "drawn",
+        *(
+            f"transforms.{name}"
+            for name in ("call", "drop", "noise", "mix", "statistics", "pca", "policy", "tokens", "steer")
+        ),
+    ],
 )
 def test_examples_of_the_docstrings_run(name: str) -> None:
     results = doctest.testmod(importlib.import_module(f"graphaug.augment.{name}"))
