@@ -20,6 +20,7 @@ from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Plan
 from graphaug.tap import tap
 from graphaug.verify import Verification, verify
+from graphaug.weights import PerturbedWeights, perturb_weights
 
 __version__ = "0.1.0"
 
@@ -36,6 +37,7 @@ __all__ = [
     "Mix",
     "Needs",
     "Noise",
+    "PerturbedWeights",
     "Plan",
     "Policy",
     "Replace",
@@ -46,6 +48,7 @@ __all__ = [
     "Transform",
     "Verification",
     "mixed_cross_entropy",
+    "perturb_weights",
     "rewrite",
     "sites",
     "skip_rows",

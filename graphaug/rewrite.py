@@ -2,47 +2,29 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal, Unpack, overload
 
-from torch import fx, nn
+from torch import nn
 
-from graphaug.augment.rows import Rows
-from graphaug.augment.site import Augmentation
-from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption, NotRewritten, SparseBackwardError
-from graphaug.proof.independence.samples import Samples, find_samples
-from graphaug.proof.independence.told import told_samples
-from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
-from graphaug.proof.shadow.faithful import as_captured, check_faithful
-from graphaug.select.model_structure import ModelStructure
+from graphaug.errors import NotRewritten
+from graphaug.operation import build, operate
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of
-from graphaug.sparse.choose import Choice, Surgery, check_split, choose, flop_share, norms_to_open
-from graphaug.sparse.views import view_choice, view_notes, with_views
-from graphaug.surgery.freeze import freeze as freeze_pass
+from graphaug.surgery.again import earlier_rewrite, joined
 from graphaug.surgery.module import AugmentedModule
-from graphaug.surgery.place import fresh_names, place, place_eval
-from graphaug.surgery.plan import Asked, Plan, Request
-from graphaug.surgery.planned import notes_of, planned_sites
+from graphaug.surgery.plan import Asked, Plan
 from graphaug.surgery.requests import (
     Change,
     Options,
-    augmentation_of,
     base_options,
     check_options,
-    earlier_rewrite,
-    joined,
     may_stop,
     repeated,
     requested,
     suggested,
-    take_turns,
 )
-from graphaug.surgery.rewritten.parts import Parts, constants_module
 from graphaug.surgery.unwrap import plain_model, unwrap_hint
 
 
@@ -168,137 +150,16 @@ def rewrite(
             requests = requested(structure, at, options, side=side, exclude=exclude, expect=expect)
         if earlier is not None:
             requests = joined(earlier, requests, wanted)
-        parts, choice, viewed = _operate(structure, requests, wanted, why)
+        operation = operate(structure, requests, wanted, why)
         flags = [(m, m.training) for m in model.modules()]
-        aug = _build(parts, wanted.backward, choice, viewed)
+        aug = build(operation)
     if dry_run:
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag
         return aug.plan
-    if parts.plan.freeze is not None:
-        for name in parts.plan.freeze.parameters:
+    if aug.plan.freeze is not None:
+        for name in aug.plan.freeze.parameters:
             model.get_parameter(name).requires_grad_(False)
-    return aug
-
-
-def _operate(
-    structure: ModelStructure, requests: Sequence[Request], asked: Asked, why: str
-) -> tuple[Parts, Choice, fx.Graph | None]:
-    """Capture, insert, prove that the cuts separate, and choose a backward; the model itself is only read."""
-    model = structure.model
-    names = fresh_names(model, [r.target for r in requests])
-    resized = frozenset(r.target for r in requests if r.resizes)
-    captured, graph, placed = place(structure, names, training=True, resized=resized)
-    inside: frozenset[str] = frozenset()
-    if asked.backward == "sparse":
-        inside = norms_to_open(graph, list(placed.values()), model)
-        captured, graph, placed = place(structure, names, training=True, inside=inside, resized=resized)
-    notes = check_sites(captured, graph, placed, asked.allow_bypass)
-    frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
-
-    eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized)
-    constants = constants_module({**captured.constants, **eval_captured.constants})
-    cuts = [placed[r.target] for r in requests]
-    if asked.rows and structure.signature.guessed:
-        raise InvalidOption(f"rows={asked.rows!r} is about your inputs: pass example_inputs with it.")
-    if isinstance(asked.rows, str) and (asked.views > 1 or any(r.transform is not None for r in requests)):
-        raise InvalidOption(
-            f"rows={asked.rows!r} tells samples of any size, for which dropout alone is defined: leave transform= and "
-            "views= out."
-        )
-    told: Any = told_samples if isinstance(asked.rows, str) else find_samples
-    samples: Samples = told(model, graph, cuts, structure.signature.examples, captured.constants, asked.rows)
-    surgery = Surgery(
-        structure,
-        captured,
-        lambda other: place(other, names, training=True, inside=inside, resized=resized)[:2],
-        graph,
-        cuts,
-        requests,
-        samples,
-        bypass=next((note.removeprefix(BYPASSED) for note in notes.values() if note != SEPARATES), ""),
-        frozen=frozenset() if frozen is None else frozenset(frozen.parameters),
-    )
-    choice, viewed, more = _choose(asked, surgery)
-    shares = {r.target: flop_share(graph, placed[r.target]) for r in requests if structure.count_flops}
-    plan = Plan(
-        model=structure.name,
-        sites=planned_sites(requests, names, placed, samples.places, notes, shares),
-        nodes=len(graph.nodes),
-        opened=tuple(sorted(captured.opened - {""})),
-        two_graphs=eval_graph is not None or viewed is not None,
-        backward=choice.kind,
-        reason=choice.reason,
-        freeze=frozen,
-        assumptions=tuple(map(str, captured.assumptions)),
-        notes=(
-            *filter(None, [why, structure.guess_note, samples.note]),
-            *notes_of(model, captured, requests, placed),
-            *more,
-            *(["the example has one row, which was taken twice"] if structure.signature.doubled else []),
-        ),
-        asked=asked,
-    )
-    added = _augmentations(model, names, requests, samples.places)
-    if asked.one_site:
-        take_turns(added, graph)
-    facts = {True: captured.facts, False: eval_captured.facts}
-    parts = Parts(
-        model, graph, eval_graph, {**added, **constants}, structure.signature, plan, choice.split, facts=facts
-    )
-    parts.runs_original = not writes_into_inputs(graph if eval_graph is None else eval_graph)
-    parts.row_dims = {
-        name: samples.dims[id(t)] for name, t in structure.signature.examples.items() if id(t) in samples.dims
-    }
-    return parts, choice, viewed
-
-
-def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, list[str]]:
-    """The backward; of deep views their training graph, and what they share."""
-    if asked.views == 1:
-        return choose(asked.backward, surgery), None, []
-    choice = view_choice(asked.backward, surgery, asked.views)
-    return choice, with_views(surgery, asked.views), view_notes(surgery, asked.views)
-
-
-def _augmentations(
-    model: nn.Module, names: Mapping[Target, str], requests: Sequence[Request], places: Sequence[Rows]
-) -> dict[str, Augmentation]:
-    """The modules that act at the sites, on the model's device."""
-    device = next((p.device for p in model.parameters()), None)
-    made = [augmentation_of(r, place).to(device) for r, place in zip(requests, places, strict=True)]
-    return dict(zip([names[r.target] for r in requests], made, strict=True))
-
-
-def _build(parts: Parts, backward: str, choice: Choice, viewed: fx.Graph | None) -> AugmentedModule:
-    """Build the model, and check what can only be checked by running it: its outputs, its rows.
-
-    Raises:
-        CaptureError: it does not compute what the original computes.
-        SparseBackwardError: rows depend on each other, and ``backward="sparse"`` was asked for.
-    """
-    signature = parts.signature
-    parts.signature = signature.forget_examples()
-    aug = AugmentedModule(parts)
-    note = check_faithful(parts.model, as_captured(aug), signature)
-    if note:
-        parts.plan = dataclasses.replace(parts.plan, notes=(*parts.plan.notes, note))
-    if viewed is not None:  # what was compared is the graph of the rows as they come in
-        parts.eval_graph = parts.training_graph if parts.eval_graph is None else parts.eval_graph
-        parts.training_graph = viewed
-        aug = AugmentedModule(parts)
-    if choice.split is not None:
-        against = check_split(aug, choice.split, signature, choice.proved)
-        if against and backward in ("sparse", "proved"):
-            site = parts.plan.sites[0].request.target
-            raise SparseBackwardError(
-                f"backward='{backward}' is not possible at '{site}': {against}. Use 'dense'."
-            )
-        if against:
-            parts.split = None
-            parts.plan = dataclasses.replace(parts.plan, backward="dense", reason=against)
-        for augmentation in aug.augmentations.values():
-            augmentation.forget()
     return aug
 
 

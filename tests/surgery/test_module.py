@@ -23,6 +23,9 @@ TAKEN = (
     "graph",
     "code",
     "set_rate",
+    "set",
+    "drawn",
+    "given",
     "recompile",
     "print_readable",
 )

@@ -20,6 +20,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "several": {
         "at": {"layer1": ga.Noise(0.1, relative="site", subset=0.25), "layer2": 0.7, "stem": ga.PCA(2)}
     },
+    "policy": {"at": "layer1", "transform": ga.Policy([ga.Noise(0.1), ga.Mix(alpha=1.0)], p=[1, 3])},
     "tensor": {"at": "layer1", "transform": ga.Add(torch.linspace(0, 1, 6), scale=2.0), "freeze": "before"},
     "mix": {
         "at": "layer1@0",
@@ -62,6 +63,15 @@ def test_a_plan_has_the_numbers_that_its_transform_was_given_with() -> None:
     plan = ga.rewrite(ConvNet(), "layer1", transform=noise, dry_run=True)
     again = ga.rewrite(ConvNet(), ga.Plan.from_json(plan.to_json()))
     assert again.deep_augment.numbers()["sigma"] == 0.7
+
+
+def test_a_policy_is_written_with_the_probabilities_that_were_learned() -> None:
+    policy = ga.Policy([ga.Noise(0.1), ga.Mix()])
+    policy.set(p_0=0.25, sigma_0=0.7)
+    plan = ga.rewrite(ConvNet(), "layer1", transform=policy, dry_run=True)
+    read = ga.Plan.from_json(plan.to_json()).sites[0].request.transform
+    assert read is not None
+    assert read.numbers() == policy.numbers()
 
 
 class Shift(ga.Transform):

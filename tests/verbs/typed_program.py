@@ -70,6 +70,13 @@ def main() -> None:
     assert_type(aug, ga.AugmentedModule)
     print(ga.verify(aug, torch.randn(4, 8)))
     ga.strip(aug)
+    at = {"layers.0": ga.Noise(0.1, subset=1.0), "layers.1": ga.Mix(alpha=1.0, stop_grad=True)}
+    mixed = assert_type(ga.rewrite(model, at, transform=None), ga.AugmentedModule)
+    mixed.set("layers.0", sigma=0.2)
+    mixed(torch.randn(4, 8))
+    print(assert_type(mixed.drawn["layers.1"], ga.Drawn).rows)
+    ga.rewrite(model, "layers.1", transform=torch.tanh)
+    print(ga.tap(model, ["layers.0"])(torch.randn(4, 8)))
     print(train(model, "layers.0"), where(model), refused(model))
     drop = ga.DeepAugment(rate=0.5, subset=1.0)
     rows = assert_type(drop.train(), ga.DeepAugment)(torch.randn(4, 8))

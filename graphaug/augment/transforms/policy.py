@@ -156,6 +156,11 @@ class Policy(Transform):
             out = torch.where(along_rows(draws.choice == i, rows), changed, out)
         return out
 
+    def spelled(self) -> dict[str, Any]:
+        """The arguments that would make it, with its present probabilities."""
+        chances = [self._numbers[f"p_{i}"] for i in range(len(self.transforms))]
+        return {"transforms": self._parts(), "p": chances, "per": self.per}
+
     def in_words(self) -> str:
         """The transforms with their probabilities, in one line."""
         total = sum(self._numbers.values())
