@@ -77,6 +77,7 @@ class Page(HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.links, self.images, self.open, self.cells = [], [], [], []
+        self.ids, self.details = [], 0
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -84,6 +85,8 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(attrs)
         self.links += [v for k, v in attrs.items() if k in ("src", "href")]
+        self.ids += [attrs["id"]] if "id" in attrs else []
+        self.details += tag == "details"
         if tag not in ("meta", "link", "img"):
             self.open.append(tag)
 
@@ -102,7 +105,11 @@ def test_the_report_stands_alone(run, bare, tmp_path):
     path = analyze([run, other], tmp_path / "out", samples=64)
     page = Page(path.read_text())
     assert page.open == []
-    assert all(link.startswith("data:") for link in page.links)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
+    contents = [link.removeprefix("#") for link in page.links if link.startswith("#")]
+    assert contents == ["runs", "run-1", "run-2"]
+    assert page.ids == contents  # every entry leads to its section
+    assert page.details == 2  # configurations are folded
     assert len(page.images) == 7  # three shared, two of each run
     assert all(image["alt"] for image in page.images)
     assert page.cells[0] == f"{run.parent.name}/first"
