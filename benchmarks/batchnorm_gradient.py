@@ -27,7 +27,7 @@ from benchmarks.oracle import Masks, imposed
 from graphaug.contrastive.losses import nt_xent
 from graphaug.vision.data.images import load
 from graphaug.vision.models import build_model, classifier_path, projection_head, to_rgb
-from graphaug.vision.views import UNIFORMS, SimCLRViews
+from graphaug.vision.views.pipeline import UNIFORMS, SimCLRViews
 
 CUTS = ("layer2", "layer3", "layer4")
 SUBSET = RATE = 0.5

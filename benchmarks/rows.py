@@ -29,7 +29,7 @@ from benchmarks import zoo
 from benchmarks.coverage import ROOT, Timeout, brief, limited, versions
 from graphaug.capture.target import Target
 from graphaug.errors import GraphaugError
-from graphaug.proof.independence.rows import Proof
+from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import find_samples
 from graphaug.sites import structure_of
 from graphaug.surgery.place import fresh_names, place

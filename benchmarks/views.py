@@ -28,7 +28,7 @@ from torch import Tensor
 
 from benchmarks.coverage import ROOT, write
 from benchmarks.step import machine
-from graphaug.vision.views import SimCLRViews
+from graphaug.vision.views.pipeline import SimCLRViews
 
 MEAN, STD = (0.49, 0.48, 0.45), (0.25, 0.24, 0.26)
 Make = Callable[[], Any]

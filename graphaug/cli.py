@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from graphaug.errors import ConfigError, GraphaugError
-from graphaug.printable import print_names as print
-from graphaug.spoken import in_options, options_of
+from graphaug.terminal.printable import print_names as print
+from graphaug.terminal.spoken import in_options, options_of
 
 try:
     import typer
@@ -19,7 +19,7 @@ except ImportError as missing:  # the core alone is installed
 
 from graphaug.analysis import commands as analysis
 from graphaug.contrastive.runs.options import Force
-from graphaug.help import Commands, Help
+from graphaug.terminal.help import Commands, Help
 from graphaug.text import commands as text
 from graphaug.vision import commands as vision
 
@@ -88,7 +88,7 @@ def _root(
 def sites(model: Model, size: Size = None) -> None:
     """Print what can be targeted in MODEL, as wide as the terminal; a pipe gets the whole table."""
     import graphaug
-    from graphaug.table import terminal_width
+    from graphaug.terminal.table import terminal_width
     from graphaug.vision.models import build_model
 
     found = graphaug.sites(build_model(model), example_inputs=_example(model, size))
@@ -110,7 +110,7 @@ def draw(
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
-    from graphaug.contrastive.settings import sites_and_rates
+    from graphaug.contrastive.config.settings import sites_and_rates
     from graphaug.draw import check_format, draw_graph
     from graphaug.vision.models import build_model
 
@@ -167,7 +167,7 @@ def compare(
 
     from graphaug.contrastive.runs import compare as comparison
     from graphaug.contrastive.runs.files import write_file
-    from graphaug.table import terminal_width
+    from graphaug.terminal.table import terminal_width
     from graphaug.text.config import SimCSEConfig
     from graphaug.vision.config import PretrainConfig
 

@@ -17,7 +17,7 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transformed import Transformed
 from graphaug.errors import InvalidOption, NotRewritten
-from graphaug.printable import printable
+from graphaug.terminal.printable import printable
 
 if TYPE_CHECKING:
     import networkx as nx

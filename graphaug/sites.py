@@ -14,8 +14,7 @@ from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
-from graphaug.printable import printable
-from graphaug.proof.independence.rows import Proof
+from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.proof.separation import around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
@@ -23,7 +22,8 @@ from graphaug.select.nodes import target_of
 from graphaug.sparse.choose import SMALLEST_SAVING
 from graphaug.sparse.prefix import statistics_modules
 from graphaug.surgery.unwrap import plain_model
-from graphaug.table import Column, render
+from graphaug.terminal.printable import printable
+from graphaug.terminal.table import Column, render
 
 
 @dataclass(frozen=True)

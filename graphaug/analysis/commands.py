@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
-from graphaug.help import Help
-from graphaug.options import refuse_without
-from graphaug.printable import print_names as print
+from graphaug.terminal.help import Help
+from graphaug.terminal.options import refuse_without
+from graphaug.terminal.printable import print_names as print
 
 if TYPE_CHECKING:
     from graphaug.analysis.advise import Advice

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 import graphaug
-from graphaug.contrastive.settings import Settings
+from graphaug.contrastive.config.settings import Settings
 from graphaug.errors import ConfigError
 from graphaug.sites import structure_of
 

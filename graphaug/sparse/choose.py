@@ -11,13 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import before, parameters_of, reads_metadata
-from graphaug.capture.signature import Signature
-from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.capture.dataflow import before, parameters_of
+from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
-from graphaug.proof.equivalence import same
-from graphaug.proof.independence.rows import Proof, quiet
+from graphaug.proof.independence.places import Proof
+from graphaug.proof.independence.rows import quiet
 from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.batch import Batch
@@ -25,7 +24,6 @@ from graphaug.sparse.kept import Kept
 from graphaug.sparse.prefix import prefix_modules, statistics_modules
 from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
-from graphaug.sparse.trial import tried
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
 from graphaug.surgery.plan import Request
 
@@ -97,22 +95,30 @@ def choose(backward: str, surgery: Surgery) -> Choice:
         return Choice("dense", str(error))
 
 
-def _sparse(backward: str, surgery: Surgery) -> Choice:
-    structure, graph, requests = surgery.structure, surgery.graph, surgery.requests
-    refuse = SparseBackwardError
+def _asked_against(surgery: Surgery) -> str:
+    """What of the request rules a sparse backward out, whatever the model; or an empty string."""
+    requests = surgery.requests
     request = requests[0]
     if not any(r.stop_grad for r in requests):
-        raise refuse("stop_grad is off, so every row has a gradient")
+        return "stop_grad is off, so every row has a gradient"
     if len(requests) > 1:
-        raise refuse(f"there are {len(requests)} sites, and rows are split at one")
+        return f"there are {len(requests)} sites, and rows are split at one"
     if request.resizes:
-        raise refuse(f"{type(request.transform).__name__} changes the sizes behind the cut")
+        return f"{type(request.transform).__name__} changes the sizes behind the cut"
     if request.sampling != "exact":
-        raise refuse("sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one")
+        return "sampling='bernoulli' stops a random number of rows; sampling='exact' a fixed one"
     if not surgery.samples.proofs:
-        raise refuse("samples are told by an input, and have any number of entries, which are not split")
+        return "samples are told by an input, and have any number of entries, which are not split"
     if surgery.bypass:
-        raise refuse(f"the cut does not separate the input from the output: {surgery.bypass}")
+        return f"the cut does not separate the input from the output: {surgery.bypass}"
+    return ""
+
+
+def _sparse(backward: str, surgery: Surgery) -> Choice:
+    structure, graph, request = surgery.structure, surgery.graph, surgery.requests[0]
+    refuse = SparseBackwardError
+    if against := _asked_against(surgery):
+        raise refuse(against)
     (cut,) = surgery.cuts
     model = structure.model
     if not _trained(graph, cut, model, surgery.frozen):
@@ -241,58 +247,3 @@ def two_sizes(surgery: Surgery) -> Batch:
         raise SparseBackwardError("the forward reads the batch size into Python")
     values = {n: value_of(m) for n, m in zip(graph.nodes, other_graph.nodes, strict=True)}
     return Batch(graph, (rows, more), values)
-
-
-def check_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
-    """Run what of a split model is not proved on its example; the reason against it, or an empty string.
-
-    Of rows that are proved independent no more is tried than whether what both parts need can be computed beside them.
-    """
-    examples = dict(signature.examples)
-    if proved and found.shared is None:
-        return ""
-    if any(
-        t.is_meta
-        for t in [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
-        if isinstance(t, Tensor)
-    ):
-        return "" if proved else "the model lies on the meta device, where rows cannot be tried"
-    args, kwargs = signature.arrange(examples)
-    values = signature.bind(tuple(args), kwargs)
-    flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
-    aug.train()
-    try:
-        if found.shared is not None and (against := _drawn_twice(aug, found, values)):
-            return against
-        return "" if proved else tried(aug, found, values)
-    except Exception as error:
-        said = next(iter(str(error).splitlines()), "")
-        return f"a trial on the example failed ({type(error).__name__}{said and ': '}{said[:120]})"
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-def _drawn_twice(aug: Any, found: Split, values: dict[str, Any]) -> str:
-    """Why what the suffix needs without gradient cannot be computed beside the prefix, or an empty string."""
-    assert found.shared is not None
-
-    def run(number: int) -> Any:
-        seed(number)
-        return aug._forward_shared(**values)
-
-    with undrawn(), unchanged(aug.original), torch.no_grad():
-        drawn = not same(run(0), run(1))
-    twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
-        n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
-    }
-    # dropout on the way is no harm where only shapes and types of what it gives are read
-    if drawn and twice:
-        return "what the suffix needs without gradient is drawn at random, and would be drawn twice"
-    return ""
-
-
-def _is_computed(node: fx.Node) -> bool:
-    """Whether a node makes a tensor, in whichever graph it is."""
-    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor)
-    return made and not reads_metadata(node)

@@ -14,7 +14,7 @@ from graphaug.augment.rows import Rows
 from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import BatchError, SparseBackwardError
-from graphaug.proof.independence.rows import Proof
+from graphaug.proof.independence.places import Proof
 from graphaug.sparse.crossing import Entering, Known, entering
 from graphaug.sparse.prefix import statistics_modules
 

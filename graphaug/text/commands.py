@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
-from graphaug.help import Help
-from graphaug.printable import print_names as print
+from graphaug.terminal.help import Help
+from graphaug.terminal.printable import print_names as print
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.presets import PRESETS
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from graphaug.contrastive.config.settings import Settings, package_versions, setting
 from graphaug.contrastive.devices import world_size
-from graphaug.contrastive.settings import Settings, package_versions, setting
 from graphaug.errors import ConfigError
 
 

@@ -13,9 +13,9 @@ import typer
 
 from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
 from graphaug.errors import ConfigError
-from graphaug.help import Help
-from graphaug.options import refuse_without
-from graphaug.printable import print_names as print
+from graphaug.terminal.help import Help
+from graphaug.terminal.options import refuse_without
+from graphaug.terminal.printable import print_names as print
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
 
@@ -120,7 +120,7 @@ def _each_run(
 ) -> None:
     from graphaug.contrastive.runs import compare
     from graphaug.contrastive.runs.files import write_file
-    from graphaug.table import terminal_width
+    from graphaug.terminal.table import terminal_width
     from graphaug.vision.data.images import load
     from graphaug.vision.probes.probe import load_run, summary
 

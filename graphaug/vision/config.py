@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from graphaug.contrastive.config.settings import Settings, package_versions, setting
 from graphaug.contrastive.losses import LOSSES, SCALES
-from graphaug.contrastive.settings import Settings, package_versions, setting
 from graphaug.errors import ConfigError
 from graphaug.vision.data.rows import RESIDENT
 

@@ -15,7 +15,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.data.rows import image_rows
 from graphaug.vision.models import to_rgb
-from graphaug.vision.views import UNIFORMS, SimCLRViews
+from graphaug.vision.views.pipeline import UNIFORMS, SimCLRViews
 
 
 class ImageObjective(nn.Module):

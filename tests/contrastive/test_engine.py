@@ -21,11 +21,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.contrastive.config.presets import settle
 from graphaug.contrastive.devices import launch, make_fabric
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.geometry import embedding_spread
 from graphaug.contrastive.optim import LARS, build_optimizer
-from graphaug.contrastive.presets import settle
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.schedule import augmentation_rate, learning_rate
 from graphaug.errors import (
@@ -40,7 +40,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.models import build_model
 from graphaug.vision.presets import PRESETS
 from graphaug.vision.pretrain import pretrain
-from graphaug.vision.views import SimCLRViews
+from graphaug.vision.views.pipeline import SimCLRViews
 
 TINY = PretrainConfig(model="resnet18-cifar:4", epochs=2, batch_size=16, size=8)
 

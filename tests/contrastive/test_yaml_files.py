@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from graphaug.contrastive.presets import read_settings
-from graphaug.contrastive.yaml_files import DEPTH, NODES, SIZE, read_yaml
+from graphaug.contrastive.config.presets import read_settings
+from graphaug.contrastive.config.yaml_files import DEPTH, NODES, SIZE, read_yaml
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.vision.config import PretrainConfig
 

@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 from graphaug.contrastive.augmented import deep_augmented
+from graphaug.contrastive.config.settings import Settings, setting
 from graphaug.contrastive.gather import process_count, process_rank
 from graphaug.contrastive.geometry import embedding_spread
 from graphaug.contrastive.losses import info_nce
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.life import run_task
 from graphaug.contrastive.runs.task import Task, Training, configured_engine
-from graphaug.contrastive.settings import Settings, setting
 from graphaug.errors import DataError
 
 

@@ -21,7 +21,8 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_de
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_leaves, tree_map, tree_unflatten
 
-from graphaug.proof.independence.rows import Proof, prove
+from graphaug.proof.independence.places import Proof
+from graphaug.proof.independence.rows import prove
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphaug.proof.independence.places import Rows
-from graphaug.proof.independence.rows import Proof, prove
+from graphaug.proof.independence.places import Proof, Rows
+from graphaug.proof.independence.rows import prove
 
 Call = Callable[[Tensor], Tensor]
 

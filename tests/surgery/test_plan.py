@@ -137,7 +137,9 @@ def test_a_plan_that_asks_for_a_sparse_backward_takes_nothing_less(monkeypatch: 
     """What a trial finds on the other model is an error, as where it was asked for by hand."""
     model, x = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)), torch.randn(8, 6)
     plan = ga.rewrite(model, "1", stop_grad=True, backward="sparse", example_inputs=x, dry_run=True)
-    monkeypatch.setattr(sys.modules["graphaug.rewrite"], "check_split", lambda *_: "a trial finds something")
+    monkeypatch.setattr(
+        sys.modules["graphaug.operation"], "check_split", lambda *_: "a trial finds something"
+    )
     with pytest.raises(
         ga.errors.SparseBackwardError, match=r"'sparse' is not possible .* a trial finds something"
     ):

@@ -15,7 +15,7 @@ from transformers import BertConfig, BertForMaskedLM, BertModel
 
 import graphaug
 from benchmarks.oracle import Masks, imposed
-from graphaug.contrastive.presets import settle
+from graphaug.contrastive.config.presets import settle
 from graphaug.errors import (
     ConfigError,
     DataError,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import graphaug as ga
-from graphaug.table import LEAST, Column, render
+from graphaug.terminal.table import LEAST, Column, render
 
 HERE = Path(__file__).parent
 
@@ -83,7 +83,7 @@ def test_an_option_of_a_run_on_images_that_does_nothing(graphaug, tmp_path, opti
 
 
 def test_settings_of_a_file_may_do_nothing_and_so_may_a_no(tmp_path):
-    from graphaug.contrastive.presets import settle
+    from graphaug.contrastive.config.presets import settle
     from graphaug.vision.config import PretrainConfig
 
     file = tmp_path / "run.yaml"

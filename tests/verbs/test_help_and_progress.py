@@ -10,8 +10,8 @@ import pytest
 import typer.main
 
 from graphaug.contrastive.runs import progress
-from graphaug.help import GROUPS, RARE, settings_in_groups
-from graphaug.spoken import in_options
+from graphaug.terminal.help import GROUPS, RARE, settings_in_groups
+from graphaug.terminal.spoken import in_options
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
 

@@ -16,7 +16,7 @@ from graphaug.analysis import CKA
 from graphaug.analysis.report import figures
 from graphaug.analysis.report.findings import Measurement
 from graphaug.draw import draw_graph
-from graphaug.printable import print_names, printable, printable_lines
+from graphaug.terminal.printable import print_names, printable, printable_lines
 
 QUOTED = 'say "it\'s" <b>&amp;</b>'
 ODD = ["c$\\foo$d", "a$b$", "$", "_hidden", "\x1b[31mred\x1b]0;title\x07", QUOTED, "--", "{x}", "\udcff"]

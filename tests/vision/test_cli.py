@@ -43,7 +43,7 @@ def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
     first, second, *_ = re.split(r"# graphaug \w+ --preset [\w-]+\n", out)[1:]
     path = tmp_path / "preset.yaml"
     path.write_text(first)
-    from graphaug.contrastive.presets import settle
+    from graphaug.contrastive.config.presets import settle
     from graphaug.vision.config import PretrainConfig
     from graphaug.vision.presets import PRESETS
 
@@ -53,7 +53,7 @@ def test_presets_are_yaml_that_pretrain_reads(graphaug, tmp_path):
 
 
 def test_settings_come_from_preset_then_file_then_command_line(tmp_path):
-    from graphaug.contrastive.presets import settle
+    from graphaug.contrastive.config.presets import settle
     from graphaug.errors import ConfigError
     from graphaug.vision.config import PretrainConfig
     from graphaug.vision.presets import PRESETS
@@ -252,7 +252,7 @@ def test_bad_input_is_one_message_and_nothing_is_written(graphaug, tmp_path, opt
 def test_none_is_the_way_back_from_a_preset_or_a_file(graphaug, tmp_path, monkeypatch):
     import yaml
 
-    from graphaug.contrastive import presets
+    from graphaug.contrastive.config import presets
 
     seen = {}
 

@@ -14,7 +14,7 @@ from graphaug.vision.models import (
     features,
     projection_head,
 )
-from graphaug.vision.views import EvalView
+from graphaug.vision.views.pipeline import EvalView
 
 # One small member of each torchvision family, with the place of its classifier and an image size it accepts.
 FAMILIES = [

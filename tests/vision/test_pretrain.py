@@ -26,7 +26,7 @@ from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.models import build_model
 from graphaug.vision.objective import ImageObjective, image_views
-from graphaug.vision.views import UNIFORMS
+from graphaug.vision.views.pipeline import UNIFORMS
 
 TINY = PretrainConfig(model="resnet18-cifar:8", epochs=2, batch_size=16, size=8, at=("layer4",))
 

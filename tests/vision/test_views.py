@@ -11,8 +11,8 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from graphaug.errors import BatchError, InvalidOption
-from graphaug.vision import image_ops
-from graphaug.vision.views import UNIFORMS, EvalView, SimCLRViews
+from graphaug.vision.views import image_ops
+from graphaug.vision.views.pipeline import UNIFORMS, EvalView, SimCLRViews
 
 
 def generator(seed=0):
@@ -50,7 +50,7 @@ def torchvision_view(image, p, i, views):
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("size", [8, 24, 50], ids=["shrunk", "about-equal", "enlarged"])
 def test_a_view_equals_torchvisions_functionals(monkeypatch, size, channels, large):
-    monkeypatch.setattr("graphaug.vision.views.LARGE", large)
+    monkeypatch.setattr("graphaug.vision.views.pipeline.LARGE", large)
     views = SimCLRViews(size, n_views=1, blur_p=0.5, solarize_p=0.3, jitter=(0.8, 0.8, 0.8, 0.4))
     x, u = images(48, channels), uniforms(48, seed=size)
     params = views.params(u, *x.shape[2:])
@@ -131,13 +131,13 @@ def test_one_image_at_a_time_is_the_batch_at_once(shape, size, channels, dtype, 
     made = []
     for large in (1, 1000):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("graphaug.vision.views.LARGE", large)
+            patch.setattr("graphaug.vision.views.pipeline.LARGE", large)
             made.append(views(x, uniforms(6, seed)))
     torch.testing.assert_close(*made, rtol=0, atol=2e-5)
 
 
 def test_one_image_at_a_time_leaves_gradients_to_the_batch(monkeypatch):
-    monkeypatch.setattr("graphaug.vision.views.LARGE", 1)
+    monkeypatch.setattr("graphaug.vision.views.pipeline.LARGE", 1)
     x = images(2).requires_grad_()
     SimCLRViews(8)(x).sum().backward()
     assert x.grad.abs().sum() > 0
@@ -156,7 +156,7 @@ def test_a_batch_in_parts_is_the_batch_at_once(monkeypatch, threads):
         return make(self, part, params)
 
     monkeypatch.setattr(SimCLRViews, "_apply_params", spy)
-    monkeypatch.setattr("graphaug.vision.views.PART_BYTES", 2 * 4 * 3 * 24 * 32)
+    monkeypatch.setattr("graphaug.vision.views.pipeline.PART_BYTES", 2 * 4 * 3 * 24 * 32)
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     torch.testing.assert_close(views(x, u), whole, rtol=0, atol=1e-6)
     assert sizes == {1: [2] * 7, 2: [4, 4, 4, 2]}[threads]

@@ -18,7 +18,7 @@ from graphaug.analysis.report.measure_images import analyze_images
 from graphaug.analysis.report.read import ImageRun, Run, TextRun, read_run
 from graphaug.contrastive.runs.files import make_folder, write_file
 from graphaug.errors import RunDirectoryError
-from graphaug.printable import printable_lines
+from graphaug.terminal.printable import printable_lines
 from graphaug.vision.data.images import ImageData
 
 REPORT = "report.html"

@@ -16,7 +16,7 @@ from graphaug.analysis.geometry import Geometry
 from graphaug.analysis.report.findings import IMAGES, Measurement, Words
 from graphaug.analysis.segments import Stretch
 from graphaug.contrastive.runs.files import write_file
-from graphaug.printable import printable
+from graphaug.terminal.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,7 @@ from graphaug.vision.data.images import ImageData, load
 from graphaug.vision.models import classifier_path, classifier_replaced, features, projection_head, to_rgb
 from graphaug.vision.objective import image_views
 from graphaug.vision.probes.evaluate import knn_accuracy
-from graphaug.vision.views import UNIFORMS, EvalView
+from graphaug.vision.views.pipeline import UNIFORMS, EvalView
 
 
 def analyze_images(run: ImageRun, *, data: ImageData | None = None, samples: int = 512) -> RunAnalysis:

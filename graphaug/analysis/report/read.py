@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.contrastive.config.settings import Settings
 from graphaug.contrastive.runs.files import make_folder, write_file
-from graphaug.contrastive.settings import Settings
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
@@ -130,7 +130,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
     """
     import yaml
 
-    from graphaug.contrastive.yaml_files import read_yaml
+    from graphaug.contrastive.config.yaml_files import read_yaml
 
     directory = Path(path)
     if not directory.is_dir():

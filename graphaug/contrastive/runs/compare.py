@@ -12,7 +12,7 @@ from typing import Any
 
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import CheckpointError, ConfigError, did_you_mean
-from graphaug.table import Column, render
+from graphaug.terminal.table import Column, render
 
 NOT_COMPARED = ("seed", "resolved", "versions", "devices", "accelerator", "compile")
 """What ``config.yaml`` holds that makes no setting of its own: the seed, and how the same is computed."""

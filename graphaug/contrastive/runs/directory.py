@@ -12,11 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from graphaug.contrastive.config.settings import Settings
+from graphaug.contrastive.config.yaml_files import read_yaml
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file
-from graphaug.contrastive.settings import Settings
-from graphaug.contrastive.yaml_files import read_yaml
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")

@@ -11,12 +11,12 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from graphaug.contrastive import presets as named
+from graphaug.contrastive.config import presets as named
+from graphaug.contrastive.config.settings import Settings, sites_and_rates
 from graphaug.contrastive.devices import is_first_process
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.contrastive.settings import Settings, sites_and_rates
 from graphaug.errors import ConfigError
-from graphaug.help import HelpAll, default_of
+from graphaug.terminal.help import HelpAll, default_of
 
 S = TypeVar("S", bound=Settings)
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, NamedTuple, P
 import torch
 from torch import Tensor, nn
 
+from graphaug.contrastive.config.settings import Settings, package_versions
 from graphaug.contrastive.engine import Engine, Feed
 from graphaug.contrastive.optim import build_optimizer
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.schedule import learning_rate
-from graphaug.contrastive.settings import Settings, package_versions
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

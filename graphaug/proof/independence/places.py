@@ -1,4 +1,4 @@
-"""Where the data of every sample lie in a value, and how a view moves them."""
+"""Where the data of every sample lie in a value, how a view moves them, and what is proved of them in the end."""
 
 from __future__ import annotations
 
@@ -9,9 +9,24 @@ from typing import Literal
 
 from graphaug.augment.rows import Rows
 
-__all__ = ["Kind", "Meeting", "Meets", "Numbers", "Rows", "Size", "State", "common", "reshaped"]
+__all__ = [
+    "NOTHING",
+    "Kind",
+    "Meeting",
+    "Meets",
+    "Numbers",
+    "Proof",
+    "Rows",
+    "Size",
+    "State",
+    "Verdict",
+    "common",
+    "reshaped",
+]
 
 Kind = Literal["coupled", "statistics", "place", "draw", "state", "decision", "unknown"]
+Verdict = Literal["proved", "coupled", "statistics", "unknown"]
+NOTHING = "the value holds nothing of any row"
 
 
 @dataclass(frozen=True)
@@ -48,6 +63,42 @@ class Meeting:
 
 State = Rows | Numbers | Meeting | None
 """What is known of a value: its rows, or None where it holds nothing of any sample."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What a trace tells of the rows of a value.
+
+    Attributes:
+        verdict: "proved": no row sees another, in value or gradient; "coupled": they meet, in ``meeting``;
+            "statistics": in batch statistics only; "unknown": something could not be followed.
+        place: where the samples lie in the value, or None if that cannot be told.
+        meeting: the first operation at which rows meet or are lost, or None.
+        statistics: every normalisation by statistics of the batch.
+        operations: how many operations were followed.
+        sizes: where they lie as far as sizes tell: the one dimension that is as long as there are rows.
+        least: the least number of rows that it holds for: 1, or 2 where the code asks whether there is more than one.
+    """
+
+    verdict: Verdict
+    place: Rows | None
+    meeting: Meeting | None = None
+    statistics: tuple[Meeting, ...] = ()
+    operations: int = 0
+    sizes: Rows | None = None
+    least: int = 1
+
+    @property
+    def nothing(self) -> bool:
+        """Whether it is known that the value holds nothing of any row."""
+        return self.place is None and self.meeting == Meeting("place", "", NOTHING)
+
+    def __str__(self) -> str:
+        if self.verdict == "proved":
+            return f"rows proved independent over {self.operations} operations"
+        if self.verdict == "unknown":
+            return f"not proved: {self.meeting}"
+        return f"rows meet: {self.meeting}"
 
 
 class Meets(Exception):

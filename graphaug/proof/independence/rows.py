@@ -7,8 +7,7 @@ import dataclasses
 import gc
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,50 +16,11 @@ from torch.nn.parameter import is_lazy
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.outside import Outside, stated
-from graphaug.proof.independence.places import Meeting, Rows, State
+from graphaug.proof.independence.places import NOTHING, Meeting, Proof, Rows, State, Verdict
 from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.proof.independence.watch import Watch, following
 from graphaug.proof.independence.where import module_paths
 from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
-
-Verdict = Literal["proved", "coupled", "statistics", "unknown"]
-_NOTHING = "the value holds nothing of any row"
-
-
-@dataclass(frozen=True)
-class Proof:
-    """What a trace tells of the rows of a value.
-
-    Attributes:
-        verdict: "proved": no row sees another, in value or gradient; "coupled": they meet, in ``meeting``;
-            "statistics": in batch statistics only; "unknown": something could not be followed.
-        place: where the samples lie in the value, or None if that cannot be told.
-        meeting: the first operation at which rows meet or are lost, or None.
-        statistics: every normalisation by statistics of the batch.
-        operations: how many operations were followed.
-        sizes: where they lie as far as sizes tell: the one dimension that is as long as there are rows.
-        least: the least number of rows that it holds for: 1, or 2 where the code asks whether there is more than one.
-    """
-
-    verdict: Verdict
-    place: Rows | None
-    meeting: Meeting | None = None
-    statistics: tuple[Meeting, ...] = ()
-    operations: int = 0
-    sizes: Rows | None = None
-    least: int = 1
-
-    @property
-    def nothing(self) -> bool:
-        """Whether it is known that the value holds nothing of any row."""
-        return self.place is None and self.meeting == Meeting("place", "", _NOTHING)
-
-    def __str__(self) -> str:
-        if self.verdict == "proved":
-            return f"rows proved independent over {self.operations} operations"
-        if self.verdict == "unknown":
-            return f"not proved: {self.meeting}"
-        return f"rows meet: {self.meeting}"
 
 
 class Forward(nn.Module):
@@ -298,7 +258,7 @@ def _verdict(
     ):
         meeting = against  # what is known of the forward counts more than what is not known of an operation
     if meeting is None and place is None:
-        meeting = Meeting("place", "", _NOTHING)
+        meeting = Meeting("place", "", NOTHING)
     verdict: Verdict = "proved"
     if meeting is not None:
         verdict = "unknown" if meeting.kind == "unknown" else "coupled"

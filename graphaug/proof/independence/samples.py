@@ -16,7 +16,8 @@ from graphaug.capture.signature import plain_containers
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import assume, value_of
 from graphaug.errors import InvalidOption
-from graphaug.proof.independence.rows import Proof, prove
+from graphaug.proof.independence.places import Proof
+from graphaug.proof.independence.rows import prove
 
 
 @dataclass(frozen=True)

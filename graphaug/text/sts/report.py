@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from graphaug.contrastive.settings import package_versions
+from graphaug.contrastive.config.settings import package_versions
 from graphaug.errors import DataError, EncoderError
 from graphaug.text.encoders.encoder import Encoder
 from graphaug.text.sts.evaluate import StsResult

@@ -13,7 +13,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
 from graphaug.errors import DataError
-from graphaug.printable import printable
+from graphaug.terminal.printable import printable
 
 AT_A_TIME = 256
 """How many images are decoded ahead of the one that is asked for: what bounds the memory."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from graphaug.contrastive.runs.files import alone, make_folder
 from graphaug.errors import DataError, InvalidOption, did_you_mean
-from graphaug.printable import printable
+from graphaug.terminal.printable import printable
 from graphaug.vision.data.folder import Folder, read_folder, split_roots
 from graphaug.vision.data.image_cache import data_root, map_images
 

@@ -16,7 +16,7 @@ from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
 from graphaug.vision.probes.evaluate import few_label_probe, knn_accuracy, label_share_probe, linear_probe
 from graphaug.vision.probes.supervised import fine_tune, linear_protocol
-from graphaug.vision.views import EvalView
+from graphaug.vision.views.pipeline import EvalView
 from graphaug.vision.weights import load_weights
 
 SHARES = (0.01, 0.05, 0.10)

@@ -17,7 +17,7 @@ from graphaug.errors import DataError
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.data.rows import image_rows
 from graphaug.vision.models import classifier_replaced, feature_width, to_rgb
-from graphaug.vision.views import UNIFORMS, EvalView, SimCLRViews
+from graphaug.vision.views.pipeline import UNIFORMS, EvalView, SimCLRViews
 
 DECAY_EPOCHS, DECAY = (0.60, 0.75, 0.90), 0.2
 """SupContrast's linear schedule: after these shares of the epochs (60, 75, 90 of 100) the rate is a fifth."""

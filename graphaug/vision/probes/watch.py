@@ -9,7 +9,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.models import features
 from graphaug.vision.probes.evaluate import knn_accuracy
-from graphaug.vision.views import EvalView
+from graphaug.vision.views.pipeline import EvalView
 
 LOOKED_AT = 10_000
 """Nearest neighbours while training are searched for among this many images; at the end, among all."""

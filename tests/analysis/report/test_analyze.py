@@ -28,7 +28,7 @@ from graphaug.analysis.report.read import read_run
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData, ImageSet, load
 from graphaug.vision.pretrain import PretrainResult, pretrain
-from graphaug.vision.views import EvalView
+from graphaug.vision.views.pipeline import EvalView
 
 CONFIG = PretrainConfig(
     model="resnet18-cifar:4", size=8, crop=0.5, batch_size=64, epochs=2, at=("layer2",), stop_grad=True

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import BatchError, InvalidOption
-from graphaug.vision import single_image
-from graphaug.vision.image_ops import (
+from graphaug.vision.views import single_image
+from graphaug.vision.views.image_ops import (
     check_images,
     choose,
     colour_jitter,
@@ -26,7 +26,7 @@ from graphaug.vision.image_ops import (
     solarize,
     unit_range,
 )
-from graphaug.vision.view_params import ViewParams
+from graphaug.vision.views.params import ViewParams
 
 PART_BYTES = 2**21
 """How many bytes of float32 images a thread of a CPU takes at once: more leave its cache."""

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from graphaug.vision import image_ops
-from graphaug.vision.image_ops import gaussian_blur, rgb_to_gray, rotate_hue, unit_range
+from graphaug.vision.views import image_ops
+from graphaug.vision.views.image_ops import gaussian_blur, rgb_to_gray, rotate_hue, unit_range
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 """The operations of colour jitter by their numbers in an order."""

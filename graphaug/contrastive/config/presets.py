@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graphaug.contrastive.settings import Settings
+from graphaug.contrastive.config.settings import Settings
 from graphaug.errors import ConfigError, did_you_mean
-from graphaug.options import refuse_idle
+from graphaug.terminal.options import refuse_idle
 
 S = TypeVar("S", bound=Settings)
 
@@ -39,7 +39,7 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     """
     import yaml
 
-    from graphaug.contrastive.yaml_files import read_yaml
+    from graphaug.contrastive.config.yaml_files import read_yaml
 
     try:
         found = read_yaml(path)
