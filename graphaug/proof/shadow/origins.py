@@ -53,6 +53,10 @@ class Origins:
 
     # --- what is noted --------------------------------------------------------------------------
 
+    def named(self, tensor: Tensor, token: Token) -> None:
+        """Note a tensor that is there beside the forward, by what tells it."""
+        self._name(tensor, ("named", token))
+
     def _name(self, tensor: Tensor, token: Token) -> None:
         self._keep.append(tensor)
         self._origin[id(tensor)] = token

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import undrawn
+from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
 
@@ -114,7 +115,7 @@ class StandIns:
                     return given[leaf.index]
                 if not isinstance(leaf, _Like):
                     return leaf
-                made.append(_fresh(leaf, number * 64 + len(made)))
+                made.append(_fresh(leaf, number * 64 + len(made), origins))
                 return made[-1]
 
             result = torch.utils._pytree.tree_map(fill, template)
@@ -228,7 +229,7 @@ def _holds_tensor(value: Any, depth: int = 3) -> bool:
     return any(_holds_tensor(v, depth - 1) for v in inner)
 
 
-def _fresh(like: _Like, number: int) -> Tensor:
+def _fresh(like: _Like, number: int, origins: Origins) -> Tensor:
     """A tensor of that kind with numbers of its own, the same in every run; no leaf, so that code may write into it."""
     with torch.no_grad():
         made = torch.empty_strided(like.shape, like.stride, dtype=like.dtype, device=like.device)
@@ -238,10 +239,14 @@ def _fresh(like: _Like, number: int) -> Tensor:
             )  # an expanded one cannot be filled
         if like.dtype.is_floating_point:
             generator = torch.Generator().manual_seed(number)
-            made.copy_(torch.rand(like.shape, generator=generator) + 0.5)
+            if made.device.type == "cpu":
+                made.uniform_(0.5, 1.5, generator=generator)
+            else:  # the same numbers on every device
+                made.copy_(torch.rand(like.shape, generator=generator) + 0.5)
         else:
             made.fill_(like.dtype is torch.bool)
     if not like.requires_grad or not torch.is_grad_enabled():
         return made
+    origins.named(made, ("result", number))  # its number tells it: nobody needs to read what it holds
     with torch.enable_grad():  # a view of nothing, and no leaf
         return made.requires_grad_().clone()
