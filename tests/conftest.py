@@ -11,6 +11,21 @@ settings.register_profile("untimed", deadline=None, suppress_health_check=[Healt
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
+def pytest_collection_modifyitems(items):
+    """Of a test marked ``few(n)``, n of its cases run in `make test`, evenly spread; all others are marked long."""
+    cases = {}
+    for item in items:
+        if item.get_closest_marker("few"):
+            cases.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for family in cases.values():
+        few = family[0].get_closest_marker("few").args[0]
+        kept = {round(i * (len(family) - 1) / max(few - 1, 1)) for i in range(few)}
+        for i, item in enumerate(family):
+            if i not in kept:
+                item.add_marker("long")
+
+
 @pytest.fixture
 def graphaug(capsys, monkeypatch):
     """The command line, in this process: ``graphaug("sites", ...)`` gives exit code, output and messages."""

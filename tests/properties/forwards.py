@@ -44,14 +44,21 @@ class Block(nn.Module):
     def half(self) -> float:
         return self.factor / 2
 
+    def between_steps(self) -> None:
+        """What the user's loop does to a block after every step."""
 
-def idiom(**extra: Callable[[], Any]) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
+
+def idiom(
+    *, between_steps: Callable[[Any], Any] = Block.between_steps, **extra: Callable[[], Any]
+) -> Callable[[Callable[..., Tensor]], Callable[..., Tensor]]:
     """Register the forward of a block; ``extra`` makes the attributes that it needs."""
 
     def register(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
         made = staticmethod(lambda module: {name: make() for name, make in extra.items()})
         IDIOMS[forward.__name__] = type(
-            forward.__name__.title(), (Block,), {"forward": forward, "extra": made}
+            forward.__name__.title(),
+            (Block,),
+            {"forward": forward, "extra": made, "between_steps": between_steps},
         )
         return forward
 
@@ -660,3 +667,61 @@ def gradient_scaled(self, h):
 @idiom()
 def wrapped_in_a_class(self, h):
     return Pair(self.inner(h), 2.0).product()
+
+
+# --- what the user's loop does between steps, and hooks on a block itself
+
+
+@idiom(
+    temperature=lambda: 0.5, between_steps=lambda self: setattr(self, "temperature", self.temperature * 1.1)
+)
+def number_moved_by_the_loop(self, h):
+    return self.inner(h) * self.temperature
+
+
+@idiom(residual=lambda: True, between_steps=lambda self: setattr(self, "residual", False))
+def switch_turned_by_the_loop(self, h):
+    return self.inner(h) + h if self.residual else self.inner(h)
+
+
+@idiom(between_steps=lambda self: self._forward_hooks or self.register_forward_hook(doubled))
+def hook_that_comes_later(self, h):
+    return self.inner(h)
+
+
+@idiom(mark=lambda: torch.zeros(()), between_steps=lambda self: self.mark.add_(1))
+def buffer_moved_by_the_loop(self, h):
+    return self.inner(h) + self.mark
+
+
+def shifted(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """A pre-hook that moves what goes in."""
+    return (args[0] + 1, *args[1:])
+
+
+@idiom(mark=lambda: 1.0)
+def hooks_on_the_block(self, h):
+    return self.inner(h) * self.mark
+
+
+def _hooked(self: nn.Module) -> None:
+    Block.__init__(self)
+    self.register_forward_pre_hook(shifted)
+    self.register_forward_hook(doubled)
+
+
+IDIOMS["hooks_on_the_block"].__init__ = _hooked  # type: ignore[method-assign]
+
+
+@idiom()
+def autocast_on(self, h):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        h = self.inner(h)
+    return h.float()
+
+
+@idiom(scale=lambda: nn.Parameter(torch.ones(WIDTH)))
+def data_assigned(self, h):
+    out = self.inner(h) * self.scale
+    out.data = out.data * 2
+    return out

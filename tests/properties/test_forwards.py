@@ -7,6 +7,7 @@ import random
 import warnings
 from typing import Any
 
+import faults
 import forwards
 import pytest
 import torch
@@ -53,6 +54,8 @@ def trained(run: nn.Module, model: nn.Module) -> list[Any]:
                 if output.requires_grad:
                     output.square().mean().backward()
                     optimizer.step()
+                for block in model.children():
+                    block.between_steps()
                 seen.append(output.detach().clone())
                 seen.extend(None if p.grad is None else p.grad.clone() for p in model.parameters())
                 seen.extend(t.clone() for t in model.state_dict().values())
@@ -124,6 +127,13 @@ def check(names: tuple[str, ...], site: int) -> str:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_idiom_is_kept_or_refused(name: str) -> None:
     check((name,), 0)
+
+
+@pytest.mark.parametrize("fault", faults.FAULTS)
+def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
+    """A fuzzer that has never failed has shown nothing."""
+    with faults.planted(fault), pytest.raises(AssertionError, match="another model, and nothing was said"):
+        check((faults.FOUND_BY[fault],), 0)
 
 
 models = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).flatmap(
