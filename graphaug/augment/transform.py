@@ -90,6 +90,19 @@ class Context(NamedTuple):
     source: Tensor | None = None
     batch: Tensor | None = None
 
+    @property
+    def random(self) -> dict[str, Generator]:
+        """The generator as a keyword argument of torch's random functions; nothing, if there is none.
+
+        Compiled for batches of any size, these functions refuse the very name ``generator``, were it None.
+        """
+        return random_of(self.generator)
+
+
+def random_of(generator: Generator | None) -> dict[str, Generator]:
+    """A generator as a keyword argument of torch's random functions; nothing for None."""
+    return {} if generator is None else {"generator": generator}
+
 
 PLAIN = Context()
 
@@ -154,7 +167,7 @@ class Transform(nn.Module):
         ...         super().__init__()
         ...         self.add_number("width", width, Domain(low=0))
         ...     def draw(self, rows, context=PLAIN):
-        ...         return torch.rand(len(rows), 1, generator=context.generator)
+        ...         return torch.rand(len(rows), 1, **context.random)
         ...     def forward(self, rows, draws):
         ...         return rows + draws * self.width.to(rows.dtype)
         >>> shift, rows = Shift(), torch.zeros(2, 3)

@@ -11,7 +11,7 @@ from torch import Generator, Tensor
 
 from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.shapes import channel_dim, check_rows, draw_dtype, position_dims
-from graphaug.augment.transform import PLAIN, SHARE, Context, SiteOptions, Transform
+from graphaug.augment.transform import PLAIN, SHARE, Context, SiteOptions, Transform, random_of
 from graphaug.errors import BatchError, InvalidOption
 
 GRANULARITIES = ("element", "channel", "position", "block", "head")
@@ -101,7 +101,7 @@ class Dropout(Transform):
         if self.granularity == "block":
             return Dropped(self._draw_blocks(rows, context.generator))
         shape = self._decisions(tuple(rows.shape))
-        uniform = torch.rand(shape, dtype=torch.float32, device=rows.device, generator=context.generator)
+        uniform = torch.rand(shape, dtype=torch.float32, device=rows.device, **context.random)
         kept = uniform >= self.rate.to(uniform.dtype)
         if self.granularity == "head" and rows.dim() < 4:
             kept = kept.repeat_interleave(rows.shape[-1] // shape[-1], dim=-1)
@@ -138,7 +138,7 @@ class Dropout(Transform):
         starts = [n - side + 1 for n, side in zip(places, sides, strict=True)]
         channels = 1 if self.shared else rows.shape[channel]
         shape = (rows.shape[0], channels, *starts)
-        uniform = torch.rand(shape, dtype=torch.float32, device=rows.device, generator=generator)
+        uniform = torch.rand(shape, dtype=torch.float32, device=rows.device, **random_of(generator))
         chance = self.rate * (math.prod(places) / math.prod(sides) / math.prod(starts))
         seeds = (uniform < chance.to(uniform.dtype)).to(uniform.dtype)
         # a start drops the block behind it: the maximum over the block in front of a position

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, precise
-from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
+from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform, random_of
 from graphaug.augment.transforms.partners import check_labels, class_spread
 from graphaug.errors import BatchError
 
@@ -74,9 +74,9 @@ class Noise(Transform):
         check_rows(rows)
         dtype, device, generator = draw_dtype(rows), rows.device, context.generator
         if self.distribution == "gaussian":
-            noise = torch.randn(rows.shape, dtype=dtype, device=device, generator=generator)
+            noise = torch.randn(rows.shape, dtype=dtype, device=device, **random_of(generator))
         else:
-            noise = torch.rand(rows.shape, dtype=dtype, device=device, generator=generator) * 2 - 1
+            noise = torch.rand(rows.shape, dtype=dtype, device=device, **random_of(generator)) * 2 - 1
         return Noised(noise, self._scale(rows, context).to(noise.dtype))
 
     def told(self, draws: Any) -> None:

@@ -8,6 +8,7 @@ import torch
 from torch import Generator, Tensor
 
 from graphaug.augment.shapes import finest, precise
+from graphaug.augment.transform import random_of
 from graphaug.errors import BatchError
 
 
@@ -41,7 +42,7 @@ def random_partners(
         Indices of shape (n,), twice.
     """
     n, device = rows.shape[0], rows.device
-    shuffled = torch.randperm(n, device=device, generator=generator)
+    shuffled = torch.randperm(n, device=device, **random_of(generator))
     if labels is None:
         return shuffled, shuffled.roll(1)
     # both orders stand class by class; the second is random within each
@@ -77,7 +78,7 @@ def nearest_partners(
         barred = barred | (labels[:, None] != labels)
     nearest = distance.masked_fill(barred, math.inf).topk(min(neighbours, n - 1), largest=False).indices
     others = (~barred).sum(1).clamp(max=nearest.shape[1])
-    uniform = torch.rand(n, dtype=torch.float32, device=device, generator=generator)
+    uniform = torch.rand(n, dtype=torch.float32, device=device, **random_of(generator))
     choice = (uniform * others).long().clamp(max=nearest.shape[1] - 1)
     chosen = nearest.gather(1, choice[:, None])[:, 0]
     return torch.where(others > 0, chosen, itself)
@@ -122,7 +123,7 @@ def symmetric_beta(n: int, alpha: Tensor, device: torch.device, generator: Gener
     is the image ``(1 + t / sqrt(2·alpha + t²)) / 2`` (Devroye 1996): exact for every alpha > 0, without rejection,
     so of fixed shape, and alpha can change without a recompile.
     """
-    radius, angle = torch.rand(2, n, dtype=finest(device), device=device, generator=generator)
+    radius, angle = torch.rand(2, n, dtype=finest(device), device=device, **random_of(generator))
     cosine = torch.cos(2 * math.pi * angle)
     power = torch.log(radius) / alpha.to(
         device

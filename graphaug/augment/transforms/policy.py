@@ -136,7 +136,7 @@ class Policy(Transform):
         chances = torch.cat([self.get_buffer(f"p_{i}") for i in range(len(draws))])
         bounds = (chances.cumsum(0) / chances.sum()).to(rows.device)
         count = rows.shape[0] if self.per == "row" else 1
-        uniform = torch.rand(count, dtype=torch.float32, device=rows.device, generator=context.generator)
+        uniform = torch.rand(count, dtype=torch.float32, device=rows.device, **context.random)
         # right: a transform of probability 0 is passed over, also by a uniform number of exactly 0
         choice = torch.searchsorted(bounds, uniform.to(bounds.dtype), right=True)
         return Picked(choice.clamp(max=len(draws) - 1).expand(rows.shape[0]), draws)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, position_dims, precise
-from graphaug.augment.transform import PLAIN, SHARE, Context, Domain, Needs, SiteOptions, Transform
+from graphaug.augment.transform import PLAIN, SHARE, Context, Domain, Needs, SiteOptions, Transform, random_of
 from graphaug.augment.transforms.partners import random_partners, symmetric_beta
 from graphaug.errors import BatchError, InvalidOption
 
@@ -103,15 +103,15 @@ class Statistics(Transform):
                 f"Rows of shape {tuple(rows.shape)} have no two positions to take a variance over."
             )
         generator, device, dtype = context.generator, rows.device, draw_dtype(rows)
-        uniform = torch.rand(1, dtype=torch.float32, device=device, generator=generator)
+        uniform = torch.rand(1, dtype=torch.float32, device=device, **random_of(generator))
         active = uniform < self.probability.to(uniform.dtype)
         if self.method == "mixstyle":
             partners = random_partners(rows, None, generator)[0]
             lam = symmetric_beta(rows.shape[0], self.get_buffer("alpha"), device, generator)
             return MixedStyle(active, partners, lam.to(dtype))
         shape = [1 if i in places else n for i, n in enumerate(rows.shape)]
-        mean = torch.randn(shape, dtype=dtype, device=device, generator=generator)
-        std = torch.randn(shape, dtype=dtype, device=device, generator=generator)
+        mean = torch.randn(shape, dtype=dtype, device=device, **random_of(generator))
+        std = torch.randn(shape, dtype=dtype, device=device, **random_of(generator))
         return NewStyle(active, mean, std)
 
     def forward(self, rows: Tensor, draws: MixedStyle | NewStyle) -> Tensor:

@@ -74,7 +74,7 @@ class Tokens(Transform):
                 f"Tokens are dimension 1 of (n, T, D), behind {self.prefix} of the prefix, not of {tuple(rows.shape)}."
             )
         n, count = rows.shape[0], rows.shape[1] - self.prefix
-        order = torch.rand(n, count, dtype=draw_dtype(rows), device=rows.device, generator=context.generator)
+        order = torch.rand(n, count, dtype=draw_dtype(rows), device=rows.device, **context.random)
         if context.mask is not None:
             if context.mask.shape != rows.shape[:2]:
                 raise BatchError(
