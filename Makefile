@@ -77,7 +77,7 @@ test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest $(PYTEST_ARGS) $(wildcard $(CORE_TESTS))
 
 long-test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m long
+	OMP_NUM_THREADS=1 GRAPHAUG_THOROUGH=1 $(BIN)/python -m pytest $(PYTEST_ARGS) -m 'long or thorough'
 
 coverage: $(STAMP)
 	$(BIN)/python -m benchmarks.coverage

@@ -21,6 +21,8 @@ from typing import Any
 import pytest
 import torch
 
+pytestmark = pytest.mark.few(8)
+
 ROOT = Path(__file__).parent.parent
 PAGES = [
     ROOT / "README.md",

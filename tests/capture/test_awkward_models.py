@@ -11,6 +11,8 @@ from torch import nn
 
 from benchmarks import coverage, zoo
 
+pytestmark = pytest.mark.few(2)
+
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("timm")
 pytest.importorskip("torchvision")

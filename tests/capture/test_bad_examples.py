@@ -18,6 +18,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError
 
+pytestmark = pytest.mark.few(4)
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

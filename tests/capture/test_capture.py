@@ -18,6 +18,8 @@ from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated, CaptureError, GraphaugError
 
+pytestmark = pytest.mark.few(4)
+
 
 def captured(model: nn.Module, *opened: str, examples: Any = None, training: bool = True) -> Captured:
     if examples is None:

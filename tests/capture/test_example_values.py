@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError
 
+pytestmark = pytest.mark.few(6)
+
 HERE = Path(__file__).name
 
 

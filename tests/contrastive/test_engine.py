@@ -42,6 +42,8 @@ from graphaug.vision.presets import PRESETS
 from graphaug.vision.pretrain import pretrain
 from graphaug.vision.views.pipeline import SimCLRViews
 
+pytestmark = pytest.mark.few(3)
+
 TINY = PretrainConfig(model="resnet18-cifar:4", epochs=2, batch_size=16, size=8)
 
 

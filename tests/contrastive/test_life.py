@@ -18,6 +18,8 @@ from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.life import run_task
 from graphaug.errors import ConfigError, DataError, TrainingCollapsed, TrainingDiverged
 
+pytestmark = pytest.mark.few(1)
+
 PLAIN = replace(CONFIG, at=(), stop_grad=False)
 
 
@@ -181,6 +183,7 @@ def test_a_collapsed_state_is_not_kept(tmp_path):
     assert not Checkpoints(tmp_path / "run/checkpoints").complete()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_task_travels_to_processes_that_are_started(tmp_path):
     config = replace(PLAIN, devices=2, epochs=2)

@@ -135,6 +135,7 @@ def test_gathering_in_one_process_changes_nothing():
         assert torch.equal(loss(z1, z2, gather=True), loss(z1, z2))
 
 
+@pytest.mark.long
 def test_two_processes_with_gathered_negatives_are_one_with_the_whole_batch(tmp_path):
     torch.multiprocessing.spawn(gathered.run, (str(tmp_path),), nprocs=2)
     for loss, backward in gathered.CASES:

@@ -23,6 +23,8 @@ from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.pretrain import pretrain
 
+pytestmark = pytest.mark.few(3)
+
 KILLS = int(os.environ.get("GRAPHAUG_KILLS", "2"))
 """How many random kills; `make resume-test` asks for twenty."""
 
@@ -78,6 +80,7 @@ def files(out: Path):
     return found, lines
 
 
+@pytest.mark.long
 def test_killed_at_random_times_and_resumed_a_run_ends_as_an_unbroken_one(processes, unbroken, tmp_path):
     out, duration = unbroken
     generator = torch.Generator().manual_seed(int(os.environ.get("GRAPHAUG_KILL_SEED", "0")))

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 import graphaug as ga
 from graphaug.errors import SparseBackwardError
 
+pytestmark = pytest.mark.few(3)
+
 ROWS, WIDTH = 8, 6
 Call = Callable[[Tensor], Tensor]
 

@@ -18,6 +18,8 @@ from graphaug.capture.signature import Signature
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 
+pytestmark = pytest.mark.few(4)
+
 
 class Net(nn.Module):
     """One of everything that a plant below takes away or changes."""

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import SparseBackwardError
 
+pytestmark = pytest.mark.few(6)
+
 ROWS, WIDTH = 8, 6
 Call = Callable[[Tensor], Tensor]
 STEPS = {"taken": 0}

@@ -13,6 +13,8 @@ import graphaug as ga
 from graphaug.augment.rows import Rows
 from graphaug.errors import InvalidOption, SparseBackwardError, SparseBackwardLost
 
+pytestmark = pytest.mark.few(4)
+
 
 class Encoder(nn.Module):
     """Images to L×N×D, nn.MultiheadAttention's own layout."""

@@ -22,6 +22,8 @@ from graphaug.capture.target import Target
 from graphaug.errors import BypassedSite
 from graphaug.proof.separation import data_graph, find_bypass
 
+pytestmark = pytest.mark.few(4)
+
 
 def random_graph(seed: int) -> tuple[fx.Graph, dict[fx.Node, list[fx.Node]]]:
     """A random computation of one input: every node adds up some earlier ones. And who uses whom."""

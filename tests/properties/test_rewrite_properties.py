@@ -7,10 +7,12 @@ functional operation; its forward follows them, so that capture meets real Pytho
 from __future__ import annotations
 
 import copy
+import os
 import pickle
 from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
@@ -19,8 +21,12 @@ from torch import Tensor, nn
 
 import graphaug as ga
 
+pytestmark = pytest.mark.thorough
+
 property_test = settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
+    max_examples=60 if os.environ.get("GRAPHAUG_THOROUGH") else 8,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 WIDTH = 4
 LAYERS = ["mix", "norm", "relu", "drop", "inner"]

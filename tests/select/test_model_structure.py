@@ -19,6 +19,8 @@ from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.select.stages import block_list, paper_stages
 from graphaug.sites import structure_of
 
+pytestmark = pytest.mark.few(2)
+
 
 def resnet() -> nn.Module:
     return torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1])
@@ -123,7 +125,8 @@ def test_the_papers_stages_of_resnets() -> None:
     assert dict(timms) == {**expected, 0: "act1", 5: "global_pool"}
 
 
-@pytest.mark.parametrize("name", ["resnet10t", pytest.param("resnet18", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["resnet10t", "resnet18"])
 def test_every_stage_of_a_timm_resnet_can_be_rewritten(name: str) -> None:
     model = timm.create_model(name, num_classes=3)
     for number in range(-1, 7):
@@ -164,6 +167,7 @@ def test_every_stage_of_a_vision_transformer_resolves(number: int) -> None:
         assert inside[0] is seen[str(number)]
 
 
+@pytest.mark.long
 def test_declared_stages_are_timms_feature_info() -> None:
     with torch.device("meta"):
         model = timm.create_model("convnext_atto")

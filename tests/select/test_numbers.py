@@ -19,6 +19,8 @@ from graphaug.select.stages import paper_stages
 from graphaug.sites import structure_of
 from graphaug.text.simcse import SimCSE
 
+pytestmark = pytest.mark.few(1)
+
 
 def where(model: nn.Module, number: int, example: Any = None) -> str:
     (site,) = ga.rewrite(model, number, example_inputs=example, dry_run=True, allow_bypass=True).sites
@@ -181,6 +183,7 @@ def test_everywhere_is_every_layer_of_a_shared_block() -> None:
 # --- wrappers ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_wrappers_are_looked_through() -> None:
     expected = ["relu", "layer1", "layer2", "layer3", "layer4", "flatten", "fc"]
     model = Wrapper(backbone=torchvision.models.resnet18(num_classes=8), projector=nn.Linear(8, 4))

@@ -24,6 +24,8 @@ import graphaug as ga
 import graphaug.sparse
 from graphaug.errors import InvalidOption, SparseBackwardError, VerificationError
 
+pytestmark = pytest.mark.few(3)
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
@@ -240,6 +242,7 @@ def bert_case(**options: Any) -> tuple[ga.AugmentedModule, dict[str, Tensor]]:
     return ga.rewrite(quiet(model).double(), "encoder.layer.1", **options), x
 
 
+@pytest.mark.long
 def test_masks_that_hide_nothing_in_one_half_or_in_all() -> None:
     """transformers drops a mask of ones: what is None for one call is a tensor in the next."""
     for rows in ([0, 2, 5, 0], [1, 3, 4, 1], [0, 1, 2, 3, 4, 5]):
@@ -593,6 +596,7 @@ def _train_in_a_group(rank: int, port: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_data_parallel_in_two_processes(tmp_path: Path) -> None:
     with socket.socket() as s:

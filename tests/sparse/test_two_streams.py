@@ -16,6 +16,8 @@ from graphaug.errors import SparseBackwardError
 from graphaug.sparse.two_streams import two_stream_batch_norm
 from graphaug.vision.models import build_model
 
+pytestmark = pytest.mark.few(2)
+
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (4,),
     nn.BatchNorm2d: (4, 3, 5),
@@ -224,6 +226,7 @@ def test_a_copy_is_the_same(how: str) -> None:
     assert not {id(p) for p in twin.parameters()} & {id(p) for p in sparse.parameters()}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 def test_two_streams_compile_without_a_break_or_a_recompile(resnet: nn.Module) -> None:

@@ -24,6 +24,8 @@ from graphaug.text.simcse import SimCSE
 from graphaug.text.sts.tasks import load_tasks
 from graphaug.text.train import simcse
 
+pytestmark = pytest.mark.few(1)
+
 PLAIN = replace(text_runs.CONFIG, at=(), stop_grad=False, dropout=False, checkpoint_every=0, epochs=1)
 ONE = replace(text_runs.CONFIG, epochs=1)
 EXACT = {"rtol": 0, "atol": 0}
@@ -74,6 +76,7 @@ def saved(tmp_path):
 # --- what a run leaves ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_config_yaml_has_both_plans_and_the_number_of_truncated_sentences(tmp_path, data):
     seen = []
     run(replace(ONE, mlm=True, max_length=8), tmp_path / "run", on_start=seen.append)
@@ -134,6 +137,7 @@ def broken_off(config, out, step):
         run(config, out, resume=True, on_line=stop)
 
 
+@pytest.mark.long
 def test_a_run_with_both_objectives_and_scores_goes_on_exactly(tmp_path, data):
     """With the best step known: broken off behind it, and between it and the checkpoint before."""
     config = replace(text_runs.CONFIG, mlm=True, sts=str(data), report_every=1, checkpoint_every=4)

@@ -23,6 +23,8 @@ from graphaug.text.corpus.masking import IGNORED, Masking
 from graphaug.text.corpus.tokenizer import train_wordpiece
 from graphaug.text.simcse import SimCSE, simcse_loss, twice
 
+pytestmark = pytest.mark.few(2)
+
 ROWS, TOKENS = 12, 6
 
 

@@ -38,6 +38,8 @@ from graphaug.text.sts.evaluate import sts_dev
 from graphaug.text.sts.tasks import load_tasks
 from graphaug.text.train import simcse
 
+pytestmark = pytest.mark.few(1)
+
 PLAIN = replace(text_runs.CONFIG, at=(), stop_grad=False, dropout=False, checkpoint_every=0)
 
 
@@ -127,6 +129,7 @@ def test_a_run_is_the_loop_one_would_write_by_hand():
     assert all(0 < line["spread"] < 1 for line in found.metrics)
 
 
+@pytest.mark.long
 def test_a_seed_gives_one_result_and_leaves_the_callers_generator(tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
@@ -215,6 +218,7 @@ def test_killed_and_resumed_a_run_ends_as_an_unbroken_one(tmp_path):
     assert not (tmp_path / "broken/checkpoints").exists()
 
 
+@pytest.mark.long
 def test_two_processes_are_one_with_the_whole_batch():
     config = replace(PLAIN, epochs=1, mlm=True)
     one = simcse(config, corpus=text_runs.corpus())

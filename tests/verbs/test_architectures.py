@@ -15,6 +15,8 @@ from torch.overrides import TorchFunctionMode
 import graphaug as ga
 from graphaug.select.model_structure import ancestors
 
+pytestmark = pytest.mark.few(5)
+
 timm = pytest.importorskip("timm")
 torchvision_models = pytest.importorskip("torchvision.models")
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import InvalidOption, SparseBackwardError
 
+pytestmark = pytest.mark.few(3)
+
 TOKENS = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])
 IMAGES = torch.randn(3, 3, 16, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -47,6 +47,8 @@ from graphaug.errors import (
     UnsupportedModel,
 )
 
+pytestmark = pytest.mark.few(6)
+
 
 def small_resnet() -> nn.Module:
     return torchvision.models.ResNet(BasicBlock, [1, 1, 1, 1], num_classes=5)

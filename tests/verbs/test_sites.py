@@ -15,6 +15,8 @@ from torchvision.models.resnet import BasicBlock
 import graphaug as ga
 from graphaug.errors import CaptureError, UnsupportedModel
 
+pytestmark = pytest.mark.few(3)
+
 MODELS: dict[str, tuple[Any, Any]] = {
     "convnet": (ConvNet, images(2)),
     "textnet": (TextNet, tokens(2)),

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import SiteNotFound
 
+pytestmark = pytest.mark.few(3)
+
 
 def vit() -> nn.Module:
     return timm.create_model(

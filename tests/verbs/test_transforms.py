@@ -18,6 +18,8 @@ import graphaug as ga
 from graphaug.augment.transforms.drop import Dropout
 from graphaug.errors import BatchError, InvalidOption, SiteNotFound
 
+pytestmark = pytest.mark.few(4)
+
 VECTOR = torch.linspace(-1, 1, 8, dtype=torch.float64)
 
 

@@ -334,6 +334,7 @@ def test_channels_last_stays_channels_last() -> None:
 SETUPS = [(kind, stop_grad) for kind in ("ddp", "fsdp") for stop_grad in (False, True)]
 
 
+@pytest.mark.long
 def test_two_processes_find_the_gradients_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(two_processes.run, (str(tmp_path), SETUPS), nprocs=2)
     for kind, stop_grad in SETUPS:

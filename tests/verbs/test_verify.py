@@ -17,6 +17,8 @@ import graphaug as ga
 from graphaug import DeepAugment
 from graphaug.errors import NotRewritten, VerificationError
 
+pytestmark = pytest.mark.few(4)
+
 GOOD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "stage": (ConvNet, images(), {"at": "layer1", "stop_grad": True}),
     "channels": (ConvNet, images(8), {"at": "layer1", "granularity": "channel", "rate": 0.3}),

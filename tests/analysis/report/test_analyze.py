@@ -30,6 +30,8 @@ from graphaug.vision.data.images import ImageData, ImageSet, load
 from graphaug.vision.pretrain import PretrainResult, pretrain
 from graphaug.vision.views.pipeline import EvalView
 
+pytestmark = pytest.mark.few(2)
+
 CONFIG = PretrainConfig(
     model="resnet18-cifar:4", size=8, crop=0.5, batch_size=64, epochs=2, at=("layer2",), stop_grad=True
 )

@@ -17,6 +17,8 @@ from graphaug.analysis.report.read import TextRun, read_run
 from graphaug.text.sts.tasks import load_tasks
 from graphaug.text.train import simcse
 
+pytestmark = pytest.mark.few(1)
+
 
 @pytest.fixture(scope="module")
 def sts(tmp_path_factory):
