@@ -18,7 +18,7 @@ from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated, CaptureError, GraphaugError
 
-pytestmark = pytest.mark.few(4)
+pytestmark = pytest.mark.few(2)
 
 
 def captured(model: nn.Module, *opened: str, examples: Any = None, training: bool = True) -> Captured:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError
 
-pytestmark = pytest.mark.few(6)
+pytestmark = pytest.mark.few(3)
 
 HERE = Path(__file__).name
 

@@ -22,7 +22,7 @@ from torchvision.models.convnext import CNBlockConfig
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError, InvalidOption, SparseBackwardError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

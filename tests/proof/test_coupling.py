@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 import graphaug as ga
 from graphaug.errors import SparseBackwardError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 ROWS, WIDTH = 8, 6
 Call = Callable[[Tensor], Tensor]

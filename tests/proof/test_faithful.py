@@ -18,7 +18,7 @@ from graphaug.capture.signature import Signature
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 
-pytestmark = pytest.mark.few(4)
+pytestmark = pytest.mark.few(2)
 
 
 class Net(nn.Module):

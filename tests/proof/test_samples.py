@@ -13,7 +13,7 @@ import graphaug as ga
 from graphaug.augment.rows import Rows
 from graphaug.errors import InvalidOption, SparseBackwardError, SparseBackwardLost
 
-pytestmark = pytest.mark.few(4)
+pytestmark = pytest.mark.few(2)
 
 
 class Encoder(nn.Module):

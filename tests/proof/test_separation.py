@@ -22,7 +22,7 @@ from graphaug.capture.target import Target
 from graphaug.errors import BypassedSite
 from graphaug.proof.separation import data_graph, find_bypass
 
-pytestmark = pytest.mark.few(4)
+pytestmark = pytest.mark.few(2)
 
 
 def random_graph(seed: int) -> tuple[fx.Graph, dict[fx.Node, list[fx.Node]]]:

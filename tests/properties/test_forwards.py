@@ -124,11 +124,13 @@ def check(names: tuple[str, ...], site: int) -> str:
         return refused
 
 
+@pytest.mark.few(24)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_idiom_is_kept_or_refused(name: str) -> None:
     check((name,), 0)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("fault", faults.FAULTS)
 def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
     """A fuzzer that has never failed has shown nothing."""

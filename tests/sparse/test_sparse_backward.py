@@ -24,7 +24,7 @@ import graphaug as ga
 import graphaug.sparse
 from graphaug.errors import InvalidOption, SparseBackwardError, VerificationError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 import graphaug as ga
 from graphaug.select.model_structure import ancestors
 
-pytestmark = pytest.mark.few(5)
+pytestmark = pytest.mark.few(3)
 
 timm = pytest.importorskip("timm")
 torchvision_models = pytest.importorskip("torchvision.models")

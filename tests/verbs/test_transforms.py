@@ -18,7 +18,7 @@ import graphaug as ga
 from graphaug.augment.transforms.drop import Dropout
 from graphaug.errors import BatchError, InvalidOption, SiteNotFound
 
-pytestmark = pytest.mark.few(4)
+pytestmark = pytest.mark.few(3)
 
 VECTOR = torch.linspace(-1, 1, 8, dtype=torch.float64)
 

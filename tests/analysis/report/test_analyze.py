@@ -181,6 +181,7 @@ def test_a_cut_in_the_head(bare, tmp_path, digits):
     assert "What was augmented, fc.0, is not among the compared sites." in page
 
 
+@pytest.mark.long
 def test_a_cut_that_is_no_candidate_is_compared_and_marked(bare, studied, tmp_path, digits):
     found = analyze_run(read_run(variant(bare, tmp_path, at=["bn1"])), data=digits, samples=64)
     candidates = studied.advice
@@ -192,6 +193,7 @@ def test_a_cut_that_is_no_candidate_is_compared_and_marked(bare, studied, tmp_pa
     assert "bn1" in [e.site for e in found.dissection.effects]
 
 
+@pytest.mark.long
 def test_images_without_labels(bare, tmp_path, digits, monkeypatch):
     """One folder of images: there is no kNN and no tolerance, and the advice cannot be checked."""
 
@@ -210,6 +212,7 @@ def test_images_without_labels(bare, tmp_path, digits, monkeypatch):
     assert not begun
 
 
+@pytest.mark.long
 def test_no_class_twice_among_the_samples(bare, digits):
     test = ImageSet(digits.test.images[:10], torch.arange(10))
     found = analyze_run(read_run(bare), data=replace(digits, test=test), samples=32)
@@ -305,6 +308,7 @@ def test_a_balanced_subset_of_sorted_labels(counts, count):
     assert all(n == size or n >= max(taken) - 1 for n, size in zip(taken, counts, strict=True))
 
 
+@pytest.mark.long
 def test_data_sorted_by_class_are_analysed_over_all_classes(bare, digits, monkeypatch):
     """As a folder gives them: the first images would be zeros and ones alone."""
 
@@ -377,6 +381,7 @@ def test_knn_of_a_measurement_is_scikit_learns(run, studied, digits):
     assert last.score == pytest.approx(knn.score(found[1].numpy(), digits.test.labels[chosen]), abs=0.02)
 
 
+@pytest.mark.long
 def test_a_run_without_augmentation_or_snapshots(tmp_path, digits):
     pretrain(
         PretrainConfig(**{**CONFIG.to_dict(), "at": (), "stop_grad": False, "epochs": 1}),

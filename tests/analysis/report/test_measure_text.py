@@ -124,6 +124,7 @@ def test_other_cuts(run, tmp_path, changes, augmented):
     assert (found.dissection is not None) == bool(augmented)
 
 
+@pytest.mark.long
 def test_a_report_in_the_words_of_text(run, studied, graphaug, tmp_path):
     code, printed, said = graphaug("analyze", run, "--out", tmp_path / "report", "--samples", "16")
     assert code == 0, said
@@ -137,6 +138,7 @@ def test_a_report_in_the_words_of_text(run, studied, graphaug, tmp_path):
     assert "test images" not in render({"run": studied}, tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_that_was_not_measured(run, sts, graphaug, tmp_path):
     """Without STS data in training there is nothing on the way, but the end can be measured."""
     path = tmp_path / "blind"
@@ -152,6 +154,7 @@ def test_a_run_that_was_not_measured(run, sts, graphaug, tmp_path):
     assert f"<td>{found.words.shown(found.measurements[-1].score)}</td>" in render({"run": found}, tmp_path)
 
 
+@pytest.mark.long
 def test_advice_on_a_run_on_text(run, sts, graphaug, tmp_path):
     code, printed, said = graphaug("advise", run, "--samples", "16")
     assert code == 0, said
