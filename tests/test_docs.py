@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 import torch
 
-pytestmark = pytest.mark.few(5)
+pytestmark = pytest.mark.few(4)
 
 ROOT = Path(__file__).parent.parent
 PAGES = [

@@ -17,6 +17,8 @@ from graphaug.analysis.advise import advice_of, candidates
 from graphaug.analysis.cka import CKA
 from graphaug.analysis.segments import threshold_of
 
+pytestmark = pytest.mark.few(4)
+
 
 def planted(lengths, inside=0.95, outside=0.2, noise=0.0, seed=0):
     """A matrix of stretches, one after the other; a length of 1 is a site by itself."""

@@ -402,6 +402,7 @@ def test_variadic_inputs_are_captured_from_examples() -> None:
 # --- real models ----------------------------------------------------------------------------------
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("build", "at", "size"),
     [

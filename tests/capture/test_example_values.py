@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 HERE = Path(__file__).name
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, BypassedSite, CaptureError
 
-pytestmark = pytest.mark.few(2)
+pytestmark = pytest.mark.few(1)
 
 KEPT: dict[int, Tensor] = {}
 ROOT = Path(__file__).resolve().parents[2]

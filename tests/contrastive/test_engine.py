@@ -549,6 +549,7 @@ def test_a_collapse_within_an_epoch_keeps_no_checkpoint_of_it(warmup, images, tm
     assert f"The last checkpoint is '{kept.path}': init= (--init)" in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_run_begins_with_a_checkpoint_of_one_that_collapsed(images, tmp_path):
     config = replace(TINY, epochs=3, at=("layer3",), snapshot_every=1)
     with pytest.raises(TrainingCollapsed) as caught:

@@ -23,7 +23,7 @@ from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.pretrain import pretrain
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(1)
 
 KILLS = int(os.environ.get("GRAPHAUG_KILLS", "2"))
 """How many random kills; `make resume-test` asks for twenty."""

@@ -450,6 +450,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("library", "name"), [(lib, n) for lib, names in ARCHITECTURES.items() for n in names]
 )

@@ -87,6 +87,7 @@ LONG = pytest.mark.long  # a capture for every number of every layer
 ALBERTS = [(3, 2), *(pytest.param(*case, marks=LONG) for case in [(6, 1), (6, 2), (4, 4), (5, 2)])]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("layers", "groups"), ALBERTS)
 def test_albert_has_as_many_numbers_as_layers(layers: int, groups: int) -> None:
     torch.manual_seed(0)

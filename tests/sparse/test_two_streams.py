@@ -16,7 +16,7 @@ from graphaug.errors import SparseBackwardError
 from graphaug.sparse.two_streams import two_stream_batch_norm
 from graphaug.vision.models import build_model
 
-pytestmark = pytest.mark.few(2)
+pytestmark = pytest.mark.few(1)
 
 SHAPES: dict[type[nn.Module], tuple[int, ...]] = {
     nn.BatchNorm1d: (4,),

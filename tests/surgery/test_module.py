@@ -15,6 +15,8 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import graphaug as ga
 
+pytestmark = pytest.mark.few(4)
+
 TAKEN = (
     "plan",
     "original",

@@ -15,7 +15,7 @@ import graphaug as ga
 from graphaug.augment.transform import Domain
 from graphaug.errors import InvalidOption, SiteNotFound
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(1)
 
 REQUESTS: dict[str, dict[str, Any]] = {
     "dropout": {"at": "layer1", "rate": 0.3, "granularity": "channel", "stop_grad": True},

@@ -188,11 +188,13 @@ def test_gradient_caching_gives_the_same_run(mlm):
     )
 
 
+@pytest.mark.long
 def test_looking_changes_no_weight(data):
     config = replace(ONE, report_every=1)
     close(weights(run(replace(config, sts=str(data)))), weights(run(config)), **EXACT)
 
 
+@pytest.mark.long
 def test_compressed_text_is_text(tmp_path):
     text = "\n".join(text_runs.corpus().lines)
     (tmp_path / "text").write_text(text)
@@ -317,6 +319,7 @@ def test_the_head_shares_the_embedding():
     assert float(embedding.grad.abs().max()) > 0
 
 
+@pytest.mark.long
 def test_another_kind_of_encoder_is_trained_with_both_objectives(tmp_path):
     tokenizer = build(PLAIN, text_runs.corpus().lines).tokenizer
     sizes = {"dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 32, "max_position_embeddings": 32}

@@ -17,6 +17,8 @@ from torch import nn
 import graphaug as ga
 from graphaug.terminal.table import LEAST, Column, render
 
+pytestmark = pytest.mark.few(4)
+
 HERE = Path(__file__).parent
 
 

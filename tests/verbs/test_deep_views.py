@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import InvalidOption, SparseBackwardError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 TOKENS = torch.randint(20, (3, 6), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0]])

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import BypassedSite, CaptureError, SiteNotFound
 
+pytestmark = pytest.mark.few(2)
+
 transformers = pytest.importorskip("transformers")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
 

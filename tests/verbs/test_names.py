@@ -18,6 +18,8 @@ from graphaug.analysis.report.findings import Measurement
 from graphaug.draw import draw_graph
 from graphaug.terminal.printable import print_names, printable, printable_lines
 
+pytestmark = pytest.mark.few(3)
+
 QUOTED = 'say "it\'s" <b>&amp;</b>'
 ODD = ["c$\\foo$d", "a$b$", "$", "_hidden", "\x1b[31mred\x1b]0;title\x07", QUOTED, "--", "{x}", "\udcff"]
 

@@ -16,6 +16,8 @@ from torch import Tensor
 import graphaug as ga
 from graphaug.errors import AlreadyRewritten, BatchError, InvalidOption
 
+pytestmark = pytest.mark.few(1)
+
 SITES = ["input", "stem", "layer1"]
 X, LABELS = (
     torch.randn(6, 3, 6, 6, generator=torch.Generator().manual_seed(0)).double(),

@@ -47,7 +47,7 @@ from graphaug.errors import (
     UnsupportedModel,
 )
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 
 def small_resnet() -> nn.Module:

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 import graphaug as ga
 from graphaug.errors import CaptureError, UnsupportedModel
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(1)
 
 MODELS: dict[str, tuple[Any, Any]] = {
     "convnet": (ConvNet, images(2)),
@@ -247,6 +247,7 @@ def test_examples_that_do_not_fit_are_refused(example: Any, message: str) -> Non
         ga.sites(ConvNet(), example)
 
 
+@pytest.mark.long
 def test_the_table_says_where_the_backward_would_be_sparse() -> None:
     """The same as the plan of a rewrite there, in fewer words; also of an example that was guessed."""
     torch.manual_seed(0)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AlreadyRewritten, InvalidOption, NotRewritten
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 TOKENS = torch.randint(20, (5, 6), generator=torch.Generator().manual_seed(0))
 MASK = (torch.arange(6) < torch.tensor([4, 6, 3, 5, 6])[:, None]).long()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import SiteNotFound
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 
 def vit() -> nn.Module:

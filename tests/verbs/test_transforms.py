@@ -18,7 +18,7 @@ import graphaug as ga
 from graphaug.augment.transforms.drop import Dropout
 from graphaug.errors import BatchError, InvalidOption, SiteNotFound
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 VECTOR = torch.linspace(-1, 1, 8, dtype=torch.float64)
 
@@ -254,6 +254,7 @@ def test_half_precision_and_autocast_train(case: Case) -> None:
     assert all(g is None or g.isfinite().all() for g in grads.values())
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @every
 @pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
@@ -289,7 +290,7 @@ def test_compiled_whole_it_is_the_same_and_its_numbers_recompile_nothing(
                 assert torch.equal(drawn.partners, eager.partners)
 
 
-@pytest.mark.few(4)
+@pytest.mark.few(1)
 @every
 @pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
 def test_compiled_whole_batches_of_other_sizes_are_the_same(case: Case, options: dict[str, Any]) -> None:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
 
+pytestmark = pytest.mark.few(1)
+
 transformers = pytest.importorskip("transformers")
 WORDS = [*("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"), *(f"w{i}" for i in range(35))]
 

@@ -17,7 +17,7 @@ import graphaug as ga
 from graphaug import DeepAugment
 from graphaug.errors import NotRewritten, VerificationError
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 GOOD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
     "stage": (ConvNet, images(), {"at": "layer1", "stop_grad": True}),

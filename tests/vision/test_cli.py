@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+pytestmark = pytest.mark.few(4)
+
 TINY = ["--model", "resnet18-cifar:8", "--size", "8", "--epochs", "1", "--batch-size", "512"]
 
 
@@ -405,6 +407,7 @@ def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
     assert "not empty" in err
 
 
+@pytest.mark.long
 def test_the_demo_gives_the_same_numbers_in_processes_of_its_own():
     from dataclasses import replace
 
@@ -432,6 +435,7 @@ def test_the_verdict_compares_seed_by_seed():
     assert up.few_spread == pytest.approx(float(np.std([0.85, 0.87, 0.63, 0.65], ddof=1)))
 
 
+@pytest.mark.long
 def test_the_command_of_a_process_of_its_own(tmp_path):
     """The exit code and the streams as a shell sees them."""
     command = [

@@ -28,7 +28,7 @@ from graphaug.vision.models import build_model
 from graphaug.vision.objective import ImageObjective, image_views
 from graphaug.vision.views.pipeline import UNIFORMS
 
-pytestmark = pytest.mark.few(3)
+pytestmark = pytest.mark.few(2)
 
 TINY = PretrainConfig(model="resnet18-cifar:8", epochs=2, batch_size=16, size=8, at=("layer4",))
 

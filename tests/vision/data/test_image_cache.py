@@ -229,6 +229,7 @@ def test_without_a_place_for_it_the_folder_is_decoded_into_memory(folder, cache,
     assert not list(cache.rglob(".part-*"))
 
 
+@pytest.mark.long
 def test_two_processes_at_once_make_one_entry(folder, cache):
     script = f"""
 from pathlib import Path

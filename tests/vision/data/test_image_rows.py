@@ -14,6 +14,8 @@ from graphaug.vision.pretrain import pretrain
 from graphaug.vision.probes.supervised import fine_tune
 from graphaug.vision.weights import load_weights
 
+pytestmark = pytest.mark.few(1)
+
 TINY = PretrainConfig(model="resnet18-cifar:4", epochs=3, batch_size=16, size=8, at=("layer3",), collapse=0.0)
 CPU = torch.device("cpu")
 
@@ -88,6 +90,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.long
 def test_a_streamed_run_is_resumed_exactly_and_may_become_resident(tmp_path):
     data = resumed.images()
     config = replace(TINY, resident="never", checkpoint_every=0.3)
@@ -121,6 +124,7 @@ def mapped(tmp_path):
     return load(f"folder:{tmp_path / 'data'}", size=8)
 
 
+@pytest.mark.long
 def test_a_mapped_set_trains_is_watched_and_probed_as_one_in_memory(mapped, tmp_path):
     from graphaug.vision.data.images import ImageSet
     from graphaug.vision.models import build_model
