@@ -144,10 +144,6 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
     found = split(graph, cut, two_sizes(surgery), surgery.samples.places[0])
-    if found.shared is not None and structure.signature.guessed:
-        raise refuse(
-            "the suffix needs what is computed beside the prefix, and there are no example_inputs to try that with"
-        )
     with unchanged(model, tensors=False):
         model.train()  # as it was proved
         # two streams look at their norms themselves, in every step

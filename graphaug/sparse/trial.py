@@ -11,14 +11,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.signature import Signature, map_tensors, plain_containers
 from graphaug.capture.state import seed, unchanged, undrawn
-from graphaug.capture.values import value_of
-from graphaug.proof.equivalence import same
+from graphaug.sparse.beside import drawn_twice
 from graphaug.sparse.run import Split, sparse_forward
 from graphaug.torch_private import OpOverload
 
@@ -30,55 +28,32 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 
 def check_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
-    """Run what of a split model is not proved on its example; the reason against it, or an empty string.
+    """Look at what of a split model is not proved, on its example; the reason against it, or an empty string.
 
-    Of rows that are proved independent no more is tried than whether what both parts need can be computed beside them.
+    Of rows that are proved independent no more is asked than whether what both parts need can be computed beside them.
     """
-    examples = dict(signature.examples)
     if proved and found.shared is None:
         return ""
-    held = [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
-    if any(t.is_meta for t in held if isinstance(t, Tensor)):
-        return "" if proved else "the model lies on the meta device, where rows cannot be tried"
+    examples = dict(signature.examples)
     args, kwargs = signature.arrange(examples)
     values = signature.bind(tuple(args), kwargs)
     flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
     aug.train()
     try:
-        if found.shared is not None and (against := _drawn_twice(aug, found, values)):
+        if found.shared is not None and (against := drawn_twice(aug, found, values, signature.guessed)):
             return against
-        return "" if proved else tried(aug, found, values)
+        if proved:
+            return ""
+        held = [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
+        if any(t.is_meta for t in held if isinstance(t, Tensor)):
+            return "the model lies on the meta device, where rows cannot be tried"
+        return tried(aug, found, values)
     except Exception as error:
         said = next(iter(str(error).splitlines()), "")
         return f"a trial on the example failed ({type(error).__name__}{said and ': '}{said[:120]})"
     finally:
         for module, flag in flags:
             module.training = flag
-
-
-def _drawn_twice(aug: Any, found: Split, values: dict[str, Any]) -> str:
-    """Why what the suffix needs without gradient cannot be computed beside the prefix, or an empty string."""
-    assert found.shared is not None
-
-    def run(number: int) -> Any:
-        seed(number)
-        return aug._forward_shared(**values)
-
-    with undrawn(), unchanged(aug.original), torch.no_grad():
-        drawn = not same(run(0), run(1))
-    twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
-        n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
-    }
-    # dropout on the way is no harm where only shapes and types of what it gives are read
-    if drawn and twice:
-        return "what the suffix needs without gradient is drawn at random, and would be drawn twice"
-    return ""
-
-
-def _is_computed(node: fx.Node) -> bool:
-    """Whether a node makes a tensor, in whichever graph it is."""
-    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor)
-    return made and not reads_metadata(node)
 
 
 def tried(aug: Any, plan: Split, values: dict[str, Any]) -> str:
