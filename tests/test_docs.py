@@ -163,6 +163,18 @@ def test_the_counts_of_architectures_are_those_of_the_coverage() -> None:
         assert re.search(rf"^\|.*{group}.*\| {ok} of {ok + failed}\b", readme, flags=re.M), group
 
 
+def test_the_paper_has_one_title_wherever_it_is_cited() -> None:
+    yaml = pytest.importorskip("yaml")
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (paper,) = (entry for entry in citation["references"] if "2303.14537" in entry["url"])
+    title = "Deep Augmentation: Dropout as Augmentation for Self-Supervised Learning"  # of version 5 on arXiv
+    assert paper["title"] == title
+    cited = {page.name: " ".join(page.read_text(encoding="utf-8").split()) for page in PAGES}
+    naming = {name for name, text in cited.items() if "arxiv.org/abs/2303.14537" in text}
+    assert {"README.md", "deep-augmentation.md"} <= naming
+    assert not [name for name in naming if f"*{title}*" not in cited[name]]
+
+
 def public_names() -> list[str]:
     """What the API page shows, as dotted names."""
     return re.findall(r"^::: ([\w.]+)$", (ROOT / "docs/api.md").read_text(encoding="utf-8"), flags=re.M)
