@@ -69,9 +69,8 @@ class DuringTraining:
 
         Raises:
             NotRewritten: there is no Deep Augmentation in it, or it lies where no forward comes to.
-            SiteNotFound: a module to freeze is not there.
-            SharedAcrossCut: a parameter to freeze is used by a module that is not to be frozen.
-            InvalidOption: nothing would be left to train.
+            InvalidOption: no transform of it has a rate.
+            GraphaugError: what `check_freezing` raises.
         """
         if not augmented(model):
             raise NotRewritten(
@@ -83,16 +82,38 @@ class DuringTraining:
             raise InvalidOption(
                 "rate: no transform of this model has a rate; aug.set changes the numbers that it has."
             )
-        inside = {id(p) for module in self._modules(model) for p in module.parameters()}
-        frozen_modules = {id(m) for module in self._modules(model) for m in module.modules()}
+        self.check_freezing(model)
+
+    def check_freezing(self, model: nn.Module) -> None:
+        """Refuse what cannot be frozen in a model, rewritten or not, before it trains.
+
+        Raises:
+            SiteNotFound: a module to freeze is not there.
+            SharedAcrossCut: a parameter to freeze is used by a module that is not to be frozen.
+            InvalidOption: one of the modules has nothing to freeze when it is its turn, or nothing would be left to
+                train.
+        """
+        modules = self._modules(model)
+        inside: set[int] = set()
+        for path, module in zip(self.freeze, modules, strict=True):
+            left = {id(p) for p in module.parameters() if p.requires_grad} - inside
+            if not left:
+                raise InvalidOption(
+                    f"{path!r} is to be frozen, and has nothing to freeze: no parameters, or they are frozen before. "
+                    "Leave it out."
+                )
+            inside |= left
+        frozen_modules = {id(m) for module in modules for m in module.modules()}
         for path, module in model.named_modules(remove_duplicate=False):
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in inside and id(module) not in frozen_modules:
                     raise SharedAcrossCut(
-                        f"freeze: {path}.{name} is also used by what is to be frozen. Untie them, or leave it out."
+                        f"{path}.{name} is also used by what is to be frozen. Untie them, or leave it out."
                     )
         if inside and not any(p.requires_grad and id(p) not in inside for p in model.parameters()):
-            raise InvalidOption("freeze leaves nothing to train at the end: give fewer paths.")
+            raise InvalidOption(
+                f"freezing {', '.join(self.freeze)} leaves nothing to train at the end: give fewer paths."
+            )
 
     def before_step(self, model: nn.Module, progress: float) -> None:
         """Set what belongs to this progress, from 0 at the first step to 1 at the last.
@@ -137,7 +158,10 @@ class DuringTraining:
                 known.setdefault(path, module)
         for path in self.freeze:
             if not path or path not in known:
-                raise SiteNotFound(f"freeze: no module is called {path!r}.{did_you_mean(path, known)}")
+                raise SiteNotFound(
+                    f"there is no module {path!r} to freeze.{did_you_mean(path, known)} The paths are those of the "
+                    "model's modules, such as 'layer1'."
+                )
         return [known[path] for path in self.freeze]
 
 

@@ -31,7 +31,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "Training": (
         *("epochs", "batch_size", "cache", "accumulate", "optimizer", "lr", "schedule", "lr_floor", "warmup"),
-        *("warmup_from", "momentum", "weight_decay", "clip", "seed"),
+        *("warmup_from", "momentum", "weight_decay", "clip", "freeze_schedule", "freeze_until", "seed"),
     ),
     "Loss": (
         *("loss", "temperature", "loss_scale", "projection", "gather"),
@@ -62,6 +62,7 @@ RARE = frozenset(
             "pairing",
         ),
         *("mlm_augment", "cache", "accumulate", "schedule", "lr_floor", "warmup_from", "momentum", "clip"),
+        *("freeze_schedule", "freeze_until"),
         *("loss_scale", "projection", "gather", "contrastive", "dropout", "mlm_weight", "mlm_rate"),
         *("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
         *("channels_last", "sync_batchnorm", "cuda_graphs", "keep", "collapse"),

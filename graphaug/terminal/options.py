@@ -46,6 +46,11 @@ def refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             "",
         ),
         "warmup_from": (settings.get("warmup") == 0, "without a warm-up", "give --warmup more than 0"),
+        "freeze_until": (
+            not settings.get("freeze_schedule"),
+            "without a schedule of freezing",
+            "name a module with --freeze-schedule",
+        ),
         "keep": (settings.get("checkpoint_every") == 0, "with --checkpoint-every 0, which keeps none", ""),
     }
     for name, (idle, reason, remedy) in rules.items():

@@ -11,6 +11,9 @@ from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.errors import ConfigError
 from graphaug.vision.data.rows import RESIDENT
 
+COMPILED_FREEZES = 7
+"""Modules that a compiled step may freeze one after another; with the step before, torch's limit of one function."""
+
 
 @dataclass(frozen=True)
 class PretrainConfig(Settings):
@@ -30,6 +33,10 @@ class PretrainConfig(Settings):
     )
     rate_end: float | None = setting(None, "Change the rate linearly over the run, to this.")
     subset_end: float | None = setting(None, "Change the subset linearly over the run, to this.")
+    freeze_schedule: tuple[str, ...] = setting(
+        (), "A module to freeze while training, the first to freeze first. Repeatable."
+    )
+    freeze_until: float = setting(1.0, "Share of the run at which the last of them is frozen.")
     accumulate: int = setting(1, "Parts a batch is computed in; each has negatives of its own part only.")
     loss: str = setting("nt_xent", "nt_xent (SimCLR), info_nce (the paper's Eq. 1) or info_nce_symmetric.")
     loss_scale: str = setting(
@@ -75,13 +82,16 @@ class PretrainConfig(Settings):
         self.at_least(accumulate=1, projection=1, snapshot_every=0, watch_every=0)
         self.positive("crop")
         self.not_negative("checkpoint_every")
-        self.shares("rate_end", "subset_end", "crop", "jitter_p", "gray_p", "blur_p", "solarize_p")
+        self.shares(
+            "rate_end", "subset_end", "freeze_until", "crop", "jitter_p", "gray_p", "blur_p", "solarize_p"
+        )
         if len(self.jitter) != 4:
             raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
         if not all(math.isfinite(s) and s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:
             raise ConfigError(
                 f"jitter strengths must be at least 0, and that of the hue at most 0.5, not {list(self.jitter)}."
             )
+        self._check_freezing()
         changes = self.subset_end not in (None, self.subset)
         if changes and self.compile and self.stop_grad and self.backward != "dense":
             raise ConfigError(
@@ -99,6 +109,19 @@ class PretrainConfig(Settings):
             raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
         self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
         self.one_sided("subset_end")
+
+    def _check_freezing(self) -> None:
+        """Raise ``ConfigError`` for a schedule that says nothing, or more than a compiled step can follow."""
+        if self.freeze_until == 0:
+            raise ConfigError(
+                "freeze_until=0.0 freezes everything before the first step: give more than 0, or freeze='before'."
+            )
+        if self.compile and len(self.freeze_schedule) > COMPILED_FREEZES:
+            raise ConfigError(
+                f"freeze_schedule has {len(self.freeze_schedule)} modules, each of which has a compiled step of its "
+                f"own once it is frozen, and torch makes 8 of one step: give at most {COMPILED_FREEZES}, such as whole "
+                "stages, or do not compile."
+            )
 
 
 def versions() -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.callbacks.during import DuringTraining
 from graphaug.capture.signature import evaluating
 from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.devices import own_generators
@@ -59,27 +60,44 @@ def image_training(
     with classifier_replaced(model, head.to(fabric.device)):
         check_size(model, size, config.model)
         with deep_augmented(model, config, lambda: example_images(model, size), config.model) as trained:
-            engine = build_engine(fabric, trained, config, data)
+            freezing = DuringTraining(freeze=config.freeze_schedule, freeze_until=config.freeze_until)
+            freezing.check_freezing(trained)
+            engine = build_engine(fabric, trained, config, data, freezing)
             counts = {"skipped_images": len(data.skipped), "steps_per_epoch": engine.feed.steps}
             plans = {"plan": str(getattr(trained, "plan", "no Deep Augmentation"))}
             watch = Watch(model, data, config, path)
-            yield ImageTraining(engine, counts, plans, model, path, own, watch)
+            try:
+                yield ImageTraining(engine, counts, plans, model, path, own, watch, freezing)
+            finally:
+                freezing.after_training()
 
 
-def build_engine(fabric: Fabric, trained: nn.Module, config: PretrainConfig, data: ImageData) -> Engine:
-    """The engine of a run, for a network with its head, rewritten or not."""
+def build_engine(
+    fabric: Fabric,
+    trained: nn.Module,
+    config: PretrainConfig,
+    data: ImageData,
+    freezing: DuringTraining | None = None,
+) -> Engine:
+    """The engine of a run, for a network with its head, rewritten or not; ``freezing`` moves up as it trains."""
+    feed = ImageFeed(data, config, fabric.device)
+    last = max(1, config.epochs * feed.steps - 1)
 
     def schedule(epoch: float) -> None:
+        if freezing is not None:
+            # of the step's number alone: a run that goes on freezes what it had frozen before its next step
+            freezing.before_step(trained, round(epoch * feed.steps) / last)
         if config.rate_end is not None:
             trained.set_rate(augmentation_rate(config, epoch))  # type: ignore[operator]
         if config.subset_end is not None:
             trained.set_subset(augmentation_subset(config, epoch))  # type: ignore[operator]
 
-    scheduled = hasattr(trained, "set_rate") and (config.rate_end, config.subset_end) != (None, None)
+    changes = (config.rate_end, config.subset_end) != (None, None)
+    scheduled = (hasattr(trained, "set_rate") and changes) or bool(config.freeze_schedule)
     return configured_engine(
         fabric,
         ImageObjective(trained, image_views(data, config), config).to(fabric.device),
-        ImageFeed(data, config, fabric.device),
+        feed,
         config,
         accumulate=config.accumulate,
         cuda_graphs=config.cuda_graphs,
@@ -98,6 +116,7 @@ class ImageTraining(Training):
     path: str
     own: nn.Module
     watch: Watch
+    freezing: DuringTraining
 
     def weights(self) -> dict[str, Tensor]:
         """The model's weights with its own classifier instead of the head."""
@@ -114,8 +133,9 @@ class ImageTraining(Training):
         self.own.load_state_dict(state["classifier"])
 
     def look(self, line: dict[str, Any], run: RunDirectory | None) -> dict[str, Any]:
-        """The accuracy of the nearest neighbours, where it is due."""
-        return self.watch(line["epoch"])
+        """The accuracy of the nearest neighbours, where it is due, and how many parameters a schedule has frozen."""
+        frozen = {"frozen": sum(p.numel() for p in self.freezing.frozen)} if self.freezing.freeze else {}
+        return {**frozen, **self.watch(line["epoch"])}
 
     def snapshot(self, run: RunDirectory, at: int) -> None:
         """Write the encoder in the form of ``encoder.safetensors``."""

@@ -129,8 +129,10 @@ class ImageTask(Task[nn.Module]):
         return model
 
     def unused(self) -> bool:
-        """Whether all rows of a process's part of a batch are stopped."""
+        """Whether all rows of a process's part of a batch are stopped, or parameters are frozen on the way."""
         config = self.config
+        if config.freeze_schedule:
+            return True
         rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
         subset = max(config.subset, config.subset_end or 0.0)
         return config.stop_grad and config.backward != "dense" and round(subset * rows) >= rows
@@ -165,6 +167,10 @@ class ImageTask(Task[nn.Module]):
 
 def _check_sites(config: PretrainConfig) -> None:
     """Refuse what does nothing without a site: who asks for it has forgotten the site."""
+    if not config.freeze_schedule and config.freeze_until != PretrainConfig.freeze_until:
+        raise ConfigError(
+            "freeze_until without freeze_schedule: there is nothing to freeze. Name the modules, or leave it out."
+        )
     if config.at or config.everywhere:
         return
     names = ("stop_grad", "freeze", "rate_end", "subset_end")

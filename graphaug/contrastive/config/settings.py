@@ -271,6 +271,13 @@ def sites_and_rates(typed: Sequence[str]) -> tuple[list[str | int], list[float]]
     return [name for name, _ in pairs], [rate for _, rate in pairs if rate is not None]
 
 
+def _text(value: Any) -> str:
+    """Text as it is; raises ``TypeError`` for anything but it and whole numbers, which name modules of a list."""
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError
+    return str(value)
+
+
 def _typed(item: Field[Any], value: Any) -> Any:
     """The value in the setting's type; YAML reads 1e-4 as text, and one site or a list of them are both usual."""
     kind = str(item.type)
@@ -279,11 +286,13 @@ def _typed(item: Field[Any], value: Any) -> Any:
     try:
         if kind.startswith("tuple"):
             entries = value if isinstance(value, (list, tuple)) else (value,)
-            return tuple(map(site if item.name == "at" else float, entries))
+            convert = site if item.name == "at" else float if "float" in kind else _text
+            return tuple(map(convert, entries))
         if kind.startswith("float") and not isinstance(value, bool):
             return float(value)
     except (TypeError, ValueError):
-        raise ConfigError(f"{item.name} must be a number, not {value!r}.") from None
+        what = "a number" if "float" in kind else "text"
+        raise ConfigError(f"{item.name} must be {what}, not {value!r}.") from None
     expected = {"int": int, "str": str, "bool": bool, "float": float}[kind.split(" ")[0]]
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         words = {int: "a whole number", str: "text", bool: "true or false", float: "a number"}

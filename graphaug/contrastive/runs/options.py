@@ -136,6 +136,8 @@ def _metavar(name: str, kind: str) -> str:
     """What stands for the value in the help."""
     if name == "at":
         return "SITE[=RATE]"
+    if name == "freeze_schedule":
+        return "MODULE"
     word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(kind.split(" ")[0], "FLOAT")
     return f"{word}|{UNSET}" if "None" in kind else word
 
