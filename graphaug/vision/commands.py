@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from graphaug.vision.data.images import ImageData
 
 Data = Annotated[
-    str | None, typer.Option(help="digits, cifar10, cifar100 or folder:PATH; by default the run's.")
+    str | None,
+    typer.Option(help="digits, cifar10, cifar100, folder:PATH or FILE.py:NAME; by default the run's."),
 ]
 Runs = Annotated[
     list[Path], typer.Argument(help="Directories of finished runs, such as seeds of one setting.")

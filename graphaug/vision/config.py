@@ -24,7 +24,7 @@ class PretrainConfig(Settings):
 
     """
 
-    data: str = setting("digits", "digits, cifar10, cifar100 or folder:PATH.")
+    data: str = setting("digits", "digits, cifar10, cifar100, folder:PATH, or FILE.py:NAME, your own.")
     model: str = setting(
         "resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], timm:NAME, or FILE.py:NAME."
     )

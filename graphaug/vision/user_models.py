@@ -17,9 +17,15 @@ EXAMPLE = "example_inputs"
 
 
 def is_own(name: str) -> bool:
-    """Whether a model's name says a file and something in it."""
+    """Whether a name says a file and something in it."""
     file, colon, what = name.rpartition(":")
     return bool(colon and what) and file.endswith(".py")
+
+
+def split_name(name: str) -> tuple[Path, str]:
+    """``my.py:Net`` as the file and what is in it."""
+    file, _, what = name.rpartition(":")
+    return Path(file), what
 
 
 def own_model(name: str) -> nn.Module:
@@ -30,30 +36,34 @@ def own_model(name: str) -> nn.Module:
     Raises:
         ConfigError: there is no such file or name, the file or the call fails, or what comes out is no module.
     """
-    file, _, what = name.rpartition(":")
-    module = _imported(Path(file))
+    file, what = split_name(name)
+    module = imported(file)
     if not hasattr(module, what):
         known = [n for n, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
-        raise ConfigError(f"{file!r} has no {what!r}.{did_you_mean(what, known)}")
+        raise ConfigError(f"{str(file)!r} has no {what!r}.{did_you_mean(what, known)}")
     found: Any = getattr(module, what)
     if not isinstance(found, nn.Module) and callable(found):
         try:
             found = found()
         except Exception as error:  # whatever a user's own code raises
-            raise ConfigError(f"{what}() of {file!r} fails: {type(error).__name__}: {error}.") from error
+            raise ConfigError(f"{what}() of {str(file)!r} fails: {type(error).__name__}: {error}.") from error
     if not isinstance(found, nn.Module):
-        raise ConfigError(f"{what!r} of {file!r} is no model, but a {type(found).__name__}.")
+        raise ConfigError(f"{what!r} of {str(file)!r} is no model, but a {type(found).__name__}.")
     return found
 
 
 def own_example(name: str) -> Any:
     """The `EXAMPLE` in the file of a model, or None if it has none."""
-    found = getattr(_imported(Path(name.rpartition(":")[0])), EXAMPLE, None)
+    found = getattr(imported(split_name(name)[0]), EXAMPLE, None)
     return found() if callable(found) else found
 
 
-def _imported(file: Path) -> ModuleType:
-    """The file as a module, run once in a process; its neighbours can be imported from it, as from a script."""
+def imported(file: Path) -> ModuleType:
+    """The file as a module, run once in a process; its neighbours can be imported from it, as from a script.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be run.
+    """
     path = file.resolve()
     name = f"graphaug_user_{abs(hash(str(path)))}"
     if name in sys.modules:

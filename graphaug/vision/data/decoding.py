@@ -61,7 +61,7 @@ def read_image(file: Path, size: int, orient: bool = True) -> np.ndarray:
     # Not by torchvision.io: its pixels of a JPEG are the same, it is no faster, and it is deprecated since 0.29.
     try:
         with Image.open(file) as opened:
-            image = _to_rgb(_upright(opened) if orient else opened, opened.format)
+            image = to_rgb_image(_upright(opened) if orient else opened, opened.format)
             image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
             return np.ascontiguousarray(np.asarray(image).transpose(2, 0, 1))
     # Decoders raise a zoo of exceptions on broken files; none of them may end a run of hours.
@@ -81,7 +81,12 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def _to_rgb(image: Image.Image, file_format: str | None) -> Image.Image:
+def to_rgb_image(image: Image.Image, file_format: str | None) -> Image.Image:
+    """The image in RGB, one of 16 bits by their upper eight; ``file_format`` is PIL's name of where it is from.
+
+    Raises:
+        ValueError: pixels of 32 bits, which have no range.
+    """
     if image.mode == "F" or (image.mode == "I" and file_format != "PNG"):
         raise ValueError(
             f"pixels of mode {image.mode} (32 bits) have no range that is known: save it with 8 or 16 bits"

@@ -21,6 +21,8 @@ from graphaug.errors import DataError, InvalidOption, did_you_mean
 from graphaug.terminal.printable import printable
 from graphaug.vision.data.folder import Folder, read_folder, split_roots
 from graphaug.vision.data.image_cache import data_root, map_images
+from graphaug.vision.data.user_data import numbered, own_data, read_rows
+from graphaug.vision.user_models import is_own
 
 NAMES = ("digits", "cifar10", "cifar100")
 """The data sets known by name; a folder is the fourth kind, spelled with one of `FOLDERS` before its path."""
@@ -100,10 +102,12 @@ def load(
 
     Args:
         spec: ``digits``, ``cifar10``, ``cifar100``, ``folder:PATH``, or ``folder-as-stored:PATH``, which leaves pixels
-            as they lie in the file: EXIF orientation is not applied, as in torchvision's ImageFolder.
+            as they lie in the file: EXIF orientation is not applied, as in torchvision's ImageFolder. Or
+            ``FILE.py:NAME``, the user's own, see `graphaug.vision.data.user_data`.
         root: where downloads are kept; by default ``$GRAPHAUG_DATA``, else ``~/.cache/graphaug``.
-        size: height and width in pixels that images of a folder are brought to (default 32), and that a network sees.
-        strict: refuse a folder with an unreadable image, instead of skipping it.
+        size: height and width in pixels that images of a folder are brought to (default 32), and those of one's own if
+            their sizes differ; and that a network sees.
+        strict: refuse data with an unreadable image, instead of skipping it.
 
     Raises:
         DataError: an unknown name, no such folder, nothing in it, an unreadable image with ``strict``, or a data set
@@ -116,6 +120,8 @@ def load(
     for prefix in FOLDERS:
         if spec.startswith(prefix):
             return _folder(prefix, Path(spec.removeprefix(prefix)), size or 32, strict)
+    if is_own(spec):
+        return _own(spec, size, strict)
     if spec == "digits":
         return _digits(size or 16)
     if spec in ("cifar10", "cifar100"):
@@ -123,7 +129,8 @@ def load(
     if Path(spec).is_dir():
         raise DataError(f"{spec!r} is a folder: write 'folder:{spec}'.")
     raise DataError(
-        f"no data set is called {spec!r}.{did_you_mean(spec, NAMES)} There are {', '.join(NAMES)} and folder:PATH."
+        f"no data set is called {spec!r}.{did_you_mean(spec, NAMES)} There are {', '.join(NAMES)}, folder:PATH, and "
+        "your own as FILE.py:NAME."
     )
 
 
@@ -216,6 +223,19 @@ def _folder(prefix: str, path: Path, size: int, strict: bool) -> ImageData:
         )
     test = _rows(other, 0, len(other.labels))
     return ImageData(name, train, test, found.classes, size, skipped=found.skipped + other.skipped)
+
+
+def _own(spec: str, size: int | None, strict: bool) -> ImageData:
+    train, test = own_data(spec)
+    rows = [read_rows(spec, part, size, strict) for part in (train, test) if part is not None]
+    labels, classes = numbered(rows, getattr(train, "classes", None))
+    if test is None:
+        parts = _split(rows[0].images, labels[0])
+    else:
+        parts = ImageSet(rows[0].images, labels[0]), ImageSet(rows[1].images, labels[1])
+    view_size = size or min(rows[0].images.shape[-2:])
+    skipped = tuple(line for part in rows for line in part.skipped)
+    return ImageData(spec, *parts, classes, view_size, skipped=skipped)
 
 
 def _rows(folder: Folder, first: int, end: int) -> ImageSet:
