@@ -27,7 +27,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
             "granularity",
             "sampling",
         ),
-        *("pairing", "freeze", "backward", "mlm_augment"),
+        *("pairing", "deep_views", "freeze", "backward", "mlm_augment"),
     ),
     "Training": (
         *("epochs", "batch_size", "cache", "accumulate", "optimizer", "lr", "schedule", "lr_floor", "warmup"),

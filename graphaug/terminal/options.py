@@ -17,6 +17,7 @@ AUGMENTATION = (
     "sampling",
     "granularity",
     "pairing",
+    "deep_views",
     "freeze",
     "backward",
 )

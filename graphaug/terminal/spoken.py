@@ -30,6 +30,8 @@ def in_options(message: str, options: Collection[str], model: str = "MODEL") -> 
             message = re.sub(pattern, "", message)
     message = _LISTED.sub(f"'graphaug sites {model}' lists", message)
     message = _AT.sub("--at", message)
+    if "deep_views" in options:
+        message = re.sub(r"\bviews=2\b", "--deep-views", message)
     message = re.sub(r"\b([a-z_]+)=\S* \((--[a-z-]+)\)", r"\2", message)  # "init= (--init)": said both ways
 
     def option(match: re.Match[str]) -> str:

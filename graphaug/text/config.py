@@ -80,6 +80,11 @@ class SimCSEConfig(Settings):
                     "the parts of a cached gradient are not compiled: leave out --cache or --compile."
                 )
             self._check_parts(self.cache)
+        if self.deep_views and not self.contrastive:
+            raise ConfigError(
+                "deep_views=True without the contrastive objective, whose views they are: leave out --deep-views, or "
+                "--no-contrastive."
+            )
         if not (self.contrastive or self.mlm):
             raise ConfigError("without the contrastive objective nothing is trained on: add --mlm.")
         if self.encoder is not None and self.from_config is not None:

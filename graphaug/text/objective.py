@@ -24,7 +24,8 @@ class TextObjective(nn.Module):
     """The two passes of each sentence, and the losses on them.
 
     Args:
-        network: ids and mask → vectors: `SimCSE`, with or without Deep Augmentation.
+        network: ids and mask → vectors: `SimCSE`, with or without Deep Augmentation. With deep views it takes each
+            sentence once and gives ``[z1; z2]``.
         config: the objectives, their weights, and how many sentences are computed at once.
         reader: ids and mask → hidden states, for masked language; its augmentation draws for itself.
         head: hidden states → scores of tokens, for masked language.
@@ -40,7 +41,7 @@ class TextObjective(nn.Module):
     ) -> None:
         super().__init__()
         self.network, self.reader, self.head = network, reader, head
-        self.contrastive, self.cache = config.contrastive, config.cache
+        self.contrastive, self.cache, self.deep_views = config.contrastive, config.cache, config.deep_views
         self.temperature, self.gather = config.temperature, config.gather
         self.weight = config.mlm_weight if config.contrastive else 1.0
 
@@ -94,7 +95,8 @@ class TextObjective(nn.Module):
         return torch.cat(first), torch.cat(second)
 
     def _pair(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
-        z: Tensor = self.network(**twice({"input_ids": input_ids, "attention_mask": attention_mask}))
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask}
+        z: Tensor = self.network(**(batch if self.deep_views else twice(batch)))
         z1, z2 = z.chunk(2)
         return z1, z2
 

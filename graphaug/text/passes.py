@@ -77,7 +77,7 @@ def augmented(wrapped: SimCSE, model: Model, config: SimCSEConfig, feed: TextFee
             f"Deep Augmentation at {', '.join(map(repr, config.at)) or 'every stage'} would never act: masked language "
             f"alone is trained, and would have to pass the sites, but {why}."
         )
-    reading = replace(config, at=passed, everywhere=False)
+    reading = replace(config, at=passed, everywhere=False, deep_views=False)
     name = config.encoder or str(config.from_config)
     with (
         deep_augmented(wrapped, config, example, name) as network,

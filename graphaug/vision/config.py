@@ -93,7 +93,8 @@ class PretrainConfig(Settings):
             )
         self._check_freezing()
         changes = self.subset_end not in (None, self.subset)
-        if changes and self.compile and self.stop_grad and self.backward != "dense":
+        sparse = self.stop_grad and self.backward != "dense" and not self.deep_views
+        if changes and self.compile and sparse:
             raise ConfigError(
                 "a sparse step is compiled anew for every subset, and subset_end changes it in every step: give "
                 "backward='dense', or do not compile."

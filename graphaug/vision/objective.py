@@ -23,7 +23,7 @@ class ImageObjective(nn.Module):
 
     Args:
         network: rows of images → embeddings, with or without Deep Augmentation.
-        views: makes the two views of a batch.
+        views: makes the two views of a batch; with deep views one, of which the network makes two.
         config: loss, temperature, memory format.
 
     """
@@ -40,7 +40,7 @@ class ImageObjective(nn.Module):
 
         Args:
             images: ``(B, C, H, W)`` uint8.
-            uniforms: ``(2·B, UNIFORMS)``, the draws of the views.
+            uniforms: ``(2·B, UNIFORMS)``, the draws of the views; with deep views ``(B, UNIFORMS)``.
 
         Returns:
             ``loss`` in nats, and ``spread``, see `embedding_spread`.
@@ -74,6 +74,7 @@ class ImageFeed:
         self.count, self.device = len(data.train), device
         self.batch_size, self.parts = config.batch_size, config.accumulate
         self.steps = self.count // self.batch_size
+        self.views = image_views_a_row(config)
         self.order = torch.Generator().manual_seed(config.seed)
         self.view_numbers = torch.Generator(device).manual_seed(config.seed)
         self.shuffled = torch.empty(0, dtype=torch.int64)
@@ -85,8 +86,8 @@ class ImageFeed:
         self.shuffled = torch.randperm(self.count, generator=self.order).to(self.images.index_device)
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each part of a batch: images, and the uniform numbers of both views."""
-        shape = (2, self.batch_size, UNIFORMS)
+        """This process's share of each part of a batch: images, and the uniform numbers of their views."""
+        shape = (self.views, self.batch_size, UNIFORMS)
         uniforms = torch.rand(shape, generator=self.view_numbers, device=self.device)
         for part in range(self.parts):
             following = (step, part + 1) if part + 1 < self.parts else (step + 1, 0)
@@ -115,12 +116,18 @@ class ImageFeed:
         self.view_numbers.set_state(state["views"])
 
 
+def image_views_a_row(config: PretrainConfig) -> int:
+    """How many views of an image enter the network: with deep views one, which becomes two at the site."""
+    return 1 if config.deep_views else 2
+
+
 def image_views(data: ImageData, config: PretrainConfig) -> SimCLRViews:
     """The views that a configuration asks for, normalised with the data's statistics."""
     mean, std = data.statistics()
     brightness, contrast, saturation, hue = config.jitter
     return SimCLRViews(
         config.size or data.view_size,
+        n_views=image_views_a_row(config),
         scale=(config.crop, 1.0),
         flip=0.5 if data.mirror else 0.0,
         jitter=(brightness, contrast, saturation, hue),

@@ -135,7 +135,8 @@ class ImageTask(Task[nn.Module]):
             return True
         rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
         subset = max(config.subset, config.subset_end or 0.0)
-        return config.stop_grad and config.backward != "dense" and round(subset * rows) >= rows
+        sparse = config.stop_grad and config.backward != "dense" and not config.deep_views
+        return sparse and round(subset * rows) >= rows
 
     def build(self) -> nn.Module:
         """The model, whole, with its own classifier."""
@@ -173,7 +174,12 @@ def _check_sites(config: PretrainConfig) -> None:
         )
     if config.at or config.everywhere:
         return
-    names = ("stop_grad", "freeze", "rate_end", "subset_end")
+    names = (
+        "stop_grad",
+        "freeze",
+        "rate_end",
+        "subset_end",
+    )  # deep_views is refused by the settings themselves
     idle = [name for name in names if getattr(config, name) != getattr(PretrainConfig, name)]
     if idle:
         raise ConfigError(

@@ -138,7 +138,7 @@ def test_the_options_reach_rewrite(images, monkeypatch):
     loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
     example = seen.pop("example_inputs")
     assert example.shape[1:] == (3, TINY.size, TINY.size)
-    assert seen == {**options, "at": 4, "head": torch.nn.Sequential, "backward": "auto"}
+    assert seen == {**options, "at": 4, "head": torch.nn.Sequential, "backward": "auto", "views": 1}
 
 
 @pytest.mark.parametrize(

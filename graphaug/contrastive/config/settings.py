@@ -11,6 +11,7 @@ from typing import Any, ClassVar, TypeVar
 
 import graphaug
 from graphaug.augment.choices import CHOICES
+from graphaug.contrastive.config.deep_views import VIEWS, check_deep_views
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
 from graphaug.errors import ConfigError, did_you_mean
@@ -50,6 +51,10 @@ class Settings:
     sampling: str = setting("exact", "exact or bernoulli.")
     granularity: str = setting("element", "element, channel or position.")
     pairing: str = setting("any", "any or one-sided.")
+    deep_views: bool = setting(
+        False,
+        "Make the two views at the site: one view comes in, and what lies before the site runs once for both.",
+    )
     freeze: str | None = setting(None, "before or after: which side of the cut is not trained.")
     backward: str = setting("auto", "auto, dense or sparse.")
     epochs: int = setting(20, "Passes over the training data.")
@@ -101,6 +106,7 @@ class Settings:
         self.one_of(precision=PRECISIONS, accelerator=ACCELERATORS)
         self.one_of(**CHOICES)
         self.one_sided("subset")
+        check_deep_views(self)
 
     def _check_rates(self) -> None:
         """Raise ``ConfigError`` unless there is one rate for each site, and nothing else that sets them."""
@@ -202,7 +208,7 @@ class Settings:
     def deep_augmentation(self) -> dict[str, Any]:
         """The options for ``graphaug.rewrite``."""
         names = ("rate", "subset", "stop_grad", "sampling", "granularity", "pairing", "freeze")
-        return {name: getattr(self, name) for name in names}
+        return {**{name: getattr(self, name) for name in names}, "views": VIEWS if self.deep_views else 1}
 
     @classmethod
     def differences(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
