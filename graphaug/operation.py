@@ -21,6 +21,8 @@ from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
 from graphaug.select.model_structure import ModelStructure
 from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open
+from graphaug.sparse.token_sizes import check_sizes
+from graphaug.sparse.tokens import with_tokens
 from graphaug.sparse.trial import check_split
 from graphaug.sparse.views import view_choice, view_notes, with_views
 from graphaug.surgery.freeze import Frozen
@@ -40,7 +42,8 @@ class Operation:
     Attributes:
         parts: what it consists of, its plan among them.
         choice: its backward.
-        viewed: of deep views, the training graph that takes the place of the one that is compared with the model.
+        viewed: of deep views and fewer tokens, the training graph that takes the place of the one that is compared
+            with the model.
     """
 
     parts: Parts
@@ -107,6 +110,8 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     if asked.one_site:
         take_turns(augmentations, made.graph)
     constants = constants_module({**made.captured.constants, **made.eval_captured.constants})
+    if any(r.resizes for r in requests) and asked.views == 1:
+        check_sizes(surgery, viewed or made.graph, {**augmentations, **constants})
     parts = Parts(
         structure.model,
         made.graph,
@@ -173,7 +178,7 @@ def _plan(
     *,
     two: bool,
 ) -> Plan:
-    """The plan; ``shared`` is what deep views share, ``two`` whether they have a training graph of their own."""
+    """The plan; ``shared``: notes on views and tokens, ``two``: whether they have a training graph of their own."""
     structure, requests, samples = surgery.structure, surgery.requests, surgery.samples
     counted = requests if structure.count_flops else ()
     shares = {r.target: flop_share(made.graph, made.placed[r.target]) for r in counted}
@@ -199,11 +204,17 @@ def _plan(
 
 
 def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, list[str]]:
-    """The backward; of deep views their training graph, and what they share."""
+    """The backward; of deep views and fewer tokens their training graph, and what a user should know of it."""
+    following, notes = with_tokens(surgery) if any(r.resizes for r in surgery.requests) else (None, [])
     if asked.views == 1:
-        return choose(asked.backward, surgery), None, []
+        return choose(asked.backward, surgery), following, notes
+    if following is not None:
+        raise InvalidOption(
+            f"views={asked.views} with a transform that drops tokens: {notes[0].partition(': ')[2]}, which is not done "
+            "for several views. Leave views= out, or choose a site behind which nothing follows."
+        )
     choice = view_choice(asked.backward, surgery, asked.views)
-    return choice, with_views(surgery, asked.views), view_notes(surgery, asked.views)
+    return choice, with_views(surgery, asked.views), [*notes, *view_notes(surgery, asked.views)]
 
 
 def _augmentations(

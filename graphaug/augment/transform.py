@@ -238,6 +238,10 @@ class Transform(nn.Module):
         """What of the draws is kept for the loss after the forward: all of them, unless a subclass says otherwise."""
         return draws
 
+    def kept(self, draws: Any) -> Tensor | None:
+        """Of a transform with new tokens, the indices (n, k) of those that each row keeps, so that masks can follow."""
+        return None
+
     def forward(self, rows: Tensor, draws: Any) -> Tensor:
         """Change rows of shape (n, …) by what was drawn for them."""
         raise NotImplementedError(f"{type(self).__name__} has no forward(rows, draws).")

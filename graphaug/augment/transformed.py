@@ -6,10 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
+from graphaug.augment.structures import on_first
 from graphaug.augment.transform import PLAIN, Context, Transform
 from graphaug.errors import BatchError, InvalidOption
 
@@ -82,14 +83,30 @@ class Transformed(Augmentation):
 
     # --- the forward --------------------------------------------------------------------------
 
-    def _augment(self, h: Tensor) -> Tensor:
+    def forward(self, h: Any, tell: bool = False) -> Any:
+        """Augment a batch, as `Augmentation.forward`; ``tell``: with the tokens that each row keeps beside it, (n, k).
+
+        In eval mode all are kept, and None is beside it.
+        """
+        if not tell:
+            return super().forward(h)
+        if isinstance(h, fx.Proxy):  # another tracing: this module is one node in it
+            tracer: Any = h.tracer
+            return tracer.create_proxy("call_module", tracer.path_of_module(self), (h, True), {})
+        if not self.training:
+            return h, None
+        drawn: list[Any] = []
+        out = on_first(h, lambda value: self._augment(value, drawn))
+        return out, self.transform.kept(drawn[0])
+
+    def _augment(self, h: Tensor, drawn: list[Any] | None = None) -> Tensor:
         self.check_batch(h)
         count = self.place.count(h.shape)
         rows = self.draw_rows(count, h.device)
         value = self.place.samples(h.detach() if self.stop_grad else h)
         # the number is asked for where it is needed only: compiled code is for that one number
         if self.transform.needs.apart or self.stopped_rows(count) == count:
-            out = self.place.restored(self.transformed(value, rows, None, lambda: value), h)
+            out = self.place.restored(self.transformed(value, rows, None, lambda: value, drawn), h)
             # of all rows too: what is stopped has a gradient of zeros below, as in every other step
             return out if self.transform.needs.new_tokens else torch.where(self.place.over(rows, h), out, h)
         some = self.stopped_rows(count)
@@ -107,10 +124,17 @@ class Transformed(Augmentation):
         return self.place.restored(out, gone).detach()
 
     def transformed(
-        self, some: Tensor, rows: Tensor, index: Tensor | None, whole: Callable[[], Tensor]
+        self,
+        some: Tensor,
+        rows: Tensor,
+        index: Tensor | None,
+        whole: Callable[[], Tensor],
+        drawn: list[Any] | None = None,
     ) -> Tensor:
-        """Draw for rows of shape (n, …) and change them; what was drawn is remembered."""
+        """Draw for rows of shape (n, …) and change them; what was drawn is remembered, and added to ``drawn``."""
         draws = self.transform.draw(some, self._context(index, rows.shape[0], whole))
+        if drawn is not None:
+            drawn.append(draws)
         self.remember(rows, index, self.transform.told(draws))
         out: Any = self.transform(some, draws)
         kept = isinstance(out, Tensor) and out.dtype == some.dtype

@@ -80,7 +80,7 @@ def entering(
     for node in graph.nodes:
         if node in inside and writes(node) and owner[node] not in inside and owner[node] not in own:
             raise SparseBackwardError(f"opened code changes {describe(owner[node])} in place, which {where}")
-    users = inside | _taken_apart(graph, inside, where)
+    users = inside | taken_apart(graph, inside, where)
     found = {
         p: None
         for n in graph.nodes
@@ -136,7 +136,7 @@ def copied(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
     return copy, mapping
 
 
-def _taken_apart(graph: fx.Graph, inside: set[fx.Node], where: str) -> set[fx.Node]:
+def taken_apart(graph: fx.Graph, inside: set[fx.Node], where: str) -> set[fx.Node]:
     """Take tuples of tensors that enter (rotary embeddings) apart, entry by entry; the nodes that join them again."""
     joined = set()
     for node in list(graph.nodes):

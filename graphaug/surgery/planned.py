@@ -61,11 +61,6 @@ def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Nod
             )
         if request.stop_grad and _is_input(request.target):
             notes.append("stop_grad at the input stops nothing that is trained")
-        if transform is not None and transform.needs.new_tokens:
-            notes.append(
-                f"'{request.target}': what is behind it gets fewer tokens; masks and positions from elsewhere "
-                "do not follow"
-            )
         if transform is not None and any(p.requires_grad for p in transform.parameters()):
             stopped = ", and stop_grad stops its gradient too" if request.stop_grad else ""
             notes.append(

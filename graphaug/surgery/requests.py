@@ -115,6 +115,13 @@ def take_turns(augmentations: Mapping[str, Augmentation], graph: fx.Graph) -> No
     """
     if len(augmentations) < 2:
         raise InvalidOption("one_site=True draws one of several sites, and at= selects one only.")
+    for augmentation in augmentations.values():
+        transform = getattr(augmentation, "transform", None)
+        if transform is not None and transform.needs.new_tokens:
+            raise InvalidOption(
+                f"one_site=True leaves a site alone where it is another's turn, and {type(transform).__name__} makes "
+                "all rows of a batch shorter: give it a site of its own."
+            )
     turns = Turns(len(augmentations))
     called = [str(n.target) for n in graph.nodes if n.op == "call_module" and n.target in augmentations]
     for number, name in enumerate(called):

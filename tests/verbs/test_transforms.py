@@ -538,7 +538,7 @@ def test_patchdropout_at_a_site_is_a_gather(make: Callable[[], nn.Module], stop_
     assert_equal(found, expected)
     assert torch.equal(aug.eval()(x), net.eval()(x))
     assert aug.plan.backward == "dense"
-    assert "masks and positions from elsewhere do not follow" in " ".join(aug.plan.notes)
+    assert "what is behind it gets fewer tokens, and takes none from elsewhere" in " ".join(aug.plan.notes)
 
 
 def test_dropout_of_blocks_is_no_other_class() -> None:

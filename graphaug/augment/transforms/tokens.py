@@ -87,6 +87,10 @@ class Tokens(Transform):
         front = torch.arange(self.prefix, device=rows.device).expand(n, -1)
         return KeptTokens(torch.cat([front, kept + self.prefix], 1))
 
+    def kept(self, draws: KeptTokens) -> Tensor:
+        """The indices (n, k) of the tokens that each row keeps."""
+        return draws.kept
+
     def forward(self, rows: Tensor, draws: KeptTokens) -> Tensor:
         """Keep tokens of rows of shape (n, T, D): (n, k, D)."""
         return self.follow(rows, draws)

@@ -17,6 +17,7 @@ from graphaug.proof.on_a_batch.outputs import first_tensor
 from graphaug.proof.on_a_batch.recorded import Recorded, again
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
+from graphaug.surgery.tokens import followed
 from graphaug.surgery.views import multiplied, repeated
 
 _DROPOUTS = {
@@ -51,7 +52,7 @@ def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Reco
     and the value replaced on the way.
     """
     requests = [site.request for site in aug.plan.sites]
-    if any(r.target.op is not None for r in requests):
+    if any(r.target.op is not None for r in requests) or following(aug):
         with _interpreted(aug, model, draws):
             yield
         return
@@ -96,12 +97,15 @@ def _interpreted(
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in sites:
                 place = sites[target]
-                return again(args[0], draws[place][0], aug.augmentations[place]) if draws[place] else args[0]
+                out = again(args[0], draws[place][0], aug.augmentations[place]) if draws[place] else args[0]
+                return (out, draws[place][0].kept) if len(args) > 1 else out
             return super().call_module(target, args, kwargs)
 
         def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in (repeated, multiplied):  # the rows come in as often as there are views
                 return args[0]
+            if target is followed:
+                return _row_by_row(*args)
             return super().call_function(target, args, kwargs)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
@@ -114,6 +118,29 @@ def _interpreted(
         yield
     finally:
         del model.__dict__["forward"]
+
+
+def following(aug: AugmentedModule) -> int:
+    """How many values behind a site that drops tokens keep the same ones."""
+    return len({n.args[0] for n in aug._parts.training_graph.nodes if n.target is followed})
+
+
+def _row_by_row(
+    value: Tensor, kept: Tensor, at: tuple[int, int, int] | None, dims: tuple[int, ...]
+) -> Tensor:
+    """The entries of the kept tokens, picked for each row by itself."""
+    if at is None:
+        value, at = torch.cat([value] * len(kept)), (0, 1, 1)
+    dim, outer, _ = at
+    picked = []
+    for block in value.chunk(outer, dim):  # the whole batch, so many times behind itself
+        for part, index in zip(
+            block.chunk(len(kept), dim), kept, strict=True
+        ):  # a row with all its neighbours
+            for place in dims:
+                part = part.index_select(place, index)
+            picked.append(part)
+    return torch.cat(picked, dim)
 
 
 def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module, Any], None]:

@@ -27,6 +27,7 @@ class Recorded:
         state: of the random numbers, just before a transform drew its own; or behind the rows, if no row went through.
         changed: whether rows went through a transform.
         index: which rows those were; None: all.
+        kept: of fewer tokens, those that each row keeps, (n, k).
     """
 
     rows: Tensor
@@ -34,6 +35,7 @@ class Recorded:
     state: tuple[Tensor, ...] = ()
     changed: bool = False
     index: Tensor | None = None
+    kept: Tensor | None = None
 
 
 def record(augmentation: Augmentation, into: list[Recorded]) -> None:
@@ -50,9 +52,13 @@ def record(augmentation: Augmentation, into: list[Recorded]) -> None:
         into[-1].noise = drawn
         return drawn
 
-    def transformed(some: Tensor, rows: Tensor, index: Tensor | None, whole: Any) -> Tensor:
+    def transformed(
+        some: Tensor, rows: Tensor, index: Tensor | None, whole: Any, drawn: Any = None
+    ) -> Tensor:
         into[-1].state, into[-1].changed, into[-1].index = _state(some.device), True, index
-        out: Tensor = kind.transformed(augmentation, some, rows, index, whole)
+        drawn = [] if drawn is None else drawn
+        out: Tensor = kind.transformed(augmentation, some, rows, index, whole, drawn)
+        into[-1].kept = augmentation.transform.kept(drawn[-1])
         return out
 
     augmentation.__dict__["draw_rows"] = rows

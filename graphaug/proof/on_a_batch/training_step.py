@@ -13,7 +13,7 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hooked, quieten, recorder
+from graphaug.proof.on_a_batch.hook_oracle import NoDropout, following, hooked, quieten, recorder
 from graphaug.proof.on_a_batch.outputs import distance, loss_of
 from graphaug.proof.on_a_batch.recorded import Recorded, record, slices, stop_recording
 from graphaug.surgery.module import AugmentedModule
@@ -59,6 +59,9 @@ def against_hooks(
     theirs = dict(zip(trained, _gradients(other, list(trained.values())), strict=True))
     _compare(expected, found, theirs, mine, tolerance)
     yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same draws"
+    if count := following(aug):
+        values = "1 value" if count == 1 else f"{count} values"
+        yield f"{values} from elsewhere (masks, positions) keep the tokens that each row keeps, picked row by row"
 
     _check_stopped(aug, dict(zip(reached, grads[len(trained) :], strict=True)), draws)
     if aug.plan.freeze is not None:
