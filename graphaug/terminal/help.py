@@ -11,7 +11,7 @@ from typer.core import TyperCommand, TyperGroup
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("out", "preset", "config", "resume", "force"),
     "Data and model": (
-        *("data", "model", "size", "init", "strict", "resident"),
+        *("data", "images", "model", "size", "init", "strict", "resident"),
         *("text", "encoder", "from_config", "vocab_size", "max_length"),
     ),
     "Augmentation": (

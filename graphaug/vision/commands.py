@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 Data = Annotated[
     str | None,
-    typer.Option(help="digits, cifar10, cifar100, folder:PATH or FILE.py:NAME; by default the run's."),
+    typer.Option(
+        help="digits, cifar10, cifar100, fashion-mnist, idx:DIR, folder:PATH or FILE.py:NAME; by default the run's."
+    ),
 ]
 Runs = Annotated[
     list[Path], typer.Argument(help="Directories of finished runs, such as seeds of one setting.")

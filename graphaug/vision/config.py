@@ -24,7 +24,12 @@ class PretrainConfig(Settings):
 
     """
 
-    data: str = setting("digits", "digits, cifar10, cifar100, folder:PATH, or FILE.py:NAME, your own.")
+    data: str = setting(
+        "digits", "digits, cifar10, cifar100, fashion-mnist, idx:DIR, folder:PATH, or FILE.py:NAME, your own."
+    )
+    images: int | None = setting(
+        None, "Train on so many of the training images, the same share of every class; by default all."
+    )
     model: str = setting(
         "resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], timm:NAME, or FILE.py:NAME."
     )
@@ -80,6 +85,8 @@ class PretrainConfig(Settings):
         """Check the values that no other part of the library checks."""
         super().check()
         self.at_least(accumulate=1, projection=1, snapshot_every=0, watch_every=0)
+        if self.images is not None:
+            self.at_least(images=2)
         self.positive("crop")
         self.not_negative("checkpoint_every")
         self.shares(

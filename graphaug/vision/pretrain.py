@@ -19,7 +19,7 @@ from graphaug.contrastive.schedule import learning_rate
 from graphaug.errors import ConfigError, DataError
 from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.data.fingerprint import fingerprint
-from graphaug.vision.data.images import ImageData, load
+from graphaug.vision.data.images import ImageData, fewer, load
 from graphaug.vision.job import image_training
 from graphaug.vision.models import build_model
 from graphaug.vision.probes.probe import probe
@@ -110,7 +110,8 @@ class ImageTask(Task[nn.Module]):
     def read(self) -> None:
         """Load the images, and refuse fewer than a batch."""
         config = self.config
-        self.given = self.given or load(config.data, size=config.size, strict=config.strict)
+        found = self.given or load(config.data, size=config.size, strict=config.strict)
+        self.given = fewer(found, config.images)
         _check_batch(config, self.data)
 
     def settings(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Labelled images for pretraining and probing: scikit-learn's digits, CIFAR-10/100, folders of images.
+"""Labelled images for pretraining and probing: digits, CIFAR-10/100, Fashion-MNIST, IDX files, folders of images.
 
 A data set is uint8, in memory or mapped from a file, and is the same in every run: where one has no test split, a
 stratified one is drawn with a fixed seed of its own.
@@ -7,7 +7,7 @@ stratified one is drawn with a fixed seed of its own.
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,12 +20,13 @@ from graphaug.contrastive.runs.files import alone, make_folder
 from graphaug.errors import DataError, InvalidOption, did_you_mean
 from graphaug.terminal.printable import printable
 from graphaug.vision.data.folder import Folder, read_folder, split_roots
+from graphaug.vision.data.idx import PARTS, read_part
 from graphaug.vision.data.image_cache import data_root, map_images
 from graphaug.vision.data.user_data import numbered, own_data, read_rows
 from graphaug.vision.user_models import is_own
 
-NAMES = ("digits", "cifar10", "cifar100")
-"""The data sets known by name; a folder is the fourth kind, spelled with one of `FOLDERS` before its path."""
+NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
+"""The data sets known by name; others are a path behind ``idx:`` or one of `FOLDERS`."""
 
 FOLDERS = {"folder:": True, "folder-as-stored:": False}
 """How a folder is spelled, and whether its images are turned as their EXIF orientation says."""
@@ -101,9 +102,11 @@ def load(
     """Load a data set.
 
     Args:
-        spec: ``digits``, ``cifar10``, ``cifar100``, ``folder:PATH``, or ``folder-as-stored:PATH``, which leaves pixels
-            as they lie in the file: EXIF orientation is not applied, as in torchvision's ImageFolder. Or
-            ``FILE.py:NAME``, the user's own, see `graphaug.vision.data.user_data`.
+        spec: ``digits``, ``cifar10``, ``cifar100``, ``fashion-mnist``, ``idx:DIR`` (four IDX files, plain or gzipped,
+            as MNIST has them), ``folder:PATH``, or ``folder-as-stored:PATH``, which leaves pixels as they lie in the
+            file: EXIF orientation is not applied, as in torchvision's ImageFolder. Images from ``idx:`` are not
+            mirrored for training: digits and letters come in such files. Or ``FILE.py:NAME``, the user's own, see
+            `graphaug.vision.data.user_data`.
         root: where downloads are kept; by default ``$GRAPHAUG_DATA``, else ``~/.cache/graphaug``.
         size: height and width in pixels that images of a folder are brought to (default 32), and those of one's own if
             their sizes differ; and that a network sees.
@@ -126,12 +129,41 @@ def load(
         return _digits(size or 16)
     if spec in ("cifar10", "cifar100"):
         return _cifar(spec, Path(root) if root is not None else data_root(), size or 32)
+    if spec == "fashion-mnist":
+        return _fashion_mnist(Path(root) if root is not None else data_root(), size or 28)
+    if spec.startswith("idx:"):
+        return _idx(Path(spec.removeprefix("idx:")), size)
     if Path(spec).is_dir():
         raise DataError(f"{spec!r} is a folder: write 'folder:{spec}'.")
     raise DataError(
-        f"no data set is called {spec!r}.{did_you_mean(spec, NAMES)} There are {', '.join(NAMES)}, folder:PATH, and "
-        "your own as FILE.py:NAME."
+        f"no data set is called {spec!r}.{did_you_mean(spec, NAMES)} There are {', '.join(NAMES)}, idx:DIR, "
+        "folder:PATH, and your own as FILE.py:NAME."
     )
+
+
+def fewer(data: ImageData, count: int | None) -> ImageData:
+    """The data with ``count`` training images, the same share of every class; all of them with None.
+
+    Which ones does not depend on a run's seed; a smaller number is a part of a larger one.
+
+    Raises:
+        DataError: there are not so many.
+
+    """
+    if count is None or count == len(data.train):
+        return data
+    if count > len(data.train):
+        raise DataError(f"{data.name} has {len(data.train)} training images, not {count}.")
+    generator = torch.Generator().manual_seed(SPLIT_SEED)
+    place = torch.empty(len(data.train), dtype=torch.float64)
+    for label in torch.unique(data.train.labels):
+        members = (data.train.labels == label).nonzero()[:, 0]
+        ranks = torch.randperm(len(members), generator=generator)
+        place[members] = (ranks.double() + 0.5) / len(members)
+    chosen = place.argsort(stable=True)[:count].sort().values
+    # indexed first: what is mapped from a file is copied, and only as much as is kept
+    train = ImageSet(data.train.images[chosen], data.train.labels[chosen])
+    return replace(data, train=train)
 
 
 def stratified_split(
@@ -181,7 +213,29 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
 
     dataset = CIFAR10 if name == "cifar10" else CIFAR100
 
-    def read(train: bool) -> Any:
+    def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
+        raw = _downloaded(dataset, name, dataset.base_folder, root, train)
+        images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
+        return ImageSet(images, torch.tensor(raw.targets)), tuple(raw.classes)
+
+    train, classes = part(True)
+    return ImageData(name, train, part(False)[0], classes, view_size)
+
+
+def _fashion_mnist(root: Path, view_size: int) -> ImageData:
+    from torchvision.datasets import FashionMNIST
+
+    def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
+        raw = _downloaded(FashionMNIST, "fashion-mnist", "FashionMNIST", root, train)
+        return ImageSet(raw.data[:, None].contiguous(), raw.targets.long()), tuple(raw.classes)
+
+    train, classes = part(True)
+    return ImageData("fashion-mnist", train, part(False)[0], classes, view_size)
+
+
+def _downloaded(dataset: Any, name: str, folder: str, root: Path, train: bool) -> Any:
+    """One part of a data set of torchvision's, downloaded where it is not on disk."""
+    try:
         try:
             return dataset(str(root), train=train)
         except RuntimeError:  # it is not there, or not whole
@@ -189,20 +243,23 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
             # The processes of a run come here together: the first one downloads, to the others' benefit.
             with alone(root / f"{name}.lock"):
                 return dataset(str(root), train=train, download=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad checksum is a RuntimeError
+        raise DataError(
+            f"{name} is not in {str(root)!r} and could not be downloaded ({error}). Put its folder {folder!r} there "
+            "(GRAPHAUG_DATA names another place), or use digits, idx:DIR or folder:PATH."
+        ) from error
 
-    def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
-        try:
-            raw = read(train)
-        except (OSError, RuntimeError) as error:  # URLError is an OSError; a bad checksum is a RuntimeError
-            raise DataError(
-                f"{name} is not in {str(root)!r} and could not be downloaded ({error}). Put its folder "
-                f"{dataset.base_folder!r} there (GRAPHAUG_DATA names another place), or use digits or folder:PATH."
-            ) from error
-        images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
-        return ImageSet(images, torch.tensor(raw.targets)), tuple(raw.classes)
 
-    train, classes = part(True)
-    return ImageData(name, train, part(False)[0], classes, view_size)
+def _idx(path: Path, size: int | None) -> ImageData:
+    train, test = (ImageSet(*read_part(path, part)) for part in PARTS)
+    if train.images.shape[1:] != test.images.shape[1:]:
+        raise DataError(
+            f"{str(path)!r}: training images of {(*train.images.shape[2:],)} pixels and test images of "
+            f"{(*test.images.shape[2:],)}."
+        )
+    count = 1 + int(max(train.labels.max(), test.labels.max()))
+    classes = tuple(map(str, range(count)))
+    return ImageData(f"idx:{path}", train, test, classes, size or train.images.shape[-1], mirror=False)
 
 
 def _folder(prefix: str, path: Path, size: int, strict: bool) -> ImageData:
