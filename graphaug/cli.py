@@ -19,6 +19,7 @@ except ImportError as missing:  # the core alone is installed
 
 from graphaug.analysis import commands as analysis
 from graphaug.contrastive.runs.options import Force
+from graphaug.recipes import commands as recipes
 from graphaug.terminal.help import Commands, Help
 from graphaug.text import commands as text
 from graphaug.vision import commands as vision
@@ -221,7 +222,7 @@ def _example(model: str, size: int | None) -> Any:
     return (torch.zeros(2, 3, size, size),)
 
 
-for part in (vision, analysis, text):
+for part in (vision, analysis, text, recipes):
     part.register(app)
 
 if __name__ == "__main__":

@@ -75,13 +75,14 @@ def read(path: Path) -> Run:
         raise CheckpointError(
             f"{str(path)!r} is not finished: there is no result.json. Go on with it by --resume, or leave it out."
         )
-    return Run(path, settings, dict(_numbers(result)))
+    return Run(path, settings, dict(numbers(result)))
 
 
-def _numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+def numbers(result: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
+    """The numbers of a result by name; those inside of another by both names with a dot between."""
     for name, value in result.items():
         if isinstance(value, Mapping):
-            yield from _numbers(value, f"{prefix}{name}.")
+            yield from numbers(value, f"{prefix}{name}.")
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             yield f"{prefix}{name}", float(value)
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from idx_files import idx, write_idx
 
 from graphaug.errors import ConfigError, DataError
 from graphaug.vision.config import PretrainConfig
@@ -18,29 +18,9 @@ from graphaug.vision.pretrain import pretrain
 SHARED = Path(__file__).resolve().parents[4] / "shared/data/fashion-mnist.tar"
 
 
-def idx(values: np.ndarray, kind: int = 8) -> bytes:
-    head = struct.pack(">BBBB", 0, 0, kind, values.ndim) + struct.pack(f">{values.ndim}I", *values.shape)
-    return head + values.astype(np.uint8).tobytes()
-
-
-def write(folder: Path, zipped: bool = False, train: int = 40, test: int = 10) -> dict[str, np.ndarray]:
-    folder.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(0)
-    found = {}
-    for part, count in (("train", train), ("t10k", test)):
-        found[part] = generator.integers(0, 256, (count, 8, 8))
-        for name, values in (
-            (f"{part}-images-idx3-ubyte", found[part]),
-            (f"{part}-labels-idx1-ubyte", np.arange(count) % 4),
-        ):
-            content = idx(values)
-            (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(content) if zipped else content)
-    return found
-
-
 @pytest.mark.parametrize("zipped", [False, True])
 def test_files_hold_what_was_written(tmp_path: Path, zipped: bool) -> None:
-    written = write(tmp_path, zipped)
+    written = write_idx(tmp_path, zipped)
     data = load(f"idx:{tmp_path}")
     assert data.train.images.shape == (40, 1, 8, 8)
     assert data.train.images[:, 0].tolist() == written["train"].tolist()
@@ -63,7 +43,7 @@ def test_files_hold_what_was_written(tmp_path: Path, zipped: bool) -> None:
     ],
 )
 def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
-    write(tmp_path)
+    write_idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte").write_bytes(content)
     with pytest.raises(DataError, match=message) as caught:
         load(f"idx:{tmp_path}")
@@ -71,14 +51,14 @@ def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -
 
 
 def test_a_missing_file_is_named_with_where_it_can_be_had(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_idx(tmp_path)
     (tmp_path / "t10k-labels-idx1-ubyte").unlink()
     with pytest.raises(DataError, match=r"no t10k-labels-idx1-ubyte.*zalandoresearch"):
         load(f"idx:{tmp_path}")
 
 
 def test_fewer_images_are_a_share_of_every_class_and_of_more_images(tmp_path: Path) -> None:
-    write(tmp_path)
+    write_idx(tmp_path)
     data = load(f"idx:{tmp_path}")
     small, large = fewer(data, 8), fewer(data, 21)
     assert small.train.labels.bincount().tolist() == [2, 2, 2, 2]
@@ -97,7 +77,7 @@ def test_fewer_images_are_a_share_of_every_class_and_of_more_images(tmp_path: Pa
 
 
 def test_a_run_trains_and_is_probed_on_as_many_images_as_it_was_told(tmp_path: Path) -> None:
-    write(tmp_path / "data", train=80)
+    write_idx(tmp_path / "data", train=80)
     config = PretrainConfig(
         data=f"idx:{tmp_path / 'data'}", images=64, model="resnet18-cifar:4", batch_size=32, epochs=1
     )

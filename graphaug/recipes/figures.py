@@ -1,0 +1,163 @@
+"""The figures and tables of the paper, and which of them a command runs.
+
+What a figure claims is said only where this repository, its issues or the paper's abstract say it.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+
+from graphaug.contrastive.config.settings import site
+from graphaug.errors import ConfigError, did_you_mean
+from graphaug.recipes import images as image_figures
+from graphaug.recipes.plan import Figure, base_settings
+from graphaug.recipes.sweep import Sweep, numbered_sites
+
+UNKNOWN = "not written down in this repository"
+_NO_PCA = "training takes dropout only: --transform pca is missing"
+_NO_METHOD = "training has SimCLR only: --method supervised is missing"
+
+FIGURES: tuple[Figure, ...] = (
+    Figure(
+        "fig3-4",
+        "SimCLR on images: every site, with and without stop-gradient; dropout everywhere",
+        "Deep Augmentation is ahead of SimCLR, of dropout everywhere, and deep it is ahead of the input",
+        image_figures.sites_and_stops,
+        ("fig3", "fig4"),
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
+    ),
+    Figure(
+        "fig5",
+        "transfer: encoders of one data set on another, both ways",
+        "with Deep Augmentation an encoder serves other data better (asked)",
+        image_figures.transfer,
+        data=("fashion-mnist", "cifar10"),
+        full_data=("cifar100", "cifar10"),
+    ),
+    Figure("fig6", UNKNOWN, UNKNOWN, missing="it is not known what to run"),
+    Figure("fig7", UNKNOWN, UNKNOWN, missing="it is not known what to run"),
+    Figure(
+        "fig8",
+        "SimCSE: an encoder a line, the seven STS tasks",
+        "with stop-gradient it is ahead of without, at every block",
+        missing="python -m benchmarks.text runs its like; it is not in the sweep yet",
+    ),
+    Figure("fig9-10", UNKNOWN, UNKNOWN, also=("fig9", "fig10"), missing="it is not known what to run"),
+    Figure("fig11-12", UNKNOWN, UNKNOWN, also=("fig11", "fig12"), missing="it is not known what to run"),
+    Figure(
+        "fig13-33",
+        f"fig30 is transfer; of the others it is {UNKNOWN}",
+        UNKNOWN,
+        also=tuple(f"fig{n}" for n in range(13, 34)),
+        missing="it is not known what to run; of transfer, fig5 is what there is",
+    ),
+    Figure("fig34", UNKNOWN, UNKNOWN, missing="it is not known what to run"),
+    Figure(
+        "fig35-37", UNKNOWN, UNKNOWN, also=("fig35", "fig36", "fig37"), missing="it is not known what to run"
+    ),
+    Figure(
+        "cka",
+        "maps of similarity between layers",
+        "it works best around the ends of stretches of co-adapted layers",
+        missing="graphaug advise --check runs its like on one data set; it is not in the sweep yet",
+    ),
+    Figure(
+        "pca",
+        "later versions: PCA as the transform",
+        "substantial gains, by PCA as by dropout",
+        missing=_NO_PCA,
+    ),
+    Figure(
+        "supervised",
+        "later versions: the same in supervised training",
+        "the effects are inverse there",
+        missing=_NO_METHOD,
+    ),
+    Figure(
+        "graphs",
+        "later versions: contrastive learning on graphs",
+        "substantial gains there too",
+        missing="there is no training on graphs yet",
+    ),
+)
+
+
+def find(name: str) -> Figure:
+    """The figure of a name.
+
+    Raises:
+        ConfigError: there is none, or it cannot be run yet.
+
+    """
+    names = {n: figure for figure in FIGURES for n in (figure.name, *figure.also)}
+    found = names.get(name)
+    if found is None:
+        raise ConfigError(
+            f"no figure is called {name!r}.{did_you_mean(name, names)} 'graphaug paper' lists them."
+        )
+    if found.make is None:
+        raise ConfigError(f"{name} cannot be run yet: {found.missing}.")
+    return found
+
+
+def listing(width: int = 100) -> str:
+    """Every figure with what it shows and claims, and whether it can be run."""
+    lines = []
+    for figure in FIGURES:
+        state = "can be run" if figure.make is not None else f"not yet: {figure.missing}"
+        lines.append(f"{figure.name:<10}  {figure.shows}")
+        for word, text in (("claims", figure.claims), ("state", state)):
+            lines += textwrap.wrap(
+                f"{word}: {text}", width, initial_indent=" " * 12, subsequent_indent=" " * 14
+            )
+    lines += [
+        "",
+        "graphaug paper FIGURE --out DIR runs one: the table, the picture and a verdict for each claim.",
+    ]
+    return "\n".join(lines)
+
+
+def planned(
+    name: str,
+    out: Path,
+    *,
+    scale: str = "tiny",
+    data: Sequence[str] = (),
+    model: str | None = None,
+    at: Sequence[str | int] = (),
+    epochs: int | None = None,
+    images: int | None = None,
+    seeds: int = 3,
+) -> Sweep:
+    """The runs of a figure, not begun.
+
+    Args:
+        name: of the figure.
+        out: the directory of its runs.
+        scale: which of `graphaug.recipes.plan.SCALES`.
+        data: the data sets; by default the figure's.
+        model, epochs, images: instead of the scale's.
+        at: the sites; by default all that the paper numbers in the model.
+        seeds: runs of each setting.
+
+    Raises:
+        ConfigError: no such figure, scale or model, one that cannot be run yet, too many or too few data sets, or a
+            model without numbered sites.
+
+    """
+    figure = find(name)
+    assert figure.make is not None
+    base = base_settings(scale, model, epochs, images)
+    chosen = tuple(data) or figure.default_data(scale)
+    if len(set(chosen)) != len(figure.data):
+        raise ConfigError(
+            f"{figure.name} takes {len(figure.data)} data set(s), not {len(set(chosen))}: {', '.join(chosen)}."
+        )
+    sites = list(dict.fromkeys(map(site, at))) or numbered_sites(base.model, base.size or 32)
+    if all(isinstance(s, int) for s in sites):
+        sites.sort()  # type: ignore[type-var]  # from the input to the head
+    fine_tuning = 30 if scale == "full" else base.epochs
+    return Sweep(figure.name, figure.make(base, sites, chosen), out, seeds, fine_tuning)

@@ -1,0 +1,137 @@
+"""Figures 3, 4 and 5: images.
+
+**Method.** SimCLR with a ResNet-18. Every run of a seed begins with the same weights and sees the same images in the
+same views. Deep Augmentation acts at one site: dropout (rate 0.5) on half of the rows, drawn anew in every step, with
+and without stopping the gradient of these rows at the site. Against it stand SimCLR without it, and dropout everywhere:
+on all rows, at every numbered site, at each of three rates. The encoder is the network without its head. It is probed
+after the last epoch, frozen: the linear probe with all labels is what claims are tested on.
+
+**No choice by test images.** No setting is chosen by an accuracy: all of them are shown, and all sites enter the test.
+Each run reads the test images once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from graphaug.recipes.claims import Claim, Member
+from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
+from graphaug.vision.config import PretrainConfig
+
+PLAIN = "SimCLR"
+INPUT: Site = -1
+
+EVERYWHERE = (0.125, 0.25, 0.5)
+"""Rates of dropout everywhere: those that this library's documentation names as the paper's best somewhere."""
+
+ABSTRACT = "the paper's abstract"
+
+TRANSFERRED = {"transfer.linear": "linear probe on the other data", "transfer.fine-tuned": "fine-tuned on it"}
+
+
+def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
+    """Figures 3 and 4: every site with and without stop-gradient, dropout everywhere, SimCLR."""
+    base = replace(base, data=data[0])
+    settings = [Setting(PLAIN, base), *_at_sites(base, sites)]
+    everywhere = [
+        Setting(f"everywhere, {rate:g}", replace(base, everywhere=True, rate=rate, subset=1.0))
+        for rate in EVERYWHERE
+    ]
+    deep = [s for s in sites if s != INPUT]
+    all_deep = _names(deep)
+    claims = [
+        Claim(
+            "Deep Augmentation at some site is ahead of SimCLR without it.",
+            ABSTRACT,
+            "some",
+            tuple(Member(name, (PLAIN,)) for name in all_deep),
+        ),
+        Claim(
+            "At some site it is ahead of dropout everywhere, at each of its rates.",
+            "docs/training.md, which calls it the paper's dropout baseline",
+            "some",
+            tuple(Member(name, tuple(s.name for s in everywhere)) for name in all_deep),
+        ),
+        Claim(
+            "Stopping the gradient is ahead of not stopping it, at every site.",
+            "docs/text.md says it of the paper's text encoders; of images it is only asked",
+            "every",
+            tuple(Member(_name(site, True), (_name(site, False),)) for site in deep),
+        ),
+    ]
+    if INPUT in sites:
+        later = _names(deep[len(deep) // 2 :])
+        claims.insert(
+            1,
+            Claim(
+                "At some site of the deeper half it is ahead of the same at the input.",
+                ABSTRACT,
+                "some",
+                tuple(Member(name, (_name(INPUT, False),)) for name in later),
+            ),
+        )
+    return Plan(
+        (*settings, *everywhere),
+        tuple(claims),
+        dict.fromkeys((s.name for s in (*settings, *everywhere) if s.name != PLAIN), PLAIN),
+        tuple(map(str, sites)),
+        {
+            "gradient kept": {str(s): _name(s, False) for s in sites},
+            "gradient stopped": {str(s): _name(s, True) for s in deep},
+        },
+        (PLAIN, *(s.name for s in everywhere)),
+        MEASURES,
+    )
+
+
+def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
+    """Figure 5: encoders of one data set on another, both ways, frozen and fine-tuned."""
+    settings: list[Setting] = []
+    claims, baseline, lines = [], {}, {}
+    deep = [s for s in sites if s != INPUT]
+    short = [_short(d) for d in data]
+    names = dict(zip(data, short if len({*short}) == len(data) else data, strict=True))
+    for source, target in (data, tuple(reversed(data))):
+        way = f"{names[source]} to {names[target]}"
+        own = replace(base, data=source)
+        plain = f"{way}: {PLAIN}"
+        group = [
+            Setting(f"{way}: {s.name}", s.config, target)
+            for s in (Setting(PLAIN, own), *_at_sites(own, deep))
+        ]
+        settings += group
+        baseline |= {s.name: plain for s in group[1:]}
+        lines[f"{way}, gradient kept"] = {str(s): f"{way}: {_name(s, False)}" for s in deep}
+        lines[f"{way}, gradient stopped"] = {str(s): f"{way}: {_name(s, True)}" for s in deep}
+        claims.append(
+            Claim(
+                f"{way}: with Deep Augmentation at some site the encoder serves the other data better.",
+                "the issue names the figure's subject, transfer both ways; the sentence is ours",
+                "some",
+                tuple(Member(s.name, (plain,)) for s in group[1:]),
+            )
+        )
+    level = tuple(dict.fromkeys(baseline.values()))
+    shown = {**TRANSFERRED, "linear": "linear probe on its own data"}
+    return Plan(tuple(settings), tuple(claims), baseline, tuple(map(str, deep)), lines, level, shown)
+
+
+def _at_sites(base: PretrainConfig, sites: Sequence[Site]) -> Iterator[Setting]:
+    for site in sites:
+        yield Setting(_name(site, False), replace(base, at=(site,)))
+        if site != INPUT:  # nothing is trained below the input
+            yield Setting(_name(site, True), replace(base, at=(site,), stop_grad=True))
+
+
+def _name(site: Site, stopped: bool) -> str:
+    return f"site {site}{', stopped' if stopped else ''}"
+
+
+def _names(sites: Sequence[Site]) -> list[str]:
+    return [_name(site, stopped) for site in sites for stopped in (False, True)]
+
+
+def _short(data: str) -> str:
+    """A data set's name without the way to it."""
+    return data.rstrip("/").rpartition("/")[2].rpartition(":")[2]

@@ -1,0 +1,96 @@
+"""One run of a sweep: pretrained, probed, carried over; what came of it is written down, also where it diverged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from graphaug.contrastive.runs.compare import numbers
+from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.runs.files import write_file
+from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
+from graphaug.vision.config import PretrainConfig
+
+OUTCOME = "outcome.json"
+"""Of a run that is done: nothing is computed again where it lies."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run: its setting, its settings, its directory, and the data to carry the encoder over to."""
+
+    setting: str
+    config: PretrainConfig
+    out: Path
+    transfer: str | None = None
+    transfer_epochs: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a run.
+
+    ``figures``: accuracies in [0, 1] by name, none where it diverged; ``seconds``: of the training; ``diverged``: what
+    was said of it; ``failed``: what kept the run from its end, which is tried again.
+    """
+
+    figures: Mapping[str, float]
+    seconds: float = 0.0
+    diverged: str | None = None
+    failed: str | None = None
+
+
+def make(job: Job) -> Outcome:
+    """Make a run, or go on with it; of one that is done the outcome is read."""
+    try:
+        return read(job) or _make(job)
+    except GraphaugError as error:
+        return Outcome({}, failed=f"{type(error).__name__}: {error}")
+
+
+def read(job: Job) -> Outcome | None:
+    """What came of a run that is done; None if it is not.
+
+    Raises:
+        ConfigError: the run has other settings.
+        RunDirectoryError: its outcome is damaged.
+
+    """
+    RunDirectory.at(job.out).check_settings(PretrainConfig, job.config.to_dict())
+    file = job.out / OUTCOME
+    try:
+        return Outcome(**json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise RunDirectoryError(
+            f"{str(file)!r} is damaged: {error}. Remove it to read the run again."
+        ) from error
+
+
+def _make(job: Job) -> Outcome:
+    from graphaug.vision.pretrain import pretrain
+
+    try:
+        done = pretrain(job.config, job.out, resume=True)
+    except (TrainingDiverged, TrainingCollapsed) as error:
+        outcome = Outcome({}, diverged=f"{type(error).__name__}: {error}")
+    else:
+        figures = dict(numbers(done.result))
+        if job.transfer is not None:
+            figures |= {f"transfer.{name}": value for name, value in _carried_over(job).items()}
+        outcome = Outcome(figures, round(sum(line["seconds"] for line in done.metrics), 1))
+    text = json.dumps(asdict(outcome), indent=2) + "\n"
+    write_file(job.out / OUTCOME, lambda path: path.write_text(text, encoding="utf-8"))
+    return outcome
+
+
+def _carried_over(job: Job) -> dict[str, float]:
+    from graphaug.vision.data.images import fewer, load
+    from graphaug.vision.probes.probe import transfer_run
+
+    assert job.transfer is not None
+    data = fewer(load(job.transfer, size=job.config.size), job.config.images)
+    return transfer_run(job.out, data, epochs=job.transfer_epochs)

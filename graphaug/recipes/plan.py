@@ -1,0 +1,124 @@
+"""What a figure is made of: its settings, the claims about them, and the sizes at which it can be run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from graphaug.errors import ConfigError, did_you_mean
+from graphaug.recipes.claims import Claim
+from graphaug.vision.config import PretrainConfig
+from graphaug.vision.presets import PRESETS
+
+Site = str | int
+
+SCALES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {
+        "model": "resnet18-cifar:8",
+        "data": "fashion-mnist",
+        "images": 1536,
+        "epochs": 4,
+        "batch_size": 64,
+        "lr": 0.1,
+        "size": 28,
+        "channels_last": True,
+    },
+    "small": {
+        "model": "resnet18-cifar:16",
+        "data": "fashion-mnist",
+        "images": 10_000,
+        "epochs": 40,
+        "batch_size": 128,
+        "lr": 0.1,
+        "size": 28,
+        "channels_last": True,
+    },
+    "full": PRESETS["simclr-cifar100"],
+}
+"""Settings of every run of a figure: minutes to an hour on a core, a night, and the paper's own."""
+
+MEASURES: Mapping[str, str] = {
+    "linear": "linear probe",
+    "few_labels.mean": "few labels",
+    "knn": "nearest neighbours",
+}
+"""The accuracies of a run, by their names in ``result.json``; claims are tested on the first."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to train: its name, its settings but for the seed, and the data that its encoder is carried over to."""
+
+    name: str
+    config: PretrainConfig
+    transfer: str | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is run for a figure, and what is asked of it.
+
+    ``lines``: by the name of a line in the picture, the setting at each mark of its axis; ``level``: settings that are
+    drawn across. ``measures``: the accuracies to show, by their names in an outcome.
+    """
+
+    settings: tuple[Setting, ...]
+    claims: tuple[Claim, ...]
+    baseline: Mapping[str, str]
+    marks: tuple[str, ...]
+    lines: Mapping[str, Mapping[str, str]]
+    level: tuple[str, ...]
+    measures: Mapping[str, str]
+
+    @property
+    def measure(self) -> str:
+        """The one that the claims are tested on."""
+        return next(iter(self.measures))
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure or table of the paper.
+
+    Attributes:
+        name: as it is typed; each of ``also`` stands for it too.
+        shows: what is in it.
+        claims: what it claims, or what is asked of it, for the list.
+        make: from the base settings, the sites and the data its plan; None where it cannot be run yet.
+        missing: why not.
+        data: the data sets it takes by default, as many as it takes; at full size, ``full_data``.
+    """
+
+    name: str
+    shows: str
+    claims: str
+    make: Callable[[PretrainConfig, Sequence[Site], Sequence[str]], Plan] | None = None
+    also: tuple[str, ...] = ()
+    missing: str = ""
+    data: tuple[str, ...] = ()
+    full_data: tuple[str, ...] = ()
+
+    def default_data(self, scale: str) -> tuple[str, ...]:
+        """The data sets it is run on where none are named."""
+        return self.full_data if scale == "full" else self.data
+
+
+def base_settings(
+    scale: str, model: str | None = None, epochs: int | None = None, images: int | None = None
+) -> PretrainConfig:
+    """The settings that all runs of a figure share.
+
+    Raises:
+        ConfigError: no such scale, or a value outside its domain.
+
+    """
+    if scale not in SCALES:
+        raise ConfigError(
+            f"no scale is called {scale!r}.{did_you_mean(scale, SCALES)} There are {', '.join(SCALES)}."
+        )
+    base = PretrainConfig.from_dict(SCALES[scale])
+    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images}
+    if epochs is not None:  # of a shorter run the warm-up is shorter
+        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
+    return replace(base, **{name: value for name, value in given.items() if value is not None})

@@ -1,0 +1,264 @@
+"""All runs of a figure in one directory: checked first, gone on with after a kill, never repeated."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphaug
+from graphaug.contrastive.runs.files import make_folder, only_one, write_file
+from graphaug.contrastive.runs.progress import duration
+from graphaug.contrastive.runs.sweep import Executor
+from graphaug.errors import ConfigError, RunDirectoryError
+from graphaug.recipes.job import Job, Outcome, make, read
+from graphaug.recipes.plan import Plan, Site
+from graphaug.vision.config import PretrainConfig
+from graphaug.vision.data.fingerprint import fingerprint
+from graphaug.vision.data.images import fewer, load
+from graphaug.vision.job import check_size, example_images
+from graphaug.vision.models import build_model, classifier_path, classifier_replaced, projection_head
+from graphaug.vision.pretrain import ImageTask
+
+SWEEP = "sweep.json"
+"""What a directory of runs is of: the figure, its settings, its data and its seeds."""
+
+LOCK = ".sweep.lock"
+
+Outcomes = Mapping[str, Mapping[int, Outcome]]
+"""By setting and seed."""
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A figure's runs.
+
+    Args:
+        figure: its name.
+        plan: its settings.
+        out: the directory.
+        seeds: runs of each setting.
+        transfer_epochs: of the fine-tuning on other data.
+
+    """
+
+    figure: str
+    plan: Plan
+    out: Path
+    seeds: int
+    transfer_epochs: int = 30
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Every run, seed by seed, so that a sweep that is not done yet has whole seeds."""
+        return [
+            Job(
+                s.name,
+                replace(s.config, seed=seed),
+                self.out / "runs" / f"{number:02}-{_slug(s.name)}-seed{seed}",
+                s.transfer,
+                0 if s.transfer is None else self.transfer_epochs,
+            )
+            for seed in range(self.seeds)
+            for number, s in enumerate(self.plan.settings)
+        ]
+
+    def check(self) -> None:
+        """Refuse what cannot be run, or does not belong to what the directory holds; nothing is written.
+
+        Raises:
+            ConfigError: fewer than one seed, or a directory with a sweep of other settings, data or more seeds.
+            RunDirectoryError: it holds another figure's sweep, or other files.
+            DataError: data are missing.
+            GraphaugError: what ``graphaug.rewrite`` raises about a site.
+
+        """
+        if self.seeds < 1:
+            raise ConfigError(f"a sweep needs a seed or more, not {self.seeds}.")
+        earlier = self._earlier()
+        if earlier is not None:
+            _compare_settings(self.out, earlier, self._identity(earlier["data"]))
+        check_models([s.config for s in self.plan.settings])
+        data = self._facts()
+        if earlier is not None:
+            _compare_settings(self.out, earlier, self._identity(data))
+
+    def run(self, executor: Executor, say: Say) -> dict[str, dict[int, Outcome]]:
+        """Make every run that is not done, and give the outcomes of all.
+
+        Args:
+            executor: where they are made.
+            say: told of what is there, and of each run that is done, with the time that is left.
+
+        Raises:
+            RunDirectoryError: another process runs this sweep.
+
+        """
+        make_folder(self.out)
+        with only_one(self.out / LOCK):
+            text = json.dumps(self._identity(self._facts()), indent=2) + "\n"
+            write_file(self.out / SWEEP, lambda path: path.write_text(text, encoding="utf-8"))
+            outcomes: dict[str, dict[int, Outcome]] = {s.name: {} for s in self.plan.settings}
+            left = []
+            for job in self.jobs:
+                if (found := read(job)) is None:
+                    left.append(job)
+                else:
+                    outcomes[job.setting][job.config.seed] = found
+            done = total = len(self.jobs)
+            done -= len(left)
+            if done:
+                say(f"{done} of {total} runs are done already")
+            start = time.monotonic()
+            for count, (number, outcome) in enumerate(executor.map(make, left), 1):
+                job = left[number]
+                outcomes[job.setting][job.config.seed] = outcome
+                rest = (time.monotonic() - start) / count * (len(left) - count)
+                say(
+                    f"[{done + count}/{total}] {job.setting}, seed {job.config.seed}: {self._said(outcome)}; "
+                    f"{duration(rest)} left"
+                )
+        return outcomes
+
+    def _said(self, outcome: Outcome) -> str:
+        if outcome.failed or outcome.diverged:
+            return f"{'FAILED' if outcome.failed else 'DIVERGED'}: {outcome.failed or outcome.diverged}"
+        return f"{self.plan.measures[self.plan.measure]} {outcome.figures[self.plan.measure]:.1%}"
+
+    def _facts(self) -> dict[str, Any]:
+        """What tells the data from others; too few for a batch are refused."""
+        found = {}
+        for setting in self.plan.settings:
+            config = setting.config
+            if config.data not in found:
+                task = ImageTask(config)
+                task.read()
+                found[config.data] = task.facts()
+        for setting in self.plan.settings:
+            config, spec = setting.config, setting.transfer
+            if spec is not None and spec not in found:
+                found[spec] = fingerprint(fewer(load(spec, size=config.size), config.images))
+        return found
+
+    def _identity(self, data: Mapping[str, Any]) -> dict[str, Any]:
+        return {
+            "figure": self.figure,
+            "seeds": self.seeds,
+            "data": dict(data),
+            "transfer_epochs": self.transfer_epochs,
+            "settings": {s.name: {**s.config.to_dict(), "transfer": s.transfer} for s in self.plan.settings},
+        }
+
+    def _earlier(self) -> dict[str, Any] | None:
+        """What the directory holds, None if nothing."""
+        if self.out.exists() and not self.out.is_dir():
+            raise RunDirectoryError(f"{str(self.out)!r} is a file, not a directory for a sweep.")
+        file = self.out / SWEEP
+        try:
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            if self.out.is_dir() and any(p.name != LOCK for p in self.out.iterdir()):
+                raise RunDirectoryError(
+                    f"{str(self.out)!r} holds other files, and no sweep. Choose another directory."
+                ) from None
+            return None
+        except ValueError as error:
+            raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
+        if found.get("figure") != self.figure:
+            raise RunDirectoryError(
+                f"{str(self.out)!r} holds the runs of {found.get('figure')}, not of {self.figure}. Choose another "
+                "directory."
+            )
+        return found
+
+
+def numbered_sites(model: str, size: int) -> list[Site]:
+    """The sites that the paper numbers in a model, from the input to the head.
+
+    Raises:
+        ConfigError: it has none.
+
+    """
+    from graphaug.sites import structure_of
+
+    with _headed(model, size) as (network, example):
+        stages = sorted(structure_of(network, (example,)).stages)
+    if not stages:
+        raise ConfigError(f"{model} has no numbered sites: name some with at= (--at).")
+    return list(stages)
+
+
+def check_models(configs: Sequence[PretrainConfig]) -> None:
+    """Refuse settings that a model cannot be rewritten by; nothing is trained.
+
+    Raises:
+        ConfigError: no such model, or one that cannot take the images' size.
+        GraphaugError: what ``graphaug.rewrite`` raises about a site.
+
+    """
+    first = configs[0]
+    with _headed(first.model, first.size or 32, first.projection) as (network, example):
+        check_size(network, first.size or 32, first.model)
+        for config in configs:
+            if config.at:
+                graphaug.rewrite(
+                    network,
+                    at=config.where(config.at),
+                    backward=config.backward,
+                    example_inputs=(example,),
+                    dry_run=True,
+                    **config.deep_augmentation(),
+                )
+
+
+@contextmanager
+def _headed(name: str, size: int, projection: int = 128) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A model with the projection head that it is trained with, and images for it; no random number is used up."""
+    with torch.random.fork_rng(devices=[]):
+        model = build_model(name)
+        head = projection_head(model.get_submodule(classifier_path(model)), projection)
+    with classifier_replaced(model, head):
+        yield model, example_images(model, size)
+
+
+def _compare_settings(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Refuse a sweep that differs from what is there, but in more seeds."""
+    found = []
+    if old["seeds"] > new["seeds"]:
+        found.append(f"seeds: {old['seeds']} → {new['seeds']} (more can be added, none left out)")
+    found += [
+        f"{name}: {old[name]!r} → {new[name]!r}"
+        for name in ("data", "transfer_epochs")
+        if old[name] != new[name]
+    ]
+    before, after = old["settings"], new["settings"]
+    found += [f"{name}: {'gone' if name in before else 'new'}" for name in before.keys() ^ after.keys()]
+    changes: dict[str, list[str]] = {}
+    for name in before.keys() & after.keys():
+        for change in PretrainConfig.differences(
+            {k: v for k, v in before[name].items() if k != "transfer"}, after[name]
+        ):
+            changes.setdefault(change, []).append(name)
+    found += [
+        f"{c}" + (f" ({', '.join(sorted(n))})" if len(n) < len(after) else "") for c, n in changes.items()
+    ]
+    if found:
+        raise ConfigError(
+            f"the sweep in {str(out)!r} has other settings:\n    " + "\n    ".join(sorted(found)) + "\n"
+            "Go on with it without changing them, or choose another directory."
+        )
+
+
+def _slug(name: str) -> str:
+    """A setting's name as that of a directory."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-").lower()
