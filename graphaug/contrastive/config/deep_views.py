@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 from graphaug.errors import ConfigError
-
-if TYPE_CHECKING:
-    from graphaug.contrastive.config.settings import Settings
 
 VIEWS = 2
 """How many views a contrastive loss takes here."""
 
 
-def check_deep_views(settings: Settings) -> None:
+def check_deep_views(settings: Any) -> None:
     """Refuse settings with which the rows of one pass would not become two views.
+
+    Args:
+        settings: a `Settings`, which calls this.
 
     Raises:
         ConfigError: no site or several, nothing that differs between the views, or a sparse backward.
