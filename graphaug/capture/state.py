@@ -46,8 +46,8 @@ class ModelState:
         configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
         self._configs = [(config, dict(vars(config))) for config in configs.values()]
         small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
-        kept = (*model.buffers(), *small) if tensors else ()
-        self._tensors = [(t, t._version, t.detach().clone()) for t in kept]
+        kept = (*(b for b in model.buffers() if not is_lazy(b)), *small) if tensors else ()
+        self._tensors = [(t, t.detach().clone()) for t in kept]
 
     def changes(self) -> Iterator[str]:
         """Paths of the attributes that were set or filled since; training flags do not count."""
@@ -93,9 +93,15 @@ class ModelState:
             vars(config).clear()
             vars(config).update(entries)
         with torch.no_grad():
-            for tensor, version, before in self._tensors:
-                if tensor._version != version:
+            for tensor, before in self._tensors:
+                # not by version counters: a BatchNorm's kernels write its statistics and count nothing
+                if not tensor.is_meta and not _equal(tensor, before):
                     tensor.copy_(before)
+
+
+def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
+    strided = a.layout is torch.strided
+    return torch.equal(a, b) if strided else torch.equal(a.to_dense(), b.to_dense())
 
 
 def _is_configuration(value: Any) -> bool:

@@ -1,9 +1,10 @@
-"""The last step of a capture with examples: does the graph compute what the model computes?"""
+"""A trial run of model and graph on the example, where shadow runs cannot compare them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from graphaug.surgery.module import AugmentedModule
 ANOTHER_LENGTH = "another sequence length"
 
 
-def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) -> str:
-    """Run model and graph in eval mode on the examples, at another batch size and another length.
+def check_equivalence(
+    model: nn.Module, aug: nn.Module, signature: Signature, identities: Mapping[str, nn.Module]
+) -> str:
+    """Run model and graph in eval mode on the examples, at another batch size and length; then in training mode.
 
     Args:
         model: the original.
         aug: the captured model, sharing its modules.
         signature: the inputs with their examples.
+        identities: the modules of the graph that the model does not have, which return what they are given.
 
     Returns:
         A note for the plan: which of it could not be checked, or an empty string.
@@ -57,7 +61,75 @@ def check_equivalence(model: nn.Module, aug: nn.Module, signature: Signature) ->
                     f"the captured {signature.model} differs from the original on {what}: its forward does something "
                     "that a graph does not keep. Choose a site that opens fewer modules, and please report the model."
                 )
-    return "; ".join(notes)
+    notes.append(_in_training(model, aug, signature, identities))
+    return "; ".join(filter(None, notes))
+
+
+def _in_training(
+    model: nn.Module, aug: nn.Module, signature: Signature, identities: Mapping[str, nn.Module]
+) -> str:
+    """Compare what both compute in training mode from one seed, and what they leave changed."""
+    arguments = signature.arrange(signature.examples)
+    flags = [(m, m.training) for m in (*model.modules(), *aug.modules())]
+
+    def outcome(run: Callable[..., Any]) -> Any:
+        with unchanged(model):
+            model.train()
+            aug.train()
+            return run(*arguments), _left(model)
+
+    try:
+        try:
+            expected, again = (outcome(functools.partial(_call, model)) for _ in range(2))
+        except Exception as error:
+            return (
+                f"not compared in training mode, in which the model itself fails with {type(error).__name__}"
+            )
+        if not same(expected, again):
+            return "not compared in training mode, in which two equal runs of the model differ"
+        try:
+            with as_identities(identities.values()):
+                found = outcome(functools.partial(_run_captured, aug))
+        except AssumptionViolated as error:
+            return (
+                f"fixed to this example: {str(error).partition(', but')[0].removeprefix('this model was ')}"
+            )
+    finally:
+        for module, flag in flags:
+            module.training = flag
+    if not same(expected, found):
+        raise CaptureError(
+            f"the captured {signature.model} differs from the original in training mode, in what it computes or in "
+            "what it leaves changed: its forward does something that a graph does not keep. Choose a site that opens "
+            "fewer modules, and please report the model."
+        )
+    return ""
+
+
+def _left(model: nn.Module) -> Any:
+    """The modes, plain attributes and buffers of a model, as a forward leaves them."""
+    plain = (bool, int, float, str, type(None))
+    modules = {
+        path: {name: value for name, value in vars(m).items() if isinstance(value, plain)}
+        for path, m in model.named_modules()
+    }
+    return modules, {name: b.clone() for name, b in model.named_buffers()}
+
+
+@contextlib.contextmanager
+def as_identities(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Let modules return what they are given, in this block."""
+    before = [(m, vars(m).get("forward")) for m in modules]
+    try:
+        for module, _ in before:
+            module.__dict__["forward"] = lambda value, *_: value
+        yield
+    finally:
+        for module, own in before:
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
 
 
 def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: bool) -> Any:
@@ -71,7 +143,7 @@ def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: boo
         return None
 
 
-def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _run_captured(aug: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     alone: Any = aug.only_the_graph() if isinstance(aug, AugmentedModule) else contextlib.nullcontext()
     try:
         with alone:
@@ -84,7 +156,7 @@ def _run_captured(aug: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> An
         ) from error
 
 
-def _call(model: nn.Module, args: list[Any], kwargs: dict[str, Any]) -> Any:
+def _call(model: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
     def run() -> Any:
         copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
         seed(0)

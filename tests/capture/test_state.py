@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.capture.state import ModelState
+from graphaug.capture.state import ModelState, unchanged
 
 
 class Named(nn.Module):
@@ -39,3 +39,12 @@ def test_another_entry_is_a_change() -> None:
     assert list(state.changes()) == ["kept"]
     state.restore()
     assert model.kept == {8, 9}
+
+
+def test_statistics_that_a_kernel_writes_without_counting_are_put_back() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
+    before = {name: b.clone() for name, b in model.named_buffers()}
+    with unchanged(model):
+        model(torch.randn(4, 8))
+        assert not torch.equal(model[1].running_mean, before["1.running_mean"])
+    assert all(torch.equal(b, before[name]) for name, b in model.named_buffers())

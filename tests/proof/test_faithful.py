@@ -412,22 +412,57 @@ def test_without_examples_a_graph_that_differs_is_refused_all_the_same(
         ga.rewrite(Sine(), "body")
 
 
+class Holder:
+    """Something of the user's that a stand-in cannot make."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+class Packs(nn.Module):
+    def forward(self, x: Tensor) -> Holder:
+        return Holder(x * 2)
+
+
+class Unpacks(nn.Module):
+    def forward(self, held: Holder) -> Tensor:
+        return held.value + 1
+
+
 def test_a_model_that_cannot_run_with_stand_ins_is_tried() -> None:
-    class Holder:
-        def __init__(self, value: Tensor) -> None:
-            self.value = value
-
-    class Packs(nn.Module):
-        def forward(self, x: Tensor) -> Holder:
-            return Holder(x * 2)
-
-    class Unpacks(nn.Module):
-        def forward(self, held: Holder) -> Tensor:
-            return held.value + 1
-
     model = nn.Sequential(nn.Linear(4, 4), Packs(), Unpacks())
     plan = ga.rewrite(model, "0", example_inputs=torch.randn(4, 4), dry_run=True)
     assert any(note.startswith("compared by a trial run only: a closed Packs") for note in plan.notes)
+
+
+class Switches(nn.Module):
+    """Its forward does something to a module that only training shows."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__()
+        self.inner, self.norm, self.what = nn.Linear(4, 4), nn.BatchNorm1d(4), what
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.what == "the mode of a child":
+            self.norm.eval()
+        if self.what == "a number of a child":
+            self.norm.momentum = 0.5
+        return self.norm(self.inner(x))
+
+
+@pytest.mark.parametrize("what", ["the mode of a child", "a number of a child", ""])
+def test_a_trial_run_trains_too(what: str) -> None:
+    model = nn.Sequential(Switches(what), Packs(), Unpacks())
+    state = {name: t.clone() for name, t in model.state_dict().items()}
+    if what:
+        with pytest.raises(CaptureError, match="differs from the original in training mode"):
+            ga.rewrite(model, "0.inner", example_inputs=torch.randn(4, 4))
+    else:
+        plan = ga.rewrite(model, "0.inner", example_inputs=torch.randn(4, 4), dry_run=True)
+        assert not any("not compared in training" in note for note in plan.notes)
+    assert all(m.training for m in model.modules())
+    assert model[0].norm.momentum == 0.1
+    assert all(torch.equal(t, state[name]) for name, t in model.state_dict().items())
 
 
 ARCHITECTURES = {

@@ -138,6 +138,18 @@ def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
         check((faults.FOUND_BY[fault],), 0)
 
 
+FOUND = [
+    # what a closed module kept of a call on fakes ended the comparison
+    (("keeps_a_tensor", "mode_of_a_child"), 1),
+]
+"""Every composition that was ever another model."""
+
+
+@pytest.mark.parametrize("drawn", FOUND, ids=["-".join(names) for names, _ in FOUND])
+def test_what_was_found_stays_mended(drawn: tuple[tuple[str, ...], int]) -> None:
+    check(*drawn)
+
+
 models = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).flatmap(
     lambda names: st.tuples(st.just(tuple(names)), st.integers(0, len(names) - 1))
 )

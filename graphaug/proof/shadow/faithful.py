@@ -85,7 +85,7 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
     except CannotCompare as why:
         if signature.guessed:
             return f"not compared with the original: {why}, and there are no example_inputs to run it on"
-        note = check_equivalence(model, captured.run, signature)
+        note = check_equivalence(model, captured.run, signature, captured.identities)
         return "; ".join(filter(None, [f"compared by a trial run only: {why}", note]))
     return "; ".join(notes)
 
@@ -112,8 +112,10 @@ class _Shadow:
             for module, flag in flags:
                 module.training = flag
         # where the model does something else when traced, its results are compared as well
-        if asked and (note := check_equivalence(self.model, self.captured.run, self.signature)):
-            self.notes[note] = None
+        if asked:
+            note = check_equivalence(self.model, self.captured.run, self.signature, self.captured.identities)
+            if note:
+                self.notes[note] = None
         return list(self.notes)
 
     def _compare(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
-from graphaug.capture.state import undrawn
+from graphaug.capture.state import unchanged, undrawn
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
@@ -163,7 +163,8 @@ class StandIns:
             return fakes[id(tensor)]
 
         try:
-            with undrawn(), self._fake_mode:
+            # what it keeps of a call on fakes is not kept
+            with unchanged(module, tensors=False), undrawn(), self._fake_mode:
                 inputs = map_tensors(fake, (args, kwargs))
                 owned = [
                     *module.named_parameters(remove_duplicate=False),
