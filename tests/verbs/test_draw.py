@@ -83,6 +83,73 @@ def test_a_picture_has_every_label_and_colour(tmp_path, monkeypatch):
     assert "#cc0000" in text
 
 
+class Branches(nn.Module):
+    """Ways of different length past each other, and a parameter that is used late."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.end = nn.Linear(4, 4), nn.Linear(16, 2)
+        self.branches = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+        self.a_parameter_with_a_long_name = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        h = self.first(x)
+        one, two, three, four = (branch(h) for branch in self.branches)
+        four = four + self.a_parameter_with_a_long_name
+        return self.end(torch.cat([one, torch.relu(torch.tanh(two)), three, four + x], 1))
+
+
+@pytest.mark.parametrize("model", ["branches", "skipping", "resnet"])
+def test_arrows_end_at_boxes_and_go_round_the_others(model, resnet, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+    from matplotlib.patches import FancyArrowPatch
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    made = {"branches": (Branches(), "branches.1"), "skipping": (Skipping(), "middle")}
+    plain, at = made.get(model, (resnet, "layer4.0.conv2"))
+    aug = graphaug.rewrite(plain, at=at, allow_bypass=True)
+    draw_graph(aug, tmp_path / "x.svg")
+    nodes, graph, bypass = layout(aug)
+    (axes,) = figures[0].axes
+    figures[0].draw_without_rendering()
+    inverse = axes.transData.inverted()
+    boxes = [text.get_bbox_patch().get_window_extent().transformed(inverse) for text in axes.texts]
+    places = {node.place: name for name, node in nodes.items()}
+    named = {
+        places[(text.get_position()[0], -text.get_position()[1])]: box
+        for text, box in zip(axes.texts, boxes, strict=True)
+    }
+    arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
+    assert len(arrows) == graph.number_of_edges() > len(bypass) > 0
+    for arrow, (source, target) in zip(arrows, graph.edges, strict=True):
+        line = arrow._path_original  # in the data's coordinates, before it is shortened
+        (x0, y0), (x1, y1) = line.vertices[0], line.vertices[-1]
+        assert named[source].x0 < x0 < named[source].x1
+        assert y0 == pytest.approx(named[source].y0)
+        assert named[target].x0 < x1 < named[target].x1
+        assert y1 == pytest.approx(named[target].y1)
+        for name, box in named.items():
+            crossed = line.intersects_bbox(box.padded(-1e-6), filled=False)
+            assert not crossed, f"{source} → {target} goes through {name}"
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    inside = [b for b in boxes if axes.viewLim.x0 <= b.x0 and b.x1 <= axes.viewLim.x1]
+    assert len(inside) == len(boxes)
+
+
+def test_long_labels_break_at_seams():
+    aug = graphaug.rewrite(Branches(), at="first", allow_bypass=True)
+    labels = {node.label for node in layout(aug)[0].values()}
+    assert "a_parameter_with_a_long_name" in labels
+    from graphaug.draw.layout import _shorten
+
+    assert _shorten("encoder.layers.encoder_layer_10") == "encoder.layers.encoder_layer_\n10"
+    assert _shorten("BaseModelOutputWithPoolingAndCrossAttentions()") == (
+        "BaseModelOutputWithPoolingAnd\nCrossAttentions()"
+    )
+    assert _shorten("x" * 100) == "\n".join(["x" * 30, "x" * 30, "x" * 28 + " …"])
+
+
 def test_png(resnet, tmp_path):
     path = draw_graph(graphaug.rewrite(resnet, at=["layer2", "layer4"]), tmp_path / "x.png")
     assert path.read_bytes().startswith(b"\x89PNG")
