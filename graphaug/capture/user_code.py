@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
 import os
 import sys
 import types
+from typing import Any
 
 import torch
+
+
+def global_names(cls: type) -> dict[str, Any]:
+    """The global names that the code of a class reads: of its module, or where it has none, of its ``forward``.
+
+    Code that ``exec`` or ``runpy`` ran, as documentation and some notebooks do, is in no module that can be found.
+    """
+    module = sys.modules.get(cls.__module__)
+    if module is not None:
+        return vars(module)
+    return getattr(inspect.unwrap(vars(cls).get("forward", cls)), "__globals__", {})
 
 
 def user_line() -> str:

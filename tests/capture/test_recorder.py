@@ -530,3 +530,35 @@ def test_no_call_ends_the_process(kind: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-500:]
+
+
+OUTSIDE = """
+import torch
+from torch import nn
+
+
+def pooled(x):  # a number out of the data, which only a closed function may ask for
+    return x[: int(x.abs().sum()) * 0 + len(x)] * 2
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.head = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)]), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        return self.head(pooled(x))
+"""
+
+
+def test_functions_of_code_that_no_module_holds_are_seen() -> None:
+    scope: dict[str, Any] = {"__name__": "a page of documentation"}
+    exec(OUTSIDE, scope)
+    model, x = scope["Net"](), torch.randn(3, 4)
+    before = scope["pooled"]
+    aug = ga.rewrite(model, "blocks.0", example_inputs=x)
+    assert "pooled" in {getattr(node.target, "__name__", "") for node in aug.graph.nodes}
+    assert scope["pooled"] is before
+    assert torch.equal(aug.eval()(x), model.eval()(x))

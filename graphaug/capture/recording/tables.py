@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import random
-import sys
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.recording.values.tracked import is_tracked
+from graphaug.capture.user_code import global_names
 from graphaug.torch_private import FakeTensor
 
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
@@ -67,7 +67,7 @@ class Tables:
             for value in list(vars(cls).values()):
                 self._visit(getattr(value, "__func__", value), _DEPTH)
             self._class_attributes.append((cls, dict(vars(cls))))
-            self._namespace(getattr(sys.modules.get(cls.__module__), "__dict__", {}))
+            self._namespace(global_names(cls))
 
     def restore(self) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Callable
 from typing import Any
@@ -14,6 +13,7 @@ from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.recording.values.tracked import is_tracked
+from graphaug.capture.user_code import global_names
 from graphaug.torch_private import FakeTensor
 
 _ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
@@ -58,8 +58,8 @@ class PlainFunctions:
         for cls in type(m).__mro__:
             if cls.__module__.partition(".")[0] in ("torch", "builtins"):
                 continue
-            scope = getattr(sys.modules.get(cls.__module__), "__dict__", None)
-            if scope is None or not self.patches.first_visit(scope):
+            scope = global_names(cls)
+            if not scope or not self.patches.first_visit(scope):
                 continue
             for name, fn in list(scope.items()):
                 function = isinstance(fn, types.FunctionType) and not name.startswith("__")

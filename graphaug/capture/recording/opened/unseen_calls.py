@@ -19,7 +19,7 @@ from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
-from graphaug.capture.user_code import is_internal
+from graphaug.capture.user_code import global_names, is_internal
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -58,7 +58,7 @@ class UnseenCalls:
     def watch_names(self, m: nn.Module) -> None:
         """See what the file of an opened module has imported by a name of its own."""
         for cls in type(m).__mro__:
-            scope = getattr(sys.modules.get(cls.__module__), "__dict__", {})
+            scope = global_names(cls)
             if cls.__module__.partition(".")[0] != "torch":
                 for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
                     self.patches.entry(scope, name, self._dlpack)
