@@ -1,6 +1,7 @@
 """The step of deep views beside the step that runs both copies, and of skipped rows beside the plain step; compiled.
 
     python -m benchmarks.deep_views [--models vit-s bert-base] [--batch 4] [--rows 5] [--rounds 9] [--name NAME]
+                                   [--parts views skipped] [--device cpu|cuda] [--threads 1]
 
 One process and one seed; the variants take turns, a step each per round, and medians with quartiles are reported. A
 step is forward, loss and backward; the optimizer, the same for all, is left out. Each step is timed twice over: by the
@@ -89,12 +90,14 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     one, both = cut_of(inputs, options.batch), cut_of(inputs, options.batch)
     both = {n: torch.cat([t, t]) for n, t in both.items()}
     cut = SUBJECTS[name].cuts[-1]
+    found, floors, share = [], {}, 0.0
     deep: dict[str, Any] = {"at": cut, "rate": RATE, "subset": 0.5, "backward": "auto", "example_inputs": one}
-    copies, views = graphaug.rewrite(model, **deep), graphaug.rewrite(model, views=2, **deep)
-    share = views.plan.sites[0].flops_before or 0.0
-    found = [Variant("both copies", copies, both), Variant("views", views, one)]
-    floors = {"views": share / 2 + 1 - share}
-    if name in BRANCHES:
+    if "views" in options.parts:
+        copies, views = graphaug.rewrite(model, **deep), graphaug.rewrite(model, views=2, **deep)
+        share = views.plan.sites[0].flops_before or 0.0
+        found = [Variant("both copies", copies, both), Variant("views", views, one)]
+        floors = {"views": share / 2 + 1 - share}
+    if name in BRANCHES and "skipped" in options.parts:
         branches = BRANCHES[name]
         rows = cut_of(inputs, options.rows)
         found.append(Variant("plain", model, rows))
@@ -196,6 +199,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["vit-s", "bert-base"], choices=["vit-s", "bert-base"])
+    parser.add_argument("--parts", nargs="+", default=["views", "skipped"], choices=["views", "skipped"])
     parser.add_argument(
         "--batch", type=int, default=4, help="rows that come in; both copies are twice as many"
     )
@@ -207,6 +211,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     name = options.name or ("gpu" if options.device == "cuda" else f"cpu{os.cpu_count()}")
+    name += "" if len(options.parts) == 2 else f"-{options.parts[0]}"
     path = ROOT / "benchmarks/results" / f"deep-views-{name}.json"
     records = []
     with warnings.catch_warnings():

@@ -21,6 +21,8 @@ from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
 from graphaug.proof.on_a_batch.redraws import redraw
+from graphaug.proof.on_a_batch.skipped import check_skipped
+from graphaug.proof.on_a_batch.tapped import check_tapped
 from graphaug.proof.on_a_batch.training_step import acting, against_hooks, nothing_below
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.views import repeated
@@ -55,10 +57,15 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     4. Frozen parameters receive no gradient.
     5. With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
+    Of what `graphaug.skip_rows` made it proves 1, that every branch kept as many rows as its rate says, each once, and
+    that output and gradients of a training step equal those of the original whose branches run on all rows and are
+    masked by hooks. Of what `graphaug.tap` made, that in both modes every value equals what a hook sees, bit for bit,
+    and that the gradients behind them are the same.
+
     Nothing is left behind: buffers, modes, gradients and random states are as before.
 
     Args:
-        aug: a model made by `graphaug.rewrite`, not compiled.
+        aug: a model made by `graphaug.rewrite`, `graphaug.skip_rows` or `graphaug.tap`, not compiled.
         x: a batch: a tensor, a tuple of positional inputs or a dict of keyword inputs; 2 rows or more.
         tolerance: for 3, relative to the largest entry of the tensor compared.
 
@@ -67,7 +74,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
 
     Raises:
         VerificationError: a claim does not hold; says which, where, and by how much.
-        NotRewritten: ``aug`` was not made by `graphaug.rewrite`.
+        NotRewritten: ``aug`` was made by none of these.
 
     Examples:
         >>> import torch, graphaug as ga
@@ -77,10 +84,6 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not a {type(aug).__name__}.")
-    if aug.plan.purpose != "rewrite":
-        raise NotRewritten(
-            f"verify knows what graphaug.rewrite does, not what graphaug.{aug.plan.purpose} does."
-        )
     args, kwargs = ((), dict(x)) if hasattr(x, "keys") else (x if isinstance(x, (tuple, list)) else (x,), {})
 
     def call(model: nn.Module) -> Any:
@@ -100,7 +103,12 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     model = aug._parts.model
     claims = []
     with _untouched(aug, model), unchanged(model):
+        if aug.plan.purpose == "tap":
+            return Verification(tuple(check_tapped(aug, model, call, tolerance, _seed)))
         claims.append(_eval_equals(aug, model, call))
+        if aug.plan.purpose == "skip_rows":
+            aug.train()
+            return Verification((*claims, *check_skipped(aug, model, call, tolerance, _seed)))
         aug.train()
         with aug.dense():
             for target, augmentation in aug.augmentations.items():

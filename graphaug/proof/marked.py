@@ -60,6 +60,7 @@ class Marked:
             self.signature,
             plan,
             facts=self.facts,
+            targets={name: target for target, name in self.names.items()},
         )
         return AugmentedModule(parts)
 

@@ -17,7 +17,10 @@ from networks import ConvNet, Mlp, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import AlreadyRewritten, InvalidOption, NotRewritten
+from graphaug.errors import AlreadyRewritten, InvalidOption, VerificationError
+from graphaug.sparse.crossing import copied
+from graphaug.sparse.skip import KeptRows, put_back
+from graphaug.surgery.rewritten.forward import compiled
 
 pytestmark = pytest.mark.few(2)
 
@@ -215,9 +218,63 @@ def test_bad_rates_and_other_verbs_are_refused() -> None:
     aug = ga.skip_rows(net, "blocks.0.mlp", example_inputs=TOKENS)
     with pytest.raises(AlreadyRewritten, match=r"graphaug\.skip_rows made"):
         ga.rewrite(aug, "blocks.1")
-    with pytest.raises(NotRewritten, match=r"graphaug\.skip_rows does"):
-        ga.verify(aug, TOKENS)
     assert ga.strip(aug) is net
+
+
+# --- verified ----------------------------------------------------------------------------------------
+
+
+@every
+def test_verify_proves_it(
+    make: Callable[[], nn.Module], sites: list[str], x: dict[str, Tensor], dim: int
+) -> None:
+    torch.manual_seed(0)
+    aug = ga.skip_rows(make().double(), sites, 0.4, example_inputs=x)
+    state = {name: value.clone() for name, value in aug.state_dict().items()}
+    torch.manual_seed(9)
+    before = torch.get_rng_state()
+    claims = ga.verify(aug, x, tolerance=1e-9).claims
+    assert claims[0] == "eval mode: output bit-equal to the original"
+    assert claims[1:-1] == tuple(f"'{site}': 3 of 5 rows kept, each once, at rate 0.4" for site in sites)
+    assert claims[-1].endswith("equal those of forward hooks that mask the branches of all rows")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(value, state[name]) for name, value in aug.state_dict().items())
+    assert all(m.training for m in aug.modules())
+
+
+class Operation(nn.Module):
+    """The branch ends in an operation, which has no hook."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(x + torch.tanh(self.branch(x)))
+
+
+def test_verify_interprets_where_no_hook_reaches() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64)
+    aug = ga.skip_rows(Operation().double(), "tanh", 0.4, example_inputs=x)
+    assert ga.verify(aug, x, tolerance=1e-9).claims[-1].endswith("with every branch on all rows, masked")
+
+
+def test_verify_finds_wrong_rows_and_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
+    aug = ga.skip_rows(TextNet(), "blocks.0.mlp", 0.4, example_inputs=TOKENS)
+    ga.verify(aug, TOKENS)
+    with monkeypatch.context() as patch:
+        patch.setattr(KeptRows, "draw", lambda self, rows, device: torch.zeros(3, dtype=torch.long))
+        with pytest.raises(VerificationError, match=r"'blocks.0.mlp': 1 of 5 rows are kept, planned were 3"):
+            ga.verify(aug, TOKENS)
+
+    def unscaled(part: Tensor, kept: Tensor, whole: Tensor, *ends: Any) -> Tensor:
+        return put_back(part, kept, whole, *ends) * len(kept) / 5
+
+    graph, _ = copied(aug._parts.training_graph)
+    next(n for n in graph.nodes if n.target is put_back).target = unscaled
+    type(aug)._forward_training = compiled(graph, ga.AugmentedModule, aug._aliases)
+    with pytest.raises(VerificationError, match=r"differs .* from that of forward hooks that mask"):
+        ga.verify(aug, TOKENS)
 
 
 def test_the_example_of_the_docstring_runs() -> None:

@@ -18,7 +18,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import SiteNotFound
+from graphaug.errors import NotRewritten, SiteNotFound, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -182,3 +182,48 @@ def test_inputs_operations_calls_and_rewritten_models() -> None:
 def test_the_example_of_the_docstring_runs() -> None:
     results = doctest.testmod(importlib.import_module("graphaug.tap"))
     assert (results.failed, results.attempted > 1) == (0, True)
+
+
+# --- verified ----------------------------------------------------------------------------------------
+
+
+@every
+@pytest.mark.parametrize("rows_first", [False, True])
+def test_verify_proves_it(make: Callable[[], nn.Module], sites: list[str], x: Any, rows_first: bool) -> None:
+    torch.manual_seed(0)
+    model = make()
+    taps = ga.tap(model, sites, rows_first=rows_first, example_inputs=x)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    claims = ga.verify(taps, x).claims
+    values = f"{len(sites)} values bit-equal to what forward hooks see"
+    assert claims[:2] == (f"eval mode: {values}", f"training mode: {values}")
+    assert claims[2].endswith("gradients equal those behind what forward hooks see")
+    assert not claims[2].startswith("training mode: 0")
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+
+
+def test_verify_finds_a_tap_without_gradient_and_one_of_another_value() -> None:
+    taps = ga.tap(ConvNet(), ["layer1"], example_inputs=IMAGES)
+    plain = type(taps)._forward_training
+    type(taps)._forward_training = lambda self, **x: {n: h.detach() for n, h in plain(self, **x).items()}
+    with pytest.raises(VerificationError, match="have not both a gradient"):
+        ga.verify(taps, IMAGES)
+    type(taps)._forward_training = lambda self, **x: {n: h * 1.0001 for n, h in plain(self, **x).items()}
+    with pytest.raises(VerificationError, match="tap at 'layer1' differs from what a hook sees"):
+        ga.verify(taps, IMAGES)
+
+
+class Operation(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.tanh(self.first(x)))
+
+
+def test_verify_claims_nothing_of_an_operation() -> None:
+    with pytest.raises(VerificationError, match="which no forward hook reaches"):
+        ga.verify(ga.tap(Operation(), "tanh"), torch.randn(3, 4))
+    with pytest.raises(NotRewritten, match="not a TextNet"):
+        ga.verify(TextNet(), TOKENS)

@@ -65,13 +65,18 @@ def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Reco
 
 
 def _hook(model: nn.Module, request: Request, draws: list[Recorded], augmentation: Augmentation) -> Any:
+    def change(value: Any) -> Any:  # a sparse step without rows to stop draws none
+        return again(value, draws[0], augmentation) if draws else value
+
+    return hook_at(model, request.target, change)
+
+
+def hook_at(model: nn.Module, target: Target, change: Callable[[Any], Any]) -> Any:
+    """Register a forward hook that changes the value at a module; returns its handle."""
     counter = itertools.count()
-    target = request.target
 
     def replace(value: Any) -> Any:
-        if next(counter) != (target.call or 0) or not draws:  # a sparse step without rows to stop draws none
-            return value
-        return again(value, draws[0], augmentation)
+        return change(value) if next(counter) == (target.call or 0) else value
 
     module = model.get_submodule(target.path)
     if target.side == "after":

@@ -58,7 +58,8 @@ def record(augmentation: Augmentation, into: list[Recorded]) -> None:
         into[-1].state, into[-1].changed, into[-1].index = _state(some.device), True, index
         drawn = [] if drawn is None else drawn
         out: Tensor = kind.transformed(augmentation, some, rows, index, whole, drawn)
-        into[-1].kept = augmentation.transform.kept(drawn[-1])
+        transform: Any = augmentation.transform
+        into[-1].kept = transform.kept(drawn[-1])
         return out
 
     augmentation.__dict__["draw_rows"] = rows

@@ -48,7 +48,7 @@ def against_hooks(
     parameters = dict(model.named_parameters())
     trained = {n: p for n, p in parameters.items() if p.requires_grad}
     reached = {t: v for t, v in below.items() if v.requires_grad}
-    grads = _gradients(loss, [*trained.values(), *reached.values()])
+    grads = gradients(loss, [*trained.values(), *reached.values()])
     mine = dict(zip(trained, grads, strict=False))
 
     state.restore()  # the model may also set its buffers
@@ -56,8 +56,8 @@ def against_hooks(
     with hooked(aug, model, draws), quiet:
         expected = plain(model)
     other, _ = loss_of(expected, weights)
-    theirs = dict(zip(trained, _gradients(other, list(trained.values())), strict=True))
-    _compare(expected, found, theirs, mine, tolerance)
+    theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
+    compare(expected, found, theirs, mine, tolerance)
     yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same draws"
     if count := following(aug):
         values = "1 value" if count == 1 else f"{count} values"
@@ -89,32 +89,37 @@ def _recorded(
             stop_recording(augmentation)
 
 
-def _gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
+def gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
+    """The gradients of a loss; None for all where it has none."""
     if not loss.requires_grad or not inputs:
         return [None] * len(inputs)
     return list(torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=keep))
 
 
-def _compare(
+def compare(
     expected: Any,
     found: Any,
     theirs: Mapping[str, Tensor | None],
     mine: Mapping[str, Tensor | None],
     tolerance: float,
+    oracle: str = "forward hooks with the same draws",
 ) -> None:
+    """Compare outputs and gradients, by name, with those of an ``oracle``.
+
+    Raises:
+        VerificationError: one differs by more than the tolerance.
+    """
     worst = distance(expected, found)
     if worst > tolerance:
         raise VerificationError(
-            f"in training mode the output differs by {worst:.2g} (relative) from that of forward hooks "
-            "with the same draws."
+            f"in training mode the output differs by {worst:.2g} (relative) from that of {oracle}."
         )
     largest = max((float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()), default=0.0)
     for name in theirs:
         gap = distance(theirs[name], mine[name], largest)
         if gap > tolerance:
             raise VerificationError(
-                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of forward hooks "
-                "with the same draws."
+                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of {oracle}."
             )
 
 
@@ -161,8 +166,8 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
         before = order.only_before()
         if order.value is None or not order.value.requires_grad or not before:
             continue
-        at_cut = _gradients(order.value.double().sum(), list(before.values()), keep=True)
-        after = _gradients(loss, list(before.values()))
+        at_cut = gradients(order.value.double().sum(), list(before.values()), keep=True)
+        after = gradients(loss, list(before.values()))
         for name, feeds, gradient in zip(before, at_cut, after, strict=True):
             if feeds is not None and gradient is not None and bool(gradient.any()):
                 raise VerificationError(

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.facts import Fact
 from graphaug.capture.signature import Signature
+from graphaug.capture.target import Target
 from graphaug.surgery.plan import Plan
 
 
@@ -45,6 +46,8 @@ class Parts:
     """Whether a call in eval mode that the graph was not captured for runs the original model."""
     row_dims: Mapping[str, int] = field(default_factory=dict)
     """The dimension of samples of the inputs that are tensors and have one, as far as it is known."""
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    """What was named to a verb whose plan has no sites, by the names of the modules there."""
 
 
 class Constants(nn.Module):

@@ -1,0 +1,154 @@
+"""Skipped rows, against the original whose branches run on all rows and are masked."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphaug.augment.rows import Rows
+from graphaug.capture.state import ModelState
+from graphaug.errors import VerificationError
+from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, quieten
+from graphaug.proof.on_a_batch.outputs import loss_of
+from graphaug.proof.on_a_batch.training_step import Call, Seed, compare, gradients
+from graphaug.sparse.skip import KeptRows, counted, put_back, taken
+from graphaug.surgery.module import AugmentedModule
+
+
+def check_skipped(
+    aug: AugmentedModule, model: nn.Module, call: Call, tolerance: float, seed: Seed
+) -> Iterator[str]:
+    """Check the kept rows, and compare a training step with that of masked branches.
+
+    The model's own dropout, which would draw for fewer rows, and its batch statistics are off.
+
+    Raises:
+        VerificationError: other rows than the rate says, or an output or a gradient that differs.
+    """
+    quieten(aug, model)
+    state = ModelState(model)
+    skippers = {name: m for name, m in aug._parts.added.items() if isinstance(m, KeptRows)}
+    seed(1)
+    with NoDropout(), _counting(skippers) as rows:
+        found = call(aug)
+    for name, skipper in skippers.items():
+        yield _rows_kept(str(aug._parts.targets[name]), skipper, rows[name])
+    loss, weights = loss_of(found)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    mine = dict(zip(trained, gradients(loss, list(trained.values())), strict=True))
+
+    state.restore()
+    seed(1)
+    with _masked(aug, model, skippers, rows) as how, NoDropout():
+        expected = call(model)
+    other, _ = loss_of(expected, weights)
+    theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
+    compare(expected, found, theirs, mine, tolerance, how)
+    yield (
+        f"training mode (dropout and batch statistics of the model itself off): output and {len(trained)} gradients "
+        f"equal those of {how}"
+    )
+
+
+@contextlib.contextmanager
+def _counting(skippers: dict[str, KeptRows]) -> Iterator[dict[str, int]]:
+    """How many rows the batch has, as every branch is told."""
+    rows: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        return lambda m, args: rows.__setitem__(name, m.place.count(args[0].shape))
+
+    handles = [m.register_forward_pre_hook(count(name)) for name, m in skippers.items()]
+    try:
+        yield rows
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def _masked(
+    aug: AugmentedModule, model: nn.Module, skippers: dict[str, KeptRows], rows: dict[str, int]
+) -> Iterator[str]:
+    """Let the original mask its branches; says how.
+
+    By hooks, or where a branch ends in an operation, which no hook reaches, by interpreting the graph with every branch
+    on all rows.
+    """
+    places = {
+        str(node.args[1].target): Rows(*node.args[4])  # type: ignore[misc, union-attr]
+        for node in aug._parts.training_graph.nodes
+        if node.target is put_back
+    }
+
+    def mask(name: str, value: Tensor) -> Tensor:
+        place, kept = places[name], skippers[name].kept
+        assert kept is not None
+        factor = value.new_zeros(rows[name])
+        factor[kept] = rows[name] / len(kept)
+        sample = torch.arange(value.shape[place.dim], device=value.device) // place.inner % rows[name]
+        shape = [-1 if d == place.dim else 1 for d in range(value.dim())]
+        return value * factor[sample].view(shape)
+
+    targets = {name: aug._parts.targets[name] for name in skippers}
+    if any(t.op is not None for t in targets.values()):
+        graph = aug._parts.training_graph
+        whole = _AllRows(aug, mask, graph=graph)
+
+        def forward(*args: Any, **kwargs: Any) -> Any:
+            values = aug._parts.signature.bind(args, kwargs)
+            given = [values.get(str(n.target), *n.args) for n in graph.nodes if n.op == "placeholder"]
+            return whole.run(*given)
+
+        model.__dict__["forward"] = forward
+        try:
+            yield "the same graph with every branch on all rows, masked"
+        finally:
+            del model.__dict__["forward"]
+        return
+    handles = [hook_at(model, t, lambda v, name=name: mask(name, v)) for name, t in targets.items()]
+    try:
+        yield "forward hooks that mask the branches of all rows"
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class _AllRows(fx.Interpreter):
+    """Runs a graph with skipped rows as if nothing was: every branch on all rows, and its result masked."""
+
+    def __init__(self, aug: AugmentedModule, mask: Any, graph: fx.Graph) -> None:
+        super().__init__(aug, garbage_collect_values=False, graph=graph)
+        self.mask = mask
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The modules that draw give their name."""
+        if isinstance(self.fetch_attr(target), KeptRows):
+            return target
+        return super().call_module(target, args, kwargs)
+
+    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Nothing is taken, and what would be put back is masked."""
+        if target in (taken, counted):
+            return args[0]
+        if target is put_back:
+            return self.mask(args[1], args[0])
+        return super().call_function(target, args, kwargs)
+
+
+def _rows_kept(site: str, skipper: KeptRows, rows: int) -> str:
+    """The claim about one branch's rows."""
+    kept = skipper.kept
+    assert kept is not None
+    planned = max(1, round((1 - skipper.rate) * rows))
+    if len(kept) != planned or len(kept.unique()) != planned:
+        raise VerificationError(
+            f"'{site}': {len(kept.unique())} of {rows} rows are kept, planned were {planned} (rate {skipper.rate:g})."
+        )
+    if not bool(((kept >= 0) & (kept < rows)).all()):
+        raise VerificationError(f"'{site}': rows are kept that the batch has not.")
+    return f"'{site}': {planned} of {rows} rows kept, each once, at rate {skipper.rate:g}"
