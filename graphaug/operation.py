@@ -21,8 +21,8 @@ from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
 from graphaug.select.model_structure import ModelStructure
 from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open
-from graphaug.sparse.token_sizes import check_sizes
-from graphaug.sparse.tokens import with_tokens
+from graphaug.sparse.tokens.follow import with_tokens
+from graphaug.sparse.tokens.sizes import check_sizes
 from graphaug.sparse.trial import check_split
 from graphaug.sparse.views import view_choice, view_notes, with_views
 from graphaug.surgery.freeze import Frozen

@@ -20,7 +20,8 @@ from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, two_sizes
 from graphaug.sparse.crossing import Known, copied
-from graphaug.sparse.skip import Branch, KeptRows, counting_input, find_branch, skip
+from graphaug.sparse.skip import Branch, counting_input, find_branch, skip
+from graphaug.surgery.called.kept_rows import KeptRows
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import place
 from graphaug.surgery.unwrap import plain_model

@@ -24,8 +24,8 @@ from graphaug.proof.on_a_batch.redraws import redraw
 from graphaug.proof.on_a_batch.skipped import check_skipped
 from graphaug.proof.on_a_batch.tapped import check_tapped
 from graphaug.proof.on_a_batch.training_step import acting, against_hooks, nothing_below
+from graphaug.surgery.called.views import repeated
 from graphaug.surgery.module import AugmentedModule
-from graphaug.surgery.views import repeated
 
 
 @dataclass(frozen=True)

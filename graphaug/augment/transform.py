@@ -147,6 +147,7 @@ class Transform(nn.Module):
       floating-point type; ``draws`` is what ``draw`` returned for them.
 
     A third, ``told(draws)``, says what of the draws is kept for the loss; where they are as large as the rows, nothing.
+    A fourth, ``kept(draws)``, tells the tokens that each row keeps, (n, k), where it makes fewer of them.
 
     Numbers that may change while training are added by ``add_number``. They live in non-persistent buffers:
     changing them recompiles nothing, and the state_dict of a model around stays as it was. A transform is always

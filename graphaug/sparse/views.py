@@ -10,7 +10,7 @@ from graphaug.sparse.batch import Batch
 from graphaug.sparse.choose import Choice, Surgery, flop_share, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering
 from graphaug.sparse.prefix import prefix_modules
-from graphaug.surgery.views import multiplied, repeated
+from graphaug.surgery.called.views import multiplied, repeated
 
 
 def with_views(surgery: Surgery, times: int) -> fx.Graph:

@@ -21,8 +21,8 @@ from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SelectorError, SiteCountMismatch
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At, resolve
+from graphaug.surgery.called.views import check_views
 from graphaug.surgery.plan import Asked, Plan, Request
-from graphaug.surgery.views import check_views
 
 Change = Transform | Callable[[Tensor], Tensor]
 """What can be done to the rows at a site: a transform, or any module or function of them."""

@@ -19,8 +19,8 @@ import graphaug as ga
 from graphaug.augment.transform import Needs, Transform
 from graphaug.errors import InvalidOption, VerificationError
 from graphaug.sparse.crossing import copied
+from graphaug.surgery.called.tokens import followed
 from graphaug.surgery.rewritten.forward import compiled
-from graphaug.surgery.tokens import followed
 
 TOKENS = torch.randint(5, 50, (4, 9), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1] * 9, [1] * 5 + [0] * 4, [1] * 7 + [0] * 2, [1] * 2 + [0] * 7])

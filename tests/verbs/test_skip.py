@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AlreadyRewritten, InvalidOption, VerificationError
 from graphaug.sparse.crossing import copied
-from graphaug.sparse.skip import KeptRows, put_back
+from graphaug.surgery.called.kept_rows import KeptRows, put_back
 from graphaug.surgery.rewritten.forward import compiled
 
 pytestmark = pytest.mark.few(2)

@@ -15,10 +15,10 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.target import Target
 from graphaug.proof.on_a_batch.outputs import first_tensor
 from graphaug.proof.on_a_batch.recorded import Recorded, again
+from graphaug.surgery.called.tokens import followed
+from graphaug.surgery.called.views import multiplied, repeated
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import Request
-from graphaug.surgery.tokens import followed
-from graphaug.surgery.views import multiplied, repeated
 
 _DROPOUTS = {
     torch.dropout,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ from graphaug.errors import VerificationError
 from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, quieten
 from graphaug.proof.on_a_batch.outputs import loss_of
 from graphaug.proof.on_a_batch.training_step import Call, Seed, compare, gradients
-from graphaug.sparse.skip import KeptRows, counted, put_back, taken
+from graphaug.surgery.called.kept_rows import KeptRows, counted, put_back, taken
 from graphaug.surgery.module import AugmentedModule
 
 
@@ -80,7 +81,7 @@ def _masked(
     on all rows.
     """
     places = {
-        str(node.args[1].target): Rows(*node.args[4])  # type: ignore[misc, union-attr]
+        str(node.args[1].target): Rows(*node.args[4])
         for node in aug._parts.training_graph.nodes
         if node.target is put_back
     }
@@ -110,7 +111,7 @@ def _masked(
         finally:
             del model.__dict__["forward"]
         return
-    handles = [hook_at(model, t, lambda v, name=name: mask(name, v)) for name, t in targets.items()]
+    handles = [hook_at(model, target, functools.partial(mask, name)) for name, target in targets.items()]
     try:
         yield "forward hooks that mask the branches of all rows"
     finally:

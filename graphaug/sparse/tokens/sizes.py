@@ -14,8 +14,8 @@ from graphaug.capture.values import describe, value_of
 from graphaug.errors import InvalidOption
 from graphaug.proof.independence.rows import quiet
 from graphaug.sparse.choose import Surgery
-from graphaug.sparse.tokens import token_dim
-from graphaug.surgery.tokens import followed, shortened
+from graphaug.sparse.tokens.follow import token_dim
+from graphaug.surgery.called.tokens import followed, shortened
 from graphaug.torch_private import FakeTensorMode
 
 

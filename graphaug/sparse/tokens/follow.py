@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, fx
 
 from graphaug.augment.rows import Rows
+from graphaug.augment.transform import Transform
 from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import UNKNOWN, describe, value_of
-from graphaug.errors import GraphaugError, InvalidOption, SparseBackwardError
-from graphaug.proof.independence.rows import quiet
+from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.sparse.choose import Surgery
 from graphaug.sparse.crossing import copied, taken_apart
-from graphaug.surgery.tokens import followed, shortened
-
-WHERE = "passes around the cut"
+from graphaug.sparse.tokens.lengths import WHERE, along, counts, may_follow, two_lengths
+from graphaug.surgery.called.tokens import followed, shortened
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,6 @@ class Follower:
     at: tuple[int, int, int] | None
     dims: tuple[int, ...]
     kinds: Any = None
-
-
-@dataclass(frozen=True)
-class Lengths:
-    """The values of a graph at two numbers of tokens.
-
-    Attributes:
-        tokens: the two numbers, at the site.
-        other: the values at the second one.
-    """
-
-    tokens: tuple[int, int]
-    other: Mapping[fx.Node, Any]
 
 
 def with_tokens(surgery: Surgery) -> tuple[fx.Graph | None, list[str]]:
@@ -111,8 +97,6 @@ def token_dim(cut: fx.Node, place: Rows) -> int | None:
 
 
 def _check_kept(transform: Any, values: list[Follower]) -> None:
-    from graphaug.augment.transform import Transform
-
     if type(transform).kept is Transform.kept:
         raise SparseBackwardError(
             f"{describe(values[0].node)} has to follow, and {type(transform).__name__}.kept does not say which tokens "
@@ -138,16 +122,16 @@ def _followers(
     if not any(map(_has_numbers, entering)):
         return
     count = value_of(cut).shape[tokens]
-    lengths = _two_lengths(surgery, tokens)
+    lengths = two_lengths(surgery, tokens)
     if lengths is None:
         for node in entering:
-            if _may_follow(value_of(node), count, surgery.samples.count):
+            if may_follow(value_of(node), count, surgery.samples.count):
                 raise SparseBackwardError(
                     f"{describe(node)} {WHERE}, may have an entry for each token, and the forward takes no other "
                     "number of tokens, by which it could be told"
                 )
         return
-    dims = {n: _along(n, back, lengths) for n in entering}
+    dims = {n: along(n, back, lengths) for n in entering}
     tensors = [n for n in entering if isinstance(value_of(n), Tensor) and dims[n]]
     proofs = _proofs(surgery, graph, tensors)
     order = {n: i for i, n in enumerate(graph.nodes)}
@@ -155,7 +139,7 @@ def _followers(
         takers = tuple(sorted((u for u in node.users if u in users), key=order.__getitem__))
         if node in proofs:
             yield Follower(node, takers, _rows_of(node, proofs[node], dims[node]), dims[node])
-        elif not isinstance(value_of(node), Tensor) and _counts(dims[node]):
+        elif not isinstance(value_of(node), Tensor) and counts(dims[node]):
             yield Follower(node, takers, None, (), dims[node])
 
 
@@ -175,64 +159,6 @@ def _has_numbers(node: fx.Node) -> bool:
     return value is UNKNOWN or any(
         isinstance(v, Tensor) or (isinstance(v, int) and not isinstance(v, bool)) for v in leaves
     )
-
-
-def _may_follow(value: Any, tokens: int, rows: int) -> bool:
-    """Whether a value has a size, or is a number, that could be one of tokens, as far as one example tells."""
-    if value is UNKNOWN:
-        return True
-    found: list[int] = []
-    for leaf in torch.utils._pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found += leaf.shape
-        elif isinstance(leaf, int) and not isinstance(leaf, bool):
-            found.append(leaf)
-    # some are without the tokens of the prefix (a class token), or hold several entries for each
-    return any(n > 1 and n != rows and (n % tokens == 0 or abs(n - tokens) <= 8) for n in found)
-
-
-def _along(node: fx.Node, back: Mapping[fx.Node, fx.Node], lengths: Lengths) -> Any:
-    """The dimensions of a tensor that follow the tokens; of a plain value which of its numbers do."""
-    origin = back.get(node)
-    first, second = value_of(node), _second(node, back, lengths) if origin is None else lengths.other[origin]
-    if first is UNKNOWN or second is UNKNOWN:
-        raise SparseBackwardError(f"{describe(node)} {WHERE}, and its value is not known")
-    if isinstance(first, Tensor):
-        if not isinstance(second, Tensor) or first.dim() != second.dim():
-            raise SparseBackwardError(f"{describe(node)} {WHERE}, and has another rank with other tokens")
-        moving = [d for d in range(first.dim()) if first.shape[d] != second.shape[d]]
-        for d in moving:
-            if (first.shape[d], second.shape[d]) != lengths.tokens:
-                raise SparseBackwardError(
-                    f"{describe(node)} {WHERE}, and has {first.shape[d]} and {second.shape[d]} entries for "
-                    f"{lengths.tokens[0]} and {lengths.tokens[1]} tokens, not one for each"
-                )
-        return tuple(moving)
-    return _numbers(node, first, second, lengths.tokens)
-
-
-def _second(node: fx.Node, back: Mapping[fx.Node, fx.Node], lengths: Lengths) -> Any:
-    """The second value of an entry that was taken out of a tuple."""
-    whole, index = node.args
-    return lengths.other[back[whole]][index]  # type: ignore[index]
-
-
-def _numbers(node: fx.Node, first: Any, second: Any, tokens: tuple[int, int]) -> Any:
-    if isinstance(first, (tuple, list)) and type(first) is type(second) and len(first) == len(second):
-        return tuple(_numbers(node, a, b, tokens) for a, b in zip(first, second, strict=True))
-    if any(isinstance(v, Tensor) for v in torch.utils._pytree.tree_leaves(first)):
-        raise SparseBackwardError(f"{describe(node)} {WHERE} in a structure")
-    if first == second:
-        return "same"
-    if type(first) is int and (first, second) == tokens:
-        return "tokens"
-    raise SparseBackwardError(
-        f"{describe(node)} {WHERE}, and is {first} and {second} for {tokens[0]} and {tokens[1]} tokens"
-    )
-
-
-def _counts(kinds: Any) -> bool:
-    return any(map(_counts, kinds)) if isinstance(kinds, (tuple, list)) else kinds == "tokens"
 
 
 def _proofs(surgery: Surgery, graph: fx.Graph, tensors: list[fx.Node]) -> dict[fx.Node, Any]:
@@ -260,50 +186,6 @@ def _rows_of(node: fx.Node, proof: Any, dims: tuple[int, ...]) -> tuple[int, int
             f"{describe(node)} ({shape}) {WHERE}, is one for all rows, and has no dimension to become one for each"
         )
     return None
-
-
-# --- two numbers of tokens -----------------------------------------------------------------------
-
-
-def _two_lengths(surgery: Surgery, tokens: int) -> Lengths | None:
-    """The values with another number of tokens, if the forward takes one and goes the same way."""
-    cut = next(c for c, r in zip(surgery.cuts, surgery.requests, strict=True) if r.resizes)
-    count = value_of(cut).shape[tokens]
-    for examples in _others(surgery, count):
-        try:
-            with quiet("torch._subclasses.fake_tensor"):
-                other, graph = surgery.recapture(surgery.structure.with_examples(examples))
-        except GraphaugError:  # it does not take them, or does not come by the site
-            continue
-        if graph.python_code("self").src != surgery.graph.python_code("self").src:
-            continue
-        values = {n: value_of(m) for n, m in zip(surgery.graph.nodes, graph.nodes, strict=True)}
-        shape = values[cut].shape
-        if shape[tokens] != count and list(map(str, surgery.captured.assumptions)) == list(
-            map(str, other.assumptions)
-        ):
-            return Lengths((count, shape[tokens]), values)
-    return None
-
-
-def _others(surgery: Surgery, count: int) -> Iterator[dict[str, Any]]:
-    """Examples that may have other numbers of tokens: one fewer where there are so many, or larger images."""
-    examples, dims = dict(surgery.structure.signature.examples), surgery.samples.dims
-
-    def fewer(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            for d, size in enumerate(value.shape):
-                if size == count and d != dims.get(id(value)) and count > 2:
-                    value = value.narrow(d, 0, count - 1)
-        return value
-
-    def larger(value: Any) -> Any:
-        if isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
-            return value.repeat(1, 1, 2, 2)
-        return value
-
-    yield torch.utils._pytree.tree_map(fewer, examples)
-    yield torch.utils._pytree.tree_map(larger, examples)
 
 
 # --- the graph -----------------------------------------------------------------------------------
