@@ -16,6 +16,7 @@ from graphaug.recipes import job as jobs
 from graphaug.recipes.figures import FIGURES, listing, planned
 from graphaug.recipes.images import PLAIN
 from graphaug.recipes.job import OUTCOME, Outcome
+from graphaug.recipes.plan import SCALES
 from graphaug.recipes.report import report
 
 
@@ -212,3 +213,20 @@ def test_transfer_goes_both_ways(tmp_path, data):
     assert 0 <= figures["transfer.fine-tuned"] <= 1
     assert not math.isnan(figures["transfer.linear"])
     assert Path(sweep.jobs[0].out / OUTCOME).exists()
+
+
+def test_the_page_has_every_command_and_the_sizes_there_are():
+    page = (Path(__file__).resolve().parents[2] / "docs/paper.md").read_text(encoding="utf-8")
+    rows = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")
+    ]
+    commands = [row[2] for row in rows if len(row) == 3]
+    runnable = [f for f in FIGURES if f.make is not None]
+    assert sum(
+        f"graphaug paper {n} --out DIR" in c for f in runnable for n in (f.name, *f.also) for c in commands
+    ) == len(runnable)
+    for name, settings in SCALES.items():
+        (row,) = [row for row in rows if row[0] == f"`{name}`"]
+        assert name == "full" or f"`{settings['model']}`" in row[1]
+        assert row[2].replace(",", "") == str(settings.get("images", "all"))
+        assert row[3:5] == [str(settings["epochs"]), str(settings["batch_size"])]
