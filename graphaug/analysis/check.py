@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import mean
 from typing import Any
 
 import numpy as np
-from joblib import Parallel, delayed, parallel_config
 
 from graphaug.analysis.advise import Advice
+from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import DataError, InvalidOption, did_you_mean
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
@@ -147,11 +148,7 @@ def check_advice(
         for seed, at, stop in jobs
     ]
     results: dict[int, dict[str, Any]] = {}
-    trial = delayed(lambda i, config: (i, pretrain(config, data=data).result))
-    # joblib starts fresh processes: torch's threads would not survive a fork
-    with parallel_config("loky", n_jobs=workers, inner_max_num_threads=1):
-        found = Parallel(return_as="generator_unordered")(map(trial, range(len(configs)), configs))
-    for i, result in found:
+    for i, result in Executor(workers=workers).map(functools.partial(_trial, data), configs):
         results[i] = result
         if on_trial is not None:
             seed, at, stop = jobs[i]
@@ -160,6 +157,10 @@ def check_advice(
                 len(results), len(jobs), f"{at or 'plain'}{' stop' if stop else ''}, seed {seed}: {said}"
             )
     return [_ranked(advice, metric, epochs, jobs, results) for metric in metrics]
+
+
+def _trial(data: ImageData, config: PretrainConfig) -> dict[str, Any]:
+    return pretrain(config, data=data).result
 
 
 def _accuracy(result: dict[str, Any], metric: str) -> float:

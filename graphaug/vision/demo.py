@@ -12,8 +12,8 @@ from statistics import mean, stdev
 from typing import Any
 
 import torch
-from joblib import Parallel, delayed
 
+from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import RunDirectoryError
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import load
@@ -70,23 +70,12 @@ class Job:
     force: bool
 
     def run(self) -> dict[str, Any]:
-        """Pretrain and probe on one thread, give the probes' result.
-
-        One thread: networks this small gain little from a second one, and lose all of it when something else runs.
-        """
-        from threadpoolctl import threadpool_limits
-
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            with threadpool_limits(1):
-                if self.out is not None:
-                    return pretrain(self.config, self.out, force=self.force).result
-                with torch.random.fork_rng():
-                    torch.manual_seed(self.config.seed)
-                    return probe(build_model(self.config.model), load(self.config.data), self.config.size)
-        finally:
-            torch.set_num_threads(threads)
+        """Pretrain and probe, give the probes' result."""
+        if self.out is not None:
+            return pretrain(self.config, self.out, force=self.force).result
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return probe(build_model(self.config.model), load(self.config.data), self.config.size)
 
 
 def run_demo(out: Path, *, epochs: int, seeds: int, workers: int, force: bool, report: Report) -> str:
@@ -128,10 +117,7 @@ def run_demo(out: Path, *, epochs: int, seeds: int, workers: int, force: bool, r
 
 def _run_all(jobs: list[Job], workers: int, report: Report) -> list[dict[str, Any]]:
     results: dict[int, dict[str, Any]] = {}
-    numbered = delayed(lambda index, job: (index, job.run()))
-    # joblib starts fresh processes: torch's threads would not survive a fork.
-    found = Parallel(workers, return_as="generator_unordered")(map(numbered, range(len(jobs)), jobs))
-    for index, result in found:
+    for index, result in Executor(workers=workers).map(Job.run, jobs):
         results[index] = result
         few = result["few_labels"]["mean"]
         seed = f"{jobs[index].name}, seed {jobs[index].config.seed}"
