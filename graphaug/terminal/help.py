@@ -17,6 +17,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Augmentation": (
         *(
             "at",
+            "transform",
             "everywhere",
             "rate",
             "rates",

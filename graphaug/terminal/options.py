@@ -8,6 +8,7 @@ from typing import Any
 from graphaug.errors import ConfigError
 
 AUGMENTATION = (
+    "transform",
     "rate",
     "rates",
     "rate_end",
@@ -40,7 +41,10 @@ def refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     asked = [name for name, value in given.items() if value is not None and value is not False]
     if not settings.get("at") and not settings.get("everywhere"):
         _refuse([name for name in AUGMENTATION if name in asked], "without a site", "name one with --at")
+    other = "with another transform than dropout"
     rules = {
+        "rate": (settings.get("transform", "dropout") != "dropout", other, ""),
+        "granularity": (settings.get("transform", "dropout") != "dropout", other, ""),
         "momentum": (
             settings.get("optimizer") == "adamw",
             "with --optimizer adamw, which has moments of its own",

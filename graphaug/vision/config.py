@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from graphaug.augment.transforms.pca import PCA
 from graphaug.contrastive.config.settings import Settings, package_versions, setting
 from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.errors import ConfigError
@@ -13,6 +14,9 @@ from graphaug.vision.data.rows import RESIDENT
 
 COMPILED_FREEZES = 7
 """Modules that a compiled step may freeze one after another; with the step before, torch's limit of one function."""
+TRANSFORMS = ("dropout", "pca")
+OF_DROPOUT = ("rate", "rates", "rate_end", "granularity")
+"""Settings that the other transforms do not have."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,9 @@ class PretrainConfig(Settings):
     )
     init: str | None = setting(
         None, "Begin with the weights of this run directory, checkpoint or safetensors file."
+    )
+    transform: str = setting(
+        "dropout", "dropout, or pca: the first principal direction of the augmented rows is taken out."
     )
     rate_end: float | None = setting(None, "Change the rate linearly over the run, to this.")
     subset_end: float | None = setting(None, "Change the subset linearly over the run, to this.")
@@ -115,6 +122,13 @@ class PretrainConfig(Settings):
         one_gpu = self.devices * self.accumulate == 1 and self.accelerator != "cpu"
         if self.cuda_graphs and not (self.compile and one_gpu):
             raise ConfigError("cuda_graphs needs compile, one GPU, and a batch in one part (accumulate=1).")
+        self.one_of(transform=TRANSFORMS)
+        changed = [name for name in OF_DROPOUT if getattr(self, name) != getattr(PretrainConfig, name)]
+        if self.transform != "dropout" and changed:
+            raise ConfigError(
+                f"{', '.join(changed)} with transform={self.transform!r}: only dropout has "
+                f"{'it' if len(changed) == 1 else 'them'}. Leave out one or the other."
+            )
         self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
         self.one_sided("subset_end")
 
@@ -130,6 +144,13 @@ class PretrainConfig(Settings):
                 f"own once it is frozen, and torch makes 8 of one step: give at most {COMPILED_FREEZES}, such as whole "
                 "stages, or do not compile."
             )
+
+    def deep_augmentation(self) -> dict[str, Any]:
+        """The options for ``graphaug.rewrite``."""
+        options = super().deep_augmentation()
+        if self.transform == "dropout":
+            return options
+        return {**{k: v for k, v in options.items() if k not in OF_DROPOUT}, "transform": PCA(k=1)}
 
 
 def versions() -> dict[str, str]:

@@ -215,6 +215,24 @@ def test_transfer_goes_both_ways(tmp_path, data):
     assert Path(sweep.jobs[0].out / OUTCOME).exists()
 
 
+def test_pca_stands_beside_dropout_in_the_same_runs(tmp_path, data):
+    plan = planned("pca", tmp_path / "out", data=[data], model="resnet18-cifar:2", at=[-1, 4]).plan
+    configs = {s.name: s.config for s in plan.settings}
+    assert len(configs) == 1 + 3 + 3
+    for name in ("site -1", "site 4", "site 4, stopped"):
+        assert configs[f"{name}, PCA"] == replace(configs[name], transform="pca")
+    run_plan = plan.settings[:1] + tuple(s for s in plan.settings if s.name == "site 4, stopped, PCA")
+    small_ones = tuple(replace(s, config=replace(s.config, size=8, epochs=1, images=64)) for s in run_plan)
+    sweep = planned("pca", tmp_path / "out", data=[data], model="resnet18-cifar:2", at=[4], seeds=1)
+    outcomes, _ = run(replace(sweep, plan=replace(plan, settings=small_ones)))
+    assert "pca" in (tmp_path / "out/runs/01-site-4-stopped-pca-seed0/config.yaml").read_text().lower()
+    assert not outcomes["site 4, stopped, PCA"][0].failed
+    with pytest.raises(ConfigError, match="rate with transform='pca': only dropout has it"):
+        replace(configs["site 4, PCA"], rate=0.3)
+    with pytest.raises(ConfigError, match="Did you mean 'pca'"):
+        replace(configs["site 4, PCA"], transform="pcaa")
+
+
 def test_the_page_has_every_command_and_the_sizes_there_are():
     page = (Path(__file__).resolve().parents[2] / "docs/paper.md").read_text(encoding="utf-8")
     rows = [
@@ -222,9 +240,9 @@ def test_the_page_has_every_command_and_the_sizes_there_are():
     ]
     commands = [row[2] for row in rows if len(row) == 3]
     runnable = [f for f in FIGURES if f.make is not None]
-    assert sum(
-        f"graphaug paper {n} --out DIR" in c for f in runnable for n in (f.name, *f.also) for c in commands
-    ) == len(runnable)
+    for figure in runnable:
+        spelled = [f"`graphaug paper {name} --out DIR`" for name in (figure.name, *figure.also)]
+        assert len([c for c in commands if c in spelled]) == 1, figure.name
     for name, settings in SCALES.items():
         (row,) = [row for row in rows if row[0] == f"`{name}`"]
         assert name == "full" or f"`{settings['model']}`" in row[1]
