@@ -1,0 +1,95 @@
+"""Keep the numbers of a finished sweep of `graphaug paper`, and put its table into docs/results.md.
+
+    python -m benchmarks.paper runs/fig4 fig4-fashion-mnist
+
+copies all runs' numbers to benchmarks/results/paper/fig4-fashion-mnist.json, without the paths of the machine, and
+writes the table and the verdicts between the page's marks of that name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+from graphaug.contrastive.runs.compare import interval
+from graphaug.errors import DataError
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results/paper"
+PAGE = ROOT / "docs/results.md"
+MEASURES = {"linear": "linear probe", "few_labels.mean": "5 labels a class", "knn": "nearest neighbours"}
+
+
+def kept(results: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a sweep, with data named by the last part of their path.
+
+    Raises:
+        DataError: a run did not come to its end.
+
+    """
+    failed = [f"{r['setting']}, seed {r['seed']}" for r in results["runs"] if r["failed"]]
+    if failed:
+        raise DataError(f"not finished: {'; '.join(failed)}. Go on with the sweep first.")
+    text = re.sub(r"\b(idx|folder|folder-as-stored):/[^\"]*/([^/\"]+)", r"\1:\2", json.dumps(results))
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def table(results: dict[str, Any]) -> str:
+    """One row a setting, accuracies in % as mean ± half the 95 % interval over seeds; then a verdict a claim."""
+    runs = results["runs"]
+    names = list(dict.fromkeys(run["setting"] for run in runs))
+    plain = {run["seed"]: run["linear"] for run in runs if run["setting"] == "SimCLR"}
+    lines = [
+        f"| setting | runs | {' | '.join(MEASURES.values())} | linear, to SimCLR by seed |",
+        "|---" * (3 + len(MEASURES)) + "|",
+    ]
+    for name in names:
+        mine = [run for run in runs if run["setting"] == name]
+        whole = [run for run in mine if not run["diverged"]]
+        cells = [_shown([run[m] for run in whole]) for m in MEASURES]
+        pairs = [(run["linear"], plain[run["seed"]]) for run in mine]
+        known = all(a is not None and b is not None for a, b in pairs)
+        gain = _shown([a - b for a, b in pairs], "+") if known and name != "SimCLR" else ""
+        count = f"{len(whole)} of {len(mine)}" if len(whole) < len(mine) else str(len(mine))
+        lines.append(f"| {name} | {count} | {' | '.join(cells)} | {gain} |")
+    lines += ["", "| claim | said in | verdict | |", "|---|---|---|---|"]
+    lines += [
+        f"| {c['claim']} | {c['source']} | **{c['verdict']}** | {c['why']} |" for c in results["claims"]
+    ]
+    return "\n".join(lines)
+
+
+def _shown(accuracies: list[float], sign: str = "") -> str:
+    middle, half = interval([100 * a for a in accuracies])
+    if math.isnan(middle):
+        return ""
+    return f"{middle:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", type=Path, help="the directory of `graphaug paper`")
+    parser.add_argument("name", help="of the file, and of the marks in docs/results.md")
+    options = parser.parse_args()
+    results = kept(json.loads((options.sweep / "results.json").read_text(encoding="utf-8")))
+    begin, end = f"<!-- {options.name} -->", f"<!-- end of {options.name} -->"
+    page = PAGE.read_text(encoding="utf-8")
+    if begin not in page or end not in page:
+        raise SystemExit(f"{PAGE.name} has no place for it: write {begin} and {end} there.")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(results, indent=1) + "\n"
+    (RESULTS / f"{options.name}.json").write_text(text, encoding="utf-8")
+    before, rest = page.split(begin)
+    PAGE.write_text(
+        before + begin + "\n" + table(results) + "\n" + end + rest.split(end)[1], encoding="utf-8"
+    )
+    print(f"written: {options.name}.json and its table in {PAGE.name}")
+
+
+if __name__ == "__main__":
+    main()

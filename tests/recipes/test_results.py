@@ -1,0 +1,57 @@
+"""docs/results.md says what the committed numbers say, and their verdicts are those of the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+from scipy.stats import ttest_rel
+
+from benchmarks.paper import PAGE, RESULTS, kept, table
+from graphaug.errors import DataError
+
+FILES = sorted(RESULTS.glob("*.json"))
+
+
+def a_run(setting, seed, value, **other):
+    numbers = {"linear": value, "few_labels.mean": value, "knn": value}
+    return {"setting": setting, "seed": seed, **numbers, "diverged": None, "failed": None, **other}
+
+
+def test_the_table_is_of_the_runs():
+    none = {"linear": None, "few_labels.mean": None, "knn": None, "diverged": "nan"}
+    runs = [a_run("SimCLR", s, 0.7 + 0.01 * s) for s in range(3)]
+    runs += [a_run("site 4", s, 0.75 + 0.01 * s) for s in range(3)]
+    runs += [a_run("site 5", s, 0.75) for s in range(2)] + [a_run("site 5", 2, 0.0, **none)]
+    shown = table({"runs": runs, "claims": []})
+    # 2.48 is the 97.5 % quantile of Student's t with two degrees of freedom, 4.303, over the root of three
+    assert "| SimCLR | 3 | 71.0 ± 2.5 | 71.0 ± 2.5 | 71.0 ± 2.5 |  |" in shown
+    assert "| site 4 | 3 | 76.0 ± 2.5 | 76.0 ± 2.5 | 76.0 ± 2.5 | +5.0 ± 0.0 |" in shown
+    assert "| site 5 | 2 of 3 | 75.0 ± 0.0 | 75.0 ± 0.0 | 75.0 ± 0.0 |  |" in shown
+
+
+def test_paths_of_the_machine_stay_there_and_unfinished_sweeps_are_refused():
+    found = {"runs": [a_run("SimCLR", 0, 0.7)], "settings": {"SimCLR": {"data": "idx:/home/me/data/fashion"}}}
+    assert kept(found)["settings"]["SimCLR"]["data"] == "idx:fashion"
+    with pytest.raises(DataError, match="SimCLR, seed 0"):
+        kept({"runs": [a_run("SimCLR", 0, None, failed="disk")]})
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
+def test_the_page_has_the_committed_numbers(file: Path):
+    results = json.loads(file.read_text(encoding="utf-8"))
+    assert table(results) in PAGE.read_text(encoding="utf-8")
+    values = {(r["setting"], r["seed"]): r["linear"] for r in results["runs"]}
+    seeds = sorted({seed for _, seed in values})
+    for claim in results["claims"]:
+        for member in claim["members"]:
+            a, b = ([values[name, s] for s in seeds] for name in (member["setting"], member["against"]))
+            if None in (*a, *b):
+                continue
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of differences that do not vary there is no p-value
+                p = ttest_rel(a, b, alternative="greater").pvalue
+            assert math.isnan(p) or member["ahead"] >= p - 1e-9  # of several comparisons the largest counts
