@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from graphaug.contrastive.runs.progress import duration
+from graphaug.contrastive.runs.progress import INTERRUPTED, duration
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.terminal.help import Help
 from graphaug.terminal.printable import print_names as print
@@ -84,7 +84,11 @@ def paper(
     where = Executor(executor, workers, partition, folder=out / "slurm")
     sweep.check()
     start = time.monotonic()
-    outcomes = sweep.run(where, lambda line: print(line, file=sys.stderr, flush=True))
+    try:
+        outcomes = sweep.run(where, lambda line: print(line, file=sys.stderr, flush=True))
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: what is done is kept in {out}, and the same command goes on.", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     print(report(sweep.figure, sweep.plan, outcomes, out, width))
     print(
         f"{duration(time.monotonic() - start)} this time; written to {out}: {', '.join(FILES)} and the runs"
