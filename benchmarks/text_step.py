@@ -1,7 +1,7 @@
 """Sentences per second of SimCSE's training on a BERT-base shape: sentence-transformers' trainer, and ours.
 
     python -m benchmarks.text_step [--batch 16] [--steps 3] [--rounds 3] [--size bert-base] [--at 8]
-                                   [--text ../shared/data/sentences.txt.xz] [--device cpu|cuda] [--precision 32-true]
+                                   [--text SENTENCES] [--device cpu|cuda] [--precision 32-true]
 
 One process, the same encoder (random weights), sentences, batch, optimizer and clipping for all; the contenders take
 turns, ``--steps`` steps each per round, padding included, and medians over the rounds are reported with quartiles.
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import random
 import statistics
 import tempfile
 import time
@@ -39,6 +40,8 @@ from graphaug.text.model import Model, build, sizes, tokenized
 from graphaug.text.objective import TextFeed
 from graphaug.text.passes import augmented
 from graphaug.text.simcse import SimCSE
+
+SENTENCES = ROOT.parent / "shared/data/sentences.txt.xz"
 
 Steps = Callable[[int], float]
 """Makes so many steps, and returns their seconds."""
@@ -117,6 +120,16 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
+def sentences(path: Path | None, words: int, count: int) -> list[str]:
+    """Sentences of at least so many words; without a file, of drawn words: a step's time asks for no sense."""
+    path = path or (SENTENCES if SENTENCES.exists() else None)
+    if path is not None:
+        return [line for line in read_corpus(path).lines if len(line.split()) >= words][:count]
+    draw = random.Random(0)
+    known = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=draw.randint(2, 9))) for _ in range(2000)]
+    return [" ".join(draw.choices(known, k=words + draw.randint(0, 8))) for _ in range(count)]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time training steps on text.")
     parser.add_argument("--batch", type=int, default=16)
@@ -126,7 +139,9 @@ def main() -> None:
     parser.add_argument("--at", type=int, default=8)
     parser.add_argument("--subset", type=float, default=0.5)
     parser.add_argument("--max-length", type=int, default=32)
-    parser.add_argument("--text", type=Path, default=ROOT.parent / "shared/data/sentences.txt.xz")
+    parser.add_argument(
+        "--text", type=Path, default=None, help="by default the shared sentences, or drawn ones"
+    )
     parser.add_argument(
         "--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu"
     )
@@ -141,8 +156,8 @@ def main() -> None:
         accelerator=options.device, precision=options.precision,
     )  # fmt: skip
     # Long ones, so that all batches have one length, and no contender pays for another one's padding.
-    lines = [line for line in read_corpus(options.text).lines if len(line.split()) >= options.max_length]
-    lines = lines[: max(512, 4 * options.batch)]
+    count = max(512, 4 * options.batch)
+    lines = sentences(options.text, options.max_length, count)
     augmented_ = replace(base, at=(options.at,), stop_grad=True, subset=options.subset)
     settings = {
         "ours, plain": base,

@@ -24,22 +24,20 @@ def drawn_twice(aug: Any, found: Split, values: dict[str, Any], guessed: str) ->
     twice = {n.name for n in found.shared.nodes if _is_computed(n)} & {
         n.name for graph in (found.prefix, found.suffix) for n in graph.nodes if _is_computed(n)
     }
-    # dropout on the way is no harm where only shapes and types of what it gives are read
     if not twice:
         return ""
+    held = (*aug.parameters(), *torch.utils._pytree.tree_leaves(values))
+    on_meta = any(t.is_meta for t in held if isinstance(t, Tensor))
     with undrawn(), unchanged(aug.original), torch.no_grad():
-        try:
-            drawn = _draws(aug, values)
-        except Exception:  # it does not run without data
-            if guessed:
-                return (
-                    "the suffix needs what is computed beside the prefix, and there are no example_inputs to try "
-                    "that with"
-                )
-            drawn = _differs(aug, values)
-    return (
-        "what the suffix needs without gradient is drawn at random, and would be drawn twice" if drawn else ""
-    )
+        if not _may_draw(aug, values):
+            return ""
+        if guessed or on_meta:
+            without = "there are no example_inputs" if guessed else "the model lies on the meta device"
+            return f"the suffix needs what is computed beside the prefix, which may be drawn at random, and {without}"
+        # where a draw leads to nothing of it, or its shape alone is read, it is the same for another seed
+        if _differs(aug, values):
+            return "what the suffix needs without gradient is drawn at random, and would be drawn twice"
+    return ""
 
 
 class _Draws(TorchDispatchMode):
@@ -52,8 +50,15 @@ class _Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def _may_draw(aug: Any, values: dict[str, Any]) -> bool:
+    """Whether the part that both need draws: its operations are looked at on fake tensors, for whatever data."""
+    try:
+        return _draws(aug, values)
+    except Exception:  # it does not run without data
+        return True
+
+
 def _draws(aug: Any, values: dict[str, Any]) -> bool:
-    """Whether what both parts need is drawn: its operations are looked at on fake tensors, for whatever data."""
     device = next((p.device for p in aug.parameters()), torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True), quiet("torch._subclasses.fake_tensor"):
 

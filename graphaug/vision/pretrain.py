@@ -175,7 +175,7 @@ def _check_sites(config: PretrainConfig) -> None:
         )
     if config.at or config.everywhere:
         return
-        names = ("stop_grad", "freeze", "transform", "rate_end", "subset_end")
+    names = ("stop_grad", "freeze", "transform", "rate_end", "subset_end")
     idle = [name for name in names if getattr(config, name) != getattr(PretrainConfig, name)]
     if idle:
         raise ConfigError(

@@ -53,7 +53,22 @@ def test_what_draws_nothing_is_computed_beside(example: Tensor | None) -> None:
 def test_what_is_drawn_stays_dense_and_says_so(between: nn.Module, example: Tensor | None) -> None:
     plan = ga.rewrite(Scaled(between), "tanh", stop_grad=True, example_inputs=example, dry_run=True)
     assert plan.backward == "dense"
-    assert "drawn at random, and would be drawn twice" in plan.reason
+    said = "drawn at random, and would be drawn twice" if example is not None else "may be drawn at random"
+    assert said in plan.reason
+
+
+class Long(Scaled):
+    """What the suffix needs is made of the shape of what was dropped out, which no draw decides."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        e = self.between(self.embed(ids))
+        places = torch.arange(e.shape[1], dtype=e.dtype)[:, None]
+        return self.b(torch.tanh(self.a(e))) * places
+
+
+def test_a_draw_whose_shape_alone_is_read_does_no_harm() -> None:
+    plan = ga.rewrite(Long(nn.Dropout(0.5)), "tanh", stop_grad=True, example_inputs=IDS, dry_run=True)
+    assert plan.backward == "sparse", plan.reason
 
 
 def test_gpt2_needs_no_example_for_it() -> None:

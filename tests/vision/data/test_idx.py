@@ -41,6 +41,16 @@ def test_files_hold_what_was_written(tmp_path: Path, zipped: bool) -> None:
         (idx(np.zeros((39, 8, 8))), "are no data set"),
         (idx(np.zeros((40, 8))), "are no data set"),
     ],
+    ids=[
+        "no gzip",
+        "cut gzip",
+        "another file",
+        "float64",
+        "a byte less",
+        "cut head",
+        "an image less",
+        "no images",
+    ],
 )
 def test_damaged_files_are_named(tmp_path: Path, content: bytes, message: str) -> None:
     write_idx(tmp_path)
