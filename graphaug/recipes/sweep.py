@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import graphaug
+from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.runs.files import make_folder, only_one, write_file
 from graphaug.contrastive.runs.progress import duration
 from graphaug.contrastive.runs.sweep import Executor
@@ -174,9 +174,11 @@ class Sweep:
             return None
         except ValueError as error:
             raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
-        if found.get("figure") != self.figure:
+        if not isinstance(found, dict) or not self._identity({}).keys() <= found.keys():
+            raise RunDirectoryError(f"{str(file)!r} is damaged: it does not describe a sweep.")
+        if found["figure"] != self.figure:
             raise RunDirectoryError(
-                f"{str(self.out)!r} holds the runs of {found.get('figure')}, not of {self.figure}. Choose another "
+                f"{str(self.out)!r} holds the runs of {found['figure']}, not of {self.figure}. Choose another "
                 "directory."
             )
         return found
@@ -210,15 +212,8 @@ def check_models(configs: Sequence[PretrainConfig]) -> None:
     with _headed(first.model, first.size or 32, first.projection) as (network, example):
         check_size(network, first.size or 32, first.model)
         for config in configs:
-            if config.at:
-                graphaug.rewrite(
-                    network,
-                    at=config.where(config.at),
-                    backward=config.backward,
-                    example_inputs=(example,),
-                    dry_run=True,
-                    **config.deep_augmentation(),
-                )
+            with deep_augmented(network, config, lambda: example, config.model):
+                pass
 
 
 @contextmanager
@@ -236,10 +231,13 @@ def _compare_settings(out: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     found = []
     if old["seeds"] > new["seeds"]:
         found.append(f"seeds: {old['seeds']} → {new['seeds']} (more can be added, none left out)")
+    if old["transfer_epochs"] != new["transfer_epochs"]:
+        found.append(f"transfer_epochs: {old['transfer_epochs']!r} → {new['transfer_epochs']!r}")
     found += [
-        f"{name}: {old[name]!r} → {new[name]!r}"
-        for name in ("data", "transfer_epochs")
-        if old[name] != new[name]
+        f"{fact} of {spec}: {was!r} → {new['data'][spec][fact]!r}"
+        for spec in old["data"].keys() & new["data"].keys()
+        for fact, was in old["data"][spec].items()
+        if new["data"][spec][fact] != was
     ]
     before, after = old["settings"], new["settings"]
     found += [f"{name}: {'gone' if name in before else 'new'}" for name in before.keys() ^ after.keys()]

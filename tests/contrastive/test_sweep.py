@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from graphaug.contrastive.runs.sweep import Executor
-from graphaug.errors import ConfigError
+from graphaug.errors import ConfigError, LaunchError
 
 
 def square(x: int) -> int:
@@ -70,6 +70,16 @@ def test_jobs_of_submitit_give_what_the_function_gives(
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
     executor = Executor("slurm", workers=2, partition="gpu", folder=tmp_path)
     assert dict(executor._slurm(square, [3, 4], cluster="local")) == {0: 9, 1: 16}
+
+
+def killed(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.long
+def test_a_worker_that_is_killed_is_told_of() -> None:
+    with pytest.raises(LaunchError, match="fewer than 2 workers"):
+        list(Executor(workers=2).map(killed, [0, 1]))
 
 
 SWEEP = """

@@ -152,6 +152,16 @@ def test_what_does_not_belong_to_a_directory_is_refused(done, data, tmp_path):
     write_idx(other, train=160, test=40, seed=1)
     with pytest.raises(ConfigError, match="data: "):
         small(out, f"idx:{other}").check()
+    changed = tmp_path / "changed"
+    changed.mkdir()
+    told = json.loads((out / "sweep.json").read_text())
+    told["data"][data]["train_images"] += 1
+    (changed / "sweep.json").write_text(json.dumps(told))
+    with pytest.raises(ConfigError, match=r"train_images of idx:.*: 129 → 128"):
+        small(changed, data).check()
+    (changed / "sweep.json").write_text("{}")
+    with pytest.raises(RunDirectoryError, match="does not describe a sweep"):
+        small(changed, data).check()
     with pytest.raises(RunDirectoryError, match="holds the runs of fig3-4, not of fig5"):
         replace(small(out, data), figure="fig5").check()
     (tmp_path / "full").mkdir()

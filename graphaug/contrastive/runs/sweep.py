@@ -6,11 +6,12 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from graphaug.errors import ConfigError, did_you_mean
+from graphaug.errors import ConfigError, LaunchError, did_you_mean
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -61,6 +62,10 @@ class Executor:
 
         The function has to be importable by its name, and takes and returns what can be pickled. What it raises ends
         the sweep.
+
+        Raises:
+            LaunchError: a worker was killed, or a job of Slurm ended without a result.
+
         """
         return self._slurm(function, items) if self.kind == "slurm" else self._local(function, items)
 
@@ -70,7 +75,12 @@ class Executor:
         call = delayed(_numbered)
         jobs = (call(function, number, item, os.getpid()) for number, item in enumerate(items))
         # joblib starts fresh processes: torch's threads would not survive a fork.
-        yield from Parallel(self.workers, backend="loky", return_as="generator_unordered")(jobs)
+        try:
+            yield from Parallel(self.workers, backend="loky", return_as="generator_unordered")(jobs)
+        except BrokenProcessPool as error:
+            raise LaunchError(
+                f"a worker of the sweep was killed. If memory ran out, take fewer than {self.workers} workers: {error}"
+            ) from error
 
     def _slurm(
         self, function: Callable[[T], R], items: Sequence[T], cluster: str = "slurm"
@@ -85,7 +95,11 @@ class Executor:
         jobs = executor.map_array(function, list(items))
         numbers = {job.job_id: number for number, job in enumerate(jobs)}
         for job in submitit.helpers.as_completed(jobs):
-            yield numbers[job.job_id], job.result()
+            try:
+                result = job.result()
+            except submitit.core.utils.UncompletedJobError as error:
+                raise LaunchError(f"job {job.job_id} of the sweep gave no result: {error}") from error
+            yield numbers[job.job_id], result
 
 
 def _submitit() -> Any:
