@@ -159,6 +159,6 @@ def planned(
         )
     sites = list(dict.fromkeys(map(site, at))) or numbered_sites(base.model, base.size or 32)
     if all(isinstance(s, int) for s in sites):
-        sites.sort()  # type: ignore[type-var]  # from the input to the head
+        sites.sort()  # from the input to the head
     fine_tuning = 30 if scale == "full" else base.epochs
     return Sweep(figure.name, figure.make(base, sites, chosen), out, seeds, fine_tuning)

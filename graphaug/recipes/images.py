@@ -117,7 +117,9 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
 def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Figure 5: encoders of one data set on another, both ways, frozen and fine-tuned."""
     settings: list[Setting] = []
-    claims, baseline, lines = [], {}, {}
+    claims: list[Claim] = []
+    baseline: dict[str, str] = {}
+    lines: dict[str, dict[str, str]] = {}
     deep = [s for s in sites if s != INPUT]
     short = [_short(d) for d in data]
     names = dict(zip(data, short if len({*short}) == len(data) else data, strict=True))

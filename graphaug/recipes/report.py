@@ -151,11 +151,11 @@ def picture(plan: Plan, outcomes: Outcomes) -> Figure:
 
     for number, (name, at) in enumerate(plan.lines.items()):
         marks = [(plan.marks.index(site), *of(setting)) for site, setting in at.items()]
-        x, middle, half = zip(*marks, strict=True)
+        x, middles, halves = zip(*marks, strict=True)
         axes.errorbar(
             [i + 0.06 * (number - 0.5) for i in x],
-            middle,
-            [0.0 if math.isnan(h) else h for h in half],
+            middles,
+            [0.0 if math.isnan(h) else h for h in halves],
             color=PALETTE[number % len(PALETTE)],
             marker=MARKERS[number % len(MARKERS)],
             capsize=3,
