@@ -91,7 +91,7 @@ class Context(NamedTuple):
     batch: Tensor | None = None
 
     @property
-    def random(self) -> dict[str, Generator]:
+    def random(self) -> dict[str, Any]:
         """The generator as a keyword argument of torch's random functions; nothing, if there is none.
 
         Compiled for batches of any size, these functions refuse the very name ``generator``, were it None.
@@ -99,7 +99,7 @@ class Context(NamedTuple):
         return random_of(self.generator)
 
 
-def random_of(generator: Generator | None) -> dict[str, Generator]:
+def random_of(generator: Generator | None) -> dict[str, Any]:
     """A generator as a keyword argument of torch's random functions; nothing for None."""
     return {} if generator is None else {"generator": generator}
 

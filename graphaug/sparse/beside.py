@@ -43,7 +43,9 @@ def drawn_twice(aug: Any, found: Split, values: dict[str, Any], guessed: str) ->
 class _Draws(TorchDispatchMode):
     """Notices operations that draw from a generator of torch."""
 
-    seen = False
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.seen = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.seen |= torch.Tag.nondeterministic_seeded in func.tags
@@ -69,7 +71,7 @@ def _draws(aug: Any, values: dict[str, Any]) -> bool:
         fakes = map_tensors(fake, values)
         with _Draws() as draws:
             aug._forward_shared(**fakes)
-    return draws.seen
+    return bool(draws.seen)
 
 
 def _differs(aug: Any, values: dict[str, Any]) -> bool:
