@@ -85,6 +85,7 @@ def lines(text: str) -> str:
     return "\n".join(line.rstrip() for line in text.strip("\n").splitlines())
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(b.language == "python" for b in blocks(p))], ids=lambda p: p.name
 )

@@ -208,6 +208,7 @@ def assert_by_hand(aug: nn.Module, model: nn.Module, at: str, x: Any, hand: Any,
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.few(2)
 @every
 def test_the_suffix_runs_on_the_kept_tokens_with_what_belongs_to_them(
     make: Any, at: str, x: Any, hand: Any, said: list[str]
@@ -223,6 +224,7 @@ def test_the_suffix_runs_on_the_kept_tokens_with_what_belongs_to_them(
         assert torch.equal(one, other)
 
 
+@pytest.mark.few(2)
 @every
 def test_verify_says_what_follows(make: Any, at: str, x: Any, hand: Any, said: list[str]) -> None:
     _, aug = made(make, at, x, stop_grad=True)
@@ -257,6 +259,7 @@ def test_a_step_whose_masks_keep_other_tokens_is_found_by_verify() -> None:
         ga.verify(aug, x)
 
 
+@pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "sequence first"])
 def test_compiled_whole(name: str) -> None:

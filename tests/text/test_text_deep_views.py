@@ -29,6 +29,7 @@ def wrapped():
     return SimCSE(BertModel(config, add_pooling_layer=False)).double()
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cache", [None, 2])
 @pytest.mark.parametrize(("at", "options"), [(2, {}), (3, {"subset": 0.5, "stop_grad": True}), (4, {})])
 def test_the_loss_is_that_of_both_copies_and_the_prefix_reads_each_sentence_once(at, options, cache):
@@ -70,6 +71,7 @@ def test_the_loss_is_that_of_both_copies_and_the_prefix_reads_each_sentence_once
             torch.testing.assert_close(found[name], parameter.grad, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("mlm", [False, True])
 def test_a_run_holds_the_setting_and_its_plans(mlm, tmp_path):
     done = simcse(replace(DEEP, mlm=mlm), tmp_path / "run", corpus=text_runs.corpus())
@@ -87,6 +89,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
     def stop(line):
         if line["step"] == 6:
