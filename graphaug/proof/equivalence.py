@@ -72,11 +72,13 @@ def _in_training(
     arguments = signature.arrange(signature.examples)
     flags = [(m, m.training) for m in (*model.modules(), *aug.modules())]
 
+    there = {path: set(vars(m)) for path, m in model.named_modules()}
+
     def outcome(run: Callable[..., Any]) -> Any:
         with unchanged(model):
             model.train()
             aug.train()
-            return run(*arguments), _left(model)
+            return run(*arguments), _left(model, there)
 
     try:
         try:
@@ -106,11 +108,18 @@ def _in_training(
     return ""
 
 
-def _left(model: nn.Module) -> Any:
-    """The modes, plain attributes and buffers of a model, as a forward leaves them."""
+def _left(model: nn.Module, there: Mapping[str, set[str]]) -> Any:
+    """The modes, plain attributes and buffers of a model, as a forward leaves them.
+
+    A switch that was not there says that something was done once; it is undone with it.
+    """
     plain = (bool, int, float, str, type(None))
     modules = {
-        path: {name: value for name, value in vars(m).items() if isinstance(value, plain)}
+        path: {
+            name: value
+            for name, value in vars(m).items()
+            if isinstance(value, plain) and (name in there.get(path, ()) or type(value) is not bool)
+        }
         for path, m in model.named_modules()
     }
     return modules, {name: b.clone() for name, b in model.named_buffers()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -36,6 +36,7 @@ def check_tapped(
         state = ModelState(model)
         seed(3)
         seen = _seen(aug, model, named, call)
+        theirs = _gradients(seen, model) if mode == "training" else None
         state.restore()  # the model may also set its buffers
         seed(3)
         found = call(aug)
@@ -47,7 +48,8 @@ def check_tapped(
                 )
         values = f"{len(named)} value" + ("s" if len(named) > 1 else "")
         yield f"{mode} mode: {values} bit-equal to what forward hooks see"
-    count = _gradients_equal({site: found[site] for site in seen}, seen, model, tolerance)
+    mine = _gradients({site: found[site] for site in seen}, model, theirs)
+    count = _gradients_equal(mine, theirs, model, tolerance)
     yield f"training mode: {count} gradients equal those behind what forward hooks see"
 
 
@@ -77,22 +79,33 @@ def _seen(aug: AugmentedModule, model: nn.Module, named: Mapping[Target, str], c
     return seen
 
 
-def _gradients_equal(found: Any, seen: Any, model: nn.Module, tolerance: float) -> int:
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    loss, weights = loss_of(found)
-    other, _ = loss_of(seen, weights)
-    if not trained or loss.requires_grad != other.requires_grad:
-        if trained:
+class _Gradients(NamedTuple):
+    """Of a weighted sum of values: the weights, and the gradient of each trained parameter; None if it has none."""
+
+    weights: Any
+    of: tuple[Tensor | None, ...] | None
+
+
+def _gradients(values: Any, model: nn.Module, like: _Gradients | None = None) -> _Gradients:
+    """The gradients of a weighted sum of values, with the weights of another one if there is one."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    loss, weights = loss_of(values) if like is None else loss_of(values, like.weights)
+    if not trained or not loss.requires_grad:
+        return _Gradients(weights, None)
+    return _Gradients(weights, torch.autograd.grad(loss, trained, allow_unused=True))
+
+
+def _gradients_equal(mine: _Gradients, theirs: Any, model: nn.Module, tolerance: float) -> int:
+    trained = [n for n, p in model.named_parameters() if p.requires_grad]
+    if mine.of is None or theirs.of is None:
+        if trained and (mine.of is None) != (theirs.of is None):
             raise VerificationError("the tap's values and those that hooks see have not both a gradient.")
         return 0
-    mine, theirs = (
-        torch.autograd.grad(each, list(trained.values()), allow_unused=True) for each in (loss, other)
-    )
-    largest = max((float(g.abs().max()) for g in theirs if g is not None and g.numel()), default=0.0)
-    for name, one, two in zip(trained, theirs, mine, strict=True):
+    largest = max((float(g.abs().max()) for g in theirs.of if g is not None and g.numel()), default=0.0)
+    for name, one, two in zip(trained, theirs.of, mine.of, strict=True):
         gap = distance(one, two, largest)
         if gap > tolerance:
             raise VerificationError(
                 f"the gradient of {name!r} differs by {gap:.2g} (relative) from that behind what hooks see."
             )
-    return sum(g is not None for g in mine)
+    return sum(g is not None for g in mine.of)
