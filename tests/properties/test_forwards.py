@@ -141,13 +141,15 @@ def test_a_fault_that_is_put_back_is_found(fault: str) -> None:
 FOUND = [
     # what a closed module kept of a call on fakes ended the comparison
     (("keeps_a_tensor", "mode_of_a_child"), 1),
+    # a closed module that needs data: the trial run in the place of shadow runs does not look at globals
+    pytest.param(("finally_counted", "data_branch"), 0, marks=pytest.mark.xfail(strict=True, reason="open")),
 ]
 """Every composition that was ever another model."""
 
 
-@pytest.mark.parametrize("drawn", FOUND, ids=["-".join(names) for names, _ in FOUND])
-def test_what_was_found_stays_mended(drawn: tuple[tuple[str, ...], int]) -> None:
-    check(*drawn)
+@pytest.mark.parametrize(("names", "site"), FOUND)
+def test_what_was_found_stays_mended(names: tuple[str, ...], site: int) -> None:
+    check(names, site)
 
 
 models = st.lists(st.sampled_from(NAMES), min_size=1, max_size=3).flatmap(
