@@ -148,6 +148,17 @@ def before(node: fx.Node) -> set[fx.Node]:
     return seen
 
 
+def behind(node: fx.Node) -> set[fx.Node]:
+    """Everything that is computed from ``node``, itself included, and what the graph returns."""
+    seen, stack = {node}, [node]
+    while stack:
+        for user in stack.pop().users:
+            if user not in seen:
+                seen.add(user)
+                stack.append(user)
+    return seen | {n for n in node.graph.nodes if n.op == "output"}
+
+
 def parameters_of(
     node: fx.Node, get_module: Callable[[str], torch.nn.Module], get_parameter: Callable[[str], Any]
 ) -> list[torch.nn.Parameter]:

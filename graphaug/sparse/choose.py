@@ -70,6 +70,19 @@ class Surgery:
     bypass: str
     frozen: frozenset[str]
 
+    def values_for(self, examples: dict[str, Any]) -> dict[fx.Node, Any] | None:
+        """The values of the graph's nodes on other examples; None where the forward runs other code for them.
+
+        Raises:
+            GraphaugError: it does not take them, or does not come by the site.
+        """
+        with quiet("torch._subclasses.fake_tensor"):
+            other, graph = self.recapture(self.structure.with_examples(examples))
+        same_code = self.graph.python_code("self").src == graph.python_code("self").src
+        if not same_code or list(map(str, self.captured.assumptions)) != list(map(str, other.assumptions)):
+            return None
+        return {n: value_of(m) for n, m in zip(self.graph.nodes, graph.nodes, strict=True)}
+
 
 def choose(backward: str, surgery: Surgery) -> Choice:
     """Choose the backward of a graph with its augmentation inserted; what is not proved is tried later.
@@ -221,7 +234,7 @@ def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[
 
 def two_sizes(surgery: Surgery) -> Batch:
     """Capture once more at another batch size, and pair the values of the two graphs."""
-    structure, captured, graph = surgery.structure, surgery.captured, surgery.graph
+    structure = surgery.structure
     rows, dims = surgery.samples.count, surgery.samples.dims
     more = rows + 3
 
@@ -232,14 +245,11 @@ def two_sizes(surgery: Surgery) -> Batch:
 
     bigger = torch.utils._pytree.tree_map(enlarge, dict(structure.signature.examples))
     try:
-        with quiet("torch._subclasses.fake_tensor"):
-            other, other_graph = surgery.recapture(structure.with_examples(bigger))
+        values = surgery.values_for(bigger)
     except CaptureError as error:
         raise SparseBackwardError(f"the forward does not take {more} rows instead of {rows}") from error
     except GraphaugError as error:  # the site is not reached then
         raise SparseBackwardError(f"the forward takes another way for {more} rows than for {rows}") from error
-    same_code = graph.python_code("self").src == other_graph.python_code("self").src
-    if not same_code or [str(a) for a in captured.assumptions] != [str(a) for a in other.assumptions]:
+    if values is None:
         raise SparseBackwardError("the forward reads the batch size into Python")
-    values = {n: value_of(m) for n, m in zip(graph.nodes, other_graph.nodes, strict=True)}
-    return Batch(graph, (rows, more), values)
+    return Batch(surgery.graph, (rows, more), values)

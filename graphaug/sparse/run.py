@@ -16,6 +16,7 @@ from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.errors import SparseBackwardLost
 from graphaug.sparse.kept import Kept
+from graphaug.surgery.called.plain import where_counted
 
 Merge = Literal["same", "sum"]
 _GRAPHS = ("shared", "prefix", "suffix", "two_streams")
@@ -201,7 +202,4 @@ def like(chosen: Tensor, value: Tensor) -> Tensor:
 
 def merge(kind: Any, first: Any, second: Any) -> Any:
     """Make a plain value of all rows from those of two parts; see `Batch.merge_of`."""
-    if isinstance(kind, tuple):
-        parts = [merge(k, a, b) for k, a, b in zip(kind, first, second, strict=True)]
-        return torch.Size(parts) if isinstance(first, torch.Size) else type(first)(parts)
-    return operator.add(first, second) if kind == "sum" else first
+    return where_counted(kind, "sum", operator.add, first, second)

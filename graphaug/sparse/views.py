@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, fx, nn
 
+from graphaug.capture.dataflow import behind
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.sparse.batch import Batch
@@ -85,8 +86,7 @@ def _viewed(surgery: Surgery, times: int, batch: Batch) -> fx.Graph:
     cut, back = mapping[surgery.cuts[0]], {new: old for old, new in mapping.items()}
     dim = min(samples.dims.values(), default=0)
     known = Known(batch, back, structure.model, structure.signature.examples, surgery.captured.constants, dim)
-    behind = _behind(cut)
-    for value in entering(graph, behind - {cut}, known, "passes around the cut", {cut}):
+    for value in entering(graph, behind(cut) - {cut}, known, "passes around the cut", {cut}):
         _repeat(graph, value, times)
     with graph.inserting_before(cut):
         once = graph.call_function(repeated, (cut.args[0], place.dim, place.outer, times))
@@ -94,17 +94,6 @@ def _viewed(surgery: Surgery, times: int, batch: Batch) -> fx.Graph:
     once.meta["value"] = value_of(cut)
     graph.lint()
     return graph
-
-
-def _behind(cut: fx.Node) -> set[fx.Node]:
-    """The cut, all that is computed from it, and what the model returns."""
-    found, stack = {cut}, [cut]
-    while stack:
-        for user in stack.pop().users:
-            if user not in found:
-                found.add(user)
-                stack.append(user)
-    return found | {n for n in cut.graph.nodes if n.op == "output"}
 
 
 def _repeat(graph: fx.Graph, value: Entering, times: int) -> None:

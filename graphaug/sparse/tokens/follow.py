@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from graphaug.augment.rows import Rows
 from graphaug.augment.transform import Transform
-from graphaug.capture.dataflow import memory, writes
+from graphaug.capture.dataflow import behind, memory, writes
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import proofs_of
@@ -111,12 +111,12 @@ def _followers(
     surgery: Surgery, graph: fx.Graph, cut: fx.Node, back: Mapping[fx.Node, fx.Node], tokens: int
 ) -> Iterator[Follower]:
     """Everything that enters behind the cut from elsewhere and has an entry for each token."""
-    behind = _behind(cut)
+    after = behind(cut) - {cut}
     owner = memory(graph)
     for node in graph.nodes:
-        if node in behind and writes(node) and owner[node] not in behind:
+        if node in after and writes(node) and owner[node] not in after:
             raise SparseBackwardError(f"opened code changes {describe(owner[node])} in place, which {WHERE}")
-    users = behind | taken_apart(graph, behind, WHERE)
+    users = after | taken_apart(graph, after, WHERE)
     found = {p: None for n in graph.nodes if n in users for p in n.all_input_nodes if p not in users}
     entering = [n for n in found if n is not cut and n.op != "get_attr"]
     if not any(map(_has_numbers, entering)):
@@ -141,16 +141,6 @@ def _followers(
             yield Follower(node, takers, _rows_of(node, proofs[node], dims[node]), dims[node])
         elif not isinstance(value_of(node), Tensor) and counts(dims[node]):
             yield Follower(node, takers, None, (), dims[node])
-
-
-def _behind(cut: fx.Node) -> set[fx.Node]:
-    found, stack = {cut}, [cut]
-    while stack:
-        for user in stack.pop().users:
-            if user not in found:
-                found.add(user)
-                stack.append(user)
-    return (found | {n for n in cut.graph.nodes if n.op == "output"}) - {cut}
 
 
 def _has_numbers(node: fx.Node) -> bool:
@@ -202,10 +192,10 @@ def _let_follow(graph: fx.Graph, cut: fx.Node, values: list[Follower]) -> None:
     for user in users:
         user.replace_input_with(cut, out)
     cut.args = (*cut.args, True)
-    behind = _behind(cut)
+    after = behind(cut) - {cut}
     for value in values:
         for user in value.users:  # one for each, as one of them may write into it
-            if user not in behind:  # it joins the entries of a tuple that was taken apart
+            if user not in after:  # it joins the entries of a tuple that was taken apart
                 kept.append(user)
             with graph.inserting_before(user):
                 if value.dims:

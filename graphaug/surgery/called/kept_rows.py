@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from graphaug.augment.choices import check_probability
 from graphaug.augment.rows import Rows
 from graphaug.errors import BatchError
+from graphaug.surgery.called.plain import where_counted
 
 
 class KeptRows(nn.Module):
@@ -60,10 +61,11 @@ def taken(value: Tensor, kept: Tensor, dim: int, outer: int, inner: int) -> Tens
 
 def counted(value: Any, kinds: Any, kept: Tensor, whole: Tensor, dim: int, slices: int) -> Any:
     """A plain value for the kept rows; ``kinds`` says which of its numbers count rows ("sum")."""
-    if isinstance(kinds, (tuple, list)):
-        parts = [counted(v, k, kept, whole, dim, slices) for v, k in zip(value, kinds, strict=True)]
-        return torch.Size(parts) if isinstance(value, torch.Size) else type(value)(parts)
-    return value // (whole.shape[dim] // slices) * kept.shape[0] if kinds == "sum" else value
+
+    def of_kept(number: int) -> int:
+        return number // (whole.shape[dim] // slices) * kept.shape[0]
+
+    return where_counted(kinds, "sum", of_kept, value)
 
 
 def put_back(

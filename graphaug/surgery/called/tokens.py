@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
+
+from graphaug.surgery.called.plain import where_counted
 
 
 def followed(
@@ -41,7 +42,4 @@ def shortened(value: Any, kinds: Any, kept: Tensor | None) -> Any:
     """A plain value for the kept tokens; ``kinds`` says which of its numbers count tokens ("tokens")."""
     if kept is None:
         return value
-    if isinstance(kinds, (tuple, list)):
-        parts = [shortened(v, k, kept) for v, k in zip(value, kinds, strict=True)]
-        return torch.Size(parts) if isinstance(value, torch.Size) else type(value)(parts)
-    return kept.shape[1] if kinds == "tokens" else value
+    return where_counted(kinds, "tokens", lambda _: kept.shape[1], value)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from graphaug.augment.rows import Rows
 from graphaug.errors import InvalidOption
+from graphaug.surgery.called.plain import where_counted
 
 
 def repeated(value: Tensor, dim: int, outer: int, times: int) -> Tensor:
@@ -25,10 +25,7 @@ def repeated(value: Tensor, dim: int, outer: int, times: int) -> Tensor:
 
 def multiplied(value: Any, kinds: Any, times: int) -> Any:
     """A plain value for so many times the rows; ``kinds`` says which of its numbers count them ("sum")."""
-    if isinstance(kinds, (tuple, list)):
-        parts = [multiplied(v, k, times) for v, k in zip(value, kinds, strict=True)]
-        return torch.Size(parts) if isinstance(value, torch.Size) else type(value)(parts)
-    return value * times if kinds == "sum" else value
+    return where_counted(kinds, "sum", lambda number: number * times, value)
 
 
 def check_views(views: object) -> int:
