@@ -262,12 +262,19 @@ def plain_containers(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module's own flag comes back."""
-    flags = [(m, m.training) for m in model.modules()]
-    model.eval()
+def modes_kept(*models: nn.Module) -> Iterator[None]:
+    """Every module's own flag comes back, whatever mode it is put in."""
+    flags = [(m, m.training) for model in models for m in model.modules()]
     try:
         yield
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode for a while; every module's own flag comes back."""
+    with modes_kept(model):
+        model.eval()
+        yield

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.signature import Signature, evaluating, map_tensors
+from graphaug.capture.signature import Signature, evaluating, map_tensors, modes_kept
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.surgery.module import AugmentedModule
@@ -53,8 +53,7 @@ def check_equivalence(
             try:
                 found = _run_captured(aug, *signature.arrange(inputs))
             except AssumptionViolated as error:
-                said = str(error).partition(", but")[0].removeprefix("this model was ")
-                notes.append(f"fixed to this example: {said}")
+                notes.append(fixed(error))
                 continue
             if not same(wanted, found):
                 raise CaptureError(
@@ -97,35 +96,25 @@ def _in_training(
 ) -> str:
     """Compare what both compute in training mode from one seed, and what they leave changed."""
     arguments = signature.arrange(signature.examples)
-    flags = [(m, m.training) for m in (*model.modules(), *aug.modules())]
-
     there = {path: set(vars(m)) for path, m in model.named_modules()}
 
     def outcome(run: Callable[..., Any]) -> Any:
-        with unchanged(model):
+        with unchanged(model), modes_kept(model, aug):
             model.train()
             aug.train()
             return run(*arguments), _left(model, there)
 
     try:
-        try:
-            expected, again = (outcome(functools.partial(_call, model)) for _ in range(2))
-        except Exception as error:
-            return (
-                f"not compared in training mode, in which the model itself fails with {type(error).__name__}"
-            )
-        if not same(expected, again):
-            return "not compared in training mode, in which two equal runs of the model differ"
-        try:
-            with as_identities(identities.values()):
-                found = outcome(functools.partial(_run_captured, aug))
-        except AssumptionViolated as error:
-            return (
-                f"fixed to this example: {str(error).partition(', but')[0].removeprefix('this model was ')}"
-            )
-    finally:
-        for module, flag in flags:
-            module.training = flag
+        expected, again = (outcome(functools.partial(_call, model)) for _ in range(2))
+    except Exception as error:
+        return f"not compared in training mode, in which the model itself fails with {type(error).__name__}"
+    if not same(expected, again):
+        return "not compared in training mode, in which two equal runs of the model differ"
+    try:
+        with as_identities(identities.values()):
+            found = outcome(functools.partial(_run_captured, aug))
+    except AssumptionViolated as error:
+        return fixed(error)
     if not same(expected, found):
         raise CaptureError(
             f"the captured {signature.model} differs from the original in training mode, in what it computes or in "
@@ -152,16 +141,27 @@ def _left(model: nn.Module, there: Mapping[str, set[str]]) -> Any:
     return modules, {name: b.clone() for name, b in model.named_buffers()}
 
 
-@contextlib.contextmanager
-def as_identities(modules: Iterable[nn.Module]) -> Iterator[None]:
+def fixed(error: AssumptionViolated) -> str:
+    """The note for the plan that a graph does not serve where it was tried."""
+    return f"fixed to this example: {str(error).partition(', but')[0].removeprefix('this model was ')}"
+
+
+def as_identities(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
     """Let modules return what they are given, in this block."""
-    before = [(m, vars(m).get("forward")) for m in modules]
+    return with_forwards((m, lambda value, *_: value) for m in modules)
+
+
+@contextlib.contextmanager
+def with_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Let modules run other functions in the place of their forwards, in this block."""
+    before: list[tuple[nn.Module, Any]] = []
     try:
-        for module, _ in before:
-            module.__dict__["forward"] = lambda value, *_: value
+        for module, forward in forwards:
+            before.append((module, vars(module).get("forward")))
+            module.__dict__["forward"] = forward
         yield
     finally:
-        for module, own in before:
+        for module, own in reversed(before):
             if own is None:
                 module.__dict__.pop("forward", None)
             else:

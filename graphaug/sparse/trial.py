@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.signature import Signature, map_tensors, plain_containers
+from graphaug.capture.signature import Signature, map_tensors, modes_kept, plain_containers
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.sparse.beside import drawn_twice
 from graphaug.sparse.run import Split, sparse_forward
@@ -37,23 +37,20 @@ def check_split(aug: Any, found: Split, signature: Signature, proved: bool = Fal
     examples = dict(signature.examples)
     args, kwargs = signature.arrange(examples)
     values = signature.bind(tuple(args), kwargs)
-    flags = [(m, m.training) for m in [aug, *aug.modules(), *aug.original.modules()]]
-    aug.train()
     try:
-        if found.shared is not None and (against := drawn_twice(aug, found, values, signature.guessed)):
-            return against
-        if proved:
-            return ""
-        held = [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
-        if any(t.is_meta for t in held if isinstance(t, Tensor)):
-            return "the model lies on the meta device, where rows cannot be tried"
-        return tried(aug, found, values)
+        with modes_kept(aug, aug.original):
+            aug.train()
+            if found.shared is not None and (against := drawn_twice(aug, found, values, signature.guessed)):
+                return against
+            if proved:
+                return ""
+            held = [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
+            if any(t.is_meta for t in held if isinstance(t, Tensor)):
+                return "the model lies on the meta device, where rows cannot be tried"
+            return tried(aug, found, values)
     except Exception as error:
         said = next(iter(str(error).splitlines()), "")
         return f"a trial on the example failed ({type(error).__name__}{said and ': '}{said[:120]})"
-    finally:
-        for module, flag in flags:
-            module.training = flag
 
 
 def tried(aug: Any, plan: Split, values: dict[str, Any]) -> str:

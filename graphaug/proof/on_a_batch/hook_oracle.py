@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.site import Augmentation
 from graphaug.capture.target import Target
+from graphaug.proof.equivalence import with_forwards
 from graphaug.proof.on_a_batch.outputs import first_tensor
 from graphaug.proof.on_a_batch.recorded import Recorded, again
 from graphaug.surgery.called.tokens import followed
@@ -113,16 +114,22 @@ def _interpreted(
                 return _row_by_row(*args)
             return super().call_function(target, args, kwargs)
 
+    graph = aug._parts.training_graph
+    with interpreting(aug, model, Replaying(aug, garbage_collect_values=False, graph=graph)):
+        yield
+
+
+def interpreting(
+    aug: AugmentedModule, model: nn.Module, interpreter: fx.Interpreter
+) -> contextlib.AbstractContextManager[None]:
+    """Let ``model`` run the training graph by an interpreter in the place of its forward, in this block."""
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         values = aug._parts.signature.bind(args, kwargs)
-        given = [values.get(str(n.target), *n.args) for n in aug.graph.nodes if n.op == "placeholder"]
-        return Replaying(aug, garbage_collect_values=False, graph=aug._parts.training_graph).run(*given)
+        inputs = [n for n in aug._parts.training_graph.nodes if n.op == "placeholder"]
+        return interpreter.run(*[values.get(str(n.target), *n.args) for n in inputs])
 
-    model.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del model.__dict__["forward"]
+    return with_forwards([(model, forward)])
 
 
 def following(aug: AugmentedModule) -> int:

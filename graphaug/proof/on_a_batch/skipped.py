@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from graphaug.augment.rows import Rows
 from graphaug.capture.state import ModelState
 from graphaug.errors import VerificationError
-from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, quieten
+from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, interpreting, quieten
 from graphaug.proof.on_a_batch.outputs import loss_of
 from graphaug.proof.on_a_batch.training_step import Call, Seed, compare, gradients
 from graphaug.surgery.called.kept_rows import KeptRows, counted, put_back, taken
@@ -97,19 +97,8 @@ def _masked(
 
     targets = {name: aug._parts.targets[name] for name in skippers}
     if any(t.op is not None for t in targets.values()):
-        graph = aug._parts.training_graph
-        whole = _AllRows(aug, mask, graph=graph)
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            values = aug._parts.signature.bind(args, kwargs)
-            given = [values.get(str(n.target), *n.args) for n in graph.nodes if n.op == "placeholder"]
-            return whole.run(*given)
-
-        model.__dict__["forward"] = forward
-        try:
+        with interpreting(aug, model, _AllRows(aug, mask, graph=aug._parts.training_graph)):
             yield "the same graph with every branch on all rows, masked"
-        finally:
-            del model.__dict__["forward"]
         return
     handles = [hook_at(model, target, functools.partial(mask, name)) for name, target in targets.items()]
     try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,8 @@ from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.hook_oracle import hook_at
-from graphaug.proof.on_a_batch.outputs import by_how_much, distance, loss_of
-from graphaug.proof.on_a_batch.training_step import Call, Seed
+from graphaug.proof.on_a_batch.outputs import by_how_much, loss_of
+from graphaug.proof.on_a_batch.training_step import Call, Seed, compare_gradients, gradients
 from graphaug.surgery.module import AugmentedModule
 
 
@@ -31,12 +31,14 @@ def check_tapped(
     named = {t: name for name, t in aug._parts.targets.items() if t.op is None}
     if not named:
         raise VerificationError("every site of this tap is an operation, which no forward hook reaches.")
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for mode in ("eval", "training"):
         aug.train(mode == "training")
         state = ModelState(model)
         seed(3)
         seen = _seen(aug, model, named, call)
-        theirs = _gradients(seen, model) if mode == "training" else None
+        other, weights = loss_of(seen)
+        theirs = gradients(other, list(trained.values())) if mode == "training" else []
         state.restore()  # the model may also set its buffers
         seed(3)
         found = call(aug)
@@ -48,8 +50,13 @@ def check_tapped(
                 )
         values = f"{len(named)} value" + ("s" if len(named) > 1 else "")
         yield f"{mode} mode: {values} bit-equal to what forward hooks see"
-    mine = _gradients({site: found[site] for site in seen}, model, theirs)
-    count = _gradients_equal(mine, theirs, model, tolerance)
+    loss, _ = loss_of({site: found[site] for site in seen}, weights)
+    if trained and loss.requires_grad != other.requires_grad:
+        raise VerificationError("the tap's values and those that hooks see have not both a gradient.")
+    mine = gradients(loss, list(trained.values()))
+    expected = dict(zip(trained, theirs, strict=True))
+    compare_gradients(expected, dict(zip(trained, mine, strict=True)), tolerance, "behind what hooks see")
+    count = sum(g is not None for g in mine)
     yield f"training mode: {count} gradients equal those behind what forward hooks see"
 
 
@@ -77,35 +84,3 @@ def _seen(aug: AugmentedModule, model: nn.Module, named: Mapping[Target, str], c
             f"'{missing}' is not called on this batch, and the tap returns a value for it."
         )
     return seen
-
-
-class _Gradients(NamedTuple):
-    """Of a weighted sum of values: the weights, and the gradient of each trained parameter; None if it has none."""
-
-    weights: Any
-    of: tuple[Tensor | None, ...] | None
-
-
-def _gradients(values: Any, model: nn.Module, like: _Gradients | None = None) -> _Gradients:
-    """The gradients of a weighted sum of values, with the weights of another one if there is one."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    loss, weights = loss_of(values) if like is None else loss_of(values, like.weights)
-    if not trained or not loss.requires_grad:
-        return _Gradients(weights, None)
-    return _Gradients(weights, torch.autograd.grad(loss, trained, allow_unused=True))
-
-
-def _gradients_equal(mine: _Gradients, theirs: Any, model: nn.Module, tolerance: float) -> int:
-    trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    if mine.of is None or theirs.of is None:
-        if trained and (mine.of is None) != (theirs.of is None):
-            raise VerificationError("the tap's values and those that hooks see have not both a gradient.")
-        return 0
-    largest = max((float(g.abs().max()) for g in theirs.of if g is not None and g.numel()), default=0.0)
-    for name, one, two in zip(trained, theirs.of, mine.of, strict=True):
-        gap = distance(one, two, largest)
-        if gap > tolerance:
-            raise VerificationError(
-                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that behind what hooks see."
-            )
-    return sum(g is not None for g in mine.of)

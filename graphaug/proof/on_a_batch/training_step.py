@@ -114,12 +114,23 @@ def compare(
         raise VerificationError(
             f"in training mode the output differs by {worst:.2g} (relative) from that of {oracle}."
         )
+    compare_gradients(theirs, mine, tolerance, f"of {oracle}")
+
+
+def compare_gradients(
+    theirs: Mapping[str, Tensor | None], mine: Mapping[str, Tensor | None], tolerance: float, whose: str
+) -> None:
+    """Compare gradients by name; ``whose``: that of what, for the error.
+
+    Raises:
+        VerificationError: one differs by more than the tolerance.
+    """
     largest = max((float(g.abs().max()) for g in theirs.values() if g is not None and g.numel()), default=0.0)
     for name in theirs:
         gap = distance(theirs[name], mine[name], largest)
         if gap > tolerance:
             raise VerificationError(
-                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that of {oracle}."
+                f"the gradient of {name!r} differs by {gap:.2g} (relative) from that {whose}."
             )
 
 

@@ -15,10 +15,10 @@ from typing import Any
 from torch import nn
 
 from graphaug.augment.site import Augmentation
-from graphaug.capture.signature import Signature
+from graphaug.capture.signature import Signature, modes_kept
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.equivalence import ANOTHER_LENGTH, check_equivalence, variants
+from graphaug.proof.equivalence import ANOTHER_LENGTH, check_equivalence, fixed, variants
 from graphaug.proof.shadow.differences import Difference, first_difference, line_that_sets
 from graphaug.proof.shadow.readiness import as_traced, with_memory
 from graphaug.proof.shadow.runs import CannotCompare, Runs, Situation
@@ -102,15 +102,15 @@ class _Shadow:
 
     def compare(self) -> list[str]:
         """Compare in both modes and all situations; the notes for the plan."""
-        flags = [(m, m.training) for m in (self.model, *self.captured.run.modules())]
-        try:
-            # random states before anything else: code that looks at them is restored last
-            with undrawn(), warnings.catch_warnings(), as_traced() as asked:
-                warnings.simplefilter("ignore")
-                with_memory(self.model, self._compare)
-        finally:
-            for module, flag in flags:
-                module.training = flag
+        # random states before anything else: code that looks at them is restored last
+        with (
+            modes_kept(self.model, self.captured.run),
+            undrawn(),
+            warnings.catch_warnings(),
+            as_traced() as asked,
+        ):
+            warnings.simplefilter("ignore")
+            with_memory(self.model, self._compare)
         # where the model does something else when traced, its results are compared as well
         if asked:
             note = check_equivalence(self.model, self.captured.run, self.signature, None)
@@ -166,8 +166,7 @@ class _Shadow:
                 )
         found = runs.records(self.captured.run, situation)
         if isinstance(found, AssumptionViolated) and situation.calls == 1:
-            said = str(found).partition(", but")[0].removeprefix("this model was ")
-            self.notes[f"fixed to this example: {said}"] = None
+            self.notes[fixed(found)] = None
             return
         if isinstance(found, Exception):
             raise CaptureError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import unchanged, undrawn
+from graphaug.proof.equivalence import as_identities, with_forwards
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
@@ -66,21 +67,9 @@ class StandIns:
     @contextlib.contextmanager
     def in_place(self, identities: Mapping[str, nn.Module]) -> Iterator[None]:
         """Let the stand-ins answer in this block, and ``identities`` return what they are given."""
-        patched: list[tuple[nn.Module, Any]] = []
-        try:
-            for path, module in self._closed.items():
-                patched.append((module, vars(module).get("forward")))
-                module.__dict__["forward"] = self._stand_in(path, module, vars(module).get("forward"))
-            for module in identities.values():
-                patched.append((module, vars(module).get("forward")))
-                module.__dict__["forward"] = lambda value, *_: value
+        stand_ins = ((m, self._stand_in(path, m, vars(m).get("forward"))) for path, m in self._closed.items())
+        with with_forwards(stand_ins), as_identities(identities.values()):
             yield
-        finally:
-            for module, before in reversed(patched):
-                if before is None:
-                    module.__dict__.pop("forward", None)
-                else:
-                    module.__dict__["forward"] = before
 
     def _stand_in(self, path: str, module: nn.Module, own: Any) -> Any:
         def forward(*args: Any, **kwargs: Any) -> Any:
