@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from pathlib import Path
 from typing import Any
 
-from graphaug.contrastive.runs.compare import interval
 from graphaug.errors import DataError
+from graphaug.recipes.report import shown
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/paper"
@@ -51,10 +50,10 @@ def table(results: dict[str, Any]) -> str:
     for name in names:
         mine = [run for run in runs if run["setting"] == name]
         whole = [run for run in mine if not run["diverged"]]
-        cells = [_shown([run[m] for run in whole]) for m in MEASURES]
+        cells = [shown([run[m] for run in whole]) for m in MEASURES]
         pairs = [(run["linear"], plain[run["seed"]]) for run in mine]
         known = all(a is not None and b is not None for a, b in pairs)
-        gain = _shown([a - b for a, b in pairs], "+") if known and name != "SimCLR" else ""
+        gain = shown([a - b for a, b in pairs], "+") if known and name != "SimCLR" else ""
         count = f"{len(whole)} of {len(mine)}" if len(whole) < len(mine) else str(len(mine))
         lines.append(f"| {name} | {count} | {' | '.join(cells)} | {gain} |")
     lines += ["", "| claim | said in | verdict | |", "|---|---|---|---|"]
@@ -62,13 +61,6 @@ def table(results: dict[str, Any]) -> str:
         f"| {c['claim']} | {c['source']} | **{c['verdict']}** | {c['why']} |" for c in results["claims"]
     ]
     return "\n".join(lines)
-
-
-def _shown(accuracies: list[float], sign: str = "") -> str:
-    middle, half = interval([100 * a for a in accuracies])
-    if math.isnan(middle):
-        return ""
-    return f"{middle:{sign}.1f}" + ("" if math.isnan(half) else f" ± {half:.1f}")
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ def draw(
 ) -> None:
     """Draw the shallow graph of MODEL rewritten at --at: prefix, cut, suffix and bypasses in colour."""
     import graphaug
-    from graphaug.contrastive.config.settings import sites_and_rates
+    from graphaug.contrastive.config.sites import sites_and_rates
     from graphaug.draw import check_format, draw_graph
     from graphaug.vision.models import build_model
 
@@ -164,10 +164,9 @@ def compare(
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the table to this file.")] = None,
 ) -> None:
     """Compare finished RUNS: one row a setting, mean and 95 % interval over its seeds."""
-    import json
 
     from graphaug.contrastive.runs import compare as comparison
-    from graphaug.contrastive.runs.files import write_file
+    from graphaug.contrastive.runs.files import write_json
     from graphaug.terminal.table import terminal_width
     from graphaug.text.config import SimCSEConfig
     from graphaug.vision.config import PretrainConfig
@@ -188,9 +187,7 @@ def compare(
             }
             for s in settings
         ]
-        write_file(
-            json_file, lambda path: path.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        )
+        write_json(json_file, rows, indent=2)
 
 
 def _names(text: str | None) -> list[str]:

@@ -53,7 +53,8 @@ def advise(
 ) -> None:
     """Suggest where to augment, from the similarity of the layers of RUN's encoder."""
     from graphaug.analysis.check import METRICS, check_advice
-    from graphaug.analysis.report.read import ImageRun, read_run, write_json
+    from graphaug.analysis.report.read import ImageRun, read_run
+    from graphaug.contrastive.runs.files import make_folder, write_json
 
     if not check:
         refuse_without(context, "--check", "epochs", "seeds", "workers", "metric")
@@ -87,6 +88,7 @@ def advise(
         print(checked)
         result["check"] = checked.to_dict()
     if out is not None:
+        make_folder(out.parent)
         write_json(out, result)
 
 

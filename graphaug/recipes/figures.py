@@ -9,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
-from graphaug.contrastive.config.settings import site
+from graphaug.contrastive.config.sites import site
 from graphaug.errors import ConfigError, did_you_mean
 from graphaug.recipes import images as image_figures
 from graphaug.recipes.plan import Figure, base_settings

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from graphaug.contrastive.runs.compare import numbers
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.contrastive.runs.files import write_file
+from graphaug.contrastive.runs.files import write_json
 from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
 from graphaug.vision.config import PretrainConfig
 
@@ -82,8 +82,7 @@ def _make(job: Job) -> Outcome:
         if job.transfer is not None:
             figures |= {f"transfer.{name}": value for name, value in _carried_over(job).items()}
         outcome = Outcome(figures, round(sum(line["seconds"] for line in done.metrics), 1))
-    text = json.dumps(asdict(outcome), indent=2) + "\n"
-    write_file(job.out / OUTCOME, lambda path: path.write_text(text, encoding="utf-8"))
+    write_json(job.out / OUTCOME, asdict(outcome), indent=2)
     return outcome
 
 

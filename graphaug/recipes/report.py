@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graphaug.analysis.report.figures import MARKERS, PALETTE, save
 from graphaug.contrastive.runs.compare import interval
-from graphaug.contrastive.runs.files import write_file
+from graphaug.contrastive.runs.files import write_json, write_text
 from graphaug.recipes.claims import LEVEL, Values, Verdict, judge
 from graphaug.recipes.plan import Plan
 from graphaug.recipes.sweep import Outcomes
@@ -40,9 +39,8 @@ def report(figure: str, plan: Plan, outcomes: Outcomes, out: Path | None, width:
     text = "\n".join([*table(plan, outcomes, width), *FOOT, "", *spoken(verdicts, plan)])
     if out is not None:
         whole = text if width is None else report(figure, plan, outcomes, None)
-        write_file(out / "results.txt", lambda path: path.write_text(whole + "\n", encoding="utf-8"))
-        numbers = json.dumps(as_json(figure, plan, outcomes, verdicts), indent=1) + "\n"
-        write_file(out / "results.json", lambda path: path.write_text(numbers, encoding="utf-8"))
+        write_text(out / "results.txt", whole + "\n")
+        write_json(out / "results.json", as_json(figure, plan, outcomes, verdicts))
         save(picture(plan, outcomes), out / "figure")
     return text
 
@@ -56,7 +54,7 @@ def table(plan: Plan, outcomes: Outcomes, width: int | None = None) -> list[str]
     ]
     for rank, (measure, title) in enumerate(plan.measures.items()):
         found = values(outcomes, measure)
-        cells = tuple(_shown([v for v in found[name].values() if v is not None]) for name in names)
+        cells = tuple(shown([v for v in found[name].values() if v is not None]) for name in names)
         columns.append(Column(title, cells, rank))
     found = values(outcomes, plan.measure)
     bases = set(plan.baseline.values())
@@ -82,10 +80,11 @@ def _difference(name: str, plan: Plan, found: Values) -> str:
     pairs = [(found[name][seed], found[base].get(seed)) for seed in found[name]]
     if any(a is None or b is None for a, b in pairs):
         return "diverged"
-    return _shown([a - b for a, b in pairs if a is not None and b is not None], sign="+")
+    return shown([a - b for a, b in pairs if a is not None and b is not None], sign="+")
 
 
-def _shown(accuracies: list[float], sign: str = "") -> str:
+def shown(accuracies: list[float], sign: str = "") -> str:
+    """Accuracies in [0, 1] as their mean in %, ± half the 95 % interval; empty if there are none."""
     middle, half = interval([100 * a for a in accuracies])
     if math.isnan(middle):
         return ""

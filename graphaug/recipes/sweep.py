@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.augmented import deep_augmented
-from graphaug.contrastive.runs.files import make_folder, only_one, write_file
+from graphaug.contrastive.runs.files import make_folder, only_one, write_json
 from graphaug.contrastive.runs.progress import duration
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, RunDirectoryError
@@ -89,7 +90,7 @@ class Sweep:
         if earlier is not None:
             _compare_settings(self.out, earlier, self._identity(earlier["data"]))
         check_models([s.config for s in self.plan.settings])
-        data = self._facts()
+        data = self._facts
         if earlier is not None:
             _compare_settings(self.out, earlier, self._identity(data))
 
@@ -106,8 +107,7 @@ class Sweep:
         """
         make_folder(self.out)
         with only_one(self.out / LOCK):
-            text = json.dumps(self._identity(self._facts()), indent=2) + "\n"
-            write_file(self.out / SWEEP, lambda path: path.write_text(text, encoding="utf-8"))
+            write_json(self.out / SWEEP, self._identity(self._facts), indent=2)
             outcomes: dict[str, dict[int, Outcome]] = {s.name: {} for s in self.plan.settings}
             left = []
             for job in self.jobs:
@@ -135,8 +135,9 @@ class Sweep:
             return f"{'FAILED' if outcome.failed else 'DIVERGED'}: {outcome.failed or outcome.diverged}"
         return f"{self.plan.measures[self.plan.measure]} {outcome.figures[self.plan.measure]:.1%}"
 
+    @cached_property
     def _facts(self) -> dict[str, Any]:
-        """What tells the data from others; too few for a batch are refused."""
+        """What tells the data from others, which are read for it once; too few for a batch are refused."""
         found = {}
         for setting in self.plan.settings:
             config = setting.config

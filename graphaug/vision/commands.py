@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -122,7 +121,7 @@ def _each_run(
     runs: list[Path], data: str | None, file: Path | None, look: Callable[[Path, ImageData], dict[str, Any]]
 ) -> None:
     from graphaug.contrastive.runs import compare
-    from graphaug.contrastive.runs.files import write_file
+    from graphaug.contrastive.runs.files import write_json
     from graphaug.terminal.table import terminal_width
     from graphaug.vision.data.images import load
     from graphaug.vision.probes.probe import load_run, summary
@@ -144,8 +143,7 @@ def _each_run(
     else:
         print(summary(results))
     if file is not None:
-        text = json.dumps({str(run): found for run, found in zip(runs, results, strict=True)}, indent=2)
-        write_file(file, lambda path: path.write_text(text + "\n", encoding="utf-8"))
+        write_json(file, {str(run): found for run, found in zip(runs, results, strict=True)}, indent=2)
 
 
 def _check_same_images(runs: list[Path], settings: list[dict[str, Any]], data: str | None) -> None:

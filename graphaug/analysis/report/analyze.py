@@ -16,7 +16,7 @@ from graphaug.analysis.report import figures
 from graphaug.analysis.report.findings import RunAnalysis
 from graphaug.analysis.report.measure_images import analyze_images
 from graphaug.analysis.report.read import ImageRun, Run, TextRun, read_run
-from graphaug.contrastive.runs.files import make_folder, write_file
+from graphaug.contrastive.runs.files import make_folder, write_text
 from graphaug.errors import RunDirectoryError
 from graphaug.terminal.printable import printable_lines
 from graphaug.vision.data.images import ImageData
@@ -74,7 +74,7 @@ def analyze(
         analyses[name] = analyze_run(run, sts=sts, samples=samples)
     make_folder(target / "figures")
     page = render(analyses, target / "figures")
-    write_file(target / REPORT, lambda path: path.write_text(page, encoding="utf-8"))
+    write_text(target / REPORT, page)
     return target / REPORT
 
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.config.settings import Settings
-from graphaug.contrastive.runs.files import make_folder, write_file
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
@@ -191,13 +190,3 @@ def _lines(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
                 f"{str(file)!r} is damaged: it holds a {type(value).__name__}, not an object."
             )
     return found
-
-
-def write_json(file: Path, value: Any) -> None:
-    """Write a value as JSON; a reader never sees half of it.
-
-    Raises:
-        RunDirectoryError: the file cannot be written.
-    """
-    make_folder(file.parent)
-    write_file(file, lambda path: path.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8"))

@@ -16,7 +16,7 @@ from graphaug.contrastive.config.settings import Settings
 from graphaug.contrastive.config.yaml_files import read_yaml
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
-from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file
+from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file, write_text
 from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
@@ -277,7 +277,7 @@ class RunDirectory:
         write_file(self.path / "curves.png", draw)
 
     def _text(self, name: str, text: str) -> None:
-        write_file(self.path / name, lambda path: path.write_text(text, encoding="utf-8"))
+        write_text(self.path / name, text)
 
 
 def _resolved(settings: Mapping[str, Any]) -> dict[str, Any]:

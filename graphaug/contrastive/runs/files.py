@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from graphaug.errors import RunDirectoryError
 
@@ -36,6 +38,16 @@ def write_file(path: Path, write: Callable[[Path], object]) -> None:
         raise cannot_write(path, error) from error
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text as `write_file` writes a file."""
+    write_file(path, lambda new: new.write_text(text, encoding="utf-8"))
+
+
+def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
+    """Write a value as JSON, as `write_file` writes a file."""
+    write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
 def make_folder(path: Path) -> None:

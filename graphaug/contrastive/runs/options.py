@@ -12,7 +12,8 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from graphaug.contrastive.config import presets as named
-from graphaug.contrastive.config.settings import Settings, sites_and_rates
+from graphaug.contrastive.config.settings import Settings
+from graphaug.contrastive.config.sites import sites_and_rates
 from graphaug.contrastive.devices import is_first_process
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import ConfigError

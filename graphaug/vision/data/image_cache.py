@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphaug.contrastive.runs.files import PART, alone, make_folder, write_file
+from graphaug.contrastive.runs.files import PART, alone, make_folder, write_file, write_text
 from graphaug.errors import DataError
 
 VERSION = 2
@@ -182,7 +182,7 @@ class _Entry:
 
         write_file(self.images, write)
         index = {**asdict(settled[0]), "sample_sha256": _checksum(map_images(self.images))}
-        write_file(self.index, lambda path: path.write_text(json.dumps(index), encoding="utf-8"))
+        write_text(self.index, json.dumps(index))
         for other in self.index.parent.iterdir():
             if other.suffix in (".npy", ".json") and other.stem != self.index.stem:
                 other.unlink(missing_ok=True)
