@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
-from graphaug.errors import ConfigError, did_you_mean
+from graphaug.errors import ConfigError, GraphaugError, did_you_mean
 
 EXAMPLE = "example_inputs"
 """What the file may hold beside the model: a batch, or a function that makes one."""
@@ -28,6 +29,32 @@ def split_name(name: str) -> tuple[Path, str]:
     return Path(file), what
 
 
+def own(name: str, is_one: Callable[[Any], bool], error: type[GraphaugError] = ConfigError) -> Any:
+    """What a name says: something in a file, or what it returns if it is a class or function, without arguments.
+
+    Args:
+        name: as ``my.py:Net``.
+        is_one: whether a value is what is looked for, and need not be called.
+        error: what is raised.
+
+    Raises:
+        ConfigError: there is no such file, or it cannot be run.
+        GraphaugError: of the type ``error``: there is no such name in the file, or the call fails.
+    """
+    file, what = split_name(name)
+    module = imported(file)
+    if not hasattr(module, what):
+        known = [n for n, value in vars(module).items() if callable(value) or is_one(value)]
+        raise error(f"{str(file)!r} has no {what!r}.{did_you_mean(what, known)}")
+    found: Any = getattr(module, what)
+    if callable(found) and (isinstance(found, type) or not is_one(found)):
+        try:
+            found = found()
+        except Exception as raised:  # whatever a user's own code raises
+            raise error(f"{what}() of {str(file)!r} fails: {type(raised).__name__}: {raised}.") from raised
+    return found
+
+
 def own_model(name: str) -> nn.Module:
     """Build the model that a name says: a class or function that is called without arguments, or a module.
 
@@ -36,18 +63,9 @@ def own_model(name: str) -> nn.Module:
     Raises:
         ConfigError: there is no such file or name, the file or the call fails, or what comes out is no module.
     """
-    file, what = split_name(name)
-    module = imported(file)
-    if not hasattr(module, what):
-        known = [n for n, value in vars(module).items() if callable(value) or isinstance(value, nn.Module)]
-        raise ConfigError(f"{str(file)!r} has no {what!r}.{did_you_mean(what, known)}")
-    found: Any = getattr(module, what)
-    if not isinstance(found, nn.Module) and callable(found):
-        try:
-            found = found()
-        except Exception as error:  # whatever a user's own code raises
-            raise ConfigError(f"{what}() of {str(file)!r} fails: {type(error).__name__}: {error}.") from error
+    found = own(name, lambda value: isinstance(value, nn.Module))
     if not isinstance(found, nn.Module):
+        file, what = split_name(name)
         raise ConfigError(f"{what!r} of {str(file)!r} is no model, but a {type(found).__name__}.")
     return found
 

@@ -7,6 +7,7 @@ stratified one is drawn with a fixed seed of its own.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -213,24 +214,32 @@ def _cifar(name: str, root: Path, view_size: int) -> ImageData:
 
     dataset = CIFAR10 if name == "cifar10" else CIFAR100
 
-    def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
-        raw = _downloaded(dataset, name, dataset.base_folder, root, train)
-        images = torch.from_numpy(raw.data).permute(0, 3, 1, 2).contiguous()
-        return ImageSet(images, torch.tensor(raw.targets)), tuple(raw.classes)
+    def pixels(data: Any) -> Tensor:
+        return torch.from_numpy(data).permute(0, 3, 1, 2).contiguous()
 
-    train, classes = part(True)
-    return ImageData(name, train, part(False)[0], classes, view_size)
+    return _of_torchvision(dataset, name, dataset.base_folder, root, view_size, pixels)
 
 
 def _fashion_mnist(root: Path, view_size: int) -> ImageData:
     from torchvision.datasets import FashionMNIST
 
+    def pixels(data: Any) -> Tensor:
+        return data[:, None].contiguous()  # type: ignore[no-any-return]
+
+    return _of_torchvision(FashionMNIST, "fashion-mnist", "FashionMNIST", root, view_size, pixels)
+
+
+def _of_torchvision(
+    dataset: Any, name: str, folder: str, root: Path, view_size: int, pixels: Callable[[Any], Tensor]
+) -> ImageData:
+    """Both parts of a data set of torchvision's; ``pixels`` makes ``(N, C, H, W)`` of how it holds its images."""
+
     def part(train: bool) -> tuple[ImageSet, tuple[str, ...]]:
-        raw = _downloaded(FashionMNIST, "fashion-mnist", "FashionMNIST", root, train)
-        return ImageSet(raw.data[:, None].contiguous(), raw.targets.long()), tuple(raw.classes)
+        raw = _downloaded(dataset, name, folder, root, train)
+        return ImageSet(pixels(raw.data), torch.as_tensor(raw.targets).long()), tuple(raw.classes)
 
     train, classes = part(True)
-    return ImageData("fashion-mnist", train, part(False)[0], classes, view_size)
+    return ImageData(name, train, part(False)[0], classes, view_size)
 
 
 def _downloaded(dataset: Any, name: str, folder: str, root: Path, train: bool) -> Any:

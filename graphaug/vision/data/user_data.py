@@ -11,10 +11,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from graphaug.errors import DataError, did_you_mean
+from graphaug.errors import DataError
 from graphaug.terminal.printable import printable
 from graphaug.vision.data.decoding import to_rgb_image
-from graphaug.vision.user_models import imported, split_name
+from graphaug.vision.user_models import own, split_name
 
 TWICE = 8
 """How many images are read twice, to see whether the data set gives the same ones each time."""
@@ -39,23 +39,14 @@ def own_data(name: str) -> tuple[Any, Any]:
         ConfigError: there is no such file, or it cannot be run.
 
     """
-    file, what = split_name(name)
-    module = imported(file)
-    if not hasattr(module, what):
-        known = [n for n, value in vars(module).items() if callable(value) or _is_dataset(value)]
-        raise DataError(f"{str(file)!r} has no {what!r}.{did_you_mean(what, known)}")
-    found: Any = getattr(module, what)
-    if callable(found) and (isinstance(found, type) or not _is_dataset(found)):
-        try:
-            found = found()
-        except Exception as error:  # whatever a user's own code raises
-            raise DataError(f"{what}() of {str(file)!r} fails: {type(error).__name__}: {error}.") from error
+    found = own(name, _is_dataset, DataError)
     train, test = found if _is_pair(found) else (found, None)
     for part in (train,) if test is None else (train, test):
         if not _is_dataset(part):
             missing = (
                 "has no length, or no numbers" if hasattr(part, "__iter__") else f"is a {type(part).__name__}"
             )
+            file, what = split_name(name)
             raise DataError(
                 f"{what!r} of {str(file)!r} is no data set: it {missing}. A torch Dataset with __len__ and __getitem__ "
                 "is expected, or a pair of them, for training and for testing."
