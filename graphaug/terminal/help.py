@@ -8,28 +8,15 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from graphaug.terminal.options import AUGMENTATION
+
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("out", "preset", "config", "resume", "force"),
     "Data and model": (
         *("data", "images", "model", "size", "init", "strict", "resident"),
         *("text", "encoder", "from_config", "vocab_size", "max_length"),
     ),
-    "Augmentation": (
-        *(
-            "at",
-            "transform",
-            "everywhere",
-            "rate",
-            "rates",
-            "rate_end",
-            "subset",
-            "subset_end",
-            "stop_grad",
-            "granularity",
-            "sampling",
-        ),
-        *("pairing", "deep_views", "freeze", "backward", "mlm_augment"),
-    ),
+    "Augmentation": (*("at", "everywhere", *AUGMENTATION, "mlm_augment"),),
     "Training": (
         *("epochs", "batch_size", "cache", "accumulate", "optimizer", "lr", "schedule", "lr_floor", "warmup"),
         *("warmup_from", "momentum", "weight_decay", "clip", "freeze_schedule", "freeze_until", "seed"),

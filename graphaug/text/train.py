@@ -147,8 +147,7 @@ class SimCSETask(Task[Model]):
         """Whether all rows of a process's share are stopped, or SimCSE's head is not trained."""
         config = self.config
         rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
-        sparse = config.stop_grad and config.backward != "dense" and not config.deep_views
-        stopped = sparse and round(config.subset * rows) == rows
+        stopped = config.skips_rows and round(config.subset * rows) == rows
         return stopped or not config.contrastive
 
     def build(self) -> Model:

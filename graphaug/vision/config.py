@@ -107,8 +107,7 @@ class PretrainConfig(Settings):
             )
         self._check_freezing()
         changes = self.subset_end not in (None, self.subset)
-        sparse = self.stop_grad and self.backward != "dense" and not self.deep_views
-        if changes and self.compile and sparse:
+        if changes and self.compile and self.skips_rows:
             raise ConfigError(
                 "a sparse step is compiled anew for every subset, and subset_end changes it in every step: give "
                 "backward='dense', or do not compile."

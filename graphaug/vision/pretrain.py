@@ -136,8 +136,7 @@ class ImageTask(Task[nn.Module]):
             return True
         rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
         subset = max(config.subset, config.subset_end or 0.0)
-        sparse = config.stop_grad and config.backward != "dense" and not config.deep_views
-        return sparse and round(subset * rows) >= rows
+        return config.skips_rows and round(subset * rows) >= rows
 
     def build(self) -> nn.Module:
         """The model, whole, with its own classifier."""

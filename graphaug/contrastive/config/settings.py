@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import graphaug
 from graphaug.augment.choices import CHOICES
 from graphaug.contrastive.config.deep_views import VIEWS, check_deep_views
+from graphaug.contrastive.config.sites import site
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
 from graphaug.errors import ConfigError, did_you_mean
@@ -199,6 +200,11 @@ class Settings:
         values = {name: getattr(self, name) for name in self.names()}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
+    @property
+    def skips_rows(self) -> bool:
+        """Whether stopped rows may be left out of the backward: they are whole only where each view is a row."""
+        return self.stop_grad and self.backward != "dense" and not self.deep_views
+
     def where(self, sites: Sequence[str | int]) -> Any:
         """``at`` for ``graphaug.rewrite``: one site, several, or each with its rate."""
         if self.rates:
@@ -230,51 +236,6 @@ def package_versions(*packages: str) -> dict[str, str]:
         except PackageNotFoundError:
             found[package] = "not installed"
     return found
-
-
-def site(at: str | int) -> str | int:
-    """A site as typed on a command line: a whole number is a number, in the paper's numbering."""
-    if isinstance(at, str):
-        digits = at.removeprefix("-")
-        return int(at) if digits.isascii() and digits.isdecimal() else at
-    return at
-
-
-def site_and_rate(typed: str) -> tuple[str | int, float | None]:
-    """``layer3=0.5`` of a command line as the site and its rate; the rate is None where there is none.
-
-    A regular expression may hold an equals sign, and has no rate.
-
-    Raises:
-        ConfigError: what follows the equals sign is no number in [0, 1].
-    """
-    name, equals, value = typed.rpartition("=")
-    if not equals or typed.startswith("re:"):
-        return site(typed), None
-    try:
-        rate = float(value)
-    except ValueError:
-        rate = math.nan
-    if not name or not 0 <= rate <= 1:
-        raise ConfigError(
-            f"at {typed!r}: behind the site stands its rate, a number in [0, 1], such as layer3=0.5."
-        )
-    return site(name), rate
-
-
-def sites_and_rates(typed: Sequence[str]) -> tuple[list[str | int], list[float]]:
-    """All sites of a command line and, if they have rates, these.
-
-    Raises:
-        ConfigError: some have a rate and some have none, or one is no rate.
-    """
-    pairs = [site_and_rate(text) for text in typed]
-    without = [str(name) for name, rate in pairs if rate is None]
-    if without and len(without) < len(pairs):
-        raise ConfigError(
-            f"some sites have a rate of their own, {', '.join(without)} has none: give each or none one."
-        )
-    return [name for name, _ in pairs], [rate for _, rate in pairs if rate is not None]
 
 
 def _text(value: Any) -> str:
