@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
@@ -57,59 +57,69 @@ def both(*patches: Any) -> Iterator[None]:
         yield
 
 
-FAULTS: dict[str, Callable[[], Any]] = {
-    "a block without gradients has them": lambda: patch(Modes, "set_grad_mode", _mode_only),
-    "numbers of modules are those of the capture": lambda: patch(
-        Attributes, "_noted", lambda self, m, name, value: value
+class Fault(NamedTuple):
+    """A fault: what puts it back, and the idiom that shows it."""
+
+    put_back: Callable[[], Any]
+    shown_by: str
+
+
+def seen_in_shadow(idiom: str) -> Fault:
+    """A fault that shadow runs alone keep out."""
+    return Fault(contextlib.nullcontext, idiom)
+
+
+FAULTS: dict[str, Fault] = {
+    "a block without gradients has them": Fault(
+        lambda: patch(Modes, "set_grad_mode", _mode_only), "no_gradients"
     ),
-    "switches that were relied on are not looked at": lambda: patch(
-        graphaug.surgery.rewritten.forward, "check_facts", lambda *a: None
+    "numbers of modules are those of the capture": Fault(
+        lambda: patch(Attributes, "_noted", lambda self, m, name, value: value), "number_moved_by_the_loop"
     ),
-    "hooks of opened modules are not called": lambda: patch(Walk, "_hooks", _no_hooks),
-    "what a forward sets is not set": lambda: patch(Attributes, "write_back", lambda self, state: None),
-    "assumptions are not checked": lambda: patch(Nodes, "_check", _unchecked),
-    "what is assigned to a tensor is lost": lambda: patch(Questions, "assign", _assigned_at_once),
-    "seeds are set while capturing only": lambda: both(
-        patch(UnseenCalls, "_seed", lambda self, original, *a, **k: original(*a, **k)),
-        patch(Modes, "check", lambda self: None),
+    "switches that were relied on are not looked at": Fault(
+        lambda: patch(graphaug.surgery.rewritten.forward, "check_facts", lambda *a: None),
+        "switch_turned_by_the_loop",
     ),
-    "draws in Python are those of the capture": lambda: patch(capture, "python_draws", lambda: ()),
-    "autocast regions are left out": lambda: both(
-        patch(Modes, "check", lambda self: None),
-        patch(UnseenCalls, "_autocast", lambda self, enter, region: enter(region)),
+    "hooks of opened modules are not called": Fault(
+        lambda: patch(Walk, "_hooks", _no_hooks), "hooks_on_the_block"
     ),
-    "a custom backward is that of its forward": lambda: patch(UnseenCalls, "_apply", _applied),
-    "what a forward leaves in a global": contextlib.nullcontext,  # what shadow runs alone see
-    "what a forward leaves in a class": contextlib.nullcontext,
-    "what a forward leaves in a default argument": contextlib.nullcontext,
-    "what a forward does to a child's mode": contextlib.nullcontext,
-    "what a forward asks of the type of its input": contextlib.nullcontext,
+    "what a forward sets is not set": Fault(
+        lambda: patch(Attributes, "write_back", lambda self, state: None), "counter"
+    ),
+    "assumptions are not checked": Fault(lambda: patch(Nodes, "_check", _unchecked), "rows_branch"),
+    "what is assigned to a tensor is lost": Fault(
+        lambda: patch(Questions, "assign", _assigned_at_once), "data_assigned"
+    ),
+    "seeds are set while capturing only": Fault(
+        lambda: both(
+            patch(UnseenCalls, "_seed", lambda self, original, *a, **k: original(*a, **k)),
+            patch(Modes, "check", lambda self: None),
+        ),
+        "seeded",
+    ),
+    "draws in Python are those of the capture": Fault(
+        lambda: patch(capture, "python_draws", lambda: ()), "drawn_by_python"
+    ),
+    "autocast regions are left out": Fault(
+        lambda: both(
+            patch(Modes, "check", lambda self: None),
+            patch(UnseenCalls, "_autocast", lambda self, enter, region: enter(region)),
+        ),
+        "autocast_on",
+    ),
+    "a custom backward is that of its forward": Fault(
+        lambda: patch(UnseenCalls, "_apply", _applied), "custom_function"
+    ),
+    "what a forward leaves in a global": seen_in_shadow("global_counted"),
+    "what a forward leaves in a class": seen_in_shadow("class_counted"),
+    "what a forward leaves in a default argument": seen_in_shadow("mutable_default"),
+    "what a forward does to a child's mode": seen_in_shadow("mode_of_a_child"),
+    "what a forward asks of the type of its input": seen_in_shadow("type_asked"),
 }
 
 
 @contextlib.contextmanager
 def planted(fault: str) -> Iterator[None]:
     """Put one fault back."""
-    with patch(graphaug.operation, "check_faithful", lambda *a: ""), FAULTS[fault]():
+    with patch(graphaug.operation, "check_faithful", lambda *a: ""), FAULTS[fault].put_back():
         yield
-
-
-FOUND_BY = {
-    "a block without gradients has them": "no_gradients",
-    "numbers of modules are those of the capture": "number_moved_by_the_loop",
-    "switches that were relied on are not looked at": "switch_turned_by_the_loop",
-    "hooks of opened modules are not called": "hooks_on_the_block",
-    "what a forward sets is not set": "counter",
-    "assumptions are not checked": "rows_branch",
-    "what is assigned to a tensor is lost": "data_assigned",
-    "seeds are set while capturing only": "seeded",
-    "draws in Python are those of the capture": "drawn_by_python",
-    "autocast regions are left out": "autocast_on",
-    "a custom backward is that of its forward": "custom_function",
-    "what a forward leaves in a global": "global_counted",
-    "what a forward leaves in a class": "class_counted",
-    "what a forward leaves in a default argument": "mutable_default",
-    "what a forward does to a child's mode": "mode_of_a_child",
-    "what a forward asks of the type of its input": "type_asked",
-}
-"""The idiom that shows each of them."""

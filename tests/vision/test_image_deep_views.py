@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 
 import pytest
+import resumed
 import torch
 import torch.nn.functional as F
 import yaml
@@ -17,7 +18,6 @@ from graphaug.errors import ConfigError, InvalidOption
 from graphaug.terminal.spoken import in_options
 from graphaug.vision import pretrain as loop
 from graphaug.vision.config import PretrainConfig
-from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.objective import ImageFeed, ImageObjective, image_views
 from graphaug.vision.presets import PRESETS
 
@@ -28,13 +28,7 @@ DEEP = PretrainConfig(
 
 @pytest.fixture(scope="module")
 def images():
-    """Two classes, dark and bright."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(72) % 2
-    pixels = torch.randint(0, 100, (72, 1, 8, 8), generator=generator) + 150 * labels.view(-1, 1, 1, 1)
-    pixels = pixels.to(torch.uint8)
-    train, test = ImageSet(pixels[:48], labels[:48]), ImageSet(pixels[48:], labels[48:])
-    return ImageData("brightness", train, test, ("dark", "bright"), 8, mirror=False)
+    return resumed.images()
 
 
 class Network(nn.Module):

@@ -9,6 +9,7 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import resumed
 import torch
 import torchvision
 import yaml
@@ -23,7 +24,6 @@ from graphaug.errors import ConfigError, DataError, GraphaugError, RunDirectoryE
 from graphaug.vision import job
 from graphaug.vision import pretrain as loop
 from graphaug.vision.config import PretrainConfig, versions
-from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.models import build_model
 from graphaug.vision.objective import ImageObjective, image_views
 from graphaug.vision.views.pipeline import UNIFORMS
@@ -35,13 +35,7 @@ TINY = PretrainConfig(model="resnet18-cifar:8", epochs=2, batch_size=16, size=8,
 
 @pytest.fixture(scope="module")
 def images():
-    """Two classes, dark and bright."""
-    generator = torch.Generator().manual_seed(0)
-    labels = torch.arange(72) % 2
-    pixels = torch.randint(0, 100, (72, 1, 8, 8), generator=generator) + 150 * labels.view(-1, 1, 1, 1)
-    pixels = pixels.to(torch.uint8)
-    train, test = ImageSet(pixels[:48], labels[:48]), ImageSet(pixels[48:], labels[48:])
-    return ImageData("brightness", train, test, ("dark", "bright"), 8, mirror=False)
+    return resumed.images()
 
 
 @pytest.fixture(scope="module")
