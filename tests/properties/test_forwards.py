@@ -142,7 +142,7 @@ FOUND = [
     # what a closed module kept of a call on fakes ended the comparison
     (("keeps_a_tensor", "mode_of_a_child"), 1),
     # a closed module that needs data: the trial run in the place of shadow runs does not look at globals
-    pytest.param(("finally_counted", "data_branch"), 0, marks=pytest.mark.xfail(strict=True, reason="open")),
+    (("finally_counted", "data_branch"), 0),
 ]
 """Every composition that was ever another model."""
 

@@ -2,6 +2,6 @@
 
 `faithful` compares, in the situations that matter; `readiness` and `stand_ins` prepare the model, and `runs` makes one
 run. `recorder`, `records` and `origins` write down what it does, `surroundings` and `watched` what it leaves changed;
-`differences` says what differs. May import: the rooms below `graphaug.proof`, and `graphaug.proof.equivalence`, the
-trial run where there is no shadow.
+`differences` says what differs. `trial_run` compares where there is no shadow. May import: the rooms below
+`graphaug.proof`, and `graphaug.proof.equivalence`.
 """

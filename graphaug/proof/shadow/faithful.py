@@ -18,12 +18,13 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.signature import Signature, modes_kept
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.equivalence import ANOTHER_LENGTH, check_equivalence, fixed, variants
+from graphaug.proof.equivalence import ANOTHER_LENGTH, variants
 from graphaug.proof.shadow.differences import Difference, first_difference, line_that_sets
 from graphaug.proof.shadow.readiness import as_traced, with_memory
 from graphaug.proof.shadow.runs import CannotCompare, Runs, Situation
 from graphaug.proof.shadow.stand_ins import StandIns
 from graphaug.proof.shadow.surroundings import Surroundings
+from graphaug.proof.shadow.trial_run import compare_by_trial_run, fixed
 from graphaug.surgery.module import AugmentedModule
 
 _MOST_ON_META = 1 << 30
@@ -47,6 +48,10 @@ class CapturedModel:
     closed: Mapping[bool, frozenset[str]]
     identities: Mapping[str, nn.Module]
     one_graph: bool = False
+
+    def opened_modules(self, model: nn.Module) -> list[nn.Module]:
+        """The model itself and its modules that were traced through."""
+        return [m for path, m in model.named_modules() if path in self.opened or not path]
 
 
 def as_captured(aug: AugmentedModule) -> CapturedModel:
@@ -85,7 +90,8 @@ def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signatu
     except CannotCompare as why:
         if signature.guessed:
             return f"not compared with the original: {why}, and there are no example_inputs to run it on"
-        note = check_equivalence(model, captured.run, signature, captured.identities)
+        opened = captured.opened_modules(model)
+        note = compare_by_trial_run(model, captured.run, signature, captured.identities, opened)
         return "; ".join(filter(None, [f"compared by a trial run only: {why}", note]))
     return "; ".join(notes)
 
@@ -113,14 +119,13 @@ class _Shadow:
             with_memory(self.model, self._compare)
         # where the model does something else when traced, its results are compared as well
         if asked:
-            note = check_equivalence(self.model, self.captured.run, self.signature, None)
+            note = compare_by_trial_run(self.model, self.captured.run, self.signature, None)
             if note:
                 self.notes[note] = None
         return list(self.notes)
 
     def _compare(self) -> None:
-        opened = [m for p, m in self.model.named_modules() if p in self.captured.opened or not p]
-        surroundings = Surroundings(self.model, opened)
+        surroundings = Surroundings(self.model, self.captured.opened_modules(self.model))
         for training in (True, False):
             self.captured.run.train(training)
             surroundings.note_modes()

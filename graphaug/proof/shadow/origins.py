@@ -38,6 +38,7 @@ class Origins:
         self._memory: dict[int, Token] = {}  # address -> what owns it
         self._fresh: set[int] = set()  # memory made in the forward
         self._plain: set[int] = set()  # of which all went in as plain numbers
+        self._within: set[int] = set()  # objects whose token is being made
         self._graph_ids, self._nodes = graph_ids, dict[int, int]()
         for name, tensor in named.items():
             self._name(tensor, ("named", name))
@@ -109,7 +110,16 @@ class Origins:
     def token(self, value: Any) -> Token:
         """What stands for an argument: an origin for a tensor, itself for a plain value."""
         if isinstance(value, Tensor):
-            return self._of_tensor(value)
+            return self.of_tensor(value)
+        if id(value) in self._within:
+            return "itself"  # an object that holds itself
+        self._within.add(id(value))
+        try:
+            return self._of_value(value)
+        finally:
+            self._within.discard(id(value))
+
+    def _of_value(self, value: Any) -> Token:
         if isinstance(value, Mapping):
             kind = type(value).__name__.removeprefix("immutable_")
             return kind, tuple((str(k), self.token(v)) for k, v in value.items())
@@ -129,7 +139,8 @@ class Origins:
             return type(value).__qualname__, tuple((k, self.token(v)) for k, v in vars(value).items())
         return "object", type(value).__qualname__, id(value) if isinstance(value, nn.Module) else 0
 
-    def _of_tensor(self, tensor: Tensor) -> Token:
+    def of_tensor(self, tensor: Tensor) -> Token:
+        """What stands for a tensor."""
         found = self._origin.get(id(tensor))
         place = self.address(tensor)
         if place in self._plain or (found is None and place not in self._memory):
@@ -171,7 +182,7 @@ class Origins:
                 continue
             below = tuple((None if n is None else self._nodes[id(n)], i) for n, i in node.next_functions)
             variable = getattr(node, "variable", None)
-            own = self._of_tensor(variable) if isinstance(variable, Tensor) else None
+            own = self.of_tensor(variable) if isinstance(variable, Tensor) else None
             shape: Token = (node.name(), own, below, getattr(type(node), "_forward_cls", None))
             self._nodes[id(node)] = self._graph_ids.setdefault(shape, len(self._graph_ids))
             stack.pop()

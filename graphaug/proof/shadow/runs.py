@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.signature import Signature, map_tensors
-from graphaug.capture.state import python_draws, seed
+from graphaug.capture.state import seed
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token
 from graphaug.proof.shadow.stand_ins import CannotStandIn, StandIns
@@ -71,7 +71,7 @@ class Runs:
                 recorder = Recorder(self._named(arguments), self.graph_ids)
                 recorders.append(recorder)
                 self._call(module, recorder, arguments, situation, number)
-                recorder.record.left.update(self._left(recorder))
+                recorder.record.left.update(self.surroundings.left(recorder.origins.token))
         except CannotStandIn as error:
             raise CannotCompare(str(error)) from error
         except Exception as error:
@@ -128,16 +128,6 @@ class Runs:
                     if isinstance(tensor, Tensor):
                         named[f"{path}.{name}".removeprefix(".")] = tensor
         return named
-
-    def _left(self, recorder: Recorder) -> dict[str, Token]:
-        """What a call left changed, by its place."""
-        python, numpy = python_draws()
-        return {
-            "the state of torch's random generator": hash(torch.get_rng_state().numpy().tobytes()),
-            "the state of Python's random generator": hash(python),
-            "the state of numpy's random generator": hash(repr(numpy)),
-            **{name: recorder.origins.token(value) for name, value in self.surroundings.changes()},
-        }
 
 
 def _leaves(value: Any) -> list[Any]:

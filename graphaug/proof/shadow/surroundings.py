@@ -13,12 +13,14 @@ import random
 import sys
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.state import python_draws
+from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
     PLAIN,
     Attributes,
@@ -81,6 +83,20 @@ class Surroundings:
         """What is not as it was: (its name, what it is now)."""
         for watched in self._all():
             yield from watched.changes()
+
+    def left(self, token: Callable[[Any], Token]) -> dict[str, Token]:
+        """What is not as it was, by its place, and the states of the generators of random numbers.
+
+        Args:
+            token: makes something that compares of a value.
+        """
+        python, numpy = python_draws()
+        return {
+            "the state of torch's random generator": hash(torch.get_rng_state().numpy().tobytes()),
+            "the state of Python's random generator": hash(python),
+            "the state of numpy's random generator": hash(repr(numpy)),
+            **{name: token(value) for name, value in self.changes()},
+        }
 
     def restore(self) -> None:
         """Put everything back."""
