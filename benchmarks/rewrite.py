@@ -1,7 +1,8 @@
 """Processor time of `graphaug.rewrite` against an eager training step of the same model and batch.
 
 ``python -m benchmarks.rewrite [names]``: one row a model; with ``--depth`` BERTs of 2 to 24 layers, whose times should
-grow as their layers do. Both are timed in one process by processor time, so that a busy machine matters little.
+grow as their layers do; with ``--meta`` a Llama of 7 billion parameters on the meta device, which cannot take a step.
+Both are timed in one process by processor time, so that a busy machine matters little.
 All models together go to ``benchmarks/results/rewrite-NAME.json``.
 """
 
@@ -45,6 +46,14 @@ def gpt2() -> tuple[nn.Module, Any, str]:
     return *_text(GPT2Model(GPT2Config(use_cache=False))), "h.6"
 
 
+def llama() -> tuple[nn.Module, Any, str]:
+    from transformers import LlamaConfig, LlamaModel
+
+    with torch.device("meta"):
+        model = LlamaModel(LlamaConfig(use_cache=False))
+        return *_text(model), "layers.16"
+
+
 def _image(name: str, at: str) -> tuple[nn.Module, Any, str]:
     import torchvision
 
@@ -83,7 +92,8 @@ def measure(build: Callable[[], tuple[nn.Module, Any, str]]) -> tuple[float, flo
     """Processor seconds of a rewrite and of a step, and what was chosen."""
     model, x, at = build()
     model.train()
-    one = seconds(lambda: step(model, x))
+    steps = not next(model.parameters()).is_meta
+    one = seconds(lambda: step(model, x)) if steps else float("nan")
     plan = ga.rewrite(model, at, stop_grad=True, example_inputs=x, dry_run=True)
     taken = seconds(lambda: ga.rewrite(model, at, stop_grad=True, example_inputs=x, dry_run=True), 1)
     return taken, one, f"{plan.backward}: {plan.reason}"
@@ -93,6 +103,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", choices=[[], *MODELS], default=[])
     parser.add_argument("--depth", action="store_true", help="BERTs of 2 to 24 layers instead")
+    parser.add_argument("--meta", action="store_true", help="Llama-7B on the meta device instead")
     parser.add_argument("--name", default=f"cpu{os.cpu_count()}", help="of the machine, for the result file")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -100,13 +111,15 @@ def main() -> None:
     chosen = {name: MODELS[name] for name in options.names or MODELS}
     if options.depth:
         chosen = {f"BERT, {n} layers": (lambda n=n: bert(n)) for n in (2, 6, 12, 24)}
+    if options.meta:
+        chosen = {"Llama-7B, meta": llama}
     rows = []
     print("| model | rewrite (s) | step (s) | steps | backward |\n| --- | ---: | ---: | ---: | --- |")
     for name, build in chosen.items():
         taken, one, what = measure(build)
         print(f"| {name} | {taken:.2f} | {one:.2f} | {taken / one:.2f} | {what} |", flush=True)
         rows.append({"model": name, "rewrite": taken, "step": one, "steps": taken / one, "backward": what})
-    if not options.names and not options.depth:
+    if not (options.names or options.depth or options.meta):
         path = ROOT / f"benchmarks/results/rewrite-{options.name}.json"
         write(path, json.dumps({"machine": machine("cpu"), "rows": rows}, indent=1) + "\n")
 
