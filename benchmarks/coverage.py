@@ -50,7 +50,7 @@ INDUCTOR = (
 )
 
 
-COLUMNS = ("ok", "failed", "compiles with fullgraph", "cannot be built here")
+COLUMNS = ("ok", "failed", "compiles with fullgraph", "without example_inputs", "cannot be built here")
 NEITHER = "the model itself does not compile: "
 
 
@@ -96,6 +96,7 @@ def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
         model.eval()
         places = zoo.three_depths(model, inputs)
         record["sites"] = [measure_site(model, inputs, other, place) for place in places]
+        record["without_examples"] = without_examples(model, places[len(places) // 2])
         bad = [s for s in record["sites"] if s["problem"]]
         if bad:
             record.update(status="failed", reason=f"{bad[0]['site']}: {bad[0]['problem']}")
@@ -161,6 +162,16 @@ def measure_site(
     if not row["gradient_gap"] <= GRADIENT_TOLERANCE:
         row["problem"] = f"gradients differ from the hook's by {row['gradient_gap']:.2g}"
     return row
+
+
+def without_examples(model: nn.Module, place: str) -> str:
+    """Where inputs were found if none are given, or why they were not."""
+    try:
+        plan = graphaug.rewrite(model, at=f"{place}@0", allow_bypass=True, backward="dense", dry_run=True)
+    except graphaug.GraphaugError as error:
+        return brief(error)
+    found = next((n for n in plan.notes if n.startswith("example_inputs:")), "no question of the inputs")
+    return f"ok: {found.partition('taken from ')[2] or found}"
 
 
 def capture_seconds(model: nn.Module, inputs: dict[str, Any], place: str) -> float:
@@ -275,7 +286,7 @@ def brief(error: BaseException) -> str:
 def work(tasks: Any, results: Any, compiled: bool) -> None:
     """A worker: takes names, returns records, until told to stop."""
     torch.set_num_threads(1)
-    cases = {case.name: case for case in zoo.cases()}
+    cases = {case.name: case for case in (*zoo.cases(), *zoo.kinds())}
     while True:
         name = tasks.get()
         if name is None:
@@ -374,6 +385,7 @@ def summary(records: list[dict[str, Any]]) -> dict[str, Any]:
         counts = groups.setdefault(record["group"], dict.fromkeys(COLUMNS, 0))
         counts[record["status"]] += 1
         counts["compiles with fullgraph"] += record.get("fullgraph") == "ok"
+        counts["without example_inputs"] += record.get("without_examples", "").startswith("ok")
     seconds = sorted(s["seconds"] for r in records for s in r["sites"] if "seconds" in s)
     spread = {"median": seconds[len(seconds) // 2], "slowest": seconds[-1]} if seconds else {}
     return {"groups": groups, "capture_seconds": spread, "sites": len(seconds)}
@@ -412,15 +424,16 @@ def page(
         "another batch size, output and gradients equal a hand-written forward hook under the same masks, and the",
         'training step compiles with `fullgraph=True` (`backend="aot_eager"`) wherever the model itself does.',
         "",
-        "| group | ok | failed | ok, of those that can be built | compiles with fullgraph | cannot be built here |",
-        "|---|---|---|---|---|---|",
+        "| group | ok | failed | ok, of those that can be built | compiles with fullgraph | rewritten without "
+        "`example_inputs` | cannot be built here |",
+        "|---|---|---|---|---|---|---|",
     ]
     for group, counts in totals["groups"].items():
         built = counts["ok"] + counts["failed"]
         share = f"{counts['ok'] / built:.1%}" if built else "–"
         lines.append(
             f"| {group} | {counts['ok']} | {counts['failed']} | {share} | {counts['compiles with fullgraph']} | "
-            f"{counts['cannot be built here']} |"
+            f"{counts['without example_inputs']} | {counts['cannot be built here']} |"
         )
     spread = totals["capture_seconds"]
     if spread:
@@ -472,7 +485,11 @@ def write(path: Path, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure which architectures can be rewritten.")
-    parser.add_argument("--only", choices=["torchvision", "timm", "transformers"])
+    parser.add_argument(
+        "--only",
+        choices=["torchvision", "timm", "transformers", "kinds"],
+        help="kinds: every base model of transformers, which is no part of the table",
+    )
     parser.add_argument("--match", default="", help="only models whose name contains this")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--no-compile", action="store_true")
@@ -482,7 +499,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    cases = [c for c in zoo.cases() if options.match in c.name and options.only in (None, c.group)]
+    known = zoo.kinds() if options.only == "kinds" else zoo.cases()
+    cases = [c for c in known if options.match in c.name and options.only in (None, c.group)]
     if not cases:
         sys.exit(f"no model matches {options.match!r}")
     begin = time.perf_counter()

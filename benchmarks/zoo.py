@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -162,6 +163,17 @@ def _transformers() -> Iterator[Case]:
         yield Case(f"transformers:{kind}:{head}", "transformers", make)
 
 
+def kinds() -> list[Case]:
+    """The base model of every kind of transformers, in an order drawn by their names: a part of them is a sample."""
+    from transformers.models.auto import modeling_auto as auto
+
+    names = sorted(auto.MODEL_MAPPING_NAMES, key=lambda kind: hashlib.sha256(kind.encode()).hexdigest())
+    return [
+        Case(f"transformers:{kind}:Model", "kinds", functools.partial(_make_transformer, kind, "Model"))
+        for kind in names
+    ]
+
+
 def _make_transformer(kind: str, head: str) -> tuple[nn.Module, Inputs]:
     import transformers
     from transformers.models.auto import modeling_auto as auto
@@ -172,6 +184,7 @@ def _make_transformer(kind: str, head: str) -> tuple[nn.Module, Inputs]:
         "AudioClassification": auto.MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING_NAMES,
         "CausalLM": auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
         "Seq2SeqLM": auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+        "Model": auto.MODEL_MAPPING_NAMES,
     }[head]
     names = mapping[kind]
     classes = [getattr(transformers, n) for n in ([names] if isinstance(names, str) else names)]
@@ -280,6 +293,10 @@ def shrink(config: Any, level: int) -> None:
 
 def example_inputs(config: Any, head: str) -> Iterator[Inputs]:
     """Inputs to try, most usual first; two rows each."""
+    if head == "Model":
+        for other in ("MaskedLM", "ImageClassification", "AudioClassification", "Seq2SeqLM"):
+            yield from example_inputs(config, other)
+        return
     generator = torch.Generator().manual_seed(0)
     if head in ("MaskedLM", "CausalLM", "Seq2SeqLM"):
         vocabulary = getattr(config, "vocab_size", None) or getattr(
