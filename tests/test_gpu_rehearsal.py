@@ -34,6 +34,7 @@ def test_every_step_runs_at_a_tiny_size_and_none_twice(tmp_path: Path) -> None:
     assert again.stdout.count("done before") >= len(STEPS)
 
 
+@pytest.mark.long
 def test_what_is_missing_is_said(tmp_path: Path) -> None:
     unknown = command("--only", "everything")
     assert unknown.returncode == 2
@@ -41,6 +42,7 @@ def test_what_is_missing_is_said(tmp_path: Path) -> None:
     assert command("--wheels", str(tmp_path / "none")).returncode == 2
 
 
+@pytest.mark.long
 def test_a_step_without_time_left_is_passed_over(tmp_path: Path) -> None:
     done = command("--rehearse", "--out", str(tmp_path), "--minutes", "0")
     assert done.returncode == 0

@@ -226,6 +226,7 @@ def test_sites_that_do_nothing_make_no_stretch():
     assert (advice.stretches[0].start, advice.stretches[0].end) == (0, 6)
 
 
+@pytest.mark.long
 def test_what_does_not_separate_is_not_suggested():
     """Of a stretch that ends within a residual block, the nearest site that can be rewritten is."""
     values = torch.full((8, 8), 0.1, dtype=torch.float64)
@@ -293,6 +294,7 @@ LAYERS = ["embeddings", *(f"encoder.layer.{i}" for i in range(3))]
         (lambda: nn.Sequential(nn.Linear(16, 4), nn.ReLU(), nn.Linear(4, 2)), ["0", "1", "2"]),
     ],
 )
+@pytest.mark.long
 def test_candidates(make, expected):
     net = make().eval()
     name = type(net).__name__

@@ -248,6 +248,7 @@ def test_the_biased_estimator_warns_of_several_batches(recwarn):
     assert len(said) == 1
 
 
+@pytest.mark.long
 def test_no_activation_outlives_its_batch():
     model, refs, alive = network(), [], []
     handles = [

@@ -141,6 +141,7 @@ def arguments(folder: Path, **options: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.long
 def test_in_transformers_trainer(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     from graphaug.callbacks.trainer import DeepAugmentCallback
@@ -164,6 +165,7 @@ def test_in_transformers_trainer(tmp_path: Path) -> None:
     assert "draw_rows" not in vars(next(iter(aug.augmentations.values())))
 
 
+@pytest.mark.long
 def test_checkpoints_of_the_trainer_are_those_of_the_plain_model(tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers")
     model, rows, batch = bert_and_data()

@@ -493,6 +493,7 @@ def test_an_assumption_behind_many_residual_additions_stays_short():
     assert all(len(text) < 200 for text in plan.assumptions)
 
 
+@pytest.mark.long
 def test_pairs_through_many_residual_blocks_are_described_at_once():
     """Every block's pair is unpacked, which the graph relies on; followed through all blocks it would be 2^40 steps."""
 

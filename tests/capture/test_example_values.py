@@ -262,6 +262,7 @@ def test_what_only_the_sizes_of_parameters_decide_is_no_assumption() -> None:
 
 
 @pytest.mark.parametrize("body", [even, on_size, on_dtype, arithmetic, member], ids=lambda b: b.__name__)
+@pytest.mark.long
 def test_checks_add_no_graph_break(body: Any) -> None:
     torch._dynamo.reset()
     model = Opened(body).eval()

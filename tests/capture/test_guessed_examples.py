@@ -162,6 +162,7 @@ def gradients(model: nn.Module, inputs: dict[str, Any]) -> tuple[list[Tensor], d
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.long
 def test_what_was_guessed_binds_nobody(name: str) -> None:
     build, at, guess, batches = MODELS[name]
     torch.manual_seed(0)
@@ -298,6 +299,7 @@ def test_given_examples_are_no_guess() -> None:
     assert "guess" not in str(caught.value)
 
 
+@pytest.mark.long
 def test_a_cache_that_was_guessed_away_is_there_in_eval_mode() -> None:
     build, at, _, _ = MODELS["transformers gpt2"]
     model = build().eval()

@@ -443,6 +443,7 @@ def test_a_tensor_hook_in_a_forward_is_called_in_every_step() -> None:
 # --- threads and processes --------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_two_threads_may_rewrite_at_once() -> None:
     errors: list[Exception] = []
 

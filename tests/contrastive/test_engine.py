@@ -426,6 +426,7 @@ def test_cuda_graphs_are_torchs_reduce_overhead_and_every_step_begins_anew(monke
     assert calls == [{**plain, "mode": "reduce-overhead"}, *4 * ["step"], plain]
 
 
+@pytest.mark.long
 def test_rate_and_subset_move_while_training(images, monkeypatch):
     seen = []
     draw = DeepAugment.draw_rows
@@ -469,6 +470,7 @@ def test_a_run_begins_with_the_weights_of_another(images, tmp_path):
     assert not (tmp_path / "third").exists()
 
 
+@pytest.mark.long
 def test_dropout_everywhere_is_at_all_stages_of_the_paper(images, tmp_path):
     pretrain(replace(TINY, epochs=1, everywhere=True, subset=1.0), tmp_path, data=images)
     plan = yaml.safe_load((tmp_path / "config.yaml").read_text())["resolved"]["plan"]
@@ -517,6 +519,7 @@ def test_channels_last_computes_the_same(images):
     assert last[0]["loss"] == pytest.approx(exact[0]["loss"], rel=1e-3)
 
 
+@pytest.mark.long
 def test_nearest_neighbours_are_looked_at_and_change_nothing(images):
     watched = pretrain(replace(TINY, epochs=3, watch_every=2, at=("layer2",), freeze="before"), data=images)
     alone = pretrain(replace(TINY, epochs=3, at=("layer2",), freeze="before"), data=images)

@@ -115,6 +115,7 @@ def test_what_a_run_leaves_is_what_the_modality_brought(unbroken):
 
 
 @pytest.mark.parametrize("steps", [(2,), (4,), (6, 14), (16,)], ids=str)
+@pytest.mark.long
 def test_killed_and_resumed_it_ends_as_an_unbroken_run(steps, processes, unbroken, tmp_path):
     """In the middle of an epoch, at its end, twice, and before the evaluation."""
     for step in steps:
@@ -195,6 +196,7 @@ def test_a_task_travels_to_processes_that_are_started(tmp_path):
     )
 
 
+@pytest.mark.long
 def test_a_life_needs_none_of_the_modalities():
     code = """
 import sys

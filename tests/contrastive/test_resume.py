@@ -158,6 +158,7 @@ def broken(stopped, tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped bit", "no checksum"])
+@pytest.mark.long
 def test_a_damaged_checkpoint_is_named_and_the_one_before_used(broken, unbroken, damage):
     earlier, last = Checkpoints(broken / "checkpoints").complete()
     content = bytearray(last.read_bytes())

@@ -139,6 +139,7 @@ def test_code_that_sees_the_batch_is_found(name: str, build: Callable[[Call], tu
     assert reason
 
 
+@pytest.mark.long
 def test_a_layer_over_the_transposed_batch_is_found() -> None:
     layer = nn.Linear(ROWS, ROWS)
     for model, at in (closed(lambda x: layer(x.T).T), opened(lambda x: layer(x.T).T)):
@@ -421,6 +422,7 @@ def test_the_module_that_makes_rows_meet_is_named_inside_closed_ones() -> None:
     assert (kind, "in '1.1.1' (test_coupling.py line" in reason) == ("dense", True), reason
 
 
+@pytest.mark.long
 def test_what_hides_nothing_is_still_sparse() -> None:
     assert decide(OnTokens(torch.tanh), "last", _ids(0, 30))[0] == "sparse"
     assert decide(*closed(lambda x: torch.log(x.abs() + 0.1)), batch())[0] == "sparse"
@@ -762,6 +764,7 @@ HARMLESS: dict[str, tuple[Callable[[], nn.Module], str, Any]] = {
 
 @pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
 @pytest.mark.parametrize("name", HARMLESS)
+@pytest.mark.long
 def test_what_is_no_coupling_is_not_taken_for_it(name: str) -> None:
     build, at, x = HARMLESS[name]
     torch.manual_seed(0)
@@ -856,6 +859,7 @@ INDEPENDENT: dict[str, tuple[Callable[[], nn.Module], str, Any]] = {
 
 
 @pytest.mark.parametrize("name", INDEPENDENT)
+@pytest.mark.long
 def test_rows_that_see_no_other_are_accepted(name: str) -> None:
     build, at, x = INDEPENDENT[name]
     torch.manual_seed(0)
@@ -865,6 +869,7 @@ def test_rows_that_see_no_other_are_accepted(name: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.long
 def test_the_proof_is_no_stricter_in_another_precision(dtype: torch.dtype) -> None:
     assert _auto(mlp().to(dtype), "4", batch().to(dtype))[0] == "sparse"
     coupled, at = closed(lambda x: x - x.mean(0))

@@ -110,6 +110,7 @@ def test_rows_are_found_where_they_lie(name: str) -> None:
     assert proof.place == place
 
 
+@pytest.mark.long
 def test_the_place_is_that_of_the_definition() -> None:
     """By the data: the slices named by the place are those that change with a sample."""
     x = torch.randn(4, 5, 6).double()

@@ -75,6 +75,7 @@ def _judged(call: Sharded) -> str:
     return "independent" if tuple(places) == call.dims else f"but by the rules along {places}"
 
 
+@pytest.mark.long
 def test_the_rules_agree_with_dtensor_on_a_sample_of_operations() -> None:
     agreed, apart = _compared(op_db[5::40], 1, 3)
     assert not apart, "\n".join(apart)

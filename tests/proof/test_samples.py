@@ -80,6 +80,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], str, tuple[int, ...], int, Rows]
 
 
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.long
 def test_samples_are_drawn_stopped_and_split_where_they_lie(name: str) -> None:
     build, at, shape, dim, place = CASES[name]
     torch.manual_seed(0)
@@ -149,6 +150,7 @@ def test_where_several_dimensions_would_do_it_is_the_first() -> None:
     assert told.sites[0].rows == "dimension 1 of 3×5×4, 5 samples"
 
 
+@pytest.mark.long
 def test_without_examples_rows_are_proved_as_well() -> None:
     plan = ga.rewrite(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), "0").plan
     assert plan.sites[0].rows == "dimension 0 of 2×4, 2 samples"

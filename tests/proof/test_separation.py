@@ -221,6 +221,7 @@ MODELS = {
 
 @pytest.mark.parametrize("examples", [True, False], ids=["examples", "no examples"])
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.long
 def test_separation_agrees_with_autograd(name: str, examples: bool) -> None:
     """At every module of the model: its verdict against gradients around the detached cut."""
     torch.manual_seed(0)
@@ -246,6 +247,7 @@ def test_separation_agrees_with_autograd(name: str, examples: bool) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if n not in ("detached", "side input")])
+@pytest.mark.long
 def test_the_nearest_site_it_names_does_separate(name: str) -> None:
     build, inputs = MODELS[name]
     model = build()
@@ -372,6 +374,7 @@ def test_what_is_written_in_place_is_a_bypass(how: str, examples: Tensor | None)
 
 @pytest.mark.parametrize("examples", [None, torch.ones(3, 4)], ids=["no examples", "examples"])
 @pytest.mark.parametrize("how", ["filled", "itself"])
+@pytest.mark.long
 def test_what_is_written_in_place_may_separate(how: str, examples: Tensor | None) -> None:
     for site in ("a", "b", "c"):
         ga.rewrite(Writes(how), site, example_inputs=examples)

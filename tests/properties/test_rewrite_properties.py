@@ -246,6 +246,7 @@ def test_eval_is_bit_identical_at_any_batch_size(case: Any) -> None:
 
 @property_test
 @given(cases())
+@pytest.mark.long
 def test_strip_gives_back_the_model_and_a_rewrite_leaves_it_alone(case: Any) -> None:
     net, _, at, options = case
     net.blocks[0].eval()
@@ -260,6 +261,7 @@ def test_strip_gives_back_the_model_and_a_rewrite_leaves_it_alone(case: Any) -> 
 
 @property_test
 @given(cases())
+@pytest.mark.long
 def test_state_dicts_are_interchangeable(case: Any) -> None:
     net, x, at, options = case
     aug = ga.rewrite(net, at, **options)
@@ -276,6 +278,7 @@ def test_state_dicts_are_interchangeable(case: Any) -> None:
 
 @property_test
 @given(cases(), st.sampled_from(["deepcopy", "pickle"]), st.integers(0, 999))
+@pytest.mark.long
 def test_copies_draw_and_compute_the_same(case: Any, how: str, seed: int) -> None:
     net, x, at, options = case
     aug = ga.rewrite(net, at, **options)

@@ -232,6 +232,7 @@ def test_sparse_equals_dense_on_many(case: Any, subset: float, rate: float, seed
 
 @few
 @given(networks())
+@pytest.mark.long
 def test_a_network_without_coupling_is_found_exact(case: Any) -> None:
     found_exact(case)
 
@@ -245,6 +246,7 @@ def test_many_networks_without_coupling_are_found_exact(case: Any) -> None:
 
 @few
 @COUPLED
+@pytest.mark.long
 def test_auto_is_never_sparse_where_rows_are_coupled(data: Any, kind: str) -> None:
     never_sparse(data, kind)
 

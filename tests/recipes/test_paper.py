@@ -145,6 +145,7 @@ def test_a_failed_run_ends_no_other_and_is_tried_again(data, tmp_path, monkeypat
     assert run(sweep)[0][PLAIN][0].failed is None
 
 
+@pytest.mark.long
 def test_what_does_not_belong_to_a_directory_is_refused(done, data, tmp_path):
     out = done[0]
     with pytest.raises(ConfigError, match=r"epochs: 1 → 2"):
@@ -229,6 +230,7 @@ def test_transfer_goes_both_ways(tmp_path, data):
     assert Path(sweep.jobs[0].out / OUTCOME).exists()
 
 
+@pytest.mark.long
 def test_pca_stands_beside_dropout_in_the_same_runs(tmp_path, data):
     plan = planned("pca", tmp_path / "out", data=[data], model="resnet18-cifar:2", at=[-1, 4]).plan
     configs = {s.name: s.config for s in plan.settings}

@@ -150,6 +150,7 @@ def test_the_stages_of_one_list_of_blocks() -> None:
 
 
 @pytest.mark.parametrize("number", range(4))
+@pytest.mark.long
 def test_every_stage_of_a_vision_transformer_resolves(number: int) -> None:
     """Its blocks are named, not numbered: 0 is what enters the first, i what leaves the i-th."""
     model, x = vit(), images(2, 16)

@@ -113,6 +113,7 @@ def test_albert_has_as_many_numbers_as_layers(layers: int, groups: int) -> None:
     assert dict(paper_stages(model)) == dict(structure_of(model, batch).stages)
 
 
+@pytest.mark.long
 def test_blocks_that_are_looped_over_are_numbered_as_they_run() -> None:
     model = Looped(2, [0, 1, 0, 1, 1])
     assert [where(model, n) for n in range(6)] == [
@@ -195,11 +196,13 @@ def test_wrappers_are_looked_through() -> None:
     assert table == {-1: "input", **{i: f"backbone.{name}" for i, name in enumerate(expected)}}
 
 
+@pytest.mark.long
 def test_a_wrapped_timm_network_and_a_wrapped_list_of_blocks() -> None:
     assert where(Wrapper(net=timm.create_model("resnet18")), 3) == "net.layer3"
     assert where(Wrapper(net=TextNet()), 2, tokens(2)) == "net.blocks.1"
 
 
+@pytest.mark.long
 def test_the_head_of_a_wrapped_simcse_is_numbered() -> None:
     sizes = {"vocab_size": 50, "embedding_size": 8, "hidden_size": 16, "num_attention_heads": 2}
     inner = SimCSE(AlbertModel(AlbertConfig(**sizes, intermediate_size=16, num_hidden_layers=3)))

@@ -71,6 +71,7 @@ def test_a_draw_whose_shape_alone_is_read_does_no_harm() -> None:
     assert plan.backward == "sparse", plan.reason
 
 
+@pytest.mark.long
 def test_gpt2_needs_no_example_for_it() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(

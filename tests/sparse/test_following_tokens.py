@@ -226,12 +226,14 @@ def test_the_suffix_runs_on_the_kept_tokens_with_what_belongs_to_them(
 
 @pytest.mark.few(2)
 @every
+@pytest.mark.long
 def test_verify_says_what_follows(make: Any, at: str, x: Any, hand: Any, said: list[str]) -> None:
     _, aug = made(make, at, x, stop_grad=True)
     claims = str(ga.verify(aug, x, tolerance=1e-9))
     assert ("from elsewhere (masks, positions) keep the tokens that each row keeps" in claims) == bool(said)
 
 
+@pytest.mark.long
 def test_copies_pickles_and_plans_are_the_same() -> None:
     make, at, x, hand, _ = MODELS["sequence first"]
     model, aug = made(make, at, x)
@@ -262,6 +264,7 @@ def test_a_step_whose_masks_keep_other_tokens_is_found_by_verify() -> None:
 @pytest.mark.few(1)
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit", "sequence first"])
+@pytest.mark.long
 def test_compiled_whole(name: str) -> None:
     make, at, x, hand, _ = MODELS[name]
     model, aug = made(make, at, x)
@@ -351,6 +354,7 @@ class First(Transform):
         return rows[:, : rows.shape[1] // 2]
 
 
+@pytest.mark.long
 def test_options_that_do_not_go_with_it_are_refused() -> None:
     net = MaskedViT().double()
     options: dict[str, Any] = {"subset": 1.0, "example_inputs": IMAGES}

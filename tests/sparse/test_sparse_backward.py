@@ -252,6 +252,7 @@ def test_masks_that_hide_nothing_in_one_half_or_in_all() -> None:
     compare(aug, {**x, "attention_mask": torch.ones_like(x["attention_mask"])})
 
 
+@pytest.mark.long
 def test_an_auto_choice_of_a_real_model_is_sparse_and_says_so() -> None:
     plan = bert_case()[0].plan
     assert plan.backward == "sparse"
@@ -326,6 +327,7 @@ def test_images_stay_in_their_memory_format() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:.*autocast.*:UserWarning")
+@pytest.mark.long
 def test_a_model_can_be_rewritten_under_autocast() -> None:
     torch.manual_seed(0)
     model, x, _ = bert()
@@ -380,6 +382,7 @@ def test_eval_mode_and_grad_mode_are_left_alone() -> None:
     assert torch.is_grad_enabled()
 
 
+@pytest.mark.long
 def test_frozen_parts() -> None:
     torch.manual_seed(0)
     model = TextNet().double()
@@ -513,6 +516,7 @@ def test_strip_verify_and_state_dict_are_as_ever() -> None:
 
 
 @pytest.mark.parametrize("name", ["bert", "vit"])
+@pytest.mark.long
 def test_verify_takes_rounding_for_rounding(name: str) -> None:
     """The gradient of an attention's key bias is 0 but for the rounding of large terms that cancel."""
     torch.manual_seed(0)
@@ -551,6 +555,7 @@ def test_the_dense_block_is_dense_and_ends() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.long)])
+@pytest.mark.long
 def test_compiled_without_a_break_or_a_recompile(backend: str) -> None:
     torch._dynamo.reset()
     aug, x = text(rate=1.0)
@@ -697,6 +702,7 @@ def test_every_reason_stands_in_the_plan_and_in_the_error(name: str) -> None:
     assert f"backward='sparse' is not possible at '{first}'" in str(error.value)
 
 
+@pytest.mark.long
 def test_what_only_a_proof_can_tell_is_sparse() -> None:
     """Rows that do not lie in dimension 0 at the cut, and a model that nothing can be computed with."""
     for model, at, x in ((Transposes(), "cut", X), (chain().to("meta"), "1", X.to("meta"))):
@@ -726,6 +732,7 @@ def test_dense_is_what_was_asked_for() -> None:
     assert (plan.backward, plan.reason) == ("dense", "asked for")
 
 
+@pytest.mark.long
 def test_a_dry_run_shows_the_same_decision_and_leaves_no_trace() -> None:
     model = normed()
     state = copy.deepcopy(model.state_dict())

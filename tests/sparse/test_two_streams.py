@@ -132,6 +132,7 @@ def two_streams(model: nn.Module, at: str, **options: Any) -> ga.AugmentedModule
 @pytest.mark.parametrize(
     ("at", "subset"), [("layer1", 0.5), ("layer3", 1 / 6), ("layer4", 0.5), ("layer4", 5 / 6)]
 )
+@pytest.mark.long
 def test_a_resnet_is_forward_the_dense_one(resnet: nn.Module, at: str, subset: float) -> None:
     model = copy.deepcopy(resnet)
     sparse = two_streams(model, at, subset=subset, rate=0.0)
@@ -164,6 +165,7 @@ def test_none_or_all_rows_stopped(resnet: nn.Module, subset: float) -> None:
     assert ("conv1.weight" in reached) == (subset == 0.0)
 
 
+@pytest.mark.long
 def test_the_gradient_is_that_of_rows_detached_at_every_norm(resnet: nn.Module) -> None:
     """The oracle runs the whole batch and detaches the stopped rows before each BatchNorm and at the cut."""
     model = copy.deepcopy(resnet).double()
@@ -201,6 +203,7 @@ def test_two_streams_are_only_on_request(resnet: nn.Module) -> None:
     assert "BatchNorm2d 'bn1' couples the rows by its batch statistics" in plan.reason
 
 
+@pytest.mark.long
 def test_other_batch_norms_are_refused_by_name() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("regnetx_002", num_classes=5)

@@ -39,6 +39,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("options", REQUESTS.values(), ids=REQUESTS)
+@pytest.mark.long
 def test_a_plan_from_a_file_does_the_same_to_another_model(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
     model, x = ConvNet(), torch.randn(6, 3, 8, 8)

@@ -24,6 +24,7 @@ def finished(setting, seed, score, **more):
     return {"name": setting.name, "seed": seed, **scores, **more}
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_recorded_with_its_error(tmp_path):
     text = tmp_path / "text"
     text.write_text("\n".join(text_runs.corpus().lines))

@@ -106,6 +106,7 @@ def test_alignment_and_uniformity_are_those_of_their_definitions(data):
     assert found.result["uniformity"] == pytest.approx(float(uniformity), rel=1e-4)
 
 
+@pytest.mark.long
 def test_force_with_a_bad_option_leaves_the_old_run_whole(tmp_path):
     run(ONE, tmp_path / "run")
     before = files(tmp_path / "run")
@@ -153,6 +154,7 @@ def test_a_run_with_both_objectives_and_scores_goes_on_exactly(tmp_path, data):
 
 
 @pytest.mark.parametrize("left", ["later", "none"])
+@pytest.mark.long
 def test_best_is_of_the_step_that_the_result_names(left, tmp_path, data, monkeypatch):
     """Also where going on does not find again what the broken run had found: its look is changed here."""
     from graphaug.text import job
@@ -273,6 +275,7 @@ def test_sites_that_would_never_act_are_refused(change, tmp_path):
         (("**.dense",), None),
     ],
 )
+@pytest.mark.long
 def test_masked_language_passes_the_sites_in_the_encoder(at, passed):
     model = build(replace(PLAIN, mlm=True), text_runs.corpus().lines)
     config = replace(ONE, mlm=True, at=at, stop_grad=False)
@@ -297,6 +300,7 @@ def test_a_number_out_of_range_is_named_with_the_range_and_the_nearest(at, meant
 
 
 @pytest.mark.parametrize("change", [{"pairing": "one-sided"}, {"at": (), "everywhere": True}])
+@pytest.mark.long
 def test_one_sided_pairs_and_every_stage_with_masked_language(change, tmp_path):
     config = replace(ONE, mlm=True, stop_grad=False, **change)
     found = run(config, tmp_path / "run")

@@ -78,6 +78,7 @@ def reached(model, batch):
 @pytest.mark.parametrize(
     ("kind", "site"), [("bert", 0), ("bert", 1), ("bert", 2), ("bert", 3), ("distilbert", 3)]
 )
+@pytest.mark.long
 def test_a_stopped_gradient_stops_at_every_site_of_the_paper(kind, site, batch):
     """The last one, behind the head, too: there it did nothing in the released code."""
     model = SimCSE(encoder(kind)).train()

@@ -30,6 +30,7 @@ def text(tmp_path):
     return path
 
 
+@pytest.mark.long
 def test_train_and_score_with_two_commands(graphaug, text, tmp_path):
     data, out = text_runs.sts_files(tmp_path / "sts"), tmp_path / "run"
     options = ["--text", text, "--out", out, "--sts", data, "--report-every", "2", "--at", "1", "--mlm"]

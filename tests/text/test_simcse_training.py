@@ -305,6 +305,7 @@ def test_positions_are_those_with_labels(count):
 
 
 @pytest.mark.parametrize("acts", [True, False])
+@pytest.mark.long
 def test_the_augmentation_acts_in_masked_language_if_asked_for(acts, tmp_path):
     """With every unit of block 1 dropped in every row, no token can be told from another there."""
     from graphaug.text.model import Model
@@ -353,6 +354,7 @@ def test_gradient_caching_changes_no_gradient(cache, mlm):
 
 
 @pytest.mark.parametrize("stop_grad", [False, True])
+@pytest.mark.long
 def test_a_cached_part_draws_the_same_in_both_its_forwards(stop_grad):
     """Dropout and Deep Augmentation on: the gradient is that of the parts' own draws, kept in memory."""
     ids, mask = tokens(6)
@@ -408,6 +410,7 @@ def test_without_dropout_the_two_passes_are_equal():
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("stop_grad", [False, True])
+@pytest.mark.long
 def test_sentence_transformers_trainer_has_the_same_gradients(stop_grad, tmp_path):
     """Its model, loss and trainer around a rewritten encoder, with the same masks; a step of SGD tells the gradient."""
     st = pytest.importorskip("sentence_transformers")

@@ -32,6 +32,7 @@ def wrapped():
 @pytest.mark.few(1)
 @pytest.mark.parametrize("cache", [None, 2])
 @pytest.mark.parametrize(("at", "options"), [(2, {}), (3, {"subset": 0.5, "stop_grad": True}), (4, {})])
+@pytest.mark.long
 def test_the_loss_is_that_of_both_copies_and_the_prefix_reads_each_sentence_once(at, options, cache):
     """Values and gradients; in parts of two sentences the draws are those of the parts."""
     ids = torch.randint(5, 50, (6, 8), generator=torch.Generator().manual_seed(1))
@@ -73,6 +74,7 @@ def test_the_loss_is_that_of_both_copies_and_the_prefix_reads_each_sentence_once
 
 @pytest.mark.few(1)
 @pytest.mark.parametrize("mlm", [False, True])
+@pytest.mark.long
 def test_a_run_holds_the_setting_and_its_plans(mlm, tmp_path):
     done = simcse(replace(DEEP, mlm=mlm), tmp_path / "run", corpus=text_runs.corpus())
     assert math.isfinite(done.metrics[-1]["loss"])

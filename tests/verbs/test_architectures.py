@@ -113,6 +113,7 @@ def one_block(model: nn.Module) -> str:
 @pytest.mark.parametrize(
     ("every", "least"), [(32, 2), pytest.param(1, 90, marks=pytest.mark.long)], ids=["a few", "all"]
 )
+@pytest.mark.long
 def test_a_block_of_nearly_all_timm_families_is_captured_without_inputs(every: int, least: int) -> None:
     """91 of 98 were reached when the library was designed; the others branch on sizes."""
     done, failed = [], {}

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.few(4)
 HERE = Path(__file__).parent
 
 
+@pytest.mark.long
 def test_python_m_graphaug_is_the_command(graphaug):
     done = subprocess.run(
         [sys.executable, "-m", "graphaug", "--version"], capture_output=True, text=True, check=False

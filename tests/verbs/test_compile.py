@@ -183,6 +183,7 @@ def test_the_compiled_node_augments_the_planned_rows() -> None:
         assert torch.isin(out.detach(), torch.tensor([0.0, 1.0, 2.0])).all()
 
 
+@pytest.mark.long
 def test_train_and_eval_switch_before_and_after_compiling(small: nn.Module) -> None:
     aug = ga.rewrite(small, "1", rate=1.0, subset=1.0)
     aug.eval()

@@ -140,6 +140,7 @@ def test_every_row_of_every_view_has_draws_of_its_own() -> None:
     assert len((out != 0).unique(dim=0)) == 12
 
 
+@pytest.mark.long
 def test_views_of_a_transform_with_partners_and_copies_of_the_model() -> None:
     torch.manual_seed(0)
     model = TextNet().double()
@@ -174,6 +175,7 @@ def test_dropout_before_the_cut_is_said_to_be_shared() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["TextNet", "around"])
+@pytest.mark.long
 def test_compiled_whole_without_recompiles(name: str) -> None:
     make, at, x = MODELS[name]
     torch._dynamo.reset()

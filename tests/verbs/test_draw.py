@@ -38,6 +38,7 @@ def test_prefix_cut_and_suffix(resnet):
     assert list(found.values()).count("cut") == 1
 
 
+@pytest.mark.long
 def test_the_cut_says_what_it_does(resnet):
     aug = graphaug.rewrite(resnet, at="layer4", rate=0.3, subset=0.25, stop_grad=True)
     (label,) = [node.label for node in layout(aug)[0].values() if node.part == "cut"]
@@ -63,6 +64,7 @@ def test_a_bypass_of_one_cut_stays_visible_beside_a_cut_that_separates():
     assert layout(graphaug.rewrite(Skipping(), at=["first", "last"]))[2] == set()
 
 
+@pytest.mark.long
 def test_edges_point_downwards_and_no_two_nodes_share_a_place(resnet):
     nodes, graph, _ = layout(graphaug.rewrite(resnet, at="layer4.1.add"))
     assert nx.is_directed_acyclic_graph(graph)

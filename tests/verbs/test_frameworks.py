@@ -37,6 +37,7 @@ def wav2vec2(**options: Any) -> Any:
     return transformers.Wav2Vec2Model(config)
 
 
+@pytest.mark.long
 def test_wav2vec2_by_default_names_its_layer_drop_and_the_fix_works() -> None:
     model, sound = wav2vec2(), {"input_values": torch.randn(2, 400)}
     assert model.config.layerdrop == 0.1  # the trap is there
@@ -118,6 +119,7 @@ def resnet() -> nn.Module:
 @pytest.mark.parametrize(
     ("number", "path"), [(-1, "input"), (0, "2"), (1, "4"), (2, "5"), (3, "6"), (4, "7"), (5, "8")]
 )
+@pytest.mark.long
 def test_lightlys_backbone_has_the_papers_numbers(number: int, path: str) -> None:
     """The children of a ResNet in one Sequential, as lightly's examples cut it; the network itself is the oracle."""
     whole = resnet()
@@ -145,6 +147,7 @@ def test_other_lists_get_no_numbers_by_likeness() -> None:
 # --- sentence-transformers ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_auto_model_of_sentence_transformers_is_noticed(tmp_path: Path) -> None:
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.models import Pooling, Transformer

@@ -72,6 +72,7 @@ def test_help_of_a_run_is_short_and_leads_to_the_rest(graphaug: Any, monkeypatch
 # --- rates by site ------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_sites_have_rates_of_their_own(graphaug: Any, tmp_path: Any) -> None:
     import yaml
 

@@ -85,6 +85,7 @@ def test_it_is_manifold_mixup_of_verma_et_al(compiled: bool) -> None:
     assert len(seen) > 1
 
 
+@pytest.mark.long
 def test_a_turn_recompiles_nothing() -> None:
     aug = rewritten(transform=ga.Noise(0.1), subset=0.5)
     compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")

@@ -150,6 +150,7 @@ def test_the_augmentation_follows_what_is_named(at: Any, node: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["layer2.input", "layer2.0.input"])
+@pytest.mark.long
 def test_the_input_side_augments_what_enters(at: str) -> None:
     aug = ga.rewrite(ConvNet(), at)
     before, _ = recorded(aug, images())
@@ -191,6 +192,7 @@ def test_several_sites_each_with_its_own_rate() -> None:
     assert {float(node.rate) for node in aug.augmentations.values()} == {0.1}
 
 
+@pytest.mark.long
 def test_a_list_with_exclude_and_expect() -> None:
     plan = ga.rewrite(ConvNet(), ["layer1.*", "layer2"], exclude="layer1.0", expect=2, dry_run=True)
     assert [str(s.request.target) for s in plan.sites] == ["layer1.1", "layer2"]
@@ -211,6 +213,7 @@ def test_a_list_with_exclude_and_expect() -> None:
         (6, "fc", (4, 5)),
     ],
 )
+@pytest.mark.long
 def test_the_papers_numbers_of_a_resnet(number: int, module: str | None, shape: tuple[int, ...]) -> None:
     model, x = small_resnet(), images(4, 32)
     aug = ga.rewrite(model, number)
@@ -225,6 +228,7 @@ def test_the_papers_numbers_of_a_resnet(number: int, module: str | None, shape: 
         assert before is x
 
 
+@pytest.mark.long
 def test_the_numbers_of_a_list_of_blocks() -> None:
     for number, site in ((0, "blocks.0@0.input"), (1, "blocks.0"), (3, "blocks.2")):
         plan = ga.rewrite(TextNet(), number, dry_run=True)
@@ -429,6 +433,7 @@ def test_eval_is_the_original_bit_for_bit(case: Case) -> None:
     assert not torch.equal(aug(x), model(x))
 
 
+@pytest.mark.long
 def test_strip_gives_the_very_model_back_with_trained_weights(case: Case) -> None:
     model, aug, x = case
     weights = [p.detach().clone() for p in model.parameters()]
@@ -602,6 +607,7 @@ def test_root_parameters_and_buffers_are_the_models() -> None:
     assert model.position.grad is not None
 
 
+@pytest.mark.long
 def test_two_runs_with_one_seed_are_one_run() -> None:
     outputs = []
     for _ in range(2):

@@ -178,6 +178,7 @@ def test_it_is_a_sequence_for_programs() -> None:
     "name",
     ["convnet", "textnet", "two outputs"],
 )
+@pytest.mark.long
 def test_every_site_that_is_listed_can_be_rewritten(name: str) -> None:
     build, x = MODELS[name]
     model = build()
@@ -194,6 +195,7 @@ def test_depth_says_how_many_levels_are_opened(depth: int, expected: int) -> Non
     assert sum("." in s.target.path for s in table) >= expected
 
 
+@pytest.mark.long
 def test_listing_changes_nothing() -> None:
     for build, x in MODELS.values():
         model = build()

@@ -130,6 +130,7 @@ def test_it_is_the_masked_form(
 
 
 @every
+@pytest.mark.long
 def test_the_branch_runs_on_the_kept_rows_only(
     make: Callable[[], nn.Module], sites: list[str], x: dict[str, Tensor], dim: int
 ) -> None:
@@ -176,6 +177,7 @@ def test_rows_are_drawn_uniformly_and_afresh() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_whole_without_recompiles_and_copies() -> None:
     make, sites, x, _ = MODELS["TextNet"]
     aug = ga.skip_rows(make().double(), sites, 0.4, example_inputs=x)
@@ -203,6 +205,7 @@ def test_compiled_whole_without_recompiles_and_copies() -> None:
     ],
     ids=["BatchNorm", "chain", "twice"],
 )
+@pytest.mark.long
 def test_what_is_no_branch_of_independent_rows_is_refused(
     model: nn.Module, at: Any, x: Tensor, message: str
 ) -> None:
@@ -225,6 +228,7 @@ def test_bad_rates_and_other_verbs_are_refused() -> None:
 
 
 @every
+@pytest.mark.long
 def test_verify_proves_it(
     make: Callable[[], nn.Module], sites: list[str], x: dict[str, Tensor], dim: int
 ) -> None:

@@ -86,6 +86,7 @@ def gradients(loss: Tensor, model: nn.Module) -> tuple[Tensor | None, ...]:
 
 @every
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.long
 def test_it_returns_what_hooks_see(
     make: Callable[[], nn.Module], sites: list[str], x: Any, training: bool
 ) -> None:
@@ -123,6 +124,7 @@ def test_nothing_behind_the_last_site_is_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_it_returns_the_same_without_recompiles() -> None:
     model = torchvision.models.resnet18(num_classes=4)
     tapped = ga.tap(model, ["bn1", "layer2"])
@@ -160,6 +162,7 @@ class SequenceFirst(nn.Module):
         return self.layer(self.embed(tokens).transpose(0, 1)).mean(0)
 
 
+@pytest.mark.long
 def test_samples_are_brought_to_the_front_where_they_are_proved_to_lie() -> None:
     model = SequenceFirst().eval()
     plain = ga.tap(model, "layer", example_inputs=TOKENS)(TOKENS)["layer"]
@@ -168,6 +171,7 @@ def test_samples_are_brought_to_the_front_where_they_are_proved_to_lie() -> None
     assert torch.equal(first, plain.transpose(0, 1))
 
 
+@pytest.mark.long
 def test_inputs_operations_calls_and_rewritten_models() -> None:
     model, x = ConvNet(), IMAGES
     aug = ga.rewrite(model, "layer1", rate=1.0, subset=1.0)
@@ -189,6 +193,7 @@ def test_the_example_of_the_docstring_runs() -> None:
 
 @every
 @pytest.mark.parametrize("rows_first", [False, True])
+@pytest.mark.long
 def test_verify_proves_it(make: Callable[[], nn.Module], sites: list[str], x: Any, rows_first: bool) -> None:
     torch.manual_seed(0)
     model = make()

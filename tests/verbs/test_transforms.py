@@ -153,6 +153,7 @@ MORE = [
         (CASES["manifold mixup"], ("dense", True, 0.4)),
     ],
 )
+@pytest.mark.long
 def test_a_site_computes_the_published_formula(
     case: Case, how: tuple[str, bool, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -229,6 +230,7 @@ def test_eval_mode_is_the_model_and_strip_gives_it_back(case: Case) -> None:
 
 
 @every
+@pytest.mark.long
 def test_copies_draw_the_same_and_go_their_own_way(case: Case) -> None:
     aug, x = rewritten(case, stop_grad=True), text()
     aug(x)
@@ -242,6 +244,7 @@ def test_copies_draw_the_same_and_go_their_own_way(case: Case) -> None:
 
 
 @every
+@pytest.mark.long
 def test_half_precision_and_autocast_train(case: Case) -> None:
     aug, x = rewritten(case, model(torch.float32), stop_grad=case.number is not None), text()
     with torch.autocast("cpu", torch.bfloat16):
@@ -258,6 +261,7 @@ def test_half_precision_and_autocast_train(case: Case) -> None:
 @pytest.mark.slow
 @every
 @pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
+@pytest.mark.long
 def test_compiled_whole_it_is_the_same_and_its_numbers_recompile_nothing(
     case: Case, options: dict[str, Any]
 ) -> None:
@@ -293,6 +297,7 @@ def test_compiled_whole_it_is_the_same_and_its_numbers_recompile_nothing(
 @pytest.mark.few(1)
 @every
 @pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
+@pytest.mark.long
 def test_compiled_whole_batches_of_other_sizes_are_the_same(case: Case, options: dict[str, Any]) -> None:
     """At its second size a batch's becomes a symbol in compiled code, which not every function of torch takes."""
     torch._dynamo.reset()
@@ -308,6 +313,7 @@ def test_compiled_whole_batches_of_other_sizes_are_the_same(case: Case, options:
 # --- options ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_short_spelling_of_dropout_is_the_long_one() -> None:
     net, x = ConvNet(), torch.randn(6, 3, 8, 8)
     short = ga.rewrite(net, "layer1", rate=0.3, granularity="channel")
@@ -435,6 +441,7 @@ def test_a_trained_transform_trains_and_is_in_the_state_dict() -> None:
 
 @pytest.mark.parametrize("subset", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.long
 def test_supervised_manifold_mixup_is_three_lines(subset: float, compiled: bool) -> None:
     """Against Verma et al. 2019 written down: hidden states and one-hot labels mixed alike, soft cross-entropy."""
     net, x, labels = model(), text(), torch.tensor([0, 1, 2, 3, 0, 1, 2])
@@ -473,6 +480,7 @@ def test_a_loss_that_does_not_fit_what_was_drawn_is_refused() -> None:
 
 
 @pytest.mark.parametrize("backward", ["dense", "sparse"])
+@pytest.mark.long
 def test_labels_and_sources_are_given_in_a_block(backward: str) -> None:
     labels = torch.tensor([0, 1, 0, 1, 0, 1, 0])
     x, options = text(), {"stop_grad": True, "backward": backward, "example_inputs": text()}
@@ -518,6 +526,7 @@ class Reads(nn.Module):
 
 @pytest.mark.parametrize("make", [model, lambda: Reads().double()], ids=["TextNet", "sizes"])
 @pytest.mark.parametrize("stop_grad", [False, True])
+@pytest.mark.long
 def test_patchdropout_at_a_site_is_a_gather(make: Callable[[], nn.Module], stop_grad: bool) -> None:
     net, x = make(), text()
     at = "first" if isinstance(net, Reads) else "blocks.0"

@@ -72,6 +72,7 @@ def changed(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
 # --- what transformers users expect of a model ------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_rewritten_model_has_the_conveniences_of_the_original(tmp_path: Path) -> None:
     model = bert()
     aug = ga.rewrite(model, 2, example_inputs=text())
@@ -93,6 +94,7 @@ def test_a_rewritten_model_has_the_conveniences_of_the_original(tmp_path: Path) 
         ("BertForSequenceClassification", "SequenceClassifierOutput"),
     ],
 )
+@pytest.mark.long
 def test_outputs_keep_their_type(cls: str, kind: str) -> None:
     model = bert(cls).eval()
     aug = ga.rewrite(model, 2, example_inputs=text())
@@ -105,6 +107,7 @@ def test_outputs_keep_their_type(cls: str, kind: str) -> None:
     assert torch.equal(found[0], model(**other)[0])
 
 
+@pytest.mark.long
 def test_a_configuration_that_a_forward_writes_into_is_left_alone() -> None:
     """transformers notes the kind of problem that labels pose; the second capture would take another way."""
     model = bert("BertForSequenceClassification")
@@ -114,6 +117,7 @@ def test_a_configuration_that_a_forward_writes_into_is_left_alone() -> None:
     assert aug.plan.backward == "sparse", aug.plan.reason
 
 
+@pytest.mark.long
 def test_the_forward_has_the_captured_inputs_for_its_signature() -> None:
     aug = ga.rewrite(bert("BertForSequenceClassification"), 2, example_inputs=labelled())
     for forward in (aug.forward, type(aug).forward):
@@ -132,6 +136,7 @@ def test_the_forward_has_the_captured_inputs_for_its_signature() -> None:
         ({"inputs_embeds": torch.zeros(4, 7, 16)}, "inputs_embeds"),
     ],
 )
+@pytest.mark.long
 def test_an_optional_input_that_was_not_captured_is_refused_with_the_fix(more: Any, name: str) -> None:
     aug = ga.rewrite(bert("BertForSequenceClassification"), 2, example_inputs=text())
     with pytest.raises(AssumptionViolated, match=f"captured without '{name}'.*pass it in example_inputs"):
@@ -140,6 +145,7 @@ def test_an_optional_input_that_was_not_captured_is_refused_with_the_fix(more: A
 
 
 @pytest.mark.parametrize("called_before", [False, True])
+@pytest.mark.long
 def test_the_fix_in_that_message_works(called_before: bool) -> None:
     """Hidden states are collected by hooks, which transformers installs in the first call that wants them."""
     model = bert("BertForSequenceClassification").eval()
@@ -209,6 +215,7 @@ def sentence_model(folder: Path) -> Any:
     return sentence_transformers.SentenceTransformer(str(folder), device="cpu")  # with mean pooling
 
 
+@pytest.mark.long
 def test_sentence_transformers_trains_encodes_and_saves(tmp_path: Path) -> None:
     model = sentence_model(tmp_path / "encoder")
     datasets = pytest.importorskip("datasets")
@@ -244,6 +251,7 @@ def test_sentence_transformers_trains_encodes_and_saves(tmp_path: Path) -> None:
 # --- PEFT -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_lora_applied_before_rewriting_trains_and_saves_the_adapter_only(tmp_path: Path) -> None:
     peft = pytest.importorskip("peft")
     lora = peft.LoraConfig(r=2, target_modules=["query", "value"], init_lora_weights=False)
@@ -280,6 +288,7 @@ def gradients(model: nn.Module, output: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("reentrant", [True, False])
 @pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.long
 def test_gradient_checkpointing_changes_no_gradient(when: str, reentrant: bool) -> None:
     batch = text(6, seed=1)
     found = []
@@ -302,6 +311,7 @@ def test_gradient_checkpointing_changes_no_gradient(when: str, reentrant: bool) 
 
 
 @pytest.mark.parametrize("stop_grad", [False, True])
+@pytest.mark.long
 def test_bf16_autocast(stop_grad: bool) -> None:
     model = bert().eval()
     aug = ga.rewrite(model, 2, stop_grad=stop_grad, example_inputs=text())

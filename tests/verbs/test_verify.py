@@ -59,6 +59,7 @@ GOOD: dict[str, tuple[Callable[[], nn.Module], Any, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", GOOD)
+@pytest.mark.long
 def test_a_good_rewrite_passes_and_is_left_as_it_was(name: str) -> None:
     torch.manual_seed(0)
     build, x, options = GOOD[name]
@@ -86,6 +87,7 @@ def test_a_good_rewrite_passes_and_is_left_as_it_was(name: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
+@pytest.mark.long
 def test_gradients_modes_and_random_numbers_are_left_alone(training: bool) -> None:
     model = ConvNet()
     aug = ga.rewrite(model, "layer1", stop_grad=True)
@@ -124,6 +126,7 @@ def test_a_failed_verification_leaves_everything_as_it_was_too() -> None:
 @pytest.mark.parametrize(
     "form", [lambda x: x, lambda x: (x,), lambda x: {"x": x}], ids=["x", "tuple", "dict"]
 )
+@pytest.mark.long
 def test_a_batch_may_be_a_tensor_a_tuple_or_a_mapping(form: Callable[[Tensor], Any]) -> None:
     ga.verify(ga.rewrite(ConvNet(), "layer1"), form(images()))
 
@@ -286,6 +289,7 @@ BROKEN: dict[str, tuple[type[DeepAugment], dict[str, Any], str]] = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.long
 def test_a_broken_augmentation_is_caught(name: str) -> None:
     torch.manual_seed(0)
     broken, options, message = BROKEN[name]
@@ -297,6 +301,7 @@ def test_a_broken_augmentation_is_caught(name: str) -> None:
 
 
 @pytest.mark.parametrize("at", ["layer1.1.add", "layer1.1.relu@1", "layer2.input", "input"])
+@pytest.mark.long
 def test_a_broken_stop_is_caught_wherever_it_is(at: str) -> None:
     aug = ga.rewrite(ConvNet(), at, stop_grad=True)
     aug.deep_augment.__class__ = NoDetach
@@ -347,6 +352,7 @@ def test_a_graph_that_is_not_the_model_is_caught() -> None:
         ga.verify(aug, images())
 
 
+@pytest.mark.long
 def test_a_leak_below_a_second_site_is_caught() -> None:
     """The augmentation is right, and the graph gives a later layer the value from before it."""
     aug = ga.rewrite(ConvNet(), "layer1", stop_grad=True)

@@ -68,6 +68,7 @@ def test_a_rewritten_model_keeps_its_augmentation() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_whole_a_new_size_recompiles_nothing() -> None:
     model = TextNet().double()
     moved = ga.perturb_weights(model, "blocks.0", 0.3, example_inputs=TOKENS)

@@ -87,6 +87,7 @@ def test_every_setting_is_an_option(graphaug):
         assert re.search(rf"^  (--{name}|--\[no-\]{name})\b", out, flags=re.M), name
 
 
+@pytest.mark.long
 def test_probe_and_transfer_of_two_seeds(graphaug, tmp_path):
     runs = [tmp_path / f"seed{seed}" for seed in (0, 1)]
     for seed, run in enumerate(runs):
@@ -155,6 +156,7 @@ def test_resume_on_the_command_line(graphaug, tmp_path):
         ("config.yaml", b"\xff\xfe", "config.yaml' is no YAML"),
     ],
 )
+@pytest.mark.long
 def test_a_damaged_run_is_not_resumed(graphaug, tmp_path, name, content, message):
     out = tmp_path / "run"
     assert graphaug("pretrain", *TINY, "--out", out)[0] == 0
@@ -353,6 +355,7 @@ def test_unknown_options_exit_with_2(graphaug):
     assert "--rat" in err
 
 
+@pytest.mark.long
 def test_sites_prints_the_table(graphaug):
     code, out, _ = graphaug("sites", "resnet18-cifar:8")
     assert code == 0
@@ -364,6 +367,7 @@ def test_sites_prints_the_table(graphaug):
 
 
 @pytest.mark.parametrize("ending", ["svg", "png"])
+@pytest.mark.long
 def test_draw_writes_a_picture(graphaug, tmp_path, ending):
     path = tmp_path / f"x.{ending}"
     code, out, err = graphaug("draw", "resnet18-cifar:8", "--at", "4", "--out", path)
@@ -384,6 +388,7 @@ def test_draw_bad_input(graphaug, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
     from dataclasses import replace
 

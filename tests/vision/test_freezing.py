@@ -40,6 +40,7 @@ def moved(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor], path:
 
 
 @pytest.mark.parametrize("site", [{}, {"at": ("layer3",), "stop_grad": True, "rate_end": 0.2}])
+@pytest.mark.long
 def test_layers_stop_to_move_one_after_another(site: dict[str, Any], tmp_path: Path) -> None:
     done = pretrain(replace(CONFIG, **site), tmp_path / "run", data=resumed.images())
     states = snapshots(tmp_path / "run")

@@ -85,6 +85,7 @@ def test_the_loss_is_that_of_both_copies_and_the_prefix_sees_each_image_once(los
         torch.testing.assert_close(gradient, parameter.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.long
 def test_a_run_holds_the_setting_and_its_plan(images, tmp_path):
     done = loop.pretrain(replace(DEEP, stop_grad=True, subset=0.5), tmp_path / "run", data=images)
     assert math.isfinite(done.metrics[-1]["loss"])
@@ -110,6 +111,7 @@ class Stop(Exception):
     pass
 
 
+@pytest.mark.long
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(images, tmp_path):
     config = replace(DEEP, stop_grad=True, subset=0.5, rate_end=0.2, epochs=3, checkpoint_every=0.3)
 

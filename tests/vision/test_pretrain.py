@@ -52,6 +52,7 @@ def timeless(metrics):
     return [{k: v for k, v in line.items() if k not in ("seconds", "views_per_second")} for line in metrics]
 
 
+@pytest.mark.long
 def test_a_run_directory_holds_its_five_files(run):
     out, done = run
     found = sorted(p.name for p in out.iterdir() if p.name != "tensorboard")  # there if that is installed
@@ -112,6 +113,7 @@ def test_deep_augmentation_changes_the_run_and_at_rate_zero_does_not(images):
 
 
 @pytest.mark.parametrize("at", [("-1",), ("0",), ("4",), ("5",), ("6",), ("fc",), ("layer1", "layer3")])
+@pytest.mark.long
 def test_every_kind_of_site_trains_with_the_projection_head_in_place(at, images):
     done = loop.pretrain(replace(TINY, at=at, epochs=1), data=images)
     assert math.isfinite(done.metrics[0]["loss"])
@@ -139,6 +141,7 @@ def test_the_options_reach_rewrite(images, monkeypatch):
     ("freeze", "trained"),
     [("before", ("layer3", "layer4")), ("after", ("conv1", "bn1", "layer1", "layer2"))],
 )
+@pytest.mark.long
 def test_frozen_layers_do_not_move(freeze, trained, images):
     with torch.random.fork_rng():
         torch.manual_seed(TINY.seed)
@@ -278,6 +281,7 @@ def test_whole_numbers_in_at_are_the_papers():
     )
 
 
+@pytest.mark.long
 def test_nothing_is_written_before_everything_is_checked(images, tmp_path):
     out = tmp_path / "run"
     for config, error in [
@@ -372,6 +376,7 @@ def test_force_removes_nothing_that_no_run_has_written(config, name, images, tmp
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.long
 def test_one_process_at_a_time_writes_a_run(run, images, tmp_path):
     directory = tmp_path / "run"
     with (

@@ -270,6 +270,7 @@ def test_no_colour_operation_touches_a_gray_image_beyond_its_tone():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("backend", "channels"), [("aot_eager", 3), ("inductor", 1)])
+@pytest.mark.long
 def test_compiles_as_one_graph_without_recompiling(backend, channels):
     torch._dynamo.reset()
     # The colour path is left to the tracing backend: inductor's C++ compilation of it takes half a minute.

@@ -130,6 +130,7 @@ def test_the_report_stands_alone(run, bare, tmp_path):
     assert "graphaug:" in path.read_text()  # the versions
 
 
+@pytest.mark.long
 def test_runs_of_one_name_and_names_of_one_file(run, tmp_path):
     runs = [tmp_path / p for p in ("one/first", "two/first", "a b", "A_b", "a_b-2")]
     for path in runs:
@@ -221,6 +222,7 @@ def test_no_class_twice_among_the_samples(bare, digits):
     assert found.measurements[-1].score is not None
 
 
+@pytest.mark.long
 def test_trials_have_settings_of_their_own(studied, digits, monkeypatch):
     """A run with stop-gradient and a sparse backward, everywhere and with a long warm-up, can be checked."""
     config = PretrainConfig(
@@ -552,6 +554,7 @@ def test_rank_correlation():
 # --- the command line ------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_commands(bare, graphaug, tmp_path):
     code, printed, said = graphaug("advise", bare, "--samples", 32, "--out", tmp_path / "advice.json")
     assert code == 0, said

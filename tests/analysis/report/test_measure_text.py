@@ -43,6 +43,7 @@ def told(run):
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.long
 def test_measurements_are_what_the_training_saw(run, studied):
     """The end is measured again, at a site of the captured graph; the others are read, or snapshots."""
     best = json.loads((run / "result.json").read_text())["best_on_dev"]["step"]
@@ -114,6 +115,7 @@ BLOCKS = ("encoder.encoder.layer.0", "encoder.encoder.layer.1")
         ({"at": [], "everywhere": True}, (f"{BLOCKS[0]}.input", *BLOCKS, "head")),
     ],
 )
+@pytest.mark.long
 def test_other_cuts(run, tmp_path, changes, augmented):
     path = tmp_path / "other"
     shutil.copytree(run, path, ignore=shutil.ignore_patterns("snapshots", "best"))

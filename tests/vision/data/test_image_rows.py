@@ -77,6 +77,7 @@ def test_on_the_cpu_nothing_is_copied():
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.long
 def test_a_streamed_run_is_the_resident_one_bit_for_bit(accumulate):
     config, data = replace(TINY, accumulate=accumulate, watch_every=2), resumed.images()
     kept = pretrain(replace(config, resident="always"), data=data)
