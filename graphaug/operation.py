@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphaug.augment.rows import Rows
 from graphaug.augment.site import Augmentation
-from graphaug.capture.capture import Captured
+from graphaug.capture.capture import Captured, relied_on
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SparseBackwardError
@@ -120,7 +120,7 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
         structure.signature,
         plan,
         choice.split,
-        facts={True: made.captured.facts, False: made.eval_captured.facts},
+        facts=relied_on(made.captured, made.eval_captured),
     )
     parts.runs_original = not writes_into_inputs(made.eval_graph or made.graph)
     examples = structure.signature.examples.items()

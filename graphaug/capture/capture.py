@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.names import Assumption
-from graphaug.capture.recording.facts import Fact
 from graphaug.capture.recording.patches import LOCK
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.walk import Walk
 from graphaug.capture.signature import Signature
@@ -44,6 +45,10 @@ class Captured:
     """Attributes that opened code sets in every call."""
     facts: tuple[Fact, ...] = ()
     """Numbers and switches of opened modules that the graph relies on."""
+    reached: tuple[Reached, ...] = ()
+    """What opened code reaches beside them, and leaves as it is."""
+    changed: frozenset[str] = frozenset()
+    """Names of what it reaches and changes itself."""
 
 
 def capture(
@@ -84,6 +89,7 @@ def capture(
                     "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
                     "choose a site outside the module that does it."
                 )
+            changed = frozenset(r.name for r in walk.reached if not r.holds())
             _refuse_filled_constants(walk, model)
             assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in walk.opened)
         except GraphaugError as error:
@@ -105,7 +111,21 @@ def capture(
         walk.edges,
         assigned,
         tuple(walk.facts.values()),
+        tuple(walk.reached),
+        changed,
     )
+
+
+def relied_on(training: Captured, evaluating: Captured) -> dict[bool, tuple[Fact | Reached, ...]]:
+    """What the graphs of training (True) and eval mode rely on besides their inputs.
+
+    What the forward changes itself, in either mode, is none of it: whether the graph does the same is compared.
+    """
+    changed = training.changed | evaluating.changed
+    return {
+        mode: (*captured.facts, *(r for r in captured.reached if r.name not in changed))
+        for mode, captured in ((True, training), (False, evaluating))
+    }
 
 
 def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:

@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import fx, nn
 
-from graphaug.capture.capture import Captured
-from graphaug.capture.recording.facts import Fact
+from graphaug.capture.capture import Captured, relied_on
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
@@ -46,7 +47,7 @@ class Marked:
     constants: Mapping[str, nn.Module]
     signature: Signature
     plan: Plan
-    facts: Mapping[bool, tuple[Fact, ...]]
+    facts: Mapping[bool, tuple[Fact | Reached, ...]]
 
     def module(
         self, graph: fx.Graph, eval_graph: fx.Graph | None, added: Mapping[str, nn.Module], plan: Plan
@@ -105,7 +106,7 @@ def mark(structure: ModelStructure, targets: Sequence[Target], stem: str) -> Mar
         constants_module({**captured.constants, **eval_captured.constants}),
         structure.signature.forget_examples(),
         plan,
-        {True: captured.facts, False: eval_captured.facts},
+        relied_on(captured, eval_captured),
     )
     identities: dict[str, nn.Module] = {name: nn.Identity() for name in names.values()}
     whole = marked.module(graph, eval_graph, identities, plan)

@@ -14,7 +14,6 @@ import torch
 
 import graphaug.operation
 import graphaug.rewrite
-import graphaug.surgery.rewritten.forward
 from graphaug.capture import capture
 from graphaug.capture.recording.calls.modes import Modes
 from graphaug.capture.recording.calls.questions import Questions
@@ -22,6 +21,8 @@ from graphaug.capture.recording.hooks import run_forward_hooks
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.walk import Walk
 
 patch = mock.patch.object
@@ -57,6 +58,10 @@ def both(*patches: Any) -> Iterator[None]:
         yield
 
 
+def _unwatched() -> Any:
+    return patch(Reached, "check", lambda self, model: None)
+
+
 class Fault(NamedTuple):
     """A fault: what puts it back, and the idiom that shows it."""
 
@@ -77,8 +82,14 @@ FAULTS: dict[str, Fault] = {
         lambda: patch(Attributes, "_noted", lambda self, m, name, value: value), "number_moved_by_the_loop"
     ),
     "switches that were relied on are not looked at": Fault(
-        lambda: patch(graphaug.surgery.rewritten.forward, "check_facts", lambda *a: None),
-        "switch_turned_by_the_loop",
+        lambda: patch(Fact, "check", lambda self, model: None), "switch_turned_by_the_loop"
+    ),
+    "options in a dict are those of the capture": Fault(_unwatched, "entry_of_a_dict_moved"),
+    "variables of closures are those of the capture": Fault(_unwatched, "closure_moved"),
+    "globals are those of the capture": Fault(_unwatched, "global_moved"),
+    "class attributes are those of the capture": Fault(_unwatched, "class_attribute_shadowed"),
+    "numbers of closed modules are those of the capture": Fault(
+        lambda: patch(Attributes, "_noted", lambda self, m, name, value: value), "number_of_a_child_moved"
     ),
     "hooks of opened modules are not called": Fault(
         lambda: patch(Walk, "_hooks", _no_hooks), "hooks_on_the_block"
@@ -114,6 +125,9 @@ FAULTS: dict[str, Fault] = {
     "what a forward leaves in a class": seen_in_shadow("class_counted"),
     "what a forward leaves in a default argument": seen_in_shadow("mutable_default"),
     "what a forward does to a child's mode": seen_in_shadow("mode_of_a_child"),
+    "what a forward sets on a child for its call": seen_in_shadow("momentum_of_a_child_set"),
+    "what a forward exchanges in a child for its call": seen_in_shadow("weights_exchanged"),
+    "what a forward switches around a call": seen_in_shadow("context_that_a_child_reads"),
     "what a forward asks of the type of its input": seen_in_shadow("type_asked"),
 }
 

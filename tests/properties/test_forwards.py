@@ -9,6 +9,7 @@ from typing import Any
 
 import faults
 import forwards
+import more_forwards
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -29,6 +30,7 @@ def built(names: tuple[str, ...]) -> nn.Module:
 def fresh_surroundings() -> None:
     """Globals, defaults and classes as they are at the start."""
     forwards.GLOBAL.update(scale=0.5, calls=0)
+    more_forwards.fresh()
     forwards.ramp.cache_clear()
     forwards.IDIOMS["mutable_default"].forward.__defaults__[0].clear()  # type: ignore[attr-defined]
     for cls in forwards.IDIOMS.values():

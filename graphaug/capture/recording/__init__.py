@@ -2,5 +2,6 @@
 
 `walk` goes through the modules, `recorder` writes what their code calls, `ledger` knows which node every value belongs
 to, `leaves` runs what stays closed, `tables` is what code keeps outside of its modules. ``values/``, ``calls/`` and
-``opened/`` are what opened code has, does, and meets. May import: errors, and the rest of `graphaug.capture`.
+``opened/`` are what opened code has, does, and meets; ``relied/`` is what its graph relies on. May import: errors, and
+the rest of `graphaug.capture`.
 """

@@ -9,7 +9,6 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphaug.capture.names import Assumption, Frame, mark
-from graphaug.capture.recording.facts import Fact
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
     has_global_hooks,
@@ -22,6 +21,9 @@ from graphaug.capture.recording.opened.inputs import placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
+from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.signature import Signature
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
@@ -47,6 +49,7 @@ class Walk:
         count_flops: bool = False,
     ) -> None:
         self.model, self.opened, self.signature, self.marks = model, opened, signature, marks
+        self.in_reach = reached_by(model, opened)
         self.recorder = Recorder(model, count_flops=count_flops, guessed=signature.guessed)
         self.session, self.ledger = self.recorder.session, self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
@@ -68,6 +71,11 @@ class Walk:
     def facts(self) -> dict[tuple[str, str], Fact]:
         """What the graph relies on of the opened modules."""
         return self.attributes.facts
+
+    @property
+    def reached(self) -> list[Reached]:
+        """What opened code may have read beside them."""
+        return [r for r in self.in_reach if r.is_read(self.attributes.reads)]
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -109,7 +117,10 @@ class Walk:
         classes = {c for m in self.model.modules() for c in type(m).__mro__ if "__call__" in vars(c)}
         for cls in (classes | {nn.Module}) - {object}:
             self.patches.method(cls, "__call__", self._called)
-        self.attributes.watch(self.patches)
+        self.attributes.watch(
+            self.patches,
+            (r.holder for r in self.in_reach if r.kind == "attribute" and can_be_watched(r.holder)),
+        )
         self.unseen_calls.watch()
 
     # --- calls of modules -----------------------------------------------------------------------

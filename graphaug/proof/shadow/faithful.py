@@ -130,6 +130,7 @@ class _Shadow:
             self.captured.run.train(training)
             surroundings.note_modes()
             stand_ins = StandIns(self.model, self.captured.closed[training], shared=self.shared)
+            stand_ins.changes = surroundings.seen_by
             runs = Runs(self.model, self.signature, stand_ins, surroundings, self.graph_ids)
             mode = "training" if training else "eval"
             with stand_ins.in_place(self.captured.identities), self._one_graph():
@@ -144,9 +145,20 @@ class _Shadow:
                     finally:
                         surroundings.restore()
 
-    def _one_graph(self) -> contextlib.AbstractContextManager[None]:
+    @contextlib.contextmanager
+    def _one_graph(self) -> Iterator[None]:
+        """Run the graph alone, and do not ask what it relies on: what is watched here has been replaced."""
         run = self.captured.run
-        return run.only_the_graph() if isinstance(run, AugmentedModule) else contextlib.nullcontext()
+        if not isinstance(run, AugmentedModule):
+            yield
+            return
+        parts = run._parts
+        before, parts.facts = parts.facts, {}
+        try:
+            with run.only_the_graph():
+                yield
+        finally:
+            parts.facts = before
 
     def _situations(self) -> Iterator[Situation]:
         first: Mapping[str, Any] | None = None
@@ -177,7 +189,7 @@ class _Shadow:
             raise CaptureError(
                 f"the captured graph fails where the original does not ({where}): {type(found).__name__}: {found}"
             ) from found
-        difference = first_difference(expected, found)
+        difference = first_difference(expected, found, runs.stand_ins.closed)
         if difference is not None and runs.stand_ins.learned:
             # what a stand-in returns was found by a call of its module, whose hooks ran once more then
             difference = self._again(situation, runs)
@@ -193,7 +205,7 @@ class _Shadow:
                 raise CannotCompare(f"of two equal runs one fails with {type(records).__name__}") from records
         assert not isinstance(expected, Exception)
         assert not isinstance(found, Exception)
-        return first_difference(expected, found)
+        return first_difference(expected, found, runs.stand_ins.closed)
 
     def _refusal(self, where: str, difference: Difference) -> CaptureError:
         line = difference.line

@@ -26,6 +26,8 @@ _UNSEEN = {
 _CHANGES = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad", "requires_grad_"}
 _SET = {"data", "requires_grad", "grad"}
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
+# batch norms write these in training mode, and their schemas do not say so
+_WRITTEN_UNSAID = {"running_mean", "running_var"}
 _NUMBERS = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
 
 
@@ -181,6 +183,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> lis
     """The tensors that an operation writes into."""
     found: list[Tensor] = []
     for i, argument in enumerate(func._schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
+        said = argument.alias_info is not None and argument.alias_info.is_write
+        if said or argument.name in _WRITTEN_UNSAID:
             found += _tensors(args[i] if i < len(args) else kwargs.get(argument.name))
     return found

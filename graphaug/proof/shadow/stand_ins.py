@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,11 +47,17 @@ class StandIns:
         model: the model.
         closed: paths of the modules that stay closed.
         shared: take what one module returns for what its equals return (blocks of one class, options and sizes).
+
+    Attributes:
+        closed: the closed modules by path.
+        changes: what is not as it was before the forward, as far as a closed module, given by path, may see it:
+            (name, what it is now).
+        learned: whether a module was run to see what it returns; set it to False before what it is asked about.
     """
 
     def __init__(self, model: nn.Module, closed: Iterable[str], *, shared: bool = True) -> None:
         modules = dict(model.named_modules(remove_duplicate=False))
-        self._closed = {path: modules[path] for path in closed if path in modules}
+        self.closed = {path: modules[path] for path in closed if path in modules}
         self._shared = shared
         self._known: dict[Any, Any] = {}
         self._latest: dict[Any, Any] = {}
@@ -61,13 +67,13 @@ class StandIns:
         self._learning = False
         self.home = next((p.device for p in model.parameters() if not p.is_meta), torch.device("cpu"))
         self.recorder: Recorder | None = None
+        self.changes: Callable[[str, nn.Module], Iterable[tuple[str, Any]]] = lambda *_: ()
         self.learned = False
-        """Whether a module was run to see what it returns; set it to False before what it is asked about."""
 
     @contextlib.contextmanager
     def in_place(self, identities: Mapping[str, nn.Module]) -> Iterator[None]:
         """Let the stand-ins answer in this block, and ``identities`` return what they are given."""
-        stand_ins = ((m, self._stand_in(path, m, vars(m).get("forward"))) for path, m in self._closed.items())
+        stand_ins = ((m, self._stand_in(path, m, vars(m).get("forward"))) for path, m in self.closed.items())
         with with_forwards(stand_ins), as_identities(identities.values()):
             yield
 
@@ -90,6 +96,7 @@ class StandIns:
             origins.token(kwargs),
             tuple(origins.gradient(t) for t in given),
             ("training", tuple(dict.fromkeys(m.training for m in module.modules()))),
+            tuple((name, origins.token(value)) for name, value in self.changes(path, module)),
         )
         with origins.pause():
             template = self._template(module, args, kwargs)

@@ -62,16 +62,20 @@ class Surroundings:
     """
 
     def __init__(self, model: nn.Module, opened: list[nn.Module]) -> None:
-        self._attributes: list[Watched] = []
-        self._containers: list[Watched] = []
+        self._attributes: list[Attributes] = []
+        self._containers: list[Container] = []
         self._bindings: list[Watched] = []
         self._generators: list[Watched] = []
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
         for path, module in model.named_modules():
             self._module(path, module)
+        closed = (not any(m is o for o in opened) for m in model.modules())
+        self._of_closed = list(itertools.compress(self._attributes, closed))
+        of_modules = len(self._containers)
         for module in opened:
             self._code(module)
+        self._beside: list[Watched] = [*self._containers[of_modules:], *self._bindings]
         self._caches = list(map(Cache, _tables()))
         self._modes = Modes(model)
 
@@ -83,6 +87,19 @@ class Surroundings:
         """What is not as it was: (its name, what it is now)."""
         for watched in self._all():
             yield from watched.changes()
+
+    def seen_by(self, path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
+        """What is not as it was of what a closed module may read: its own and, of user's code, what is no module's.
+
+        Attributes of opened modules are left out: closed code does not read them.
+        """
+        of_modules: list[Attributes | Container] = [*self._of_closed, *self._containers]
+        for own in of_modules:
+            if own.name == path or own.name.startswith(f"{path}."):
+                yield from own.changes()
+        if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
+            for watched in self._beside:
+                yield from watched.changes()
 
     def left(self, token: Callable[[Any], Token]) -> dict[str, Token]:
         """What is not as it was, by its place, and the states of the generators of random numbers.

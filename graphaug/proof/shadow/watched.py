@@ -33,7 +33,7 @@ class Attributes:
     """The attributes of a module."""
 
     def __init__(self, path: str, module: nn.Module) -> None:
-        self._path, self._held = path, vars(module)
+        self.name, self._held = path, vars(module)
         self._before = self._seen()
 
     def _seen(self) -> dict[str, Any]:
@@ -43,7 +43,7 @@ class Attributes:
         """Attributes that were set, added or deleted."""
         if not _untouched(now := self._seen(), self._before):
             for key, value in _differences(now, self._before):
-                yield f"{self._path}{key}".removeprefix("."), value
+                yield f"{self.name}{key}".removeprefix("."), value
 
     def restore(self) -> None:
         """Delete what was added; set the others again."""
@@ -57,14 +57,14 @@ class Container:
     """A list, deque, set or dict, that of an object's attributes included."""
 
     def __init__(self, name: str, holder: Any) -> None:
-        self._name, self._holder = name, holder
+        self.name, self._holder = name, holder
         self._before = dict(holder) if isinstance(holder, dict) else copy.copy(holder)
 
     def changes(self) -> Iterator[tuple[str, Any]]:
         """Entries of a dict that are others; the whole of any other container."""
         if not _untouched(self._holder, self._before):
             for key, now in _differences(self._holder, self._before):
-                yield f"{self._name}{key}".removeprefix("."), now
+                yield f"{self.name}{key}".removeprefix("."), now
 
     def restore(self) -> None:
         """Fill it anew, in the order that it had."""

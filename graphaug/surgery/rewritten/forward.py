@@ -9,7 +9,6 @@ from typing import Any
 from torch import fx
 
 from graphaug.augment.rows import tell
-from graphaug.capture.recording.facts import check_facts
 from graphaug.capture.signature import Signature
 from graphaug.errors import AssumptionViolated
 from graphaug.surgery.rewritten.aliases import speakable
@@ -48,7 +47,8 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
     else:
         values = parts.signature.bind(args, kwargs, to_the_letter=parts.runs_original and not aug.training)
         tell(parts.added.values(), values)
-        check_facts(parts.model, parts.facts.get(aug.training, ()))
+        for fact in parts.facts.get(aug.training, ()):
+            fact.check(parts.model)
     if aug.training:
         return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)
     return aug._forward_eval(**values)

@@ -10,6 +10,9 @@ from typing import Any
 
 from torch import fx
 
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.reach import found_again
+from graphaug.capture.recording.relied.reached import Reached
 from graphaug.surgery.rewritten.parts import Parts
 
 _KEPT_META = ("site", "augmentation", "frozen")
@@ -63,12 +66,21 @@ def unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
 
 def pack_parts(parts: Parts) -> Parts:
     """The parts with packed graphs, as a model that is copied or loaded takes them: it has not warned yet."""
-    return _with_graphs(parts, pack_graph)
+    facts: Any = {
+        mode: tuple(f.packed() if isinstance(f, Reached) else f for f in facts)
+        for mode, facts in parts.facts.items()
+    }
+    return replace(_with_graphs(parts, pack_graph), facts=facts)
 
 
 def unpack_parts(packed: Parts) -> Parts:
     """The parts that `pack_parts` packed."""
-    return _with_graphs(packed, unpack_graph)
+    facts: dict[bool, tuple[Fact | Reached, ...]] = {}
+    for mode, kept in packed.facts.items():
+        reached: Any = [f for f in kept if not isinstance(f, Fact)]
+        found = found_again(reached, packed.model, packed.plan.opened)
+        facts[mode] = (*(f for f in kept if isinstance(f, Fact)), *found)
+    return replace(_with_graphs(packed, unpack_graph), facts=facts)
 
 
 def _with_graphs(parts: Parts, change: Any) -> Parts:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from graphaug.capture.recording.facts import Fact, is_plain, read_names
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.code_names import read_names
+from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, Fact, is_plain
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import FILLED, ModelState
-
-_OF_THE_BACKWARD = ("gradient_checkpointing", "grad_checkpointing")
-"""Switches that change no value and no gradient."""
 
 
 class Attributes:
@@ -23,22 +21,29 @@ class Attributes:
 
     Attributes:
         facts: what the graph relies on, by module and attribute; without an attribute, what is known of its hooks.
+        reads: what was read, by the id of the module or other object and the attribute.
     """
 
     def __init__(self, model: nn.Module, opened: frozenset[str], recorder: Recorder) -> None:
         self.model, self.opened, self.recorder = model, opened, recorder
         self.facts: dict[tuple[str, str], Fact] = {}
+        self.reads: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
 
-    def watch(self, patches: Patches) -> None:
-        """See every attribute that opened code reads off an opened module."""
-        opened = {type(m) for m, path in self.recorder.ledger.paths.items() if path in self.opened}
-        for cls in (c for c in opened if c.__module__.partition(".")[0] != "torch"):
+    def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
+        """See every attribute that opened code reads off a module, or off one of these other objects."""
+        for cls in {type(m) for m in self.recorder.ledger.paths}:
             patches.method(cls, "__getattribute__", self._read)
+        for cls in {type(value) for value in objects} - {type(m) for m in self.recorder.ledger.paths}:
+            patches.method(cls, "__getattribute__", self._note_read)
+
+    def _note_read(self, original: Callable[..., Any], value: Any, name: str) -> Any:
+        self.reads.add((id(value), name))
+        return original(value, name)
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
-        """A float of an opened module is read in every call; other numbers and switches are relied on."""
-        value = original(m, name)
+        """A float of a module is read in every call; other numbers and switches are relied on."""
+        value = self._note_read(original, m, name)
         if type(value) is float or is_plain(value):
             with self.recorder.session.unrecorded():
                 return self._noted(m, name, value)
@@ -47,13 +52,7 @@ class Attributes:
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
         path = self.recorder.ledger.paths.get(m)
         by_mode = name == "training" and not path  # each mode has its graph
-        if (
-            path is None
-            or path not in self.opened
-            or by_mode
-            or name in _OF_THE_BACKWARD
-            or name not in vars(m)
-        ):
+        if path is None or by_mode or name in WITHOUT_EFFECT or name not in vars(m):
             return value
         if type(value) is float:
             return Float(self.recorder.answers, value, lambda: self._number(path, name, value))

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import dis
-import types
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +11,8 @@ from graphaug.capture.recording.hooks import has_backward_hooks, has_hooks
 from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))
+WITHOUT_EFFECT = ("gradient_checkpointing", "grad_checkpointing", "use_cache")
+"""Switches that change no value and no gradient; a forward that fills a cache is refused."""
 
 
 @dataclass(frozen=True)
@@ -24,12 +23,16 @@ class Fact:
     name: str
     expected: Any = None
 
-    def check(self, module: nn.Module) -> None:
+    def check(self, model: nn.Module) -> None:
         """Raise unless it still holds.
+
+        Args:
+            model: the captured one.
 
         Raises:
             AssumptionViolated: the attribute was set since, or a hook was registered.
         """
+        module = model.get_submodule(self.path)
         if not self.name:
             if has_hooks(module) if self.expected is None else has_backward_hooks(module):
                 raise AssumptionViolated(
@@ -45,40 +48,8 @@ class Fact:
             )
 
 
-def check_facts(model: nn.Module, facts: Sequence[Fact]) -> None:
-    """Check facts of a model.
-
-    Raises:
-        AssumptionViolated: one does not hold any more.
-    """
-    for fact in facts:
-        fact.check(model.get_submodule(fact.path))
-
-
 def is_plain(value: Any, depth: int = 2) -> bool:
     """Whether a value is a constant that compares by what it is: a number, a string, a tuple of such."""
     if type(value) is tuple and depth:
         return all(is_plain(v, depth - 1) for v in value)
     return type(value) in (*PLAIN, float)
-
-
-def read_names(cls: type) -> frozenset[str]:
-    """The names of attributes that the functions of a class read, its constructor's apart."""
-    found: set[str] = set()
-    for base in cls.__mro__:
-        if base.__module__.partition(".")[0] == "torch" or base is object:
-            continue
-        for name, value in vars(base).items():
-            function = getattr(value, "__func__", getattr(value, "fget", value))
-            if isinstance(function, types.FunctionType) and name != "__init__":
-                _collect(function.__code__, found)
-    return frozenset(found)
-
-
-def _collect(code: types.CodeType, found: set[str]) -> None:
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            found.add(str(instruction.argval))
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            _collect(constant, found)

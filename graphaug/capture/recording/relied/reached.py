@@ -1,0 +1,111 @@
+"""What code reaches besides the attributes of its modules: containers, objects, closures, globals, class attributes.
+
+A graph holds what these were when it was captured, so that it relies on them.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from graphaug.capture.recording.relied.facts import is_plain
+from graphaug.errors import AssumptionViolated
+
+GONE = object()
+"""Stands for what is not there any more."""
+
+
+class Array(list[Any]):
+    """The numbers of an array."""
+
+
+_NOT_IN_A_COMPILER = (tuple, functools.partial, np.ndarray, Array)
+
+
+@dataclass(frozen=True, eq=False)
+class Reached:
+    """One thing that code reaches by a name, and what it was.
+
+    Attributes:
+        name: as the code spells it, for messages: "cfg['p']".
+        kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure; or
+            the "entries" of a list, the "keys" of a dict, the "numbers" of an array as a whole.
+        holder: the object, dict, cell, list or array.
+        key: the attribute's name, or the dict's key.
+        expected: what was there.
+        within: what it was reached through, if that can be left unread.
+    """
+
+    name: str
+    kind: str
+    holder: Any
+    key: Any
+    expected: Any
+    within: Reached | None = None
+
+    def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
+        """Whether code may have read it.
+
+        Args:
+            reads: the attributes that were seen to be read, with the ids of their objects; of modules and of objects of
+                the user's classes every read is seen.
+        """
+        if self.within is not None and not self.within.is_read(reads):
+            return False
+        seen = self.kind in ("attribute", "method") and not isinstance(self.holder, types.SimpleNamespace)
+        return not seen or self.key == "forward" or (id(self.holder), self.key) in reads
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless it is what it was.
+
+        Raises:
+            AssumptionViolated: it was changed since.
+        """
+        if not self.holds():
+            now = self._now()
+            shown = is_plain(self.expected) and is_plain(now)
+            what = f"for {self.name} == {self.expected!r}, and now it is {now!r}"
+            raise AssumptionViolated(
+                f"this model was captured {what if shown else f'before {self.name} was changed'}. Call rewrite again."
+            )
+
+    def holds(self) -> bool:
+        """Whether it is what it was."""
+        if torch.compiler.is_compiling() and isinstance(self.expected, _NOT_IN_A_COMPILER):
+            return True  # torch's compiler cannot tell one from another
+        now = self._now()
+        if self.kind in ("entries", "numbers"):
+            return len(now) == len(self.expected) and all(map(_is, now, self.expected))
+        return now == self.expected if self.kind == "keys" else _is(now, self.expected)
+
+    def _now(self) -> Any:
+        if self.kind == "attribute":
+            return getattr(self.holder, self.key, GONE)
+        if self.kind == "method":
+            if torch.compiler.is_compiling():
+                return getattr(type(self.holder), self.key)
+            return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
+        if self.kind == "item":
+            return self.holder.get(self.key, GONE)
+        if self.kind == "variable":
+            return self.holder.cell_contents
+        if self.kind == "keys":
+            return list(self.holder)
+        if self.kind == "numbers":
+            return self.holder.ravel().tolist()
+        return list(self.holder)
+
+    def packed(self) -> tuple[str, Any]:
+        """Its name and value, to be found again in a copy of the model; `GONE` where only identity could tell."""
+        return self.name, self.expected if is_plain(self.expected) else None
+
+
+def _is(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and is_plain(b) and (a == b or a != a))

@@ -1,0 +1,144 @@
+"""What opened code reaches besides its modules' attributes: noticed when it changes, also in copies and compiled."""
+
+import copy
+import io
+import types
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import AssumptionViolated
+
+OPTIONS = {"scale": 2.0, "never read": 1}
+
+
+def helper(h: Tensor, box: list[float] = [1.0]) -> Tensor:  # noqa: B006 - as people write it
+    return h * box[0]
+
+
+class Net(nn.Module):
+    """A forward that reads what lies in many places."""
+
+    slope = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.drop = nn.Linear(4, 4), nn.Linear(4, 4), nn.Dropout(0.1)
+        self.options = {"gain": 1.0, "deep": {"on": True}}
+        self.config = types.SimpleNamespace(shift=0.5, dtype=torch.float32, unread=1)
+        self.steps = [torch.relu]
+        self.trainer = {"epoch": 0}
+
+    def training_step(self, x: Tensor) -> Tensor:
+        """Not called by the forward, so that nothing relies on what it reads."""
+        return self(x) * self.trainer["epoch"] * OPTIONS["scale"]
+
+    def scaled(self, h: Tensor) -> Tensor:
+        return h * self.options["gain"] if self.options["deep"]["on"] else h
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.scaled(self.first(x)) + self.config.shift
+        for step in self.steps:
+            h = step(h).to(x.dtype)
+        h = helper(h) * self.slope * OPTIONS["scale"]
+        return self.last(self.drop(h))
+
+
+def rewritten(model: nn.Module) -> nn.Module:
+    return ga.rewrite(model, "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
+
+
+def setting(holder, key, value):
+    """A change of an entry, to be undone."""
+
+    def change(model, patch):
+        patch.setitem(holder(model), key, value)
+
+    return change
+
+
+CHANGES = {
+    "options['gain']": setting(lambda m: m.options, "gain", 3.0),
+    "options['deep']['on']": setting(lambda m: m.options["deep"], "on", False),
+    "the keys of options": setting(lambda m: m.options, "new", 1),
+    "options": setting(lambda m: vars(m), "options", {"gain": 1.0, "deep": {"on": True}}),
+    "config.shift": setting(lambda m: vars(m.config), "shift", 1.0),
+    "the list steps": lambda m, patch: m.steps.append(torch.tanh),
+    "the global 'OPTIONS'['scale']": setting(lambda m: OPTIONS, "scale", 1.0),
+    "the global 'helper'": setting(lambda m: globals(), "helper", torch.sin),
+    "the list a default of helper": lambda m, patch: (
+        patch.setattr(helper, "__defaults__", helper.__defaults__)
+        or helper.__defaults__[0].__setitem__(0, 2.0)
+    ),
+    "slope": lambda m, patch: patch.setattr(Net, "slope", 0.7),
+    "scaled": lambda m, patch: patch.setattr(Net, "scaled", lambda self, h: h),
+}
+
+
+@pytest.fixture(autouse=True)
+def default_restored():
+    yield
+    helper.__defaults__[0][0] = 1.0
+
+
+@pytest.mark.parametrize("what", CHANGES)
+@pytest.mark.parametrize("kind", ["itself", "a copy", "a loaded one"])
+def test_a_change_is_noticed_and_named(what, kind, monkeypatch):
+    aug = rewritten(Net())
+    if kind == "a copy":
+        aug = copy.deepcopy(aug)
+    if kind == "a loaded one":
+        file = io.BytesIO()
+        torch.save(aug, file)
+        file.seek(0)
+        aug = torch.load(file, weights_only=False)
+    x = torch.randn(3, 4)
+    aug(x)
+    CHANGES[what](aug.original, monkeypatch)
+    with pytest.raises(AssumptionViolated, match="Call rewrite again") as error:
+        aug(x)
+    assert what in str(error.value)
+    # in eval mode the original runs where the graph does not serve
+    assert torch.equal(aug.eval()(x), aug.original(x))
+
+
+def test_what_the_forward_does_not_read_may_change(monkeypatch):
+    aug = rewritten(Net())
+    aug.original.trainer["epoch"] = 7
+    aug.original.trainer["more"] = 7
+    aug.original.config.unread = 2
+    aug.original.config.dtype = "float32"  # read off tensors only; transformers sets it when it saves
+    monkeypatch.setitem(OPTIONS, "scale", 2.0)
+    aug(torch.randn(3, 4))
+
+
+def test_a_copy_looks_at_its_own_model():
+    aug = rewritten(Net())
+    other = copy.deepcopy(aug)
+    aug.original.options["gain"] = 3.0
+    other(torch.randn(3, 4))
+    with pytest.raises(AssumptionViolated, match="gain"):
+        aug(torch.randn(3, 4))
+
+
+def test_a_value_that_changed_before_loading_is_noticed(monkeypatch):
+    aug = rewritten(Net())
+    file = io.BytesIO()
+    torch.save(aug, file)
+    monkeypatch.setitem(OPTIONS, "scale", 5.0)
+    file.seek(0)
+    with pytest.raises(AssumptionViolated, match=r"2\.0, and now it is 5\.0"):
+        torch.load(file, weights_only=False)(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize("what", ["options['gain']", "config.shift", "the list steps", "the global 'helper'"])
+def test_compiled_code_notices_as_well(what, monkeypatch):
+    aug = rewritten(Net())
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    fast(torch.randn(3, 4))
+    CHANGES[what](aug.original, monkeypatch)
+    with pytest.raises(Exception, match=r"Observed exception|Call rewrite again"):
+        fast(torch.randn(3, 4))
+    torch._dynamo.reset()
