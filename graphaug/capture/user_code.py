@@ -13,14 +13,17 @@ import torch
 
 
 def global_names(cls: type) -> dict[str, Any]:
-    """The global names that the code of a class reads: of its module, or where it has none, of its ``forward``.
+    """The global names that the code of a class reads: those of its own functions, or where it has none, of its module.
 
-    Code that ``exec`` or ``runpy`` ran, as documentation and some notebooks do, is in no module that can be found.
+    Code that ``exec`` or ``runpy`` ran, and a class that cloudpickle brought from another process, may bear the name of a
+    module that is another one here: ``__main__`` above all.
     """
+    for value in vars(cls).values():
+        fn = inspect.unwrap(value) if callable(value) else None
+        if isinstance(fn, types.FunctionType) and fn.__module__ == cls.__module__:
+            return fn.__globals__
     module = sys.modules.get(cls.__module__)
-    if module is not None:
-        return vars(module)
-    return getattr(inspect.unwrap(vars(cls).get("forward", cls)), "__globals__", {})
+    return {} if module is None else vars(module)
 
 
 def user_line() -> str:

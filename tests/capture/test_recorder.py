@@ -554,8 +554,9 @@ class Net(nn.Module):
 """
 
 
-def test_functions_of_code_that_no_module_holds_are_seen() -> None:
-    scope: dict[str, Any] = {"__name__": "a page of documentation"}
+@pytest.mark.parametrize("name", ["a page of documentation", "__main__", __name__])
+def test_functions_of_code_that_no_module_holds_are_seen(name: str) -> None:
+    scope: dict[str, Any] = {"__name__": name}
     exec(OUTSIDE, scope)
     model, x = scope["Net"](), torch.randn(3, 4)
     before = scope["pooled"]
