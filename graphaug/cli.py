@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from graphaug.errors import ConfigError, GraphaugError
 from graphaug.terminal.printable import print_names as print
-from graphaug.terminal.spoken import in_options, options_of
+from graphaug.terminal.spoken import about, in_options, options_of
 
 try:
     import typer
@@ -48,7 +48,9 @@ StopGrad = Annotated[bool, typer.Option("--stop-grad/--no-stop-grad", help="Deta
 Model = Annotated[
     str,
     typer.Argument(
-        help="A torchvision classification model, resnet18-cifar, timm:NAME, or FILE.py:NAME, your own."
+        metavar="MODEL",
+        help="A torchvision classification model, resnet18-cifar, timm:NAME, encoder:NAME (as simcse takes it: a size, "
+        "a directory, a name on the hub), or FILE.py:NAME, your own.",
     ),
 ]
 Size = Annotated[
@@ -64,7 +66,7 @@ def main() -> None:
     except GraphaugError as error:
         Console(stderr=True).print(f"[bold red]{type(error).__name__}:[/] ", end="")
         # not through Rich, which would read [0] as markup
-        print(in_options(str(error), *options_of(app, sys.argv[1:])), file=sys.stderr)
+        print(in_options(str(error), options_of(app, sys.argv[1:])), file=sys.stderr)
         sys.exit(2)
 
 
@@ -90,10 +92,9 @@ def sites(model: Model, size: Size = None) -> None:
     """Print what can be targeted in MODEL, as wide as the terminal; a pipe gets the whole table."""
     import graphaug
     from graphaug.terminal.table import terminal_width
-    from graphaug.vision.models import build_model
 
-    found = graphaug.sites(build_model(model), example_inputs=_example(model, size))
-    print(found.table(terminal_width()))
+    module, example = _built(model, size)
+    print(graphaug.sites(module, example_inputs=example).table(terminal_width()))
 
 
 @app.command(cls=Help)
@@ -113,21 +114,22 @@ def draw(
     import graphaug
     from graphaug.contrastive.config.sites import sites_and_rates
     from graphaug.draw import check_format, draw_graph
-    from graphaug.vision.models import build_model
 
     check_format(out)
-    if not at:
-        raise ConfigError("nothing to draw: name a site with --at; 'graphaug sites MODEL' lists them.")
-    sites, rates = sites_and_rates(at)
-    aug = graphaug.rewrite(
-        build_model(model),
-        at=dict(zip(sites, rates, strict=True)) if rates else sites,
-        rate=rate,
-        subset=subset,
-        stop_grad=stop_grad,
-        allow_bypass=allow_bypass,
-        example_inputs=_example(model, size),
-    )
+    with about(model):
+        if not at:
+            raise ConfigError("nothing to draw: name a site with --at; graphaug.sites(model) lists them.")
+        sites, rates = sites_and_rates(at)
+        module, example = _built(model, size)
+        aug = graphaug.rewrite(
+            module,
+            at=dict(zip(sites, rates, strict=True)) if rates else sites,
+            rate=rate,
+            subset=subset,
+            stop_grad=stop_grad,
+            allow_bypass=allow_bypass,
+            example_inputs=example,
+        )
     print(draw_graph(aug, out))
 
 
@@ -207,16 +209,25 @@ def presets() -> None:
             print(f"# graphaug {command} --preset {name}\n{yaml.safe_dump(settings, sort_keys=False)}")
 
 
-def _example(model: str, size: int | None) -> Any:
-    """An image, or what the file of a user's model brings; None where it is to be found in the model."""
+def _built(model: str, size: int | None) -> tuple[Any, Any]:
+    """A model with its example: an image, tokens, or what a user's file brings; else None, to be found in the model."""
     import torch
 
+    from graphaug.text.listed import PREFIX, encoder_in_training, is_encoder, is_meant
+    from graphaug.vision.models import build_model
     from graphaug.vision.user_models import is_own, own_example
 
+    if is_encoder(model):
+        if size is not None:
+            raise ConfigError("--size does nothing with an encoder of text: leave it out.")
+        return encoder_in_training(model)
+    if not is_own(model) and is_meant(model):
+        raise ConfigError(f"{model!r} is no model of images; an encoder of text is named {PREFIX}{model}.")
+    module = build_model(model)
     if size is None and is_own(model):
-        return own_example(model)
+        return module, own_example(model)
     size = size or (32 if "cifar" in model else 224)
-    return (torch.zeros(2, 3, size, size),)
+    return module, (torch.zeros(2, 3, size, size),)
 
 
 for part in (vision, analysis, text, recipes):

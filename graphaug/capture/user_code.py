@@ -15,8 +15,8 @@ import torch
 def global_names(cls: type) -> dict[str, Any]:
     """The global names that the code of a class reads: those of its own functions, or where it has none, of its module.
 
-    Code that ``exec`` or ``runpy`` ran, and a class that cloudpickle brought from another process, may bear the name of a
-    module that is another one here: ``__main__`` above all.
+    Code that ``exec`` or ``runpy`` ran, and a class that cloudpickle brought from another process, may bear the name of
+    a module that is another one here: ``__main__`` above all.
     """
     for value in vars(cls).values():
         fn = inspect.unwrap(value) if callable(value) else None

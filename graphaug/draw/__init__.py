@@ -1,7 +1,7 @@
 """A picture of a rewritten model: the shallow graph from input to output, with the cut in colour.
 
 networkx and matplotlib alone, so that no system package is needed; both are imported when a graph is drawn. May import:
-errors, augment's sites, `graphaug.terminal`.
+errors, `graphaug.terminal`, capture's data flow, augment's sites, what separates.
 """
 
 from graphaug.draw.layout import COLOURS, DrawnNode, layout

@@ -12,7 +12,9 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transformed import Transformed
 from graphaug.draw.places import place
+from graphaug.draw.plumbing import entries, metadata, slice_of, without
 from graphaug.errors import NotRewritten
+from graphaug.proof.separation import SEPARATES, data_graph
 from graphaug.terminal.printable import printable
 
 if TYPE_CHECKING:
@@ -53,6 +55,8 @@ def layout(aug: fx.GraphModule) -> tuple[dict[str, DrawnNode], nx.DiGraph, set[t
         graph.add_node(node.name)
         graph.add_edges_from((source.name, node.name) for source in node.all_input_nodes)
     inputs = {node.name for node in aug.graph.nodes if node.op == "placeholder"}
+    plumbing = metadata(aug.graph), entries(aug.graph)
+    graph = without(graph, *plumbing)
     # What the output does not depend on, and constants, would only be in the way.
     output = next(node.name for node in aug.graph.nodes if node.op == "output")
     used = nx.ancestors(graph, output) | {output}
@@ -60,7 +64,10 @@ def layout(aug: fx.GraphModule) -> tuple[dict[str, DrawnNode], nx.DiGraph, set[t
     cuts = {node.name for node in aug.graph.nodes if node.name in used and _is_cut(aug, node)}
     before = set().union(*(nx.ancestors(graph, cut) for cut in cuts)) - cuts if cuts else set()
     behind = set().union(*(nx.descendants(graph, cut) for cut in cuts)) - cuts if cuts else set()
-    bypass = set().union(*(_bypass_edges(graph, cut, inputs & used, output) for cut in cuts))
+    flow = nx.relabel_nodes(data_graph(aug.graph), lambda node: node.name)
+    flow = without(flow, *plumbing).subgraph(used)
+    open_cuts = cuts - _separating(aug)
+    bypass = set().union(*(_bypass_edges(flow, cut, inputs & used, output) for cut in open_cuts))
     parts = {
         name: "cut"
         if name in cuts
@@ -84,6 +91,13 @@ def _is_cut(aug: fx.GraphModule, node: fx.Node) -> bool:
     return node.op == "call_module" and isinstance(aug.get_submodule(str(node.target)), Augmentation)
 
 
+def _separating(aug: fx.GraphModule) -> set[str]:
+    """The cuts that were found to separate the input from the output when the model was rewritten."""
+    sites = getattr(getattr(aug, "plan", None), "sites", ())
+    modules = {site.module for site in sites if site.note.startswith(SEPARATES)}
+    return {node.name for node in aug.graph.nodes if node.op == "call_module" and node.target in modules}
+
+
 def _bypass_edges(graph: nx.DiGraph, cut: str, inputs: set[str], output: str) -> set[tuple[str, str]]:
     """The edges of ways from an input to the output that miss ``cut``, between what is before it and behind it."""
     import networkx as nx
@@ -91,7 +105,7 @@ def _bypass_edges(graph: nx.DiGraph, cut: str, inputs: set[str], output: str) ->
     open_ways = graph.subgraph(set(graph) - {cut})
     reached = inputs.union(*(nx.descendants(open_ways, name) for name in inputs if name in open_ways))
     on_the_way = reached & (nx.ancestors(open_ways, output) | {output})
-    before, behind = nx.ancestors(graph, cut), nx.descendants(graph, cut)
+    before, behind = (f(graph, cut) if cut in graph else set() for f in (nx.ancestors, nx.descendants))
     edges = open_ways.subgraph(on_the_way - {cut}).edges
     return {(a, b) for a, b in edges if b not in before and a not in behind}
 
@@ -112,7 +126,7 @@ def _label(aug: fx.GraphModule, node: fx.Node) -> str:
             if isinstance(node.target, str)
             else getattr(node.target, "__name__", str(node.target))
         )
-        return _shorten(f"{target}()")
+        return slice_of(node) or _shorten(f"{target}()")
     return _shorten(str(node.target))
 
 

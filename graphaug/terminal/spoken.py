@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+import shlex
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+
+from graphaug.errors import GraphaugError
 
 _VALUE = r"('[^']*'|\"[^\"]*\"|True|False|None|[\w.+-]*\w|\[\]|\(\))"
 _GIVEN = re.compile(rf"(?<!has )(?<![\w.'\[(-])([a-z][a-z_]*)={_VALUE}")
@@ -17,18 +21,16 @@ _LISTED = re.compile(r"graphaug\.sites\(model\) lists")
 _AT = re.compile(r"\bat= \(--at\)|\bat=(?![\w'\"\[(])")
 
 
-def in_options(message: str, options: Collection[str], model: str = "MODEL") -> str:
+def in_options(message: str, options: Collection[str]) -> str:
     """A message with ``name=value`` as ``--name value``, for the options that the command has.
 
     Args:
         message: of one of graphaug's errors.
         options: names of the command's parameters.
-        model: what the command line was given for a model.
     """
     if "allow_bypass" not in options:
         for pattern in _ALTERNATIVES:
             message = re.sub(pattern, "", message)
-    message = _LISTED.sub(f"'graphaug sites {model}' lists", message)
     message = _AT.sub("--at", message)
     if "deep_views" in options:
         message = re.sub(r"\bviews=2\b", "--deep-views", message)
@@ -52,18 +54,24 @@ def in_options(message: str, options: Collection[str], model: str = "MODEL") -> 
     return message
 
 
-def options_of(app: Any, arguments: Sequence[str]) -> tuple[set[str], str]:
-    """The parameters of the command that was typed, and the model that it was given, as far as both can be told."""
+def options_of(app: Any, arguments: Sequence[str]) -> set[str]:
+    """The parameters of the command that was typed, as far as it can be told."""
     import typer.main
 
     commands = getattr(typer.main.get_command(app), "commands", {})
     name = next((word for word in arguments if word in commands), None)
-    if name is None:
-        return set(), "MODEL"
-    model = "MODEL"
-    rest = list(arguments[arguments.index(name) + 1 :])
-    if "--model" in rest[:-1]:
-        model = rest[rest.index("--model") + 1]
-    elif name in ("sites", "draw"):
-        model = next((word for word in rest if not word.startswith("-")), model)
-    return {parameter.name for parameter in commands[name].params}, model
+    return set() if name is None else {parameter.name for parameter in commands[name].params}
+
+
+@contextmanager
+def about(model: str) -> Iterator[None]:
+    """Errors from inside say the command that lists the sites of a model, whose name is as ``graphaug sites`` takes it.
+
+    Settings, a preset or a run may have said which model it is; the words that were typed need not.
+    """
+    try:
+        yield
+    except GraphaugError as error:
+        lists = f"'graphaug sites {shlex.quote(model)}' lists"
+        error.args = (_LISTED.sub(lambda _: lists, str(error)), *error.args[1:])
+        raise

@@ -11,6 +11,7 @@ import typer
 from graphaug.contrastive.runs.options import File, Force, Out, Preset, Resume, settled, with_settings
 from graphaug.terminal.help import Help
 from graphaug.terminal.printable import print_names as print
+from graphaug.terminal.spoken import about
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.presets import PRESETS
 
@@ -42,6 +43,7 @@ def simcse(
     from graphaug.contrastive.devices import is_first_process
     from graphaug.contrastive.runs.progress import EpochProgress, interruptible
     from graphaug.text.corpus.sentences import read_corpus
+    from graphaug.text.listed import PREFIX
     from graphaug.text.sts.report import quiet
 
     first = is_first_process()
@@ -62,7 +64,8 @@ def simcse(
     steps = 0 if corpus is None else wanted.epochs * (len(corpus) // wanted.batch_size)
     bar = EpochProgress(steps, "simcse", unit="step", shown=first, score=_stsb)
     listeners: dict[str, Any] = {"on_line": bar, "on_start": on_start, "on_step": bar.step}
-    with interruptible(out, "simcse"), bar:
+    listed = f"{PREFIX}{wanted.from_config or wanted.encoder}"
+    with about(listed), interruptible(out, "simcse"), bar:
         result = run(wanted, out, force=force, resume=resume, corpus=corpus, **listeners).result
     if not first:
         return

@@ -15,6 +15,7 @@ from graphaug.errors import ConfigError
 from graphaug.terminal.help import Help
 from graphaug.terminal.options import refuse_without
 from graphaug.terminal.printable import print_names as print
+from graphaug.terminal.spoken import about
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
 
@@ -66,7 +67,7 @@ def pretrain(
         _report_skipped(images)
     bar = EpochProgress(wanted.epochs, shown=first, score=_neighbours)
     listeners: dict[str, Any] = {"on_epoch": bar, "on_step": bar.step}
-    with interruptible(out, "pretrain"), bar:
+    with about(wanted.model), interruptible(out, "pretrain"), bar:
         result = run(wanted, out, force=force, resume=resume, data=images, **listeners).result
     if not first:
         return

@@ -173,3 +173,63 @@ def test_drawing_leaves_the_model_and_the_random_state(resnet, tmp_path):
     draw_graph(aug, tmp_path / "x.png")
     assert aug.code == code
     assert torch.equal(torch.get_rng_state(), state)
+
+
+class Plumbed(nn.Module):
+    """Sizes and what is reckoned from them, entries of a tuple, a slice, a look-up, and a mask beside the cut."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.pair, self.end = nn.Linear(4, 4), nn.LSTM(4, 4, batch_first=True), nn.Linear(4, 2)
+
+    def forward(self, x, keep):
+        h = self.stem(x)
+        length = (h.shape[1] + 1) // 2 * 2
+        h, (last, _) = self.pair(h)
+        h = h[:, : length // 2].reshape(h.size(0), -1, 4) * torch.ones_like(h[:, :1])
+        return self.end(h[:, 0] + last[0] + h[:, keep].sum(1))
+
+
+def test_look_ups_and_the_arithmetic_of_shapes_are_left_out():
+    example = {"x": torch.randn(2, 6, 4), "keep": torch.tensor([1, 2])}
+    nodes, graph, _ = layout(graphaug.rewrite(Plumbed(), at="stem", example_inputs=example))
+    operations = ["[:, :…]", "reshape()", "[:, :1]", "ones_like()", "mul()", "[:, 0]", "[:, …]", "sum()"]
+    labels = sorted(node.label.split("\n")[0] for node in nodes.values())
+    assert labels == sorted(
+        ["x", "keep", "stem", "DeepAugment", "pair", *operations, "add()", "add()", "end", "output"]
+    )
+    named = {node.label.split("\n")[0]: name for name, node in nodes.items()}
+    below = {nodes[name].label for name in graph.successors(named["pair"])}
+    assert below == {
+        "[:, :…]",
+        "[:, :1]",
+        "add()",
+    }  # one entry of its output enters both slices, another the sum
+    assert {nodes[name].label for name in graph.predecessors(named["reshape()"])} == {"[:, :…]"}
+
+
+class Masked(nn.Module):
+    """What is made of the type and the size of a value passes its site, and is no way around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.first, self.second = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, ids, mask):
+        h = self.embed(ids)
+        shown = torch.where(mask[..., None] > 0, torch.ones_like(h), torch.zeros_like(h))
+        return self.second(self.first(h * shown) * shown)
+
+
+def test_what_the_plan_says_separates_is_not_drawn_as_bypassed():
+    ids = torch.randint(9, (2, 3))
+    model, example = Masked(), {"ids": ids, "mask": torch.ones_like(ids)}
+    aug = graphaug.rewrite(model, at="first", example_inputs=example)
+    nodes, graph, bypass = layout(aug)
+    assert nx.has_path(
+        graph.subgraph(set(graph) - {n for n in graph if nodes[n].part == "cut"}), "ids", "output"
+    )
+    assert "separates the input from the output" in str(aug.plan)
+    assert bypass == set()
+    (edge,) = layout(graphaug.rewrite(Skipping(), at="middle", allow_bypass=True))[2]
+    assert edge[1].startswith("add")

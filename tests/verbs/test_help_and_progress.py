@@ -127,14 +127,13 @@ OPTIONS = {"at", "rate", "subset", "stop_grad", "backward", "batch_size", "epoch
         ("give init=None", "give --init none"),
         ("Use 'layer4.1.add', or pass allow_bypass=True.", "Use 'layer4.1.add'."),
         ("use 'relu@0' or '@1', or expect=2 for both.", "use 'relu@0' or '@1'."),
-        ("graphaug.sites(model) lists every site.", "'graphaug sites resnet18' lists every site."),
         ("a rate of 0.5 is given by hidden_size=8", "a rate of 0.5 is given by hidden_size=8"),
         ("'other' has epochs=3", "'other' has epochs=3"),
         ("'epochs=3' is quoted", "'epochs=3' is quoted"),
     ],
 )
 def test_python_is_said_as_options(said: str, meant: str) -> None:
-    assert in_options(said, OPTIONS, "resnet18") == meant
+    assert in_options(said, OPTIONS) == meant
 
 
 def test_the_command_that_has_an_option_is_told_of_it(graphaug: Any, tmp_path: Any) -> None:
@@ -146,6 +145,37 @@ def test_the_command_that_has_an_option_is_told_of_it(graphaug: Any, tmp_path: A
     assert "allow" not in err
     _, _, err = graphaug("draw", "resnet18-cifar:4", "--at", "layer9", "--out", tmp_path / "x.svg")
     assert "'graphaug sites resnet18-cifar:4' lists every site" in err
+
+
+def test_the_hint_names_the_model_wherever_its_name_comes_from(graphaug: Any, tmp_path: Any) -> None:
+    missed = ["--at", "layer9", "--batch-size", "8", "--out", tmp_path / "run"]
+    _, _, err = graphaug("pretrain", *missed)  # the default
+    assert err.startswith("SiteNotFound: ")  # and no line in front of it
+    assert "'graphaug sites resnet18-cifar' lists every site" in err
+    settings = tmp_path / "settings.yaml"
+    settings.write_text("model: resnet18-cifar:4\n")
+    _, _, err = graphaug("pretrain", "--config", settings, *missed)
+    assert "'graphaug sites resnet18-cifar:4' lists every site" in err
+    (tmp_path / "my net.py").write_text("import torch\nNet = torch.nn.Sequential(torch.nn.Linear(4, 4))\n")
+    _, _, err = graphaug("draw", f"{tmp_path}/my net.py:Net", "--at", "layer9", "--out", tmp_path / "x.svg")
+    assert f"'graphaug sites '{tmp_path}/my net.py:Net'' lists every site" in err
+
+
+def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp_path: Any) -> None:
+    code, out, _ = graphaug("sites", "encoder:bert-tiny")
+    assert code == 0
+    stages = dict(re.findall(r"^(\S+) +(\d)  ", out, flags=re.M))
+    assert stages == {"encoder.encoder.layer.0": "1", "encoder.encoder.layer.1": "2", "head": "3"}
+    (tmp_path / "s.txt").write_text("".join(f"a line {i}\n" for i in range(70)))
+    words = ["--text", tmp_path / "s.txt", "--from-config", "bert-tiny", "--out", tmp_path / "run"]
+    _, _, err = graphaug("simcse", *words, "--at", "layer9")
+    assert "'graphaug sites encoder:bert-tiny' lists every site" in err
+    assert "named encoder:bert-tiny" in graphaug("sites", "bert-tiny")[2]
+    assert "--size does nothing" in graphaug("sites", "encoder:bert-tiny", "--size", "9")[2]
+    assert (
+        "'nothing/here' is no model"
+        in graphaug("draw", "encoder:nothing/here", "--at", "1", "--out", "x.svg")[2]
+    )
 
 
 # --- while a run lasts --------------------------------------------------------------------------------

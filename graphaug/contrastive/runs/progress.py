@@ -62,7 +62,8 @@ class EpochProgress:
 
     def __exit__(self, *_: object) -> None:
         """Leave the bar as it is."""
-        self.bar.stop()
+        if self.console.is_terminal and self.shown:  # one that was never begun would print an empty line
+            self.bar.stop()
 
     def step(self, told: dict[str, float]) -> None:
         """Show how many steps were made, and the time left."""

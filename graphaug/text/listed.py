@@ -1,0 +1,57 @@
+"""An encoder of text as ``graphaug sites`` and ``graphaug draw`` look at it: what ``graphaug simcse`` would train."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from graphaug.text.simcse import SimCSE
+
+PREFIX = "encoder:"
+"""What stands before the name of an encoder, where models of images can be named too."""
+
+ROWS, TOKENS = 2, 16
+"""Of the example."""
+
+
+def is_encoder(name: str) -> bool:
+    """Whether a name says an encoder of text."""
+    return name.startswith(PREFIX) and name != PREFIX
+
+
+def is_meant(name: str) -> bool:
+    """Whether a name without `PREFIX` looks like that of an encoder: a size, a directory, a user's name on the hub."""
+    from graphaug.text.encoders.models import SIZES
+
+    return name in SIZES or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+
+
+def encoder_in_training(name: str) -> tuple[SimCSE, dict[str, Tensor]]:
+    """The encoder with SimCSE's head, and an example of its inputs, ``(ROWS, TOKENS)`` ids and their mask.
+
+    Args:
+        name: ``encoder:SIZE``, with random weights; or ``encoder:`` and a directory or a name on the hub.
+
+    Raises:
+        EncoderError: nothing of that name, or what cannot be loaded.
+
+    """
+    from graphaug.text.config import SimCSEConfig
+    from graphaug.text.encoders.load import load_trainable
+    from graphaug.text.encoders.models import SIZES, from_config
+    from graphaug.text.sts.report import quiet
+
+    quiet()
+    name = name.removeprefix(PREFIX)
+    if name in SIZES:
+        from graphaug.text.corpus.tokenizer import train_wordpiece
+
+        words = train_wordpiece(["any words: a run's own are learned from its text"])
+        encoder = from_config(name, words, vocab_size=SimCSEConfig().vocab_size)
+    else:
+        encoder, _, _ = load_trainable(name)
+    ones = torch.ones(ROWS, TOKENS, dtype=torch.long)
+    return SimCSE(encoder), {"input_ids": ones, "attention_mask": ones.clone()}
