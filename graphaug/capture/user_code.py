@@ -26,6 +26,18 @@ def global_names(cls: type) -> dict[str, Any]:
     return {} if module is None else vars(module)
 
 
+def global_scopes(cls: type) -> list[dict[str, Any]]:
+    """Every namespace whose names the functions of a class read: those of its decorators, and of borrowed functions."""
+    scopes = [global_names(cls)]
+    for value in vars(cls).values():
+        fn = value if callable(value) else None
+        while isinstance(fn, types.FunctionType):
+            if (fn.__module__ or "torch").partition(".")[0] not in ("torch", "graphaug"):
+                scopes.append(fn.__globals__)
+            fn = getattr(fn, "__wrapped__", None)
+    return list({id(scope): scope for scope in scopes}.values())
+
+
 def user_line() -> str:
     """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
     frame: types.FrameType | None = sys._getframe(1)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.recording.values.tracked import is_tracked
-from graphaug.capture.user_code import global_names
+from graphaug.capture.user_code import global_scopes
 from graphaug.torch_private import FakeTensor
 
 _CONTAINERS = (dict, list, set, OrderedDict, defaultdict, deque)
@@ -67,7 +67,8 @@ class Tables:
             for value in list(vars(cls).values()):
                 self._visit(getattr(value, "__func__", value), _DEPTH)
             self._class_attributes.append((cls, dict(vars(cls))))
-            self._namespace(global_names(cls))
+            for scope in global_scopes(cls):
+                self._namespace(scope)
 
     def restore(self) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled."""
