@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before
+from graphaug.capture.interpreter import Interpreter, filled
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.signature import plain_containers
 from graphaug.capture.state import unchanged
@@ -199,7 +200,7 @@ def cut_input(cut: fx.Node) -> fx.Node:
     return cut.all_input_nodes[0] if cut.meta.get("augmentation") else cut
 
 
-class Run(fx.Interpreter):
+class Run(Interpreter):
     """Runs a part of a graph on a model's own modules, its augmentations doing nothing."""
 
     def __init__(
@@ -232,7 +233,7 @@ class Run(fx.Interpreter):
             elif node in self.needed and node.meta.get("augmentation"):
                 env[node] = env[node.all_input_nodes[0]]
             elif node in self.needed:
-                args, kwargs = fx.node.map_arg((node.args, node.kwargs), env.__getitem__)
+                args, kwargs = filled(node, env)
                 env[node] = getattr(self, node.op)(node.target, args, kwargs)
         if self.ends is not None:
             return [_first(env[end]) for end in self.ends]

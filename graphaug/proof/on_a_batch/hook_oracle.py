@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.site import Augmentation
+from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.target import Target
 from graphaug.proof.equivalence import with_forwards
 from graphaug.proof.on_a_batch.outputs import first_tensor
@@ -99,7 +100,7 @@ def _interpreted(
     """Let ``model`` run the captured graph node by node, with the oracle in place of the augmentation."""
     sites = {site.module: site.request.target for site in aug.plan.sites}
 
-    class Replaying(fx.Interpreter):
+    class Replaying(Interpreter):
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in sites:
                 place = sites[target]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
+from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.state import ModelState
 from graphaug.errors import VerificationError
 from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, interpreting, quieten
@@ -108,7 +109,7 @@ def _masked(
             handle.remove()
 
 
-class _AllRows(fx.Interpreter):
+class _AllRows(Interpreter):
     """Runs a graph with skipped rows as if nothing was: every branch on all rows, and its result masked."""
 
     def __init__(self, aug: AugmentedModule, mask: Any, graph: fx.Graph) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.site import Augmentation
+from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import describe, value_of
 from graphaug.errors import InvalidOption
@@ -75,7 +76,7 @@ def _inputs(surgery: Surgery, more: int) -> dict[str, Any]:
     return made
 
 
-class _Sizes(fx.Interpreter):
+class _Sizes(Interpreter):
     """Runs the graph, and finds the first node behind the site whose sizes are not those that they have to be."""
 
     def __init__(self, root: nn.Module, graph: fx.Graph, cut: fx.Node, tokens: int, exact: bool) -> None:
