@@ -73,6 +73,8 @@ class Engine:
         clip: largest norm of the gradients of all parameters together; longer ones are shortened to it.
         line_every: steps between lines of the metrics; by default an epoch.
         before_step: called with the fractional epoch before each step.
+        after_update: called with the same behind each optimizer step.
+        views: that are made of a row of a batch, for their count a second.
 
     """
 
@@ -92,10 +94,13 @@ class Engine:
         clip: float | None = None,
         line_every: int | None = None,
         before_step: Callable[[float], None] | None = None,
+        after_update: Callable[[float], None] | None = None,
+        views: int = 2,
     ) -> None:
         self.fabric, self.objective, self.feed, self.optimizer = fabric, objective, feed, optimizer
         self.learning_rate, self.epochs, self.accumulate = learning_rate, epochs, accumulate
         self.before_step, self.clip, self.line_every = before_step, clip, line_every or feed.steps
+        self.after_update, self.views = after_update, views
         self.cuda_graphs = cuda_graphs
         options: dict[str, Any] = {"mode": "reduce-overhead"} if cuda_graphs else {}
         forward: Any = objective
@@ -170,6 +175,8 @@ class Engine:
                 self.forward, self.optimizer, max_norm=self.clip, error_if_nonfinite=False
             )
         self.optimizer.step()
+        if self.after_update is not None:
+            self.after_update(epoch)
         return rows * process_count()
 
     def _unsynced(self, enabled: bool) -> AbstractContextManager[None]:
@@ -190,7 +197,7 @@ class Engine:
         whole, rest = divmod(self.position.step, self.feed.steps)
         epoch = whole + rest / self.feed.steps if rest else whole
         line: dict[str, Any] = {"epoch": epoch, **means, "lr": self.optimizer.param_groups[0]["lr"]}
-        line |= {"seconds": round(seconds, 3), "views_per_second": round(2 * rows / seconds, 1)}
+        line |= {"seconds": round(seconds, 3), "views_per_second": round(self.views * rows / seconds, 1)}
         return line
 
     def means(self) -> dict[str, float]:

@@ -166,6 +166,62 @@ def nt_xent_views(
         return -likelihood.sum() / (len(anchors) * (k - 1)) * factor
 
 
+def supcon(
+    z1: Tensor,
+    z2: Tensor,
+    labels: Tensor,
+    temperature: float = 0.5,
+    *,
+    gather: bool = False,
+    scale: str = "mean",
+) -> Tensor:
+    """SupCon, L_out of Khosla et al. 2020, eq. 2: the positives of an anchor are all other rows of its class.
+
+    The mean over the 2N anchors of ``-log softmax``, averaged over the positives of each; with every sample a class of
+    its own, `nt_xent`. Half precision and rows of zeros: as for `info_nce`.
+
+    Args:
+        z1: ``(N, D)`` embeddings of the first views; normalised here.
+        z2: ``(N, D)`` embeddings of the second views, row i of the same sample as row i.
+        labels: ``(N,)`` integers, the class of each sample.
+        temperature: τ > 0, in units of cosine similarity.
+        gather: candidates from all processes, as for ``info_nce``.
+        scale: ``"mean"`` or ``"supcontrast"``, as for ``info_nce``.
+
+    Returns:
+        A scalar in nats (times the scale); ``log(2N-1)`` when all similarities are equal.
+
+    Raises:
+        BatchError: as for `nt_xent`, or labels that are not one integer a row.
+        InvalidOption: the temperature is not a positive number, or no such scale.
+
+    Example:
+        >>> import torch
+        >>> from graphaug.contrastive.losses import supcon
+        >>> z = torch.ones(3, 4)  # all alike: each has the same chance, whatever its class
+        >>> supcon(z, z, torch.tensor([0, 0, 1])).exp()
+        tensor(5.)
+    """
+    factor = _check(z1, z2, temperature, gather, scale)
+    if labels.shape != z1.shape[:1] or labels.is_floating_point():
+        raise BatchError(
+            f"labels are {len(z1)} integers, one for each row, not {labels.dtype} of {tuple(labels.shape)}."
+        )
+    with torch.autocast(z1.device.type, enabled=False):
+        z1, z2 = unit_rows(z1), unit_rows(z2)
+        all1, all2 = _candidates(z1, z2, gather)
+        classes = all_rows(labels) if gather else labels
+        own = _own_rows(z1, gather)
+        own = torch.cat([own, own + len(all1)])
+        candidates = torch.cat([all1, all2])
+        logits = torch.cat([z1, z2]) @ candidates.T / temperature
+        itself = own[:, None] == torch.arange(len(candidates), device=own.device)
+        positive = (labels.repeat(2)[:, None] == classes.repeat(2)) & ~itself
+        likelihood = logits.masked_fill(itself, -math.inf).log_softmax(1)
+        mean = torch.where(positive, likelihood, 0.0).sum(1) / positive.sum(1)
+        return -mean.mean() * factor
+
+
 LOSSES: dict[str, Callable[..., Tensor]] = {
     "nt_xent": nt_xent,
     "info_nce": info_nce,

@@ -26,7 +26,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import fewer, load
 from graphaug.vision.job import check_size, example_images
-from graphaug.vision.models import build_model, classifier_path, classifier_replaced, projection_head
+from graphaug.vision.models import build_model, classifier_path, classifier_replaced
 from graphaug.vision.pretrain import ImageTask
 
 SWEEP = "sweep.json"
@@ -194,7 +194,7 @@ def numbered_sites(model: str, size: int) -> list[Site]:
     """
     from graphaug.sites import structure_of
 
-    with _headed(model, size) as (network, example):
+    with _headed(PretrainConfig(model=model, size=size)) as (network, example):
         stages = sorted(structure_of(network, (example,)).stages)
     if not stages:
         raise ConfigError(f"{model} has no numbered sites: name some with at= (--at).")
@@ -209,8 +209,14 @@ def check_models(configs: Sequence[PretrainConfig]) -> None:
         GraphaugError: what ``graphaug.rewrite`` raises about a site.
 
     """
+    for method in dict.fromkeys(config.method for config in configs):
+        _check_models([config for config in configs if config.method == method])
+
+
+def _check_models(configs: Sequence[PretrainConfig]) -> None:
+    """The same of settings with one head."""
     first = configs[0]
-    with _headed(first.model, first.size or 32, first.projection) as (network, example):
+    with _headed(first) as (network, example):
         check_size(network, first.size or 32, first.model)
         for config in configs:
             with deep_augmented(network, config, lambda: example, config.model):
@@ -218,13 +224,15 @@ def check_models(configs: Sequence[PretrainConfig]) -> None:
 
 
 @contextmanager
-def _headed(name: str, size: int, projection: int = 128) -> Iterator[tuple[nn.Module, Tensor]]:
-    """A model with the projection head that it is trained with, and images for it; no random number is used up."""
+def _headed(config: PretrainConfig) -> Iterator[tuple[nn.Module, Tensor]]:
+    """A model with the head that it is trained with, and images for it; no random number is used up."""
     with torch.random.fork_rng(devices=[]):
-        model = build_model(name)
-        head = projection_head(model.get_submodule(classifier_path(model)), projection)
+        model = build_model(config.model)
+        head = config.head(
+            model.get_submodule(classifier_path(model)), 10
+        )  # the number of classes says nothing
     with classifier_replaced(model, head):
-        yield model, example_images(model, size)
+        yield model, example_images(model, config.size or 32)
 
 
 def _compare_settings(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -22,7 +22,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("warmup_from", "momentum", "weight_decay", "clip", "freeze_schedule", "freeze_until", "seed"),
     ),
     "Loss": (
-        *("loss", "temperature", "loss_scale", "projection", "gather"),
+        *("method", "loss", "temperature", "loss_scale", "projection", "hidden", "gather"),
+        *("redundancy", "vicreg_weights", "teacher_momentum", "teacher_schedule", "queue"),
         *("contrastive", "dropout", "mlm", "mlm_weight", "mlm_rate"),
     ),
     "Views": ("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
@@ -51,7 +52,16 @@ RARE = frozenset(
         ),
         *("mlm_augment", "cache", "accumulate", "schedule", "lr_floor", "warmup_from", "momentum", "clip"),
         *("freeze_schedule", "freeze_until"),
-        *("loss_scale", "projection", "gather", "contrastive", "dropout", "mlm_weight", "mlm_rate"),
+        *("loss_scale", "projection", "hidden", "redundancy", "vicreg_weights", "queue", "augment_teacher"),
+        *(
+            "teacher_momentum",
+            "teacher_schedule",
+            "gather",
+            "contrastive",
+            "dropout",
+            "mlm_weight",
+            "mlm_rate",
+        ),
         *("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
         *("channels_last", "sync_batchnorm", "cuda_graphs", "keep", "collapse"),
     }

@@ -19,6 +19,7 @@ AUGMENTATION = (
     "granularity",
     "pairing",
     "deep_views",
+    "augment_teacher",
     "freeze",
     "backward",
 )

@@ -50,7 +50,7 @@ def pretrain(
     force: Force = False,
     settings: dict[str, Any],
 ) -> None:
-    """Pretrain with SimCLR, with Deep Augmentation at --at, and probe the encoder."""
+    """Pretrain with SimCLR or another --method, with Deep Augmentation at --at, and probe the encoder."""
     # Before the imports: a mistyped option should not wait for them.
     wanted = settled(
         PretrainConfig, settings, PRESETS, out=out, preset=preset, config=config, resume=resume, force=force

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from torch import nn
+
+from graphaug.augment.transforms.mix import Mix
 from graphaug.augment.transforms.pca import PCA
 from graphaug.contrastive.config.settings import Settings, package_versions, setting
 from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.errors import ConfigError
 from graphaug.vision.data.rows import RESIDENT
+from graphaug.vision.methods.checks import check_method, refuse_foreign
+from graphaug.vision.methods.table import METHODS
 
 COMPILED_FREEZES = 7
 """Modules that a compiled step may freeze one after another; with the step before, torch's limit of one function."""
-TRANSFORMS = ("dropout", "pca")
+TRANSFORMS = ("dropout", "pca", "mix")
 OF_DROPOUT = ("rate", "rates", "rate_end", "granularity")
 """Settings that the other transforms do not have."""
 
@@ -40,8 +46,10 @@ class PretrainConfig(Settings):
     init: str | None = setting(
         None, "Begin with the weights of this run directory, checkpoint or safetensors file."
     )
+    method: str = setting("simclr", f"{', '.join(list(METHODS)[:-1])} or {list(METHODS)[-1]}.")
     transform: str = setting(
-        "dropout", "dropout, or pca: the first principal direction of the augmented rows is taken out."
+        "dropout",
+        "dropout; pca: the first principal direction of the augmented rows is taken out; or mix: Manifold Mixup.",
     )
     rate_end: float | None = setting(None, "Change the rate linearly over the run, to this.")
     subset_end: float | None = setting(None, "Change the subset linearly over the run, to this.")
@@ -54,7 +62,23 @@ class PretrainConfig(Settings):
     loss_scale: str = setting(
         "mean", "mean, or supcontrast: times temperature/0.07, as published rates need."
     )
-    projection: int = setting(128, "Dimension of the embeddings.")
+    projection: int | None = setting(None, "Dimension of the embeddings; by default the method's.")
+    hidden: int | None = setting(None, "Width of the heads' hidden layers; by default the method's.")
+    redundancy: float | None = setting(
+        None, "Of barlow: the weight of what is not on the diagonal; by default 0.005."
+    )
+    vicreg_weights: tuple[float, ...] = setting(
+        (), "Of vicreg, three times: invariance, variance, covariance; by default 25, 25, 1."
+    )
+    teacher_momentum: float | None = setting(
+        None,
+        "Of byol and moco: how much a teacher keeps of its weights in a step; by default 0.996 and 0.999.",
+    )
+    teacher_schedule: str | None = setting(
+        None, "cosine (the momentum ends at 1) or constant; by default cosine for byol, constant for moco."
+    )
+    augment_teacher: bool = setting(False, "Deep Augmentation in the teacher too.")
+    queue: int | None = setting(None, "Of moco: how many former keys are negatives; by default 4096.")
     size: int | None = setting(None, "Height and width of the views; by default the data's.")
     crop: float = setting(0.2, "Smallest share of the image area that a view shows.")
     jitter: tuple[float, ...] = setting(
@@ -88,10 +112,20 @@ class PretrainConfig(Settings):
         "resident",
     )
 
+    def __post_init__(self) -> None:
+        """Fill in what None means to the method; then as for every kind of run."""
+        method = METHODS.get(self.method) if isinstance(self.method, str) else None
+        for name, value in method.defaults.items() if method is not None else ():
+            if getattr(self, name) in (None, ()):
+                object.__setattr__(self, name, value)
+        super().__post_init__()
+
     def check(self) -> None:
         """Check the values that no other part of the library checks."""
         super().check()
-        self.at_least(accumulate=1, projection=1, snapshot_every=0, watch_every=0)
+        check_method(self)
+        self._check_views()
+        self.at_least(accumulate=1, snapshot_every=0, watch_every=0)
         if self.images is not None:
             self.at_least(images=2)
         self.positive("crop")
@@ -131,6 +165,32 @@ class PretrainConfig(Settings):
         self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
         self.one_sided("subset_end")
 
+    def check_given(self, names: Collection[str]) -> None:
+        """Refuse settings that were given, and that the method does not have."""
+        refuse_foreign(self.method, names)
+
+    def _check_views(self) -> None:
+        """Raise ``ConfigError`` where a method does not take what is made of the views."""
+        method = METHODS[self.method]
+        if self.deep_views and not method.deep_views:
+            reason = (
+                "its teacher is not augmented, and would make one view of a row"
+                if method.teacher
+                else "it is trained on one view"
+            )
+            raise ConfigError(
+                f"deep_views=True with method={self.method!r}: {reason}. Leave out one or the other."
+            )
+        if self.cuda_graphs and method.teacher:
+            raise ConfigError(
+                f"cuda_graphs with method={self.method!r}: its teacher is written to between replays, which has been "
+                "tried on no GPU. Give compile alone."
+            )
+        if self.method == "supervised" and self.collapse != PretrainConfig.collapse:
+            raise ConfigError(
+                "collapse with method='supervised': there are no embeddings that could collapse. Leave it out."
+            )
+
     def _check_freezing(self) -> None:
         """Raise ``ConfigError`` for a schedule that says nothing, or more than a compiled step can follow."""
         if self.freeze_until == 0:
@@ -149,9 +209,14 @@ class PretrainConfig(Settings):
         options = super().deep_augmentation()
         if self.transform == "dropout":
             return options
-        return {**{k: v for k, v in options.items() if k not in OF_DROPOUT}, "transform": PCA(k=1)}
+        transform = PCA(k=1) if self.transform == "pca" else Mix()
+        return {**{k: v for k, v in options.items() if k not in OF_DROPOUT}, "transform": transform}
+
+    def head(self, classifier: nn.Module, classes: int) -> nn.Module:
+        """What the method puts in the place of a classifier, for data of so many classes."""
+        return METHODS[self.method].head(classifier, classes, self.projection or 0, self.hidden)
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that a result depends on."""
-    return package_versions("torch", "torchvision", "numpy", "scikit-learn")
+def versions(*more: str) -> dict[str, str]:
+    """Versions of Python and of the packages that a result depends on, ``more`` among them."""
+    return package_versions("torch", "torchvision", "numpy", "scikit-learn", *more)

@@ -21,7 +21,8 @@ from graphaug.contrastive.schedule import augmentation_rate, augmentation_subset
 from graphaug.errors import ConfigError
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
-from graphaug.vision.models import classifier_path, classifier_replaced, projection_head
+from graphaug.vision.methods.table import METHODS
+from graphaug.vision.models import classifier_path, classifier_replaced
 from graphaug.vision.objective import ImageFeed, ImageObjective, image_views
 from graphaug.vision.probes.watch import Watch
 from graphaug.vision.weights import load_weights
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 def image_training(
     fabric: Fabric, model: nn.Module, config: PretrainConfig, data: ImageData, fresh: bool
 ) -> Iterator[ImageTraining]:
-    """A whole model with a projection head and its augmentation, and all that trains it; the model's own afterwards.
+    """A whole model with the method's head and its augmentation, and all that trains it; the model's own afterwards.
 
     Raises:
         ConfigError: a model that cannot take the images' size, or something that needs GPUs without any.
@@ -50,7 +51,7 @@ def image_training(
         load_weights(model, config.init)
     path = classifier_path(model)
     own = model.get_submodule(path)
-    head = projection_head(own, config.projection)
+    head = config.head(own, len(data.classes))
     if config.sync_batchnorm:
         model = _with_sync_batchnorm(model, fabric.device)
     model.to(fabric.device)
@@ -81,27 +82,31 @@ def build_engine(
 ) -> Engine:
     """The engine of a run, for a network with its head, rewritten or not; ``freezing`` moves up as it trains."""
     feed = ImageFeed(data, config, fabric.device)
+    objective = ImageObjective(trained, image_views(data, config), config).to(fabric.device)
     last = max(1, config.epochs * feed.steps - 1)
 
     def schedule(epoch: float) -> None:
         if freezing is not None:
             # of the step's number alone: a run that goes on freezes what it had frozen before its next step
             freezing.before_step(trained, round(epoch * feed.steps) / last)
-        if config.rate_end is not None:
-            trained.set_rate(augmentation_rate(config, epoch))  # type: ignore[operator]
-        if config.subset_end is not None:
-            trained.set_subset(augmentation_subset(config, epoch))  # type: ignore[operator]
+        for augmented in (trained, *objective.method.augmented()):
+            if config.rate_end is not None:
+                augmented.set_rate(augmentation_rate(config, epoch))  # type: ignore[operator]
+            if config.subset_end is not None:
+                augmented.set_subset(augmentation_subset(config, epoch))  # type: ignore[operator]
 
     changes = (config.rate_end, config.subset_end) != (None, None)
     scheduled = (hasattr(trained, "set_rate") and changes) or bool(config.freeze_schedule)
     return configured_engine(
         fabric,
-        ImageObjective(trained, image_views(data, config), config).to(fabric.device),
+        objective,
         feed,
         config,
         accumulate=config.accumulate,
         cuda_graphs=config.cuda_graphs,
         before_step=schedule if scheduled else None,
+        after_update=lambda epoch: objective.method.after_step(trained, epoch / config.epochs),
+        views=METHODS[config.method].views,
     )
 
 

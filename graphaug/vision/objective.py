@@ -1,4 +1,4 @@
-"""SimCLR on images as the engine sees it: a module that makes a loss of a batch, and the feed of batches."""
+"""Training on images as the engine sees it: a module that makes a loss of a batch, and the feed of batches."""
 
 from __future__ import annotations
 
@@ -9,11 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.gather import process_count, process_rank
-from graphaug.contrastive.geometry import embedding_spread
-from graphaug.contrastive.losses import LOSSES
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.data.rows import image_rows
+from graphaug.vision.methods.table import METHODS
 from graphaug.vision.models import to_rgb
 from graphaug.vision.views.pipeline import UNIFORMS, SimCLRViews
 
@@ -24,36 +23,34 @@ class ImageObjective(nn.Module):
     Args:
         network: rows of images → embeddings, with or without Deep Augmentation.
         views: makes the two views of a batch; with deep views one, of which the network makes two.
-        config: loss, temperature, memory format.
+        config: the method with its settings, memory format.
 
     """
 
     def __init__(self, network: nn.Module, views: SimCLRViews, config: PretrainConfig) -> None:
         super().__init__()
         self.network, self.views = network, views
-        self.loss = LOSSES[config.loss]
-        self.temperature, self.gather, self.scale = config.temperature, config.gather, config.loss_scale
+        method = METHODS[config.method]
+        self.method = method(network, **{name: getattr(config, name) for name in method.settings})
         self.format = torch.channels_last if config.channels_last else torch.contiguous_format
 
-    def forward(self, images: Tensor, uniforms: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: Tensor, uniforms: Tensor, labels: Tensor | None = None) -> dict[str, Tensor]:
         """The measures of a batch.
 
         Args:
             images: ``(B, C, H, W)`` uint8.
             uniforms: ``(2·B, UNIFORMS)``, the draws of the views; with deep views ``(B, UNIFORMS)``.
+            labels: ``(B,)``, where the method needs them.
 
         Returns:
-            ``loss`` in nats, and ``spread``, see `embedding_spread`.
+            ``loss``, and what else the method measures: see `graphaug.vision.methods.method.Method.forward`.
 
         """
         # Autocast is for the network: eight bits of mantissa are too few for a crop or a sum of exponentials.
         with torch.autocast(images.device.type, enabled=False):
             x = to_rgb(self.views(images, uniforms)).contiguous(memory_format=self.format)
-        z = self.network(x).flatten(1).float()
-        with torch.autocast(images.device.type, enabled=False):
-            z1, z2 = z.chunk(2)
-            loss = self.loss(z1, z2, self.temperature, gather=self.gather, scale=self.scale)
-            return {"loss": loss, "spread": embedding_spread(z.detach())}
+        measures: dict[str, Tensor] = self.method(self.network, x, labels)
+        return measures
 
 
 class ImageFeed:
@@ -75,6 +72,7 @@ class ImageFeed:
         self.batch_size, self.parts = config.batch_size, config.accumulate
         self.steps = self.count // self.batch_size
         self.views = image_views_a_row(config)
+        self.labels = data.train.labels if METHODS[config.method].labels else None
         self.order = torch.Generator().manual_seed(config.seed)
         self.view_numbers = torch.Generator(device).manual_seed(config.seed)
         self.shuffled = torch.empty(0, dtype=torch.int64)
@@ -85,14 +83,19 @@ class ImageFeed:
         self._before_epoch = self.order.get_state()
         self.shuffled = torch.randperm(self.count, generator=self.order).to(self.images.index_device)
 
-    def batches(self, step: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """This process's share of each part of a batch: images, and the uniform numbers of their views."""
+    def batches(self, step: int) -> Iterator[tuple[Tensor, ...]]:
+        """This process's share of each part of a batch: images, the uniform numbers of their views, labels if used."""
         shape = (self.views, self.batch_size, UNIFORMS)
         uniforms = torch.rand(shape, generator=self.view_numbers, device=self.device)
         for part in range(self.parts):
             following = (step, part + 1) if part + 1 < self.parts else (step + 1, 0)
             ahead = self._rows(*following) if following[0] < self.steps else None
-            yield self.images(self._rows(step, part), ahead), uniforms[:, self._share(part)].flatten(0, 1)
+            rows = self._rows(step, part)
+            batch = self.images(rows, ahead), uniforms[:, self._share(part)].flatten(0, 1)
+            if self.labels is None:
+                yield batch
+            else:
+                yield *batch, self.labels[rows.to(self.labels.device)].to(self.device)
 
     def _rows(self, step: int, part: int) -> Tensor:
         return self.shuffled[step * self.batch_size : (step + 1) * self.batch_size][self._share(part)]
@@ -117,8 +120,8 @@ class ImageFeed:
 
 
 def image_views_a_row(config: PretrainConfig) -> int:
-    """How many views of an image enter the network: with deep views one, which becomes two at the site."""
-    return 1 if config.deep_views else 2
+    """How many views are made of an image: with deep views one, which becomes two at the site."""
+    return 1 if config.deep_views else METHODS[config.method].views
 
 
 def image_views(data: ImageData, config: PretrainConfig) -> SimCLRViews:

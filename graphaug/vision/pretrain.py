@@ -1,4 +1,4 @@
-"""SimCLR pretraining with Deep Augmentation: what images bring to a run."""
+"""Pretraining with Deep Augmentation: what images bring to a run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import ImageData, fewer, load
 from graphaug.vision.job import image_training
+from graphaug.vision.methods.heads import need_lightly
+from graphaug.vision.methods.table import METHODS
 from graphaug.vision.models import build_model
 from graphaug.vision.probes.probe import probe
 from graphaug.vision.weights import load_weights
@@ -88,7 +90,7 @@ def pretrain(
 
 
 class ImageTask(Task[nn.Module]):
-    """SimCLR's pretraining, probed at its end; ``data``: already loaded, by default what ``config.data`` names."""
+    """Pretraining, probed at its end; ``data``: already loaded, by default what ``config.data`` names."""
 
     restart = "init= (--init) begins another run with its weights"
 
@@ -105,6 +107,8 @@ class ImageTask(Task[nn.Module]):
     def check(self, out: Path | None, resume: bool) -> None:
         """Refuse settings that do nothing, and to begin with what the run itself would remove."""
         _check_sites(self.config)
+        if METHODS[self.config.method].lightly:
+            need_lightly(f"method={self.config.method!r}")
         _check_init(self.config, out, resume)
 
     def read(self) -> None:
@@ -113,6 +117,11 @@ class ImageTask(Task[nn.Module]):
         found = self.given or load(config.data, size=config.size, strict=config.strict)
         self.given = fewer(found, config.images)
         _check_batch(config, self.data)
+        if METHODS[config.method].labels and len(self.data.classes) < 2:
+            raise DataError(
+                f"method={config.method!r} is trained on labels, and the images of {self.data.name} have none: they "
+                "are of one class."
+            )
 
     def settings(self) -> dict[str, Any]:
         """The settings with the size of the views that the data decided."""
@@ -134,7 +143,9 @@ class ImageTask(Task[nn.Module]):
         config = self.config
         if config.freeze_schedule:
             return True
-        rows = 2 * (config.batch_size // (world_size(config.devices) * config.accumulate))
+        rows = METHODS[config.method].rows * (
+            config.batch_size // (world_size(config.devices) * config.accumulate)
+        )
         subset = max(config.subset, config.subset_end or 0.0)
         return config.skips_rows and round(subset * rows) >= rows
 
@@ -148,7 +159,7 @@ class ImageTask(Task[nn.Module]):
 
     def versions(self) -> dict[str, str]:
         """Versions of Python and of the packages that a result depends on."""
-        return versions()
+        return versions("lightly") if METHODS[self.config.method].lightly else versions()
 
     def load(self, model: nn.Module, weights: dict[str, Tensor]) -> None:
         """Take trained weights."""
@@ -174,7 +185,7 @@ def _check_sites(config: PretrainConfig) -> None:
         )
     if config.at or config.everywhere:
         return
-    names = ("stop_grad", "freeze", "transform", "rate_end", "subset_end")
+    names = ("stop_grad", "freeze", "transform", "rate_end", "subset_end", "augment_teacher")
     idle = [name for name in names if getattr(config, name) != getattr(PretrainConfig, name)]
     if idle:
         raise ConfigError(

@@ -13,7 +13,7 @@ from graphaug.analysis.report.read import ImageRun
 from graphaug.capture.target import Target
 from graphaug.errors import DataError
 from graphaug.vision.data.images import ImageData, load
-from graphaug.vision.models import classifier_path, classifier_replaced, features, projection_head, to_rgb
+from graphaug.vision.models import classifier_path, classifier_replaced, features, to_rgb
 from graphaug.vision.objective import image_views
 from graphaug.vision.probes.evaluate import knn_accuracy
 from graphaug.vision.views.pipeline import UNIFORMS, EvalView
@@ -114,6 +114,7 @@ def encoder_sites(model: nn.Module, images: Tensor) -> list[str]:
 
 def _augmented(run: ImageRun, model: nn.Module, images: Tensor) -> tuple[list[Target], str]:
     """The sites that the run augmented, in the network that it trained, or why they are not to be had."""
-    head = projection_head(model.get_submodule(classifier_path(model)), run.config.projection)
+    # any number of classes: only the places of its layers count
+    head = run.config.head(model.get_submodule(classifier_path(model)), 2)
     with classifier_replaced(model, head):
         return augmented_sites(run, model, images)
