@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -174,6 +175,12 @@ def compare(
     from graphaug.vision.config import PretrainConfig
 
     found = [comparison.read(run) for run in runs]
+    # a run from before there was a setting has its default
+    kinds = [SimCSEConfig if "from_config" in run.settings else PretrainConfig for run in found]
+    found = [
+        replace(run, settings={**kind().to_dict(), **run.settings})
+        for run, kind in zip(found, kinds, strict=True)
+    ]
     settings = comparison.group(found, _names(by), {*PretrainConfig.FREE, *SimCSEConfig.FREE})
     figures = comparison.figures_of(found, _names(show))
     print(comparison.table(settings, figures, terminal_width()))

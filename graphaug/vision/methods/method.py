@@ -84,7 +84,7 @@ class Method(nn.Module):
 
 
 def embeddings(network: nn.Module, x: Tensor) -> Tensor:
-    """``(rows, D)`` in float32 or more."""
+    """``(rows, D)`` in float32."""
     z: Tensor = network(x).flatten(1)
     return z.float()
 

@@ -30,8 +30,12 @@ class Teacher(nn.Module):
     def __init__(self, network: nn.Module, augment: bool = False) -> None:
         super().__init__()
         copied = copy.deepcopy(network)
-        if not augment and isinstance(copied, AugmentedModule):
-            copied = strip(copied)
+        if isinstance(copied, AugmentedModule):
+            if augment:
+                for augmentation in copied.augmentations.values():
+                    augmentation.stop_grad = False  # no row has a gradient, and a sparse step would skip none
+            else:
+                copied = strip(copied)
         self.network = copied.requires_grad_(False)
 
     @torch.no_grad()
