@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from torch import nn
@@ -16,7 +16,7 @@ from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.errors import ConfigError
 from graphaug.vision.data.rows import RESIDENT
 from graphaug.vision.methods.checks import check_method, refuse_foreign
-from graphaug.vision.methods.table import METHODS
+from graphaug.vision.methods.table import METHOD_SETTINGS, METHODS
 
 COMPILED_FREEZES = 7
 """Modules that a compiled step may freeze one after another; with the step before, torch's limit of one function."""
@@ -211,6 +211,11 @@ class PretrainConfig(Settings):
             return options
         transform = PCA(k=1) if self.transform == "pca" else Mix()
         return {**{k: v for k, v in options.items() if k not in OF_DROPOUT}, "transform": transform}
+
+    def of_method(self, method: str) -> PretrainConfig:
+        """The same with another method, which has its own of what only some methods have."""
+        own = {name: getattr(PretrainConfig, name) for name in METHOD_SETTINGS}
+        return replace(self, method=method, **own)
 
     def head(self, classifier: nn.Module, classes: int) -> nn.Module:
         """What the method puts in the place of a classifier, for data of so many classes."""
