@@ -48,6 +48,12 @@ def paper(
     images: Annotated[
         int | None, typer.Option(min=2, help="Training images; by default the scale's.")
     ] = None,
+    validation: Annotated[
+        float,
+        typer.Option(
+            help="Share of the training images to hold out, and to choose settings by; 0 chooses none."
+        ),
+    ] = 0.0,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting; more can be added later.")] = 3,
     executor: Annotated[str, typer.Option(help="local (processes of this machine) or slurm.")] = "local",
     workers: Annotated[int, typer.Option(min=1, help="Runs at a time, locally with one thread each.")] = min(
@@ -79,6 +85,7 @@ def paper(
         at=at or (),
         epochs=epochs,
         images=images,
+        validation=validation,
         seeds=seeds,
     )
     where = Executor(executor, workers, partition, folder=out / "slurm")

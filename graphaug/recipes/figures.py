@@ -132,6 +132,7 @@ def planned(
     at: Sequence[str | int] = (),
     epochs: int | None = None,
     images: int | None = None,
+    validation: float = 0.0,
     seeds: int = 3,
 ) -> Sweep:
     """The runs of a figure, not begun.
@@ -142,6 +143,7 @@ def planned(
         scale: which of `graphaug.recipes.plan.SCALES`.
         data: the data sets; by default the figure's.
         model, epochs, images: instead of the scale's.
+        validation: share of the training images to choose settings by; 0 chooses none.
         at: the sites; by default all that the paper numbers in the model.
         seeds: runs of each setting.
 
@@ -152,7 +154,7 @@ def planned(
     """
     figure = find(name)
     assert figure.make is not None
-    base = base_settings(scale, model, epochs, images)
+    base = base_settings(scale, model, epochs, images, validation)
     chosen = tuple(data) or figure.default_data(scale)
     if len(set(chosen)) != len(figure.data):
         raise ConfigError(

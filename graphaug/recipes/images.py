@@ -6,8 +6,9 @@ and without stopping the gradient of these rows at the site. Against it stand Si
 on all rows, at every numbered site, at each of three rates. The encoder is the network without its head. It is probed
 after the last epoch, frozen: the linear probe with all labels is what claims are tested on.
 
-**No choice by test images.** No setting is chosen by an accuracy: all of them are shown, and all sites enter the test.
-Each run reads the test images once.
+**No choice by test images.** No setting is chosen by a test accuracy: all of them are shown, and all sites enter the
+tests. Each run reads the test images once. With validation images, which are held out of the training set, a site and a
+rate are chosen by these (`graphaug.recipes.choice`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
 from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
 from graphaug.vision.config import PretrainConfig
@@ -83,6 +85,10 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
         },
         (PLAIN, *(s.name for s in everywhere)),
         MEASURES,
+        (
+            Choice("Deep Augmentation, its site chosen", tuple(all_deep), PLAIN),
+            Choice("dropout everywhere, its rate chosen", tuple(s.name for s in everywhere), PLAIN),
+        ),
     )
 
 
@@ -112,7 +118,11 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
         lines[f"{word}, gradient stopped"] = {str(s): spelled(_name(s, True)) for s in deep}
     settings = (Setting(PLAIN, base), *dropout, *pca)
     baseline = dict.fromkeys((s.name for s in settings[1:]), PLAIN)
-    return Plan(settings, claims, baseline, tuple(map(str, sites)), lines, (PLAIN,), MEASURES)
+    choices = (
+        Choice("dropout, its site chosen", tuple(_names(deep)), PLAIN),
+        Choice("PCA, its site chosen", tuple(map(_pca, _names(deep))), PLAIN),
+    )
+    return Plan(settings, claims, baseline, tuple(map(str, sites)), lines, (PLAIN,), MEASURES, choices)
 
 
 def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
@@ -153,7 +163,12 @@ def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str])
     baseline = dict.fromkeys((s.name for s in contrastive[1:]), PLAIN)
     baseline |= dict.fromkeys((s.name for s in labelled[1:]), LABELLED)
     settings = (*contrastive, *labelled)
-    return Plan(settings, claims, baseline, tuple(map(str, sites)), lines, (PLAIN, LABELLED), MEASURES)
+    choices = (
+        Choice("without labels, the site chosen", tuple(_names(deep)), PLAIN),
+        Choice("with labels, the site chosen", tuple(theirs + name for name in _names(deep)), LABELLED),
+    )
+    marks, level = tuple(map(str, sites)), (PLAIN, LABELLED)
+    return Plan(settings, claims, baseline, marks, lines, level, MEASURES, choices)
 
 
 def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
@@ -187,7 +202,15 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
         )
     level = tuple(dict.fromkeys(baseline.values()))
     shown = {**TRANSFERRED, "linear": "linear probe on its own data"}
-    return Plan(tuple(settings), tuple(claims), baseline, tuple(map(str, deep)), lines, level, shown)
+    choices = tuple(
+        Choice(
+            f"{plain.removesuffix(PLAIN)}the site chosen",
+            tuple(n for n, b in baseline.items() if b == plain),
+            plain,
+        )
+        for plain in level
+    )
+    return Plan(tuple(settings), tuple(claims), baseline, tuple(map(str, deep)), lines, level, shown, choices)
 
 
 def _at_sites(base: PretrainConfig, sites: Sequence[Site], prefix: str = "") -> Iterator[Setting]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphaug.errors import ConfigError, did_you_mean
+from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
@@ -60,7 +61,8 @@ class Plan:
     """All that is run for a figure, and what is asked of it.
 
     ``lines``: by the name of a line in the picture, the setting at each mark of its axis; ``level``: settings that are
-    drawn across. ``measures``: the accuracies to show, by their names in an outcome.
+    drawn across. ``measures``: the accuracies to show, by their names in an outcome. ``choices``: what is chosen where
+    validation images are held out.
     """
 
     settings: tuple[Setting, ...]
@@ -70,6 +72,7 @@ class Plan:
     lines: Mapping[str, Mapping[str, str]]
     level: tuple[str, ...]
     measures: Mapping[str, str]
+    choices: tuple[Choice, ...] = ()
 
     @property
     def measure(self) -> str:
@@ -105,7 +108,11 @@ class Figure:
 
 
 def base_settings(
-    scale: str, model: str | None = None, epochs: int | None = None, images: int | None = None
+    scale: str,
+    model: str | None = None,
+    epochs: int | None = None,
+    images: int | None = None,
+    validation: float = 0.0,
 ) -> PretrainConfig:
     """The settings that all runs of a figure share.
 
@@ -118,7 +125,7 @@ def base_settings(
             f"no scale is called {scale!r}.{did_you_mean(scale, SCALES)} There are {', '.join(SCALES)}."
         )
     base = PretrainConfig.from_dict(SCALES[scale])
-    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images}
+    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images, "validation": validation}
     if epochs is not None:  # of a shorter run the warm-up is shorter
         given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
     return replace(base, **{name: value for name, value in given.items() if value is not None})

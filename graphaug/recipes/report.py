@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphaug.analysis.report.figures import MARKERS, PALETTE, save
 from graphaug.contrastive.runs.compare import interval
 from graphaug.contrastive.runs.files import write_json, write_text
+from graphaug.recipes.choice import CHOSEN_BY, Chosen, choose
 from graphaug.recipes.claims import LEVEL, Values, Verdict, judge
 from graphaug.recipes.plan import Plan
 from graphaug.recipes.sweep import Outcomes
@@ -24,6 +25,11 @@ FOOT = (
     "no setting was chosen by these numbers: all are shown, and each run read the test images once, at its end",
 )
 
+CHOSEN = (
+    "chosen by the linear probe on images held out of the training set, for each seed by the other seeds' runs;",
+    "the test accuracy of the choice at this seed, once for each run, and the difference to the baseline by seed",
+)
+
 
 def values(outcomes: Outcomes, measure: str) -> dict[str, dict[int, float | None]]:
     """A measure by setting and seed; None where a run diverged."""
@@ -36,7 +42,10 @@ def values(outcomes: Outcomes, measure: str) -> dict[str, dict[int, float | None
 def report(figure: str, plan: Plan, outcomes: Outcomes, out: Path | None, width: int | None = None) -> str:
     """The table and the verdicts as text; with ``out`` they are written there, with the picture and all numbers."""
     verdicts = [judge(claim, values(outcomes, plan.measure)) for claim in plan.claims]
-    text = "\n".join([*table(plan, outcomes, width), *FOOT, "", *spoken(verdicts, plan)])
+    found = chosen(plan, outcomes)
+    text = "\n".join(
+        [*table(plan, outcomes, width), *FOOT, "", *spoken(verdicts, plan), *spoken_choices(found, outcomes)]
+    )
     if out is not None:
         whole = text if width is None else report(figure, plan, outcomes, None)
         write_text(out / "results.txt", whole + "\n")
@@ -102,6 +111,32 @@ def spoken(verdicts: list[Verdict], plan: Plan) -> list[str]:
     return lines
 
 
+def chosen(plan: Plan, outcomes: Outcomes) -> list[Chosen]:
+    """What was chosen on validation images, where any were held out."""
+    by, test = values(outcomes, CHOSEN_BY), values(outcomes, plan.measure)
+    known = {name: {s: v for s, v in seeds.items() if v is not None} for name, seeds in by.items()}
+    if not any(known.values()):
+        return []
+    found = [choose(choice, by, test) for choice in plan.choices]
+    return [one for one in found if one is not None]
+
+
+def spoken_choices(found: list[Chosen], outcomes: Outcomes) -> list[str]:
+    """A choice a line: how well it did, against what, and what it was at each seed."""
+    if not found:
+        return []
+    lines = ["", *CHOSEN]
+    for one in found:
+        against = shown(list(one.difference.values()), sign="+") or "the baseline diverged"
+        p = f", p = {one.ahead:.3f}" if one.difference else ""
+        lines.append(
+            f"  {one.choice.name}: {shown(list(one.accuracy.values()))}; to {one.choice.baseline}: {against}{p}"
+        )
+        names = ", ".join(f"seed {seed}: {name}" for seed, name in one.settings.items())
+        lines.append(f"{'':4}{names}")
+    return lines
+
+
 def as_json(figure: str, plan: Plan, outcomes: Outcomes, verdicts: list[Verdict]) -> dict[str, Any]:
     """Every run's numbers, and every claim's tests."""
     from graphaug.vision.config import versions
@@ -133,6 +168,18 @@ def as_json(figure: str, plan: Plan, outcomes: Outcomes, verdicts: list[Verdict]
                 "members": [vars(t) for t in v.tests],
             }
             for v in verdicts
+        ],
+        "choices": [
+            {
+                "choice": c.choice.name,
+                "among": list(c.choice.among),
+                "baseline": c.choice.baseline,
+                "chosen": {str(seed): name for seed, name in c.settings.items()},
+                "accuracy": {str(seed): value for seed, value in c.accuracy.items()},
+                "difference": {str(seed): value for seed, value in c.difference.items()},
+                "p_ahead": c.ahead,
+            }
+            for c in chosen(plan, outcomes)
         ],
     }
 

@@ -13,7 +13,7 @@ from graphaug.terminal.options import AUGMENTATION
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("out", "preset", "config", "resume", "force"),
     "Data and model": (
-        *("data", "images", "model", "size", "init", "strict", "resident"),
+        *("data", "images", "validation", "model", "size", "init", "strict", "resident"),
         *("text", "encoder", "from_config", "vocab_size", "max_length"),
     ),
     "Augmentation": (*("at", "everywhere", *AUGMENTATION, "mlm_augment"),),

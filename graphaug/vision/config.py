@@ -40,6 +40,10 @@ class PretrainConfig(Settings):
     images: int | None = setting(
         None, "Train on so many of the training images, the same share of every class; by default all."
     )
+    validation: float = setting(
+        0.0,
+        "Hold this share of the training images out, to choose settings by; the result has their accuracies.",
+    )
     model: str = setting(
         "resnet18-cifar", "A torchvision model, resnet18-cifar[:WIDTH], timm:NAME, or FILE.py:NAME."
     )
@@ -131,8 +135,18 @@ class PretrainConfig(Settings):
         self.positive("crop")
         self.not_negative("checkpoint_every")
         self.shares(
-            "rate_end", "subset_end", "freeze_until", "crop", "jitter_p", "gray_p", "blur_p", "solarize_p"
+            "validation",
+            "rate_end",
+            "subset_end",
+            "freeze_until",
+            "crop",
+            "jitter_p",
+            "gray_p",
+            "blur_p",
+            "solarize_p",
         )
+        if self.validation == 1:
+            raise ConfigError("validation=1.0 holds out all images, and leaves none to train on: give less.")
         if len(self.jitter) != 4:
             raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
         if not all(math.isfinite(s) and s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:

@@ -20,6 +20,7 @@ from graphaug.errors import ConfigError, DataError
 from graphaug.vision.config import PretrainConfig, versions
 from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import ImageData, fewer, load
+from graphaug.vision.data.validation import held_out
 from graphaug.vision.job import image_training
 from graphaug.vision.methods.heads import need_lightly
 from graphaug.vision.methods.table import METHODS
@@ -115,7 +116,7 @@ class ImageTask(Task[nn.Module]):
         """Load the images, and refuse fewer than a batch."""
         config = self.config
         found = self.given or load(config.data, size=config.size, strict=config.strict)
-        self.given = fewer(found, config.images)
+        self.given = held_out(fewer(found, config.images), config.validation)
         _check_batch(config, self.data)
         if METHODS[config.method].labels and len(self.data.classes) < 2:
             raise DataError(

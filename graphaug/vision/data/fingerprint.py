@@ -22,8 +22,10 @@ def fingerprint(data: ImageData) -> dict[str, Any]:
         pixels.update(str(tuple(part.images.shape)).encode())
         for row in np.linspace(0, len(part) - 1, min(len(part), SAMPLED // 2)).astype(int).tolist():
             pixels.update(part.images[row].cpu().numpy().tobytes())
+    held_out = {} if data.validation is None else {"validation_images": len(data.validation)}
     return {
         "train_images": len(data.train),
+        **held_out,
         "test_images": len(data.test),
         "classes": len(data.classes),
         "labels_sha256": labels.hexdigest(),

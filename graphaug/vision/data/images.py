@@ -68,7 +68,8 @@ class ImageData:
     """A training and a test set with the names of their classes.
 
     ``view_size``: height and width in pixels that a network should see; ``mirror``: whether a mirrored image is of the
-    same class (no for digits); ``skipped``: what could not be read, "path: reason".
+    same class (no for digits); ``skipped``: what could not be read, "path: reason"; ``validation``: images that are
+    trained on and tested on by nobody, where some were held out of the training set.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ImageData:
     view_size: int
     mirror: bool = True
     skipped: tuple[str, ...] = ()
+    validation: ImageSet | None = None
 
     def statistics(self) -> tuple[list[float], list[float]]:
         """Mean and standard deviation of the training images per channel, in units of [0, 1]."""

@@ -26,7 +26,10 @@ SHARES = (0.01, 0.05, 0.10)
 def probe(
     model: nn.Module, data: ImageData, size: int | None = None, labels_per_class: int = 5
 ) -> dict[str, Any]:
-    """Probe a frozen encoder: all labels, few labels (10 draws of them), nearest neighbours. Accuracies in [0, 1]."""
+    """Probe a frozen encoder: all labels, few labels (10 draws of them), nearest neighbours. Accuracies in [0, 1].
+
+    Where images were held out for it, ``validation`` has the first and the last of these on them.
+    """
     view = EvalView(size or data.view_size, *data.statistics()).to(next(model.parameters()).device)
     train_x, test_x = (features(model, part.images, view) for part in (data.train, data.test))
     sets = (train_x, data.train.labels, test_x, data.test.labels)
@@ -34,8 +37,17 @@ def probe(
     few = few_label_probe(
         *sets, labels_per_class=min(labels_per_class, int(data.train.labels.bincount().min()))
     )
+    found: dict[str, Any] = {}
+    if data.validation is not None:
+        held_out = (features(model, data.validation.images, view), data.validation.labels)
+        found["validation"] = {
+            "linear": linear_probe(*sets[:2], *held_out),
+            "knn": knn_accuracy(*sets[:2], *held_out),
+            "images": len(data.validation),
+        }
     return {
         "linear": linear_probe(*sets),
+        **found,
         "few_labels": {
             "labels_per_class": few.labels_per_class,
             "mean": few.mean,

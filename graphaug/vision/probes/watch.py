@@ -43,7 +43,9 @@ class Watch:
         """Accuracy of the nearest-neighbour vote on the features, in eval mode."""
         modes = {module: module.training for module in self.model.modules()}
         try:
-            parts = [_some(part) for part in (self.data.train, self.data.test)]
+            # The test images are read at the end alone where there are others to look at.
+            other = self.data.validation or self.data.test
+            parts = [_some(part) for part in (self.data.train, other)]
             sets = [t for part in parts for t in (self._features(part.images), part.labels)]
         finally:
             # Frozen statistics stay frozen: train() on the plain model would wake them.
