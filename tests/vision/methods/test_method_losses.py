@@ -3,6 +3,7 @@
 import copy
 import math
 
+import method_processes
 import pytest
 import torch
 from torch import nn
@@ -241,3 +242,18 @@ def test_a_convolution_as_classifier_is_refused_where_a_head_has_none():
     with pytest.raises(ConfigError, match="the model's classifier is a Conv2d, and BYOLProjectionHead"):
         PretrainConfig(method="byol").head(classifier, 10)
     assert isinstance(PretrainConfig(method="supervised").head(classifier, 10), nn.Conv2d)
+
+
+@pytest.mark.long  # two processes
+def test_two_processes_are_one_with_the_whole_batch(tmp_path):
+    """Losses, weights, the teacher and the queue; correlations, classes and keys are of both processes."""
+    torch.multiprocessing.spawn(method_processes.run, (str(tmp_path),), nprocs=2)
+    for name in method_processes.METHOD_NAMES:
+        losses, state = method_processes.train(name, slice(None), False)
+        first, second = (torch.load(tmp_path / f"{name}_{rank}.pt") for rank in (0, 1))
+        for step, expected in enumerate(losses):
+            assert (first[0][step] + second[0][step]) / 2 == pytest.approx(expected, rel=1e-4), name
+        assert len(set(losses)) == len(losses)
+        for key, expected in state.items():
+            for _, found in (first, second):
+                torch.testing.assert_close(found[key], expected, rtol=1e-3, atol=1e-5, msg=f"{name}: {key}")
