@@ -37,7 +37,7 @@ def train(name: str, rows: slice, wrap: bool) -> tuple[list[float], dict[str, Te
     """Some steps of SGD on some of the pairs; the losses, and everything that a checkpoint would hold."""
     step = Step(name).train()
     forward = nn.parallel.DistributedDataParallel(step) if wrap else step
-    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.5)
+    optimizer = torch.optim.SGD([p for p in step.parameters() if p.requires_grad], 0.05)
     losses = []
     for number in range(STEPS):
         views = torch.randn(2, PAIRS, WIDTH, generator=torch.Generator().manual_seed(1 + number))
