@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -179,9 +179,9 @@ class PretrainConfig(Settings):
         self.one_of(loss=LOSSES, loss_scale=SCALES, resident=RESIDENT)
         self.one_sided("subset_end")
 
-    def check_given(self, names: Collection[str]) -> None:
+    def check_given(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that were given, and that the method does not have."""
-        refuse_foreign(self.method, names)
+        refuse_foreign(self.method, given)
 
     def _check_views(self) -> None:
         """Raise ``ConfigError`` where a method does not take what is made of the views."""

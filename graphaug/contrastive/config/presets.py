@@ -85,5 +85,5 @@ def settle(
     settings |= read_settings(file, kind) if file is not None else {}
     wanted = kind.from_dict({**settings, **given})
     refuse_idle(given, wanted.to_dict())
-    wanted.check_given([name for name, value in given.items() if value not in (None, False, [])])
+    wanted.check_given({name: value for name, value in given.items() if value not in (None, False, [])})
     return wanted

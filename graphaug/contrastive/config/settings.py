@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, ClassVar, TypeVar
@@ -109,7 +109,7 @@ class Settings:
         self.one_sided("subset")
         check_deep_views(self)
 
-    def check_given(self, names: Collection[str]) -> None:
+    def check_given(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that were given by name and do nothing, even where they have their default."""
 
     def _check_rates(self) -> None:

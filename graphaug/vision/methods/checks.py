@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Mapping
 from typing import Any
 
 from graphaug.errors import ConfigError
@@ -22,8 +22,8 @@ def check_method(settings: Any) -> None:
     """
     settings.one_of(method=METHODS)
     kind, method = type(settings), METHODS[settings.method]
-    changed = [n for n in METHOD_SETTINGS if getattr(settings, n) != getattr(kind, n)]
-    refuse_foreign(settings.method, changed)
+    found = {name: getattr(settings, name) for name in METHOD_SETTINGS}
+    refuse_foreign(settings.method, {n: value for n, value in found.items() if value != getattr(kind, n)})
     for name in ("projection", "hidden", "queue"):
         if getattr(settings, name) is not None:
             settings.at_least(**{name: 1})
@@ -44,15 +44,17 @@ def check_method(settings: Any) -> None:
     _check_mix(settings)
 
 
-def refuse_foreign(method: str, names: Collection[str]) -> None:
+def refuse_foreign(method: str, given: Mapping[str, Any]) -> None:
     """Raise ``ConfigError`` for settings that a method does not have."""
-    foreign = [name for name in names if name in METHOD_SETTINGS and name not in METHODS[method].settings]
+    own = METHODS[method].settings
+    foreign = [name for name in given if name in METHOD_SETTINGS and name not in own]
     if not foreign:
         return
+    spelled = ", ".join(f"{name}={given[name]!r}" for name in foreign)
     others = "; ".join(f"{name} is of {', '.join(having(name))}" for name in foreign)
     raise ConfigError(
-        f"{', '.join(foreign)} with method={method!r}, which does not have {'it' if len(foreign) == 1 else 'them'}: "
-        f"{others}. Leave out one or the other."
+        f"{spelled} with method={method!r}, which does not have {'it' if len(foreign) == 1 else 'them'}: {others}. "
+        "Leave out one or the other."
     )
 
 

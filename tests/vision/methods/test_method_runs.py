@@ -45,6 +45,7 @@ def unlabelled(images):
     return replace(images, classes=("all",))
 
 
+@pytest.mark.few(3)
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "simclr"])
 def test_every_method_trains_with_deep_augmentation(method, images, unlabelled, tmp_path):
     data = images if METHODS[method].labels else unlabelled
@@ -60,6 +61,7 @@ def test_every_method_trains_with_deep_augmentation(method, images, unlabelled, 
     assert done.model.fc.weight.shape == (1000, 32)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("method", ["barlow", "vicreg", "supcon", "supervised", "simsiam", "byol", "moco"])
 def test_training_lowers_the_loss(method, images, unlabelled):
     options = {"epochs": 8, "lr": 0.05, "warmup": 0.0, "crop": 0.8, "checkpoint_every": 0}
@@ -70,7 +72,7 @@ def test_training_lowers_the_loss(method, images, unlabelled):
     assert min(losses[-3:]) < losses[1 if method == "moco" else 0]
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("site", [-1, 4, 6])
 @pytest.mark.parametrize("method", ["byol", "supervised"])
 def test_every_kind_of_site_can_be_augmented_with_the_head_in_place(method, site, images, unlabelled):
@@ -91,14 +93,15 @@ def files(out):
     return found, lines
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize(
     ("method", "options"),
     [
         ("byol", {}),
         ("byol", {"at": ("layer3",), "stop_grad": True, "augment_teacher": True, "rate_end": 0.1}),
+        ("supervised", {"at": ("layer3",), "transform": "mix"}),
         ("moco", {}),
         ("moco", {"at": ("layer3",), "accumulate": 2}),
-        ("supervised", {"at": ("layer3",), "transform": "mix"}),
     ],
 )
 def test_an_interrupted_run_goes_on_exactly(method, options, images, unlabelled, tmp_path, monkeypatch):
@@ -182,6 +185,7 @@ def test_a_teacher_follows_behind_every_step_of_a_run(unlabelled, monkeypatch):
     assert not torch.allclose(last[0], seen[-1], rtol=1e-3)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("method", [BYOL, MoCo])
 def test_the_teacher_of_a_run_is_augmented_only_if_asked_for(method, augment, unlabelled, monkeypatch):
@@ -206,12 +210,12 @@ def test_the_teacher_of_a_run_is_augmented_only_if_asked_for(method, augment, un
     ("method", "options", "message"),
     [
         ("simcrl", {}, "no method is called 'simcrl'. Did you mean 'simclr'"),
-        ("byol", {"temperature": 0.1}, "temperature with method='byol', .*: temperature is of simclr, moco, supcon"),
-        ("simclr", {"queue": 100}, "queue with method='simclr', .* queue is of moco"),
+        ("byol", {"temperature": 0.1}, "temperature=0.1 with method='byol', .* is of simclr, moco, supcon"),
+        ("simclr", {"queue": 100}, "queue=100 with method='simclr', .* queue is of moco"),
         ("moco", {"loss": "info_nce"}, "loss is of simclr"),
         ("moco", {"gather": False}, "gather is of simclr, barlow, vicreg, supcon"),
         ("barlow", {"vicreg_weights": (1, 1, 1)}, "vicreg_weights is of vicreg"),
-        ("supervised", {"projection": 64}, "projection with method='supervised'"),
+        ("supervised", {"projection": 64}, "projection=64 with method='supervised'"),
         ("supervised", {"hidden": 64, "projection": 64}, "which does not have them"),
         ("supervised", {"collapse": 0.0}, "no embeddings that could collapse"),
         ("simclr", {"augment_teacher": True}, "augment_teacher is of byol, moco"),
@@ -276,7 +280,7 @@ def test_without_lightly_the_way_to_install_it_is_named(method, unlabelled, monk
 def test_the_command_line_refuses_what_a_method_does_not_have_even_at_its_default(graphaug, tmp_path):
     code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--method", "byol", "--temperature", "0.5")
     assert code != 0
-    assert "temperature with --method byol, which does not have it" in err
+    assert "--temperature 0.5 with --method byol, which does not have it" in err
     code, _, err = graphaug("pretrain", "--out", tmp_path / "run", "--method", "byol", "--augment-teacher")
     assert code != 0
     assert "--augment-teacher does nothing without a site" in err
