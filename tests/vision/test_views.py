@@ -11,7 +11,8 @@ from torchvision.transforms import ColorJitter, RandomResizedCrop
 from torchvision.transforms import functional as tvf
 
 from graphaug.errors import BatchError, InvalidOption
-from graphaug.vision.views import image_ops
+from graphaug.vision.views import image_ops, single_image
+from graphaug.vision.views.one_by_one import views_one_by_one
 from graphaug.vision.views.pipeline import UNIFORMS, EvalView, SimCLRViews
 
 
@@ -134,6 +135,39 @@ def test_one_image_at_a_time_is_the_batch_at_once(shape, size, channels, dtype, 
             patch.setattr("graphaug.vision.views.pipeline.LARGE", large)
             made.append(views(x, uniforms(6, seed)))
     torch.testing.assert_close(*made, rtol=0, atol=2e-5)
+
+
+def test_a_large_view_is_the_same_bit_for_bit_in_any_batch_with_any_threads(monkeypatch):
+    """Neither its neighbours nor the threads, which share a batch's views, decide anything of a view."""
+    views, u = SimCLRViews(80, blur_p=0.5, solarize_p=0.3), uniforms(24)
+    x = torch.randint(0, 256, (12, 3, 120, 90), dtype=torch.uint8, generator=generator())
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = views(x, u)
+        torch.set_num_threads(3)
+        assert torch.equal(views(x, u), whole)
+        with torch.inference_mode():
+            assert torch.equal(views(x, u), whole)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    for i in (0, 5, 11):
+        assert torch.equal(views(x[i : i + 1], u[[i, 12 + i]]), whole[[i, 12 + i]])
+    monkeypatch.setattr("graphaug.vision.views.memory.FRESH_BYTES", 1)  # in huge pages, as a large batch is
+    assert torch.equal(views(x, u), whole)
+
+
+def test_no_large_views_of_no_images():
+    assert SimCLRViews(80)(torch.zeros(0, 3, 90, 90)).shape == (0, 3, 80, 80)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 2.0, 9.0])
+def test_blur_of_one_image_equals_torchvision(sigma):
+    """Also where the kernel is cut, since what is left out is below float32's rounding."""
+    x = images(1, h=100, w=100)[0]
+    expected = tvf.gaussian_blur(x.double(), [23, 23], [sigma, sigma]).float()
+    torch.testing.assert_close(single_image.blur(x.mT.contiguous(), sigma, 23), expected, rtol=0, atol=2e-6)
 
 
 def test_one_image_at_a_time_leaves_gradients_to_the_batch(monkeypatch):
@@ -281,6 +315,21 @@ def test_compiles_as_one_graph_without_recompiling(backend, channels):
         torch.testing.assert_close(compiled(x, u), views(x, u), rtol=0, atol=2e-5)
         for seed in range(3):
             compiled(images(6, channels, seed=seed), uniforms(12, seed))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_views_are_one_operation_of_a_compiled_graph(channels):
+    """A compiler does not look into it, so that it is as fast there, and for any number of images."""
+    torch._dynamo.reset()
+    views = SimCLRViews(80, blur_p=0.5, mean=0.4, std=0.5)
+    compiled = torch.compile(views, fullgraph=True, backend="aot_eager", dynamic=True)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        for n in (3, 5):
+            x, u = images(n, channels, 90, 100), uniforms(2 * n)
+            torch.testing.assert_close(compiled(x, u), views(x, u), rtol=0, atol=1e-6)
+    drawn = views.params(uniforms(4), 24, 32).columns()
+    args = (images(2, channels), drawn, views.mean, views.std, 2, 80, 9, 0.5)
+    torch.library.opcheck(views_one_by_one, args)
 
 
 @pytest.mark.parametrize(

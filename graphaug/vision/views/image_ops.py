@@ -99,28 +99,30 @@ def shift_hue(x: Tensor, shift: Tensor) -> Tensor:
     return choose(shift != 0, rotate_hue(x, shift), x)
 
 
-def rotate_hue(x: Tensor, shift: Tensor | float) -> Tensor:
-    """Rotate the hue of ``(B, 3, H, W)`` by ``shift`` turns, one number or ``(B, 1, 1, 1)``.
+def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
+    """Rotate the hue of ``(B, 3, H, W)`` by ``shift`` turns, ``(B, 1, 1, 1)`` in [-0.5, 0.5].
 
-    With value ``v``, chroma ``c`` and hue ``h`` in turns, a channel is ``v - c·clamp(2 - 6·d, 0, 1)``, where ``d`` is
-    the distance on the circle from ``h`` to the hue opposite of that channel, cyan, magenta or yellow: the usual six
-    cases of HSV in one line. The hue itself comes from sorting the channels, and no step selects: on a CPU a selection
-    costs as much as five sums.
+    With value ``v``, chroma ``c`` and hue ``h`` in sixths of a turn, a channel is ``v - c·clamp(2 - d, 0, 1)``, where
+    ``d`` is the distance on the circle from ``h`` to the hue opposite of that channel, cyan (3), magenta (-1) or yellow
+    (1): the usual six cases of HSV in one line. All is reckoned in units of the chroma, so that nothing is divided, and
+    no step selects: on a CPU a selection costs as much as five sums.
+
+    From red by green to cyan first green rises, then red falls, then blue rises: ``c·h`` is the sum of the three, and
+    by blue it is the same with the other sign. A distance on the circle is an absolute value folded at half a turn.
     """
     red, green, blue = x.chunk(3, dim=1)
-    high, low = torch.maximum(green, blue), torch.minimum(green, blue)
-    value, middle = torch.maximum(red, high), torch.minimum(red, high)
-    chroma = value - torch.minimum(red, low)
-    bluish, not_red = (green < blue).to(x.dtype), (red < high).to(x.dtype)
-    # the hue from which it is counted, up or down, to the next: 0 or -1 (red), -1/3 (green), 2/3 (blue)
-    corner = bluish.mul(2).sub_(1 / 3).mul_(not_red).sub_(bluish)
-    sixths = (6 * chroma).clamp_(min=torch.finfo(x.dtype).tiny)  # where there is no chroma, 0 is divided
-    hue = corner.add_((middle - low).div_(sixths)).abs_().add_(shift)
-    # cyan, magenta and yellow: half a turn from red, green and blue
-    opposite = torch.arange(3, dtype=x.dtype, device=x.device).div_(3).add_(0.5)
-    turns = hue - opposite.view(1, 3, 1, 1)
-    share = torch.rsub(turns.sub_(turns.round()).abs_(), 2, alpha=6).clamp_(0, 1)
-    return torch.addcmul(value, chroma, share, value=-1)
+    value = torch.maximum(red, torch.maximum(green, blue))
+    least = torch.minimum(red, torch.minimum(green, blue))
+    chroma = value - least
+    away = (green + blue).sub_(red).add_(value).sub_(least, alpha=2)
+    hue = torch.addcmul(torch.copysign(away, green - blue), chroma, 6 * shift)
+    low, high = least - chroma, value + chroma
+    # for magenta and yellow, 3 less the distance; what lies beyond a fold that is not made is clamped alike
+    magenta = (hue + chroma).abs_().sub_(chroma, alpha=3).abs_()
+    yellow = (hue - chroma).abs_().sub_(chroma, alpha=3).abs_()
+    cyan = hue.abs_().sub_(chroma, alpha=3).abs_()
+    turned = torch.cat([cyan.add_(low), high - magenta, high - yellow], dim=1)
+    return torch.minimum(torch.maximum(turned, least), value)
 
 
 def choose(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:

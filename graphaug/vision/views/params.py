@@ -33,9 +33,13 @@ class ViewParams:
     sigma: Tensor
     solarize: Tensor
 
+    def columns(self) -> list[Tensor]:
+        """The tensors in the order of the fields."""
+        return [getattr(self, field.name) for field in fields(self)]
+
     def split(self, size: int) -> list[ViewParams]:
         """The same in parts of ``size`` views, in order."""
-        columns = [getattr(self, field.name).split(size) for field in fields(self)]
+        columns = [column.split(size) for column in self.columns()]
         return [ViewParams(*part) for part in zip(*columns, strict=True)]
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import BatchError, InvalidOption
-from graphaug.vision.views import single_image
 from graphaug.vision.views.image_ops import (
     check_images,
     choose,
@@ -26,12 +25,13 @@ from graphaug.vision.views.image_ops import (
     solarize,
     unit_range,
 )
+from graphaug.vision.views.one_by_one import views_one_by_one
 from graphaug.vision.views.params import ViewParams
 
 PART_BYTES = 2**21
 """How many bytes of float32 images a thread of a CPU takes at once: more leave its cache."""
 
-LARGE = 96
+LARGE = 72
 """From how many pixels a side on a CPU takes views one at a time, each with the operations that were drawn for it."""
 
 CROP_ATTEMPTS = 10
@@ -137,9 +137,8 @@ class SimCLRViews(nn.Module):
 
         """
         check_images(images)
-        images = images.repeat(self.n_views, 1, 1, 1)
         if uniforms is None:
-            uniforms = torch.rand(images.shape[0], UNIFORMS, device=images.device)
+            uniforms = torch.rand(self.n_views * images.shape[0], UNIFORMS, device=images.device)
         if uniforms.dtype not in (torch.float32, torch.float64):
             raise BatchError(
                 f"uniforms are drawn in float32, not {uniforms.dtype}: its few bits would repeat draws."
@@ -186,9 +185,12 @@ class SimCLRViews(nn.Module):
         )
 
     def apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
-        """Make one view of each row of ``images`` with the given parameters: ``(B, C, size, size)``."""
+        """Make views of B images with the parameters of n·B views, first views first: ``(n·B, C, size, size)``."""
         if self._takes_one_at_a_time(images):
-            return self._one_by_one(images, params)
+            numbers = (self.n_views, self.size, self.kernel_size, self.solarize_threshold)
+            views: Tensor = views_one_by_one(images, params.columns(), self.mean, self.std, *numbers)
+            return views
+        images = images.repeat(self.n_views, 1, 1, 1)
         part = self._part(images)
         if part >= images.shape[0]:
             return self._apply_params(images, params)
@@ -207,15 +209,7 @@ class SimCLRViews(nn.Module):
 
     def _takes_one_at_a_time(self, images: Tensor) -> bool:
         """Whether images are so large that a step's own time exceeds that of calling it."""
-        eager = images.device.type == "cpu" and not torch.compiler.is_compiling()
-        return eager and not images.requires_grad and self.size >= LARGE
-
-    def _one_by_one(self, images: Tensor, params: ViewParams) -> Tensor:
-        views = torch.empty(len(images), images.shape[1], self.size, self.size)
-        for image, drawn, out in zip(images, params.rows(), views, strict=True):
-            view = single_image.view(image, self.size, self.kernel_size, self.solarize_threshold, **drawn)
-            torch.sub(view[0], self.mean, out=out).div_(self.std)
-        return views
+        return images.device.type == "cpu" and not images.requires_grad and self.size >= LARGE
 
     def _apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         x = unit_range(images)

@@ -1,0 +1,81 @@
+"""Resizing and blurring one image as sparse products: each row made is a weighted sum of the few rows it sees.
+
+A product with the matrix of a whole axis would be nearly all zeros. Here a row's *taps*, the rows that it is made of
+and their weights, are gathered and summed in one pass (``embedding_bag``, which is a sparse times a dense matrix). The
+other axis is done on the transposed image, so that what is gathered is always a whole row.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+SIGMAS = 6.0
+"""How many standard deviations of a Gaussian are summed: what lies beyond is below the rounding of float32."""
+
+
+@dataclass(frozen=True)
+class Taps:
+    """``(n, T)`` indices of the rows that each of n new rows is made of, and ``(n, T)`` their weights."""
+
+    index: Tensor
+    weight: Tensor
+
+
+def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit: float = 1.0) -> list[Taps]:
+    """The bilinear, antialiased resize of one axis of each of B crops: the rows of ``image_ops.resize_matrix``.
+
+    Args:
+        extent: ``(B,)`` pixels in the crop.
+        out_size: pixels of the result along this axis.
+        flip: ``(B,)`` whether the result is in reverse order.
+        channels: how many channels, one below the other, the rows are of.
+        unit: what the weights of a row sum to.
+
+    Returns:
+        For each crop the taps of its ``channels·out_size`` rows; those outside of the crop have the weight 0.
+
+    """
+    counts = [math.ceil(2 * max(1.0, pixels / out_size)) for pixels in extent.tolist()]
+    extent, flip = extent[:, None, None].float(), flip[:, None, None]
+    scale = extent / out_size
+    support = scale.clamp(min=1)
+    made = torch.arange(out_size)[:, None]
+    centre = (torch.where(flip, out_size - 1 - made, made) + 0.5) * scale
+    # An open interval of 2·support pixels' width around the centre holds as many centres of pixels as are counted.
+    pixel = (centre - support + 0.5).floor() + torch.arange(max(counts))
+    weight = (1 - (pixel + 0.5 - centre).abs() / support).clamp_(min=0)
+    weight *= (pixel >= 0) & (pixel < extent)
+    weight *= unit / weight.sum(-1, keepdim=True)
+    index = torch.minimum(pixel.clamp_(min=0), extent - 1)
+    index = _in_channels(index.int(), extent.int(), channels)
+    weight = weight.repeat(1, channels, 1)
+    if len(set(counts)) > 1:
+        return [Taps(i[:, :n], w[:, :n]) for i, w, n in zip(index, weight, counts, strict=True)]
+    return [Taps(i, w) for i, w in zip(index, weight, strict=True)]
+
+
+def blur_taps(sigma: float, kernel_size: int, size: int, channels: int) -> Taps:
+    """A Gaussian of ``sigma`` pixels over ``kernel_size`` (odd), reflecting at the edges, on an axis of ``size``."""
+    radius = min(kernel_size // 2, math.ceil(SIGMAS * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=torch.int32)
+    kernel = (-0.5 * (offsets / sigma) ** 2).exp_()
+    kernel /= kernel.sum()
+    index = (torch.arange(size, dtype=torch.int32)[:, None] + offsets).abs_()
+    index = torch.minimum(index, 2 * (size - 1) - index)
+    return Taps(_in_channels(index, size, channels), kernel.expand(channels * size, -1))
+
+
+def combine_rows(x: Tensor, taps: Taps) -> Tensor:
+    """Make n new rows of each channel: ``(C, H, W)``, contiguous, and taps of C·n rows give ``(C, n, W)``."""
+    rows = F.embedding_bag(taps.index, x.view(-1, x.shape[2]), mode="sum", per_sample_weights=taps.weight)
+    return rows.view(len(x), -1, x.shape[2])
+
+
+def _in_channels(index: Tensor, size: Tensor | int, channels: int) -> Tensor:
+    """Indices ``(..., n, T)`` of the rows of one channel as ``(..., channels·n, T)`` of all, ``size`` rows each."""
+    return torch.cat([index + channel * size for channel in range(channels)], dim=-2)
