@@ -287,8 +287,10 @@ def test_two_views_share_nothing():
         assert abs(stats.spearmanr(a[:1000].numpy(), a[1000:].numpy()).statistic) < 0.12
 
 
-@pytest.mark.parametrize("antialiased_size", [10, 24, 40])
-def test_eval_view_is_torchvisions_resize(antialiased_size):
+@pytest.mark.parametrize("antialiased_size", [10, 24, 40, 80])
+@pytest.mark.parametrize("large", [1, 1000], ids=["one by one", "as a batch"])
+def test_eval_view_is_torchvisions_resize(monkeypatch, antialiased_size, large):
+    monkeypatch.setattr("graphaug.vision.views.pipeline.LARGE", large)
     x = images(3, 3, 24, 32)
     resized = tvf.resize(x, [antialiased_size] * 2, antialias=True)
     view = EvalView(antialiased_size, mean=0.5, std=0.25)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -32,6 +33,26 @@ class ViewParams:
     gray: Tensor
     sigma: Tensor
     solarize: Tensor
+
+    @classmethod
+    def of_whole_images(cls, count: int, height: int, width: int) -> ViewParams:
+        """What leaves ``count`` images of ``height`` × ``width`` whole and as they are."""
+        zero, none = torch.zeros(count), torch.zeros(count, dtype=torch.bool)
+        return cls(
+            top=zero,
+            left=zero,
+            height=zero + height,
+            width=zero + width,
+            flip=none,
+            brightness=zero + 1,
+            contrast=zero + 1,
+            saturation=zero + 1,
+            hue=zero,
+            order=torch.arange(4).repeat(count, 1),
+            gray=none,
+            sigma=zero,
+            solarize=none,
+        )
 
     def columns(self) -> list[Tensor]:
         """The tensors in the order of the fields."""

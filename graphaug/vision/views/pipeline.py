@@ -186,7 +186,7 @@ class SimCLRViews(nn.Module):
 
     def apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         """Make views of B images with the parameters of n·B views, first views first: ``(n·B, C, size, size)``."""
-        if self._takes_one_at_a_time(images):
+        if _one_at_a_time(images, self.size):
             numbers = (self.n_views, self.size, self.kernel_size, self.solarize_threshold)
             views: Tensor = views_one_by_one(images, params.columns(), self.mean, self.std, *numbers)
             return views
@@ -206,10 +206,6 @@ class SimCLRViews(nn.Module):
             return images.shape[0]
         pixels = max(images.shape[2] * images.shape[3], self.size**2)
         return max(1, PART_BYTES * torch.get_num_threads() // (4 * images.shape[1] * pixels))
-
-    def _takes_one_at_a_time(self, images: Tensor) -> bool:
-        """Whether images are so large that a step's own time exceeds that of calling it."""
-        return images.device.type == "cpu" and not images.requires_grad and self.size >= LARGE
 
     def _apply_params(self, images: Tensor, params: ViewParams) -> Tensor:
         x = unit_range(images)
@@ -268,11 +264,22 @@ class EvalView(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Resize and normalise ``(B, C, H, W)`` images."""
+        check_images(images)
+        if _one_at_a_time(images, self.size):
+            whole = ViewParams.of_whole_images(images.shape[0], images.shape[2], images.shape[3])
+            drawn = whole.columns()
+            view: Tensor = views_one_by_one(images, drawn, self.mean, self.std, 1, self.size, 3, 1.0)
+            return view
         x = unit_range(images)
         zero = x.new_zeros(1)
         rows = resize_matrix(zero, zero + x.shape[2], x.shape[2], self.size)
         columns = resize_matrix(zero, zero + x.shape[3], x.shape[3], self.size)
         return (resample(x, rows, columns) - self.mean) / self.std
+
+
+def _one_at_a_time(images: Tensor, size: int) -> bool:
+    """Whether views are so large, on a CPU, that a step's own time exceeds that of calling it."""
+    return images.device.type == "cpu" and not images.requires_grad and size >= LARGE
 
 
 def _per_channel(value: Sequence[float] | float) -> Tensor:

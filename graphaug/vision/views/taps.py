@@ -8,7 +8,7 @@ other axis is done on the transposed image, so that what is gathered is always a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +18,13 @@ SIGMAS = 6.0
 """How many standard deviations of a Gaussian are summed: what lies beyond is below the rounding of float32."""
 
 
-@dataclass(frozen=True)
-class Taps:
-    """``(n, T)`` indices of the rows that each of n new rows is made of, and ``(n, T)`` their weights."""
+class Taps(NamedTuple):
+    """``(C, n, T)`` indices of the rows, of C channels one below the other, that n new rows are made of, and weights.
 
-    index: Tensor
+    The weights are the same for all channels, and expanded.
+    """
+
+    source: Tensor
     weight: Tensor
 
 
@@ -33,11 +35,11 @@ def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit
         extent: ``(B,)`` pixels in the crop.
         out_size: pixels of the result along this axis.
         flip: ``(B,)`` whether the result is in reverse order.
-        channels: how many channels, one below the other, the rows are of.
+        channels: of the images.
         unit: what the weights of a row sum to.
 
     Returns:
-        For each crop the taps of its ``channels·out_size`` rows; those outside of the crop have the weight 0.
+        For each crop the taps of its new rows; those outside of the crop have the weight 0.
 
     """
     counts = [math.ceil(2 * max(1.0, pixels / out_size)) for pixels in extent.tolist()]
@@ -48,15 +50,15 @@ def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit
     centre = (torch.where(flip, out_size - 1 - made, made) + 0.5) * scale
     # An open interval of 2·support pixels' width around the centre holds as many centres of pixels as are counted.
     pixel = (centre - support + 0.5).floor() + torch.arange(max(counts))
-    weight = (1 - (pixel + 0.5 - centre).abs() / support).clamp_(min=0)
-    weight *= (pixel >= 0) & (pixel < extent)
+    weight = (1 - (pixel + 0.5 - centre).abs_() / support).clamp_(min=0)
+    weight.masked_fill_((pixel < 0).logical_or_(pixel >= extent), 0)
     weight *= unit / weight.sum(-1, keepdim=True)
-    index = torch.minimum(pixel.clamp_(min=0), extent - 1)
-    index = _in_channels(index.int(), extent.int(), channels)
-    weight = weight.repeat(1, channels, 1)
-    if len(set(counts)) > 1:
-        return [Taps(i[:, :n], w[:, :n]) for i, w, n in zip(index, weight, counts, strict=True)]
-    return [Taps(i, w) for i, w in zip(index, weight, strict=True)]
+    index = torch.minimum(pixel.clamp_(min=0), extent - 1).int()[:, None]
+    index = index + torch.arange(channels, dtype=torch.int32)[:, None, None] * extent.int()[:, None]
+    weight = weight[:, None].expand(index.shape)
+    if len(set(counts)) == 1:
+        return [Taps(*each) for each in zip(index, weight, strict=True)]
+    return [Taps(i[..., :n], w[..., :n]) for i, w, n in zip(index, weight, counts, strict=True)]
 
 
 def blur_taps(sigma: float, kernel_size: int, size: int, channels: int) -> Taps:
@@ -67,15 +69,12 @@ def blur_taps(sigma: float, kernel_size: int, size: int, channels: int) -> Taps:
     kernel /= kernel.sum()
     index = (torch.arange(size, dtype=torch.int32)[:, None] + offsets).abs_()
     index = torch.minimum(index, 2 * (size - 1) - index)
-    return Taps(_in_channels(index, size, channels), kernel.expand(channels * size, -1))
+    index = index + torch.arange(0, channels * size, size, dtype=torch.int32)[:, None, None]
+    return Taps(index, kernel.expand(index.shape))
 
 
 def combine_rows(x: Tensor, taps: Taps) -> Tensor:
-    """Make n new rows of each channel: ``(C, H, W)``, contiguous, and taps of C·n rows give ``(C, n, W)``."""
-    rows = F.embedding_bag(taps.index, x.view(-1, x.shape[2]), mode="sum", per_sample_weights=taps.weight)
+    """Make n new rows of each channel of ``(C, H, W)``, contiguous: ``(C, n, W)``."""
+    index, weight = (each.reshape(-1, each.shape[2]) for each in taps)
+    rows = F.embedding_bag(index, x.view(-1, x.shape[2]), mode="sum", per_sample_weights=weight)
     return rows.view(len(x), -1, x.shape[2])
-
-
-def _in_channels(index: Tensor, size: Tensor | int, channels: int) -> Tensor:
-    """Indices ``(..., n, T)`` of the rows of one channel as ``(..., channels·n, T)`` of all, ``size`` rows each."""
-    return torch.cat([index + channel * size for channel in range(channels)], dim=-2)
