@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphaug.text.simcse import SimCSE
 
@@ -50,7 +50,7 @@ def encoder_in_training(name: str) -> tuple[SimCSE, dict[str, Tensor]]:
         from graphaug.text.corpus.tokenizer import train_wordpiece
 
         words = train_wordpiece(["any words: a run's own are learned from its text"])
-        encoder = from_config(name, words, vocab_size=SimCSEConfig().vocab_size)
+        encoder: nn.Module = from_config(name, words, vocab_size=SimCSEConfig().vocab_size)
     else:
         encoder, _, _ = load_trainable(name)
     ones = torch.ones(ROWS, TOKENS, dtype=torch.long)
