@@ -1,6 +1,7 @@
 """What opened code reaches besides its modules' attributes: noticed when it changes, also in copies and compiled."""
 
 import copy
+import functools
 import io
 import types
 
@@ -141,4 +142,41 @@ def test_compiled_code_notices_as_well(what, monkeypatch):
     CHANGES[what](aug.original, monkeypatch)
     with pytest.raises(Exception, match=r"Observed exception|Call rewrite again"):
         fast(torch.randn(3, 4))
+    torch._dynamo.reset()
+
+
+def decorated(function):
+    """As transformers' deprecations are: the wrapper reads variables of its closure."""
+    names = {"old": "new"}
+
+    @functools.wraps(function)
+    def wrapper(*args, **kwargs):
+        return function(*args, **{names.get(k, k): v for k, v in kwargs.items()})
+
+    return wrapper
+
+
+@decorated
+def mixed(h: Tensor, new: float) -> Tensor:
+    return h * new
+
+
+class Decorated(nn.Module):
+    """A forward and a function that are decorated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    @decorated
+    def forward(self, x: Tensor) -> Tensor:
+        return mixed(self.first(x), old=2.0)
+
+
+def test_decorators_are_read_and_compiled():
+    aug = rewritten(Decorated())
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    aug.set_rate(0.0)
+    x = torch.randn(3, 4)
+    assert torch.equal(fast(x), aug.original(x))
     torch._dynamo.reset()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.code_names import attributes_in, names_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
-from graphaug.capture.recording.relied.reached import GONE, Array, Reached
+from graphaug.capture.recording.relied.reached import GONE, Array, Reached, reader
 
 _FOREIGN = {
     *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging"),
@@ -67,6 +67,7 @@ class _Walk:
         self._known: set[tuple[str, int, Any]] = set()
         self._functions: dict[types.FunctionType, None] = {}
         self._seen: set[int] = set()
+        self._readers: dict[int, types.FunctionType] = {}
         modules = {path: m for path, m in model.named_modules() if path in opened}
         self._classes = {
             cls: None for m in modules.values() for cls in type(m).__mro__ if cls not in (nn.Module, object)
@@ -153,7 +154,7 @@ class _Walk:
         where = function.__name__
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if (content := _content(cell)) is not GONE and variable not in ("__class__", "self"):
-                self._reach(f"{variable!r} of {where}", "variable", cell, variable, content)
+                self._reach(f"{variable!r} of {where}", "variable", self._reader(cell), variable, content)
         scope, names = function.__globals__, names_in(function.__code__)
         for variable in sorted(names & scope.keys()):
             value = scope[variable]
@@ -167,6 +168,9 @@ class _Walk:
                 self._reach(f"the environment's {key}", "item", os.environ, key, os.environ.get(key, GONE))
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._inside(f"a default of {where}", default, None, _DEPTH)
+
+    def _reader(self, cell: types.CellType) -> types.FunctionType:
+        return self._readers.setdefault(id(cell), reader(cell))
 
     def _reach(
         self,

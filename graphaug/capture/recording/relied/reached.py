@@ -37,7 +37,7 @@ class Reached:
         name: as the code spells it, for messages: "cfg['p']".
         kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure; or
             the "entries" of a list, the "keys" of a dict, the "numbers" of an array as a whole.
-        holder: the object, dict, cell, list or array.
+        holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
@@ -68,13 +68,12 @@ class Reached:
         Raises:
             AssumptionViolated: it was changed since.
         """
-        if not self.holds():
-            now = self._now()
-            shown = is_plain(self.expected) and is_plain(now)
+        if self.holds():
+            return
+        what = f"before {self.name} was changed"
+        if not torch.compiler.is_compiling() and is_plain(self.expected) and is_plain(now := self._now()):
             what = f"for {self.name} == {self.expected!r}, and now it is {now!r}"
-            raise AssumptionViolated(
-                f"this model was captured {what if shown else f'before {self.name} was changed'}. Call rewrite again."
-            )
+        raise AssumptionViolated(f"this model was captured {what}. Call rewrite again.")
 
     def holds(self) -> bool:
         """Whether it is what it was."""
@@ -95,7 +94,7 @@ class Reached:
         if self.kind == "item":
             return self.holder.get(self.key, GONE)
         if self.kind == "variable":
-            return self.holder.cell_contents
+            return self.holder()
         if self.kind == "keys":
             return list(self.holder)
         if self.kind == "numbers":
@@ -109,3 +108,13 @@ class Reached:
 
 def _is(a: Any, b: Any) -> bool:
     return a is b or (type(a) is type(b) and is_plain(b) and (a == b or a != a))
+
+
+def reader(cell: types.CellType) -> types.FunctionType:
+    """A function that reads a variable of a closure: torch's compiler follows cells through functions alone."""
+    variable = None
+
+    def read() -> Any:
+        return variable
+
+    return types.FunctionType(read.__code__, globals(), "read", None, (cell,))
