@@ -188,7 +188,7 @@ class PretrainConfig(Settings):
         method = METHODS[self.method]
         if self.deep_views and not method.deep_views:
             reason = (
-                "its teacher is not augmented, and would make one view of a row"
+                "its targets come of a teacher, in which no site makes views"
                 if method.teacher
                 else "it is trained on one view"
             )
