@@ -90,7 +90,8 @@ def test_without_lightly_the_way_to_install_it_is_named(method, unlabelled, monk
         loop.pretrain(PretrainConfig(**TINY, method=method), tmp_path / "run", data=unlabelled)
     assert f"method='{method}'" in str(caught.value)
     assert not (tmp_path / "run").exists()
-    loop.pretrain(PretrainConfig(**TINY), data=unlabelled)
+    if method == "simsiam":  # others do without it
+        loop.pretrain(PretrainConfig(**TINY), data=unlabelled)
 
 
 def test_the_command_line_refuses_what_a_method_does_not_have_even_at_its_default(graphaug, tmp_path):
