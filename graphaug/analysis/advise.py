@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, overload
@@ -18,6 +19,12 @@ from graphaug.select.model_structure import openable
 from graphaug.select.resolve import At
 from graphaug.sites import Site, sites_of, structure_of
 from graphaug.surgery.unwrap import plain_model
+
+FEWEST = 3
+"""Sites that a stretch can be told among."""
+
+ADDITION = re.compile(r"i?add(_\d+)?")
+"""Names of operations at which a forward of residual branches does separate its input from its output."""
 
 
 @dataclass(frozen=True)
@@ -165,8 +172,11 @@ def advise(
     if sites is None:
         sites = candidates(plain, example)
     similarity = cka(plain, data, sites, estimator=estimator, tokens=tokens, batch_size=batch_size)
-    if len(similarity.rows) < 3:
-        raise SiteNotFound(f"advice needs 3 sites or more to compare, not {len(similarity.rows)}.")
+    if len(similarity.rows) < FEWEST:
+        raise SiteNotFound(
+            f"advice needs {FEWEST} sites or more to compare, not {len(similarity.rows)}. "
+            "graphaug.sites(model) lists every site."
+        )
     through = None if chosen is None else _separating(plain, example)  # candidates are such already
     return advice_of(similarity, threshold=threshold, suggest=through)
 
@@ -198,7 +208,8 @@ def advice_of(
 def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
     """The sites worth comparing: blocks and numbered stages that separate input from output, in order, once each.
 
-    A model without blocks (a plain sequence of layers) is compared layer by layer.
+    A model without blocks (a plain sequence of layers) is compared layer by layer; one whose forward adds what its
+    layers give to what came in, so that they separate nothing, at those additions too.
     """
     structure = structure_of(model, example_inputs)
     rows = rows_of(example_inputs)
@@ -215,7 +226,10 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
         if site.separates and site.target.side == "after" and holds_batch(site)
     ]
     blocks = [s for s in found if s.stage is not None or (s.op is None and _is_block(s.module))]
-    chosen = blocks if len(blocks) >= 3 else [s for s in found if s.op is None]
+    layers = [s for s in found if s.op is None]
+    chosen = next((some for some in (blocks, layers) if len(some) >= FEWEST), None)
+    if chosen is None:
+        chosen = [s for s in found if s.op is None or ADDITION.fullmatch(s.op)]
     paths = [s.path for s in chosen]
     # a container's output is that of its last entry
     return [str(s) for s in chosen if not any(p.startswith(s.path + ".") for p in paths)]

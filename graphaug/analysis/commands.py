@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
 from graphaug.terminal.help import Help
 from graphaug.terminal.options import refuse_without
 from graphaug.terminal.printable import print_names as print
+from graphaug.terminal.spoken import about
 
 if TYPE_CHECKING:
     from graphaug.analysis.advise import Advice
@@ -70,7 +72,8 @@ def advise(
             f"--check pretrains on images, and {str(run)!r} is a run on text: leave it out, and try the sites with "
             "'graphaug simcse --at'."
         )
-    advice, data = _advice(found, sts, samples)
+    with about(found.config.model) if isinstance(found, ImageRun) else nullcontext():
+        advice, data = _advice(found, sts, samples)
     print(advice.similarity)
     print(advice)
     result: dict[str, Any] = {"run": str(run), "advice": [dict(s) | {"score": s.score} for s in advice]}

@@ -305,6 +305,27 @@ def test_candidates(make, expected):
     assert candidates(net, example) == expected
 
 
+class Added(nn.Module):
+    """The forward adds what its layers give to what came in: the layers are bypassed, the additions are not."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.layers = nn.Linear(16, 8), nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for layer in self.layers:
+            x = x + layer(x)
+        return self.head(x.relu())
+
+
+def test_a_forward_that_adds_by_itself_is_compared_at_its_additions():
+    assert candidates(Added(), (samples()[:3],)) == ["stem", "add", "add_1", "add_2", "head"]
+    for suggestion in advise(Added(), samples()):
+        graphaug.rewrite(Added(), suggestion)
+
+
 def test_too_few_sites():
     with pytest.raises(errors.SiteNotFound, match="3 sites or more"):
         advise(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(16, 4))

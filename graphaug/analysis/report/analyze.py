@@ -136,9 +136,12 @@ def render(analyses: dict[str, RunAnalysis], directory: Path) -> str:
     ]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown)
 
-    def picture(data: str, caption: str) -> Markup:
-        return Markup(
-            '<figure><img src="data:image/svg+xml;base64,{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
+    def picture(data: str, caption: str, panels: bool = False) -> Markup:
+        figure = (
+            Markup('<figure class="panels">') if panels else Markup("<figure>")
+        )  # panels scroll on a phone
+        return figure + Markup(
+            '<img src="data:image/svg+xml;base64,{0}" alt="{1}"><figcaption>{1}</figcaption></figure>'
         ).format(data, printable_lines(caption))
 
     template = environment.from_string(

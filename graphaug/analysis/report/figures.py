@@ -30,6 +30,12 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _NAMES: dict[str, Any] = {"fontsize": 8, "parse_math": False}
 """How names of sites are written: a dollar in one begins no formula."""
 
+LEAST = 0.1
+"""What an axis of a loss in nats, or of a measure of geometry, spans at least: noise should not fill a figure."""
+
+LEAST_SCORE = 10.0
+"""The same of an accuracy in %, or of a correlation times 100."""
+
 _SITE_MEASURES: dict[str, Callable[[Geometry], float]] = {
     "alignment (mean squared distance)": lambda g: g.alignment,
     "uniformity (log mean potential)": lambda g: g.uniformity,
@@ -105,6 +111,8 @@ def plane(runs: Mapping[str, Sequence[Measurement]], words: Words = IMAGES) -> F
                 fontsize=7,
             )
     axes.margins(0.15)
+    _span(axes, "x", LEAST)
+    _span(axes, "y", LEAST)
     axes.grid(alpha=0.3)
     _legend(axes, lines)
     return figure
@@ -137,6 +145,7 @@ def sites(measurements: Sequence[Measurement], cuts: Sequence[str] = (), words: 
             )
         for cut in cuts:
             axes.axvline(names.index(cut), color="#D55E00", linestyle="--", linewidth=1.2)
+        _span(axes, "y", LEAST)
         axes.grid(alpha=0.3)
     for axes in panels[-1]:
         axes.set_xticks(range(len(names)), [_marked(n, cuts) for n in names], rotation=90, **_NAMES)
@@ -169,7 +178,8 @@ def curves(
             score.plot(*zip(*probed, strict=True), **style)
     if not score.lines:
         score.text(0.5, 0.5, "not measured", transform=score.transAxes, ha="center")
-    for axes in (loss, score):
+    for axes, least in ((loss, LEAST), (score, LEAST_SCORE)):
+        _span(axes, "y", least)
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
@@ -194,6 +204,14 @@ def spectrum(runs: Mapping[str, Tensor]) -> Figure:
     axes.grid(alpha=0.3)
     _legend(axes, lines)
     return figure
+
+
+def _span(axes: Axes, which: str, least: float) -> None:
+    """Widen an axis around its middle to what it should span at least."""
+    low, high = getattr(axes, f"get_{which}lim")()
+    if high - low < least:
+        middle = (low + high) / 2
+        getattr(axes, f"set_{which}lim")(middle - least / 2, middle + least / 2)
 
 
 def _marked(name: str, cuts: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ IMAGES = Words(
     "epoch",
     "test images",
     ("kNN accuracy (%)", "kNN"),
-    "nearest-neighbour accuracy (of the analysed test images, from 2,000 training images at most)",
+    "nearest-neighbour accuracy (of the analysed test images, from 2,000 of its training images at most)",
     "features of two views of each test image",
     1,
     " %",

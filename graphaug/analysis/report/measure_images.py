@@ -12,7 +12,7 @@ from graphaug.analysis.report.layers import SEED, augmented_sites, compare_layer
 from graphaug.analysis.report.read import ImageRun
 from graphaug.capture.target import Target
 from graphaug.errors import DataError
-from graphaug.vision.data.images import ImageData, load
+from graphaug.vision.data.images import ImageData, fewer, load
 from graphaug.vision.models import classifier_path, classifier_replaced, features, to_rgb
 from graphaug.vision.objective import image_views
 from graphaug.vision.probes.evaluate import knn_accuracy
@@ -32,8 +32,9 @@ def analyze_images(run: ImageRun, *, data: ImageData | None = None, samples: int
     images, labels = data.test.images[asked], data.test.labels[asked]
     if len(images) < 8:
         raise DataError(f"{data.name} has {len(images)} test images: an analysis needs 8 or more.")
-    known = balanced(data.train.labels, 2000)
-    train_images, train_labels = data.train.images[known], data.train.labels[known]
+    trained = fewer(data, config.images).train  # the neighbours are looked for among what the run had
+    known = balanced(trained.labels, 2000)
+    train_images, train_labels = trained.images[known], trained.labels[known]
     probed = len(train_labels.unique()) > 1
     # one class is none; tolerance is over pairs of a class
     paired = labels if probed and int(labels.bincount().max()) > 1 else None

@@ -475,6 +475,10 @@ def test_the_plane_the_curves_and_the_spectrum():
     assert (loss.get_ylabel(), accuracy.get_ylabel()) == ("training loss (nats)", "kNN accuracy (%)")
     assert loss.lines[0].get_xydata().tolist() == [[1, 3.0], [2, 2.0]]
     assert accuracy.lines[0].get_xydata().tolist() == [[0, 25.0], [4, 75.0]]
+    noise = [replace(m, score=0.5 + i / 1000) for i, m in enumerate(measurements)]
+    loss, accuracy = figures.curves({"run": [(1, 4.130), (4, 4.139)]}, {"run": noise}).axes
+    spans = [high - low for low, high in (loss.get_ylim(), accuracy.get_ylim())]
+    assert spans == pytest.approx([0.1, 10.0])  # a change of a thousandth does not fill the figure
     _, accuracy = figures.curves({"run": [(1, 3.0)]}, {"run": [replace(measurements[0], score=None)]}).axes
     assert [t.get_text() for t in accuracy.texts] == ["not measured"]
     site = Geometry("a", 0.5, -1.0, 0.25, 3.0, 16, 8)
