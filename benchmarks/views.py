@@ -6,8 +6,9 @@
 All make the same views of the same random uint8 images: crop with scale 0.2 to 1, flip, jitter .4/.4/.4/.1 with
 probability .8, gray .2, normalisation, no blur. lightly and torchvision work on PIL images one by one in this process,
 as their data loaders' workers do; kornia and ours on the batch (a quarter of it above 64 pixels). With one thread, the
-default, the numbers are those of one core. A library that is not installed is left out and named. Results go to
-``benchmarks/results/views-NAME.json``.
+default, the numbers are those of one core: its time spent for this process, to which a busy machine adds little. Each
+runs twice in its turn, and the second run counts: the first one pays for the memory that another has given back. A
+library that is not installed is left out and named. Results go to ``benchmarks/results/views-NAME.json``.
 """
 
 from __future__ import annotations
@@ -109,12 +110,13 @@ def contenders(images: Tensor, size: int, compiled: bool) -> dict[str, Make]:
     return found
 
 
-def seconds(make: Make, device: str) -> float:
-    start = time.perf_counter()
+def seconds(make: Make, device: str, threads: int) -> float:
+    clock = time.process_time if device == "cpu" and threads == 1 else time.perf_counter
+    start = clock()
     make()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
 def measure(images: Tensor, size: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
@@ -127,7 +129,8 @@ def measure(images: Tensor, size: int, options: argparse.Namespace) -> dict[str,
             make()
         for _ in range(options.rounds):
             for name, make in found.items():
-                times[name].append(seconds(make, options.device))
+                make()
+                times[name].append(seconds(make, options.device, options.threads))
     count = 2 * len(images)
     return {
         name: {

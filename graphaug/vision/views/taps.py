@@ -19,10 +19,7 @@ SIGMAS = 6.0
 
 
 class Taps(NamedTuple):
-    """``(C, n, T)`` indices of the rows, of C channels one below the other, that n new rows are made of, and weights.
-
-    The weights are the same for all channels, and expanded.
-    """
+    """``(C, n, T)`` rows, of C channels one below the other, that n new rows are made of, and their weights."""
 
     source: Tensor
     weight: Tensor
@@ -55,7 +52,7 @@ def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit
     weight *= unit / weight.sum(-1, keepdim=True)
     index = torch.minimum(pixel.clamp_(min=0), extent - 1).int()[:, None]
     index = index + torch.arange(channels, dtype=torch.int32)[:, None, None] * extent.int()[:, None]
-    weight = weight[:, None].expand(index.shape)
+    weight = weight[:, None].expand(index.shape).contiguous()
     if len(set(counts)) == 1:
         return [Taps(*each) for each in zip(index, weight, strict=True)]
     return [Taps(i[..., :n], w[..., :n]) for i, w, n in zip(index, weight, counts, strict=True)]
