@@ -78,10 +78,12 @@ def views_one_by_one(
         for part in parts:
             make(part)
         return views
-    with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for _ in pool.map(make, parts):
-            pass
-    torch.set_num_threads(all_threads)  # a thread's own number is also that of the threads started after it
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(make, parts):
+                pass
+    finally:
+        torch.set_num_threads(all_threads)  # a thread's own number is also that of the threads started after it
     return views
 
 
