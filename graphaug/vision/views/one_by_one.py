@@ -83,7 +83,9 @@ def views_one_by_one(
             for _ in pool.map(make, parts):
                 pass
     finally:
-        torch.set_num_threads(all_threads)  # a thread's own number is also that of the threads started after it
+        torch.set_num_threads(
+            all_threads
+        )  # a thread's own number is also that of the threads started after it
     return views
 
 
