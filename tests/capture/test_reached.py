@@ -115,6 +115,36 @@ def test_what_the_forward_does_not_read_may_change(monkeypatch):
     aug(torch.randn(3, 4))
 
 
+def test_what_is_only_filled_may_grow():
+    kept, grads = [], {}
+
+    class Filling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(4, 4)
+            self.norms = []
+            self.log = {}
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            if h.requires_grad:
+                h.register_hook(kept.append)
+                h.register_hook(lambda g: grads.__setitem__("h", g))
+
+                def hook(g: Tensor) -> None:
+                    self.norms.append(float(g.norm()))
+                    self.log[f"{len(g)}"] = g
+
+                h.register_hook(hook)
+            return h
+
+    aug = ga.rewrite(Filling(), "first", example_inputs=torch.randn(4, 4)).train()
+    kept.clear()
+    for step in (1, 2, 3):
+        aug(torch.randn(3, 4)).sum().backward()
+        assert (len(kept), len(aug.original.norms), len(grads)) == (step, step, 1)
+
+
 def test_a_copy_looks_at_its_own_model():
     aug = rewritten(Net())
     other = copy.deepcopy(aug)

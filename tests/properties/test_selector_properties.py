@@ -137,6 +137,7 @@ def test_any_object_gives_an_error_of_ours(at: object) -> None:
 def test_globs_agree_with_brute_force(drawn: tuple[StaticStructure, list[str]]) -> None:
     structure, segments = drawn
     assume("*" in "".join(segments))
+    assume(segments[-1] != "input")  # behind a module that has no child of that name, what enters it
     oracle = [path for path in paths_of(structure) if path_fits(segments, path.split("."))]
     assert spelled(".".join(segments), structure) == oracle  # no last segment here names an operation
 

@@ -4,15 +4,44 @@ from __future__ import annotations
 
 import dis
 import types
+from collections.abc import Sequence
+
+_NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
+_NAMED = {
+    *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD"),
+    *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF"),
+}
+_FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
+"""Methods that fill a container and return nothing of it."""
 
 
 def names_in(code: types.CodeType) -> set[str]:
-    """The names that code, and functions that are written inside of it, read."""
-    found = set(code.co_names)
+    """The names that code, and functions that are written inside of it, read.
+
+    A list that it only appends to, or a dict in which it only sets entries, is not read.
+    """
+    steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS]
+    found = {
+        str(step.argval)
+        for i, step in enumerate(steps)
+        if step.opname in _NAMED and not _is_written(steps[i + 1 : i + 6])
+    }
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= names_in(constant)
     return found
+
+
+def _is_written(following: Sequence[dis.Instruction]) -> bool:
+    """Whether what was loaded is filled: by a method, or at a key that is loaded next."""
+    if following and following[0].opname in ("LOAD_ATTR", "LOAD_METHOD"):
+        return following[0].argval in _FILLING
+    for step in following:
+        if step.opname == "STORE_SUBSCR":
+            return True
+        if not step.opname.startswith(("LOAD_", "FORMAT_", "BUILD_STRING", "CONVERT_")):
+            return False
+    return False
 
 
 def attributes_in(code: types.CodeType) -> set[tuple[str, str]]:

@@ -151,11 +151,12 @@ class _Walk:
                     self._reach(where, "attribute", m, name, getattr(m, name))
 
     def _variables(self, function: types.FunctionType) -> None:
-        where = function.__name__
+        where, names = function.__name__, names_in(function.__code__)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            if (content := _content(cell)) is not GONE and variable not in ("__class__", "self"):
+            read = variable in names - {"__class__", "self"}
+            if read and (content := _content(cell)) is not GONE:
                 self._reach(f"{variable!r} of {where}", "variable", self._reader(cell), variable, content)
-        scope, names = function.__globals__, names_in(function.__code__)
+        scope = function.__globals__
         for variable in sorted(names & scope.keys()):
             value = scope[variable]
             if not isinstance(value, types.ModuleType):
