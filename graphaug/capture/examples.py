@@ -48,7 +48,8 @@ def captured_on_a_guess(model: nn.Module, *, training: bool, count_flops: bool =
             tried.append(str(error).removeprefix(f"{name}.forward "))
     if refusal is not None:
         raise CaptureError(
-            f"{refusal[0]} (No example_inputs were given; this is of those taken from {refusal[1]}.)"
+            f"{refusal[0]} (No example_inputs were given; this is of those taken from {refusal[1]}. "
+            "If the model takes others, give them.)"
         ) from refusal[0]
     if not tried:
         raise CaptureError(

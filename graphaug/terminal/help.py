@@ -68,7 +68,7 @@ RARE = frozenset(
 )
 """What ``--help`` leaves to ``--help-all``."""
 
-_KINDS = {"INTEGER": "INT", "STR": "TEXT"}
+_KINDS = {"INTEGER": "INT", "STR": "TEXT", "LIST[STR]": "TEXT"}
 _WHOLE = "help_all"
 _HARD_SPACE = "\u00a0"
 

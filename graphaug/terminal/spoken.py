@@ -18,6 +18,10 @@ _ALTERNATIVES = (  # said of Python's arguments, and no command has such options
     r" Pass allow_bypass=True\.",
 )
 _LISTED = re.compile(r"graphaug\.sites\(model\) lists")
+_EXAMPLE = (
+    "Pass example_inputs: what you call it with",
+    "Let the file of the model have example_inputs: what the model is called with",
+)
 _AT = re.compile(r"\bat= \(--at\)|\bat=(?![\w'\"\[(])")
 
 
@@ -31,10 +35,12 @@ def in_options(message: str, options: Collection[str]) -> str:
     if "allow_bypass" not in options:
         for pattern in _ALTERNATIVES:
             message = re.sub(pattern, "", message)
+    message = message.replace(*_EXAMPLE)
     message = _AT.sub("--at", message)
     if "deep_views" in options:
         message = re.sub(r"\bviews=2\b", "--deep-views", message)
     message = re.sub(r"\b([a-z_]+)=\S* \((--[a-z-]+)\)", r"\2", message)  # "init= (--init)": said both ways
+    message = re.sub(r"(--[a-z-]+) \([a-z_]+=\w+\)", r"\1", message)  # "--force (force=True)": the same
 
     def option(match: re.Match[str]) -> str:
         name, value = match[1], match[2]

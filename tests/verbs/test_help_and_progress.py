@@ -125,6 +125,7 @@ OPTIONS = {"at", "rate", "subset", "stop_grad", "backward", "batch_size", "epoch
         ("Use backward='dense', or 'auto'", "Use --backward dense, or 'auto'"),
         ("with stop_grad=False nothing", "with --no-stop-grad nothing"),
         ("give init=None", "give --init none"),
+        ("or pass --force (force=True) to replace it", "or pass --force to replace it"),
         ("Use 'layer4.1.add', or pass allow_bypass=True.", "Use 'layer4.1.add'."),
         ("use 'relu@0' or '@1', or expect=2 for both.", "use 'relu@0' or '@1'."),
         ("a rate of 0.5 is given by hidden_size=8", "a rate of 0.5 is given by hidden_size=8"),
@@ -159,6 +160,19 @@ def test_the_hint_names_the_model_wherever_its_name_comes_from(graphaug: Any, tm
     (tmp_path / "my net.py").write_text("import torch\nNet = torch.nn.Sequential(torch.nn.Linear(4, 4))\n")
     _, _, err = graphaug("draw", f"{tmp_path}/my net.py:Net", "--at", "layer9", "--out", tmp_path / "x.svg")
     assert f"'graphaug sites '{tmp_path}/my net.py:Net'' lists every site" in err
+
+
+def test_an_example_that_is_missing_is_asked_for_where_it_can_be_given(graphaug: Any, tmp_path: Any) -> None:
+    lines = [
+        "import torch",
+        "class Net(torch.nn.Module):",
+        "    def forward(self, x):",
+        "        return x.nothing",
+    ]
+    (tmp_path / "net.py").write_text("\n".join(lines))
+    code, _, err = graphaug("sites", f"{tmp_path}/net.py:Net")
+    assert code == 2
+    assert "Let the file of the model have example_inputs" in err
 
 
 def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp_path: Any) -> None:
