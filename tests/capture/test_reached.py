@@ -115,6 +115,38 @@ def test_what_the_forward_does_not_read_may_change(monkeypatch):
     aug(torch.randn(3, 4))
 
 
+def plainly(h: Tensor) -> Tensor:
+    return h * 2
+
+
+def otherwise(h: Tensor) -> Tensor:
+    return h * 3
+
+
+class Plainly(nn.Module):
+    """A forward that calls a function by its global name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return plainly(self.first(x))
+
+
+def test_a_function_that_is_defined_once_more_is_the_same(monkeypatch):
+    """As where a notebook's cell runs again."""
+    aug = rewritten(Plainly())
+    for function, same in ((plainly, True), (otherwise, False)):
+        again = types.FunctionType(function.__code__, globals(), "plainly")
+        monkeypatch.setitem(globals(), "plainly", again)
+        if same:
+            aug(torch.randn(3, 4))
+        else:
+            with pytest.raises(AssumptionViolated, match="plainly"):
+                aug(torch.randn(3, 4))
+
+
 def test_what_is_only_filled_may_grow():
     kept, grads = [], {}
 

@@ -107,7 +107,22 @@ class Reached:
 
 
 def _is(a: Any, b: Any) -> bool:
-    return a is b or (type(a) is type(b) and is_plain(b) and (a == b or a != a))
+    """Whether two are the same: equal plain values, and a function that was defined once more as it was."""
+    if a is b:
+        return True
+    if type(a) is not type(b) or torch.compiler.is_compiling():
+        return is_plain(b) and type(a) is type(b) and bool(a == b)
+    if isinstance(a, types.FunctionType):
+        bound = (
+            a.__closure__,
+            a.__defaults__,
+            a.__kwdefaults__,
+            b.__closure__,
+            b.__defaults__,
+            b.__kwdefaults__,
+        )
+        return a.__code__ == b.__code__ and not any(bound)
+    return is_plain(b) and (a == b or a != a)
 
 
 def reader(cell: types.CellType) -> types.FunctionType:
