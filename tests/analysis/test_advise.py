@@ -320,6 +320,7 @@ class Added(nn.Module):
         return self.head(x.relu())
 
 
+@pytest.mark.long
 def test_a_forward_that_adds_by_itself_is_compared_at_its_additions():
     assert candidates(Added(), (samples()[:3],)) == ["stem", "add", "add_1", "add_2", "head"]
     for suggestion in advise(Added(), samples()):

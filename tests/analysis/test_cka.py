@@ -176,6 +176,7 @@ def test_always_finite_and_bounded(seed, rows, kind, estimator, kernel, dtype):
 
 
 @pytest.mark.parametrize("rows", [5, 7, 33])
+@pytest.mark.long
 def test_a_matrix_of_one_model_is_symmetric_to_the_last_bit(rows):
     """A matrix product may add up its two triangles in other orders."""
     for seed in range(20):

@@ -105,6 +105,7 @@ def test_equals_hooks_under_the_same_draw(stop_grad):
     assert all(m.training for m in aug.modules())
 
 
+@pytest.mark.long
 def test_recognised_counts_rows_nearest_to_themselves():
     model, x = network(), batch(40)
     gentle = dissect(graphaug.rewrite(model, at="3", rate=0.0), x)
@@ -116,6 +117,7 @@ def test_recognised_counts_rows_nearest_to_themselves():
     assert harsh.dropped == 1
 
 
+@pytest.mark.long
 def test_verdicts():
     model, x = network(), batch(20)
     assert dissect(graphaug.rewrite(model, at="0", rate=0.0), x).verdict == "too weak"
@@ -124,6 +126,7 @@ def test_verdicts():
     assert "gradient norm of the parameters before the cut" in text
 
 
+@pytest.mark.long
 def test_a_dead_network_and_one_that_diverged_are_not_judged():
     dead = network()
     for p in dead.parameters():

@@ -222,6 +222,7 @@ def fit(folder: Path, module: Any, loader: Any, epochs: int, callback: Any, chec
     return trainer
 
 
+@pytest.mark.long
 def test_in_lightning(tmp_path: Path) -> None:
     module, loader = lightning_module()
     from graphaug.callbacks.lightning import DeepAugmentCallback

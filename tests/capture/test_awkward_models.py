@@ -68,6 +68,7 @@ def table() -> dict[str, zoo.Case]:
         for name in [*NAMES, "transformers:clip_text_model"]
     ],
 )
+@pytest.mark.long
 def test_an_awkward_model(name: str, monkeypatch: Any) -> None:
     depths = zoo.three_depths
     monkeypatch.setattr(zoo, "three_depths", lambda *a: depths(*a)[1:2] or depths(*a)[:1])

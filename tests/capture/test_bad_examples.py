@@ -88,6 +88,7 @@ def test_a_keyword_that_only_resembles_a_given_one_is_passed_on() -> None:
     ],
     ids=["image", "keywords"],
 )
+@pytest.mark.long
 def test_an_example_of_one_row_is_taken_twice_and_the_plan_says_so(
     model: Any, site: str, one: Any, more: Any
 ) -> None:
@@ -212,6 +213,7 @@ def test_a_forward_that_changes_its_input_changes_it_as_before(how: str, example
 
 
 @pytest.mark.parametrize("device", ["meta", "cpu"])
+@pytest.mark.long
 def test_a_model_on_the_meta_device_is_captured(device: str) -> None:
     with torch.device("meta"):
         model = ConvNet()

@@ -423,6 +423,7 @@ def test_variadic_inputs_are_captured_from_examples() -> None:
     ],
     ids=["vit", "swin", "squeezenet", "densenet", "shufflenet", "mobilenet"],
 )
+@pytest.mark.long
 def test_deep_inside_real_models(build: Any, at: str, size: int) -> None:
     torch.manual_seed(0)
     model, x = build(), images(4, size)

@@ -161,6 +161,7 @@ BODIES = [
 
 
 @pytest.mark.parametrize("body", BODIES, ids=lambda body: body.__name__)
+@pytest.mark.long
 def test_questions_about_the_inputs_are_answered(body: Any) -> None:
     torch.manual_seed(0)
     model = Opened(body)
@@ -339,6 +340,7 @@ MODES = [(two_modes, 2), (functional_dropout, 2), (one_mode, 1)]
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize(("body", "graphs"), MODES, ids=lambda v: getattr(v, "__name__", v))
+@pytest.mark.long
 def test_two_graphs_only_where_the_modes_differ(body: Any, graphs: int, compiled: bool) -> None:
     torch._dynamo.reset()
     torch.manual_seed(0)
@@ -409,6 +411,7 @@ def test_noise_is_drawn_in_every_call() -> None:
     assert not torch.equal(aug(sequence()), aug(sequence()))
 
 
+@pytest.mark.long
 def test_a_closed_module_may_decide_at_random() -> None:
     for how in ("torch", "python", "numpy", "uniform"):
         ga.rewrite(nn.Sequential(nn.Linear(4, 4), Draws(how)), "0", example_inputs=sequence())

@@ -319,6 +319,7 @@ class Masked(nn.Module):
         return x.masked_scatter(x > 0, x[x > 0] * 2)
 
 
+@pytest.mark.long
 def test_a_backward_is_sparse_where_that_is_proved_and_refused_where_it_would_be_tried() -> None:
     model = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2))
     aug = ga.rewrite(model, "1", stop_grad=True)
@@ -338,6 +339,7 @@ def test_a_dimension_of_the_rows_is_one_of_inputs_that_are_given() -> None:
         ga.rewrite(nn.Linear(4, 4), "input", rows=1)
 
 
+@pytest.mark.long
 def test_the_table_of_sites_says_what_it_was_made_with() -> None:
     table = ga.sites(torchvision.models.resnet18())
     assert {str(s): s.shape for s in table}["layer4"] == (2, 512, 7, 7)

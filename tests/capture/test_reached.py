@@ -84,6 +84,7 @@ def default_restored():
     helper.__defaults__[0][0] = 1.0
 
 
+@pytest.mark.few(9)
 @pytest.mark.parametrize("what", CHANGES)
 @pytest.mark.parametrize("kind", ["itself", "a copy", "a loaded one"])
 def test_a_change_is_noticed_and_named(what, kind, monkeypatch):
@@ -197,6 +198,7 @@ def test_a_value_that_changed_before_loading_is_noticed(monkeypatch):
 
 
 @pytest.mark.parametrize("what", ["options['gain']", "config.shift", "the list steps", "the global 'helper'"])
+@pytest.mark.long
 def test_compiled_code_notices_as_well(what, monkeypatch):
     aug = rewritten(Net())
     fast = torch.compile(aug, fullgraph=True, backend="eager")
@@ -235,6 +237,7 @@ class Decorated(nn.Module):
         return mixed(self.first(x), old=2.0)
 
 
+@pytest.mark.long
 def test_decorators_are_read_and_compiled():
     aug = rewritten(Decorated())
     fast = torch.compile(aug, fullgraph=True, backend="eager")

@@ -178,6 +178,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_used(broken, unbroken,
     assert files(broken) == files(unbroken[0])
 
 
+@pytest.mark.long
 def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(broken):
     for path in Checkpoints(broken / "checkpoints").complete():
         path.write_bytes(b"nothing")
@@ -270,6 +271,7 @@ def test_a_fingerprint_looks_at_a_sample_of_many_images():
     assert fingerprint(replace(data, train=with_pixels(part, slice(None), 1))) != found
 
 
+@pytest.mark.long
 def test_a_run_without_checkpoints_cannot_go_on_and_is_left_alone(tmp_path):
     config = replace(resumed.CONFIG, epochs=2, checkpoint_every=0)
     with pytest.raises(Stop):
@@ -281,6 +283,7 @@ def test_a_run_without_checkpoints_cannot_go_on_and_is_left_alone(tmp_path):
     assert {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.long
 def test_a_run_without_a_checkpoint_yet_says_that_it_begins_again(graphaug, tmp_path):
     out = tmp_path / "run"
     options = {

@@ -132,6 +132,7 @@ def batch(rows: int = ROWS) -> Tensor:
 
 @pytest.mark.parametrize("build", [closed, opened])
 @pytest.mark.parametrize("name", [*MIXING, *PLACED])
+@pytest.mark.long
 def test_code_that_sees_the_batch_is_found(name: str, build: Callable[[Call], tuple[nn.Module, str]]) -> None:
     model, at = build({**MIXING, **PLACED}[name])
     kind, reason = decide(model, at, batch())
@@ -385,6 +386,7 @@ BY_MASK: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @pytest.mark.parametrize("kind", [torch.int64, torch.bool])
 @pytest.mark.parametrize("example", ["ones", "ragged"])
 @pytest.mark.parametrize("name", BY_MASK)
+@pytest.mark.long
 def test_rows_that_meet_through_a_mask_are_found_whatever_the_example_masks(
     name: str, example: str, kind: torch.dtype
 ) -> None:
@@ -395,6 +397,7 @@ def test_rows_that_meet_through_a_mask_are_found_whatever_the_example_masks(
 
 
 @pytest.mark.parametrize("fill", [lambda m: m, torch.ones_like], ids=["ragged", "ones"])
+@pytest.mark.long
 def test_a_mask_that_each_row_has_for_itself_is_no_coupling(fill: Call) -> None:
     def own(x: Tensor, mask: Tensor) -> Tensor:
         return (x * mask[..., None]).sum(1, keepdim=True) / mask.sum(1)[:, None, None]

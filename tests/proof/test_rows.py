@@ -323,6 +323,7 @@ def test_gradients_scaled_by_the_batch_are_found() -> None:
     assert ask(nn.Embedding(9, 6, max_norm=1.0), ids).verdict == "coupled"
 
 
+@pytest.mark.long
 def test_layers_of_torch() -> None:
     image, tokens = torch.randn(4, 6, 8, 8), torch.randn(5, 4, 6)
     for layer in (

@@ -129,6 +129,7 @@ def out_shape(aug: Any, x: Tensor) -> tuple[int, ...]:
     return tuple(site.shape)
 
 
+@pytest.mark.long
 def test_a_dimension_that_contradicts_the_proof_is_an_error() -> None:
     model, x = SequenceFirst(), torch.randn(5, 6, 16)
     with pytest.raises(InvalidOption, match="along dimension 1 nothing meets"):

@@ -365,6 +365,7 @@ class Writes(nn.Module):
 
 @pytest.mark.parametrize("examples", [None, torch.ones(3, 4)], ids=["no examples", "examples"])
 @pytest.mark.parametrize("how", ["item", "method", "view", "operator", "alias"])
+@pytest.mark.long
 def test_what_is_written_in_place_is_a_bypass(how: str, examples: Tensor | None) -> None:
     with pytest.raises(BypassedSite, match="also receives 'a'"):
         ga.rewrite(Writes(how), "b", example_inputs=examples)

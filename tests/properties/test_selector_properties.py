@@ -121,6 +121,7 @@ def test_what_is_found_is_found_again_by_its_spelling(
 
 
 @given(outlines(), st.text(max_size=12) | st.text("ab.*[]@:-01 relunipt()\\", max_size=14))
+@pytest.mark.long
 def test_any_text_gives_sites_or_an_error_of_ours(structure: StaticStructure, text: str) -> None:
     for selector in (text, "re:" + text, f"{text}@1", f"a[{text}]", f"**.{text}"):
         with suppress(GraphaugError):

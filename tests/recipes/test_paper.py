@@ -46,6 +46,7 @@ def done(data, tmp_path_factory):
     return out, *run(small(out, data))
 
 
+@pytest.mark.long
 def test_every_setting_is_run_from_one_start(done):
     out, outcomes, said = done
     assert set(outcomes) == {

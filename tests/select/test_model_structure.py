@@ -189,6 +189,7 @@ def test_the_same_question_is_answered_once() -> None:
     assert structure.capture([]) is not structure.capture([], training=False)
 
 
+@pytest.mark.long
 def test_looking_changes_nothing() -> None:
     for build, x in MODELS.values():
         model = build()

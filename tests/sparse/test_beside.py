@@ -29,6 +29,7 @@ IDS = torch.randint(11, (8, 5), generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize("example", [IDS, None], ids=["example", "no example"])
+@pytest.mark.long
 def test_what_draws_nothing_is_computed_beside(example: Tensor | None) -> None:
     model = Scaled(nn.LayerNorm(6))
     aug = ga.rewrite(model, "tanh", rate=0.0, stop_grad=True, example_inputs=example)

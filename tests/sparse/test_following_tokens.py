@@ -244,6 +244,7 @@ def test_copies_pickles_and_plans_are_the_same() -> None:
     assert ga.strip(aug) is model
 
 
+@pytest.mark.long
 def test_a_step_whose_masks_keep_other_tokens_is_found_by_verify() -> None:
     make, at, x, _, _ = MODELS["sequence first"]
     _, aug = made(make, at, x)

@@ -271,6 +271,7 @@ def text(**options: Any) -> tuple[ga.AugmentedModule, dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
+@pytest.mark.long
 def test_a_seed_draws_the_same_rows_sparse_and_dense(seed: int) -> None:
     aug, x = text(rate=1.0)
     # all dropped, nothing random but the rows
@@ -289,6 +290,7 @@ def test_a_seed_draws_the_same_rows_sparse_and_dense(seed: int) -> None:
 
 @pytest.mark.parametrize("rows", [2, 3, 5, 7])
 @pytest.mark.parametrize("subset", [0.0, 0.1, 0.5, 0.9, 1.0])
+@pytest.mark.long
 def test_any_batch_and_any_count(rows: int, subset: float) -> None:
     aug, _ = text(subset=subset)
     compare(aug, {"tokens": tokens(rows)})
@@ -420,6 +422,7 @@ class Shares(nn.Module):
 
 @pytest.mark.parametrize("subset", [0.25, 0.5, 1.0])
 @pytest.mark.parametrize("build", [TextNet, Shares])
+@pytest.mark.long
 def test_autocast_keeps_the_gradient_of_every_weight(build: Any, subset: float) -> None:
     """A weight cast without grad is cached by autocast, and would serve the rows with gradient too."""
     torch.manual_seed(0)
@@ -476,6 +479,7 @@ def saved_bytes(aug: nn.Module, x: dict[str, Tensor]) -> int:
 
 
 @pytest.mark.parametrize("subset", [0.25, 0.5, 0.75, 1.0])
+@pytest.mark.long
 def test_less_is_saved_for_the_backward(subset: float) -> None:
     aug, x = text(subset=subset, at="blocks.2")
     share = aug.plan.sites[0].flops_before
@@ -490,6 +494,7 @@ def test_less_is_saved_for_the_backward(subset: float) -> None:
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle"])
+@pytest.mark.long
 def test_a_copy_is_sparse_and_computes_the_same(how: str) -> None:
     aug, x = text()
     twin = copy.deepcopy(aug) if how == "deepcopy" else pickle.loads(pickle.dumps(aug))
@@ -539,6 +544,7 @@ def test_verify_finds_a_wrong_split(monkeypatch: pytest.MonkeyPatch) -> None:
         ga.verify(aug, x)
 
 
+@pytest.mark.long
 def test_the_dense_block_is_dense_and_ends() -> None:
     aug, x = text()
     with aug.dense():
@@ -710,6 +716,7 @@ def test_what_only_a_proof_can_tell_is_sparse() -> None:
         assert plan.reason.startswith("rows proved independent")
 
 
+@pytest.mark.long
 def test_a_batch_norm_is_a_reason_for_auto_only() -> None:
     options: dict[str, Any] = {"subset": 0.5, "stop_grad": True, "example_inputs": X}
     plan = ga.rewrite(normed(), "2", **options).plan

@@ -151,6 +151,7 @@ def test_a_resnet_is_forward_the_dense_one(resnet: nn.Module, at: str, subset: f
 
 
 @pytest.mark.parametrize("subset", [0.0, 1.0])
+@pytest.mark.long
 def test_none_or_all_rows_stopped(resnet: nn.Module, subset: float) -> None:
     model = copy.deepcopy(resnet)
     sparse = two_streams(model, "layer3", subset=subset, rate=0.0)

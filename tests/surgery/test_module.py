@@ -79,6 +79,7 @@ def x() -> Tensor:
 
 
 @pytest.mark.parametrize("name", [*TAKEN, *ODD])
+@pytest.mark.long
 def test_a_child_may_have_any_name(name: str, x: Tensor) -> None:
     model = Named(name)
     aug = ga.rewrite(model, "stem", subset=0.0)

@@ -60,6 +60,7 @@ def test_a_plan_from_a_file_does_the_same_to_another_model(options: dict[str, An
     assert str(ga.rewrite(ConvNet(), plan, dry_run=True)) == str(plan)
 
 
+@pytest.mark.long
 def test_a_plan_has_the_numbers_that_its_transform_was_given_with() -> None:
     noise = ga.Noise()
     noise.set(sigma=0.7)
@@ -119,6 +120,7 @@ def test_what_is_no_plan_is_refused(text: str) -> None:
         ga.Plan.from_json(text)
 
 
+@pytest.mark.long
 def test_a_plan_of_another_architecture_gives_the_usual_error() -> None:
     plan = ga.rewrite(ConvNet(), "layer1", dry_run=True)
     with pytest.raises(SiteNotFound, match="layer1"):

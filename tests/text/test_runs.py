@@ -94,6 +94,7 @@ def test_config_yaml_has_both_plans_and_the_number_of_truncated_sentences(tmp_pa
     assert "plan" not in settings(tmp_path / "alone")["resolved"]
 
 
+@pytest.mark.long
 def test_alignment_and_uniformity_are_those_of_their_definitions(data):
     found = run(replace(ONE, sts=str(data)))
     (dev,) = load_tasks(data, "dev", ["STS-B"])

@@ -87,6 +87,7 @@ def test_a_stopped_gradient_stops_at_every_site_of_the_paper(kind, site, batch):
     assert reached(aug, batch).count(False) == ROWS // 2
 
 
+@pytest.mark.long
 def test_the_site_behind_the_head_is_the_vector_that_is_compared(batch):
     """Dropout at rate 1 there leaves zeros of half of the vectors, and the others as they were."""
     model = SimCSE(encoder())

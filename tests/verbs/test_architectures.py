@@ -66,6 +66,7 @@ ASKED = {
 
 
 @pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.long
 def test_a_torchvision_model_is_captured_at_three_depths_without_inputs(name: str) -> None:
     model = built(torchvision_models.get_model, name, weights=None)
     paths = [path for depth in (1, 2, 3) if (path := at_depth(model, depth))]

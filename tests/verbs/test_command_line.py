@@ -180,6 +180,7 @@ def test_the_table_of_a_wrapper_shows_what_is_inside(wraps):
     assert {f"{prefix}{name}" for name in ("conv", "norm", "relu", "mean", "fc")} <= shown
 
 
+@pytest.mark.long
 def test_a_wrapper_changes_nothing_but_the_names():
     inner = torchvision.models.resnet18(num_classes=8)
     plain = {str(site): (site.stage, site.separates) for site in ga.sites(inner) if site.kind != "input"}
@@ -188,6 +189,7 @@ def test_a_wrapper_changes_nothing_but_the_names():
 
 
 @pytest.mark.parametrize("width", [40, 60, 80, 100, 200])
+@pytest.mark.long
 def test_sites_fits_the_terminal(graphaug, monkeypatch, width):
     monkeypatch.setenv("COLUMNS", str(width))
     code, out, _ = graphaug("sites", "resnet18-cifar:4")
@@ -215,6 +217,7 @@ def test_a_pipe_gets_the_whole_table(graphaug, monkeypatch):
 # --- types ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_the_typed_program_runs(capsys):
     torch.manual_seed(0)
     runpy.run_path(str(HERE / "typed_program.py"), run_name="__main__")

@@ -121,6 +121,7 @@ def small() -> nn.Module:
     ],
     ids=str,
 )
+@pytest.mark.long
 def test_every_option_compiles_and_settings_do_not_recompile(
     small: nn.Module, options: dict[str, object]
 ) -> None:
@@ -136,6 +137,7 @@ def test_every_option_compiles_and_settings_do_not_recompile(
 
 
 @pytest.mark.parametrize("backward", ["dense", "sparse"])
+@pytest.mark.long
 def test_the_model_is_traced_once(small: nn.Module, backward: str) -> None:
     """Dynamo begins again where it takes a setting for a Python number that it is not."""
     torch._dynamo.utils.clear_compilation_metrics()
@@ -148,6 +150,7 @@ def test_the_model_is_traced_once(small: nn.Module, backward: str) -> None:
     assert metrics.restart_reasons == set()
 
 
+@pytest.mark.long
 def test_another_subset_makes_no_symbolic_shapes(small: nn.Module) -> None:
     """A sparse step is compiled for one subset: symbols would make that slower, and serve no other."""
     sizes: list[list[Any]] = []

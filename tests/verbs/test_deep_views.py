@@ -127,6 +127,7 @@ def test_views_are_the_plain_way(
 
 
 @every
+@pytest.mark.long
 def test_verify_knows_views(make: Callable[[], nn.Module], at: str, x: dict[str, Tensor]) -> None:
     aug = ga.rewrite(make().double(), at, views=2, stop_grad=True, example_inputs=x)
     claims = str(ga.verify(aug, x, tolerance=1e-9))

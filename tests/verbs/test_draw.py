@@ -30,6 +30,7 @@ def parts(aug):
     return {node.label.split("\n")[0]: node.part for node in layout(aug)[0].values()}
 
 
+@pytest.mark.long
 def test_prefix_cut_and_suffix(resnet):
     found = parts(graphaug.rewrite(resnet, at="layer4"))
     assert found["layer4"] == found["conv1"] == "prefix"
@@ -45,6 +46,7 @@ def test_the_cut_says_what_it_does(resnet):
     assert label == "DeepAugment\nrate 0.3, subset 0.25\ngradient stopped"
 
 
+@pytest.mark.long
 def test_no_bypass_where_the_cut_separates(resnet):
     assert layout(graphaug.rewrite(resnet, at="layer2"))[2] == set()
 
@@ -102,6 +104,7 @@ class Branches(nn.Module):
 
 
 @pytest.mark.parametrize("model", ["branches", "skipping", "resnet"])
+@pytest.mark.long
 def test_arrows_end_at_boxes_and_go_round_the_others(model, resnet, tmp_path, monkeypatch):
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyArrowPatch
@@ -152,11 +155,13 @@ def test_long_labels_break_at_seams():
     assert _shorten("x" * 100) == "\n".join(["x" * 30, "x" * 30, "x" * 28 + " …"])
 
 
+@pytest.mark.long
 def test_png(resnet, tmp_path):
     path = draw_graph(graphaug.rewrite(resnet, at=["layer2", "layer4"]), tmp_path / "x.png")
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.long
 def test_bad_input(resnet, tmp_path):
     aug = graphaug.rewrite(resnet, at="layer4")
     with pytest.raises(InvalidOption, match=r"ends in \.svg, \.png, \.pdf"):
@@ -167,6 +172,7 @@ def test_bad_input(resnet, tmp_path):
         draw_graph(resnet, tmp_path / "x.png")
 
 
+@pytest.mark.long
 def test_drawing_leaves_the_model_and_the_random_state(resnet, tmp_path):
     aug = graphaug.rewrite(resnet, at="layer4")
     code, state = aug.code, torch.get_rng_state()

@@ -60,6 +60,7 @@ def vit_mae() -> tuple[Any, dict[str, Tensor]]:
     return transformers.ViTMAEForPreTraining(config), {"pixel_values": torch.randn(4, 3, 32, 32)}
 
 
+@pytest.mark.long
 def test_vit_mae_says_where_its_encoder_can_be_cut_and_there_it_can() -> None:
     model, batch = vit_mae()
     with pytest.raises(BypassedSite, match=r"model\.vit = graphaug\.rewrite\(model\.vit, 'layers\.1'"):
@@ -183,6 +184,7 @@ def test_auto_model_of_sentence_transformers_is_noticed(tmp_path: Path) -> None:
     assert (whole.encode(["w3 w4", "w5"]) == model.encode(["w3 w4", "w5"])).all()
 
 
+@pytest.mark.long
 def test_a_deepcopied_teacher_is_one_line() -> None:
     student = ga.rewrite(resnet(), "layer4", rate=1.0, subset=1.0)
     teacher = ga.strip(copy.deepcopy(student)).requires_grad_(False)

@@ -175,6 +175,7 @@ def test_an_example_that_is_missing_is_asked_for_where_it_can_be_given(graphaug:
     assert "Let the file of the model have example_inputs" in err
 
 
+@pytest.mark.long
 def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp_path: Any) -> None:
     code, out, _ = graphaug("sites", "encoder:bert-tiny")
     assert code == 0

@@ -65,6 +65,7 @@ def moments():
     return [Measurement(time=i, score=0.5, alignment=1.0 - i / 4, uniformity=-1.0 - i) for i in range(2)]
 
 
+@pytest.mark.long
 def test_names_of_runs_are_letters_in_every_figure(moments, tmp_path):
     runs = dict.fromkeys(ODD, moments)
     drawn = {

@@ -95,6 +95,7 @@ def test_a_turn_recompiles_nothing() -> None:
     assert len(turns) > 1
 
 
+@pytest.mark.long
 def test_verify_copies_and_files() -> None:
     tokens = torch.randint(20, (6, 6))
     at = {"embed": 0.5, "blocks.0": ga.Noise(0.1), "blocks.1": ga.Mix(alpha=1.0)}
@@ -113,6 +114,7 @@ def test_verify_copies_and_files() -> None:
     assert torch.equal(aug.eval()(tokens), ga.strip(aug)(tokens))
 
 
+@pytest.mark.long
 def test_what_one_site_is_not_of_is_refused() -> None:
     with pytest.raises(InvalidOption, match="at= selects one only"):
         ga.rewrite(ConvNet(), "layer1", one_site=True)

@@ -77,6 +77,7 @@ def changed(pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 @pytest.mark.parametrize(("subset", "count"), [(0.0, 0), (0.25, 2), (0.5, 3), (1.0, 6)])
+@pytest.mark.long
 def test_subset_and_rate_act_at_the_site(subset: float, count: int) -> None:
     torch.manual_seed(0)
     before, after = recorded(ga.rewrite(ConvNet(), "stem", rate=0.25, subset=subset), images(6))
@@ -93,6 +94,7 @@ def test_bernoulli_sampling_varies_the_count() -> None:
 
 
 @pytest.mark.parametrize("granularity", ["element", "channel", "position"])
+@pytest.mark.long
 def test_granularity_reaches_the_site(granularity: str) -> None:
     torch.manual_seed(0)
     aug = ga.rewrite(ConvNet(), "stem.0", granularity=granularity, subset=1.0, rate=0.5)
@@ -140,6 +142,7 @@ def test_stop_grad_stops_augmented_rows_only_and_only_below_the_cut() -> None:
     ],
     ids=lambda value: getattr(value, "__name__", str(value)),
 )
+@pytest.mark.long
 def test_the_augmentation_follows_what_is_named(at: Any, node: str) -> None:
     aug = ga.rewrite(ConvNet(), at)
     placed = next(n for n in aug.graph.nodes if n.target == "deep_augment")
@@ -239,6 +242,7 @@ def test_the_numbers_of_a_list_of_blocks() -> None:
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.long
 def test_freeze_trains_the_other_side_only(side: str) -> None:
     model = ConvNet()
     aug = ga.rewrite(model, "layer1", freeze=side, stop_grad=False)
@@ -258,6 +262,7 @@ def statistics(model: nn.Module) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("side", ["before", "after"])
+@pytest.mark.long
 def test_batchnorm_in_a_frozen_region_keeps_its_statistics(side: str) -> None:
     model = ConvNet()
     aug = ga.rewrite(model, "layer1", freeze=side)
@@ -323,6 +328,7 @@ def test_a_dry_run_builds_and_changes_nothing() -> None:
     assert str(aug.plan) == str(plan)
 
 
+@pytest.mark.long
 def test_the_plan_says_what_was_done() -> None:
     model = ConvNet()
     text = str(
@@ -365,6 +371,7 @@ def test_a_rewrite_changes_nothing_of_the_model() -> None:
         assert fingerprint(model) == before
 
 
+@pytest.mark.long
 def test_only_what_leads_to_the_site_is_opened() -> None:
     aug = ga.rewrite(small_resnet(), "layer4")
     assert len(aug.graph.nodes) == 14
@@ -398,6 +405,7 @@ def case(request: pytest.FixtureRequest) -> tuple[nn.Module, ga.AugmentedModule,
 Case = tuple[nn.Module, ga.AugmentedModule, Any]
 
 
+@pytest.mark.long
 def test_it_is_a_graph_module_that_shares_everything(case: Case) -> None:
     model, aug, _ = case
     assert isinstance(aug, fx.GraphModule)
@@ -411,6 +419,7 @@ def test_it_is_a_graph_module_that_shares_everything(case: Case) -> None:
     assert {n for n, _ in aug.named_modules() if "augment" not in n} == {n for n, _ in model.named_modules()}
 
 
+@pytest.mark.long
 def test_the_state_dict_has_the_same_keys_and_loads_both_ways(case: Case) -> None:
     model, aug, x = case
     assert list(aug.state_dict()) == list(model.state_dict())
@@ -422,6 +431,7 @@ def test_the_state_dict_has_the_same_keys_and_loads_both_ways(case: Case) -> Non
     assert torch.equal(aug.eval()(x), fresh.eval()(x))
 
 
+@pytest.mark.long
 def test_eval_is_the_original_bit_for_bit(case: Case) -> None:
     model, aug, x = case
     aug.eval()
@@ -449,6 +459,7 @@ def test_strip_gives_the_very_model_back_with_trained_weights(case: Case) -> Non
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "pickle", "save"])
+@pytest.mark.long
 def test_copies_compute_the_same_and_share_nothing(case: Case, how: str, tmp_path: Path) -> None:
     model, aug, x = case
     aug.set_rate(0.3)
@@ -481,6 +492,7 @@ def test_copies_compute_the_same_and_share_nothing(case: Case, how: str, tmp_pat
     assert any(p.any() for p in [next(iter(model.parameters()))])
 
 
+@pytest.mark.long
 def test_hooks_of_the_model_and_its_modules_fire(case: Case) -> None:
     model, aug, x = case
     fired: list[str] = []
@@ -496,6 +508,7 @@ def test_hooks_of_the_model_and_its_modules_fire(case: Case) -> None:
     assert fired[-1] == "root"
 
 
+@pytest.mark.long
 def test_precision_follows_the_model(case: Case) -> None:
     _, aug, x = case
     aug.to(torch.float64)
@@ -506,6 +519,7 @@ def test_precision_follows_the_model(case: Case) -> None:
     assert aug(x.bfloat16() if x.is_floating_point() else x).dtype == torch.bfloat16
 
 
+@pytest.mark.long
 def test_autocast_and_gradients_through_it(case: Case) -> None:
     model, aug, x = case
     with torch.autocast("cpu", torch.bfloat16):
@@ -668,6 +682,7 @@ def test_training_mode_that_matters_gives_two_graphs() -> None:
 # --- a second rewrite ---------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_second_rewrite_adds_a_site() -> None:
     model = ConvNet()
     first = ga.rewrite(model, "layer1", rate=0.2, stop_grad=True)
@@ -680,17 +695,20 @@ def test_a_second_rewrite_adds_a_site() -> None:
 
 
 @pytest.mark.parametrize("at", ["layer1", ["layer2", "layer1"], "re:layer1"])
+@pytest.mark.long
 def test_a_site_is_rewritten_once(at: Any) -> None:
     aug = ga.rewrite(ConvNet(), "layer1")
     with pytest.raises(AlreadyRewritten, match=r"already rewritten at layer1: use aug\.set_rate"):
         ga.rewrite(aug, at)
 
 
+@pytest.mark.long
 def test_the_same_call_by_another_spelling_is_the_same_site() -> None:
     with pytest.raises(AlreadyRewritten, match=r"use aug\.set_rate"):
         ga.rewrite(ga.rewrite(ConvNet(), "layer1.1.relu@1"), "layer1.1.relu", expect=2, allow_bypass=True)
 
 
+@pytest.mark.long
 def test_a_second_rewrite_keeps_a_rate_that_was_set() -> None:
     first = ga.rewrite(ConvNet(), "layer1", rate=0.2)
     first.set_rate(0.9)
@@ -833,6 +851,7 @@ def test_an_integer_input_is_no_batch_of_activations() -> None:
 
 
 @pytest.mark.parametrize("value", [1.5, -1, math.nan, True, "0.5", None, {"layer1": 2.0}], ids=str)
+@pytest.mark.long
 def test_a_setting_outside_its_domain_changes_nothing(value: Any) -> None:
     aug = ga.rewrite(ConvNet(), ["layer1", "layer2"], rate=0.5)
     for setter in (aug.set_rate, aug.set_subset):

@@ -145,6 +145,7 @@ def test_the_branch_runs_on_the_kept_rows_only(
     assert seen == dict.fromkeys(sites, 2)
 
 
+@pytest.mark.long
 def test_what_serves_the_branch_alone_is_skipped_with_it() -> None:
     aug = ga.skip_rows(vit(), "blocks.0.ls1", 0.6, example_inputs=torch.randn(5, 3, 32, 32))
     seen: list[int] = []
@@ -213,6 +214,7 @@ def test_what_is_no_branch_of_independent_rows_is_refused(
         ga.skip_rows(model, at, example_inputs=x)
 
 
+@pytest.mark.long
 def test_bad_rates_and_other_verbs_are_refused() -> None:
     net = TextNet()
     for rate, message in ((1.0, "every row"), (-0.1, "outside"), ("0.5", "no number")):
@@ -263,6 +265,7 @@ def test_verify_interprets_where_no_hook_reaches() -> None:
     assert ga.verify(aug, x, tolerance=1e-9).claims[-1].endswith("with every branch on all rows, masked")
 
 
+@pytest.mark.long
 def test_verify_finds_wrong_rows_and_wrong_values(monkeypatch: pytest.MonkeyPatch) -> None:
     aug = ga.skip_rows(TextNet(), "blocks.0.mlp", 0.4, example_inputs=TOKENS)
     ga.verify(aug, TOKENS)

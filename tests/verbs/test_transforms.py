@@ -184,6 +184,7 @@ def test_a_site_computes_the_published_formula(
 
 
 @every
+@pytest.mark.long
 def test_verify_draws_the_same_once_more(case: Case) -> None:
     stop_grad = case.number is not None
     aug = rewritten(case, stop_grad=stop_grad)
@@ -218,6 +219,7 @@ def test_verify_sees_a_transform_that_does_not_repeat_its_draws() -> None:
 
 
 @every
+@pytest.mark.long
 def test_eval_mode_is_the_model_and_strip_gives_it_back(case: Case) -> None:
     net, x = model(), text()
     keys = list(net.state_dict())
@@ -391,6 +393,7 @@ def test_set_reaches_dropout_and_set_rate_every_rate() -> None:
     assert float(aug.augmentations[next(iter(aug.augmentations))].rate) == 0.7
 
 
+@pytest.mark.long
 def test_a_second_rewrite_keeps_the_numbers_that_were_set() -> None:
     first = ga.rewrite(ConvNet(), "layer1", transform=ga.Noise(0.1))
     first.set("layer1", sigma=0.4, subset=0.25)
@@ -403,6 +406,7 @@ def test_a_second_rewrite_keeps_the_numbers_that_were_set() -> None:
     assert first.deep_augment.numbers()["sigma"] == 0.4
 
 
+@pytest.mark.long
 def test_what_a_transform_cannot_have_is_refused() -> None:
     net = ConvNet()
     with pytest.raises(InvalidOption, match="Mix needs to know how many there are"):

@@ -68,6 +68,7 @@ def test_all_are_frozen_at_the_share_that_is_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("step", [4, 9])
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_exactly(
     step: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,6 +47,7 @@ class Network(nn.Module):
 @pytest.mark.parametrize(
     "options", [{}, {"subset": 0.5, "stop_grad": True}, {"pairing": "one-sided", "subset": 0.5}]
 )
+@pytest.mark.long
 def test_the_loss_is_that_of_both_copies_and_the_prefix_sees_each_image_once(loss, options, images):
     """Values and gradients; the copies' loop has the same draws, hooks, and no part of deep views in it."""
     config = replace(DEEP, loss=loss, at=("second",), **options)

@@ -71,6 +71,7 @@ def test_a_run_directory_holds_its_five_files(run):
     assert PretrainConfig.from_dict(settings) == TINY
 
 
+@pytest.mark.long
 def test_the_result_is_the_probe_of_the_saved_encoder(run, images):
     out, done = run
     model = build_model(TINY.model)
@@ -89,6 +90,7 @@ def test_an_encoder_loads_into_the_plain_torchvision_model(images, tmp_path):
     assert not torch.equal(plain.conv1.weight, initial)
 
 
+@pytest.mark.long
 def test_one_seed_is_one_run_bit_for_bit(run, images, tmp_path):
     _, first = run
     with torch.random.fork_rng():
@@ -103,6 +105,7 @@ def test_one_seed_is_one_run_bit_for_bit(run, images, tmp_path):
     assert timeless(other.metrics) != timeless(first.metrics)
 
 
+@pytest.mark.long
 def test_deep_augmentation_changes_the_run_and_at_rate_zero_does_not(images):
     plain = loop.pretrain(replace(TINY, at=()), data=images)
     neutral = loop.pretrain(replace(TINY, rate=0.0), data=images)
@@ -296,6 +299,7 @@ def test_nothing_is_written_before_everything_is_checked(images, tmp_path):
     assert not out.exists()
 
 
+@pytest.mark.long
 def test_what_refuses_late_does_so_before_a_former_run_is_replaced(run, images, tmp_path, monkeypatch):
     out = shutil.copytree(run[0], tmp_path / "run")
     before = {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}

@@ -319,6 +319,7 @@ def test_compiles_as_one_graph_without_recompiling(backend, channels):
             compiled(images(6, channels, seed=seed), uniforms(12, seed))
 
 
+@pytest.mark.long
 def test_large_views_are_one_operation_of_a_compiled_graph():
     """A compiler does not look into it, so that it is as fast there, and for any number of images."""
     torch._dynamo.reset()

@@ -253,6 +253,7 @@ def test_trials_have_settings_of_their_own(studied, digits, monkeypatch):
     assert seen[0].at == ()
 
 
+@pytest.mark.long
 def test_a_report_is_not_overwritten(run, tmp_path):
     (tmp_path / "report.html").write_text("mine")
     with pytest.raises(errors.RunDirectoryError, match="another report"):
@@ -273,6 +274,7 @@ def test_nothing_is_written_before_all_runs_are_read(run, tmp_path):
     not any(map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))),
     reason="no Chromium is installed",
 )
+@pytest.mark.long
 def test_a_browser_shows_it(run, tmp_path):
     """No message on the console, and every picture has a size."""
     path = analyze([run], tmp_path / "out", samples=64)

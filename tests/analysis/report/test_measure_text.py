@@ -58,6 +58,7 @@ def test_measurements_are_what_the_training_saw(run, studied):
     assert studied.scores["STS-B dev"] == told(run)[-1]["stsb_dev"]
 
 
+@pytest.mark.long
 def test_snapshots_are_the_encoder_on_its_way(run):
     """That of step 0 is the untrained one, and they differ from one to the next."""
     found = read_run(run).snapshots

@@ -101,6 +101,7 @@ def files(out):
         ("moco", {"at": ("layer3",), "accumulate": 2}),
     ],
 )
+@pytest.mark.long
 def test_an_interrupted_run_goes_on_exactly(method, options, images, unlabelled, tmp_path, monkeypatch):
     wanted, data = config(method, **options), images if METHODS[method].labels else unlabelled
     loop.pretrain(wanted, tmp_path / "unbroken", data=data)
@@ -159,6 +160,7 @@ def test_a_killed_run_goes_on_to_the_same_files(method, tmp_path):
     assert files(tmp_path / "broken") == files(tmp_path / "unbroken")
 
 
+@pytest.mark.long
 def test_a_teacher_follows_behind_every_step_of_a_run(unlabelled, monkeypatch):
     """Its weights at the end are the sum that BYOL's momenta give, of what the network was behind each step."""
     seen, first, last = [], [], []
@@ -185,6 +187,7 @@ def test_a_teacher_follows_behind_every_step_of_a_run(unlabelled, monkeypatch):
 @pytest.mark.few(2)
 @pytest.mark.parametrize("augment", [False, True])
 @pytest.mark.parametrize("method", [BYOL, MoCo])
+@pytest.mark.long
 def test_the_teacher_of_a_run_is_augmented_only_if_asked_for(method, augment, unlabelled, monkeypatch):
     """All of the stem's output is dropped in the trained network; in the teacher by request alone."""
     spreads = []

@@ -85,6 +85,7 @@ def test_it_has_no_augmentation_and_no_gradient(freeze):
 
 
 @pytest.mark.parametrize("backward", ["dense", "sparse"])
+@pytest.mark.long
 def test_augmented_on_request_it_draws_as_the_network_does(backward):
     """A sparse step has nothing to skip in it: of the same rows and draws both give the same."""
     plain = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
