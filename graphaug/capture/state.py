@@ -49,6 +49,10 @@ class ModelState:
         kept = (*(b for b in model.buffers() if not is_lazy(b)), *small) if tensors else ()
         self._tensors = [(t, t.detach().clone()) for t in kept]
 
+    def before(self, path: str, name: str) -> Any:
+        """What an attribute of a module was; `UNKNOWN` if it was not there."""
+        return next((held.get(name, UNKNOWN) for p, _, held in self._held if p == path), UNKNOWN)
+
     def changes(self) -> Iterator[str]:
         """Paths of the attributes that were set or filled since; training flags do not count."""
         for path, m, before in self._held:

@@ -245,3 +245,38 @@ def test_decorators_are_read_and_compiled():
     x = torch.randn(3, 4)
     assert torch.equal(fast(x), aug.original(x))
     torch._dynamo.reset()
+
+
+class Structure(nn.Module):
+    """A helper whose methods are called, and its forward is not, as of transformers' Funnel."""
+
+    def begin(self) -> None:
+        self.pooled = 1
+
+    def pool(self, h: Tensor) -> Tensor:
+        self.pooled *= 2
+        return h * self.pooled
+
+
+class Structured(nn.Module):
+    """A forward that sets a helper's attribute before it reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.structure = nn.Linear(4, 4), Structure()
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.structure.begin()
+        return self.structure.pool(self.structure.pool(self.first(x)))
+
+
+@pytest.mark.parametrize("run_before", [False, True])
+def test_what_the_forward_sets_before_it_reads_it_is_not_relied_on(run_before):
+    model, x = Structured(), torch.randn(3, 4)
+    if run_before:
+        model(x)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=torch.randn(4, 4)).train()
+    for _ in range(3):
+        assert torch.equal(aug(x), model(x))
+    with aug.eval().only_the_graph():
+        assert torch.equal(aug(x), model(x))

@@ -76,6 +76,7 @@ class Attributes:
         Raises:
             CaptureError: what it sets depends on what was there before, which a graph cannot follow.
         """
+        self._drop_what_is_set(state)
         for name, before in state.replaced():
             path, _, attribute = name.rpartition(".")
             if path not in self.opened:
@@ -97,6 +98,16 @@ class Attributes:
             self.facts.pop((path, attribute), None)
             lower = self.recorder.ledger.lower
             self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
+
+    def _drop_what_is_set(self, state: ModelState) -> None:
+        """Rely on nothing that the forward itself sets before it is read, nor on what it sets on closed modules."""
+        for (path, name), fact in list(self.facts.items()):
+            if not name or name == "training":
+                continue
+            module = self.model.get_submodule(path)
+            set_behind = path not in self.opened and getattr(module, name, None) != fact.expected
+            if set_behind or state.before(path, name) != fact.expected:
+                del self.facts[path, name]
 
     def _carries_data(self, value: Any) -> bool:
         data = self.recorder.nodes.of_data()
