@@ -89,7 +89,8 @@ def capture(
                     "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
                     "choose a site outside the module that does it."
                 )
-            changed = frozenset(r.name for r in walk.reached if not r.holds())
+            reached = walk.reached
+            changed = frozenset(r.name for r in reached if not r.holds())
             _refuse_filled_constants(walk, model)
             assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in walk.opened)
         except GraphaugError as error:
@@ -111,7 +112,7 @@ def capture(
         walk.edges,
         assigned,
         tuple(walk.facts.values()),
-        tuple(walk.reached),
+        tuple(reached),
         changed,
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+import functools
 import types
 from collections.abc import Sequence
 
@@ -15,7 +16,8 @@ _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "u
 """Methods that fill a container and return nothing of it."""
 
 
-def names_in(code: types.CodeType) -> set[str]:
+@functools.lru_cache(4096)  # every capture of a model asks for its code again
+def names_in(code: types.CodeType) -> frozenset[str]:
     """The names that code, and functions that are written inside of it, read.
 
     A list that it only appends to, or a dict in which it only sets entries, is not read.
@@ -29,7 +31,7 @@ def names_in(code: types.CodeType) -> set[str]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= names_in(constant)
-    return found
+    return frozenset(found)
 
 
 def _is_written(following: Sequence[dis.Instruction]) -> bool:
@@ -44,7 +46,8 @@ def _is_written(following: Sequence[dis.Instruction]) -> bool:
     return False
 
 
-def attributes_in(code: types.CodeType) -> set[tuple[str, str]]:
+@functools.lru_cache(4096)
+def attributes_in(code: types.CodeType) -> frozenset[tuple[str, str]]:
     """The attributes that code reads, each with the name of what it is read off: ("config", "dtype")."""
     found, owner = set(), ""
     for instruction in dis.get_instructions(code):
@@ -54,7 +57,7 @@ def attributes_in(code: types.CodeType) -> set[tuple[str, str]]:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             found |= attributes_in(constant)
-    return found
+    return frozenset(found)
 
 
 def read_names(cls: type) -> frozenset[str]:

@@ -102,7 +102,7 @@ class Reached:
         return list(self.holder)
 
     def packed(self) -> tuple[str, Any]:
-        """Its name and value, to be found again in a copy of the model; `GONE` where only identity could tell."""
+        """Its name and value, to be found again in a copy of the model; None where only identity could tell."""
         return self.name, self.expected if is_plain(self.expected) else None
 
 
