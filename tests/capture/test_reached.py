@@ -47,6 +47,18 @@ class Net(nn.Module):
         return self.last(self.drop(h))
 
 
+class Optional(nn.Module):
+    """A forward with a scale that may be None."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return h if OPTIONS["scale"] is None else h * OPTIONS["scale"]
+
+
 def rewritten(model: nn.Module) -> nn.Module:
     return ga.rewrite(model, "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
 
@@ -194,6 +206,17 @@ def test_a_value_that_changed_before_loading_is_noticed(monkeypatch):
     monkeypatch.setitem(OPTIONS, "scale", 5.0)
     file.seek(0)
     with pytest.raises(AssumptionViolated, match=r"2\.0, and now it is 5\.0"):
+        torch.load(file, weights_only=False)(torch.randn(3, 4))
+
+
+def test_none_is_a_value_that_may_change_before_loading(monkeypatch):
+    monkeypatch.setitem(OPTIONS, "scale", None)
+    aug = ga.rewrite(Optional(), "first", example_inputs=torch.randn(4, 4)).train()
+    file = io.BytesIO()
+    torch.save(aug, file)
+    monkeypatch.setitem(OPTIONS, "scale", 5.0)
+    file.seek(0)
+    with pytest.raises(AssumptionViolated, match=r"None, and now it is 5\.0"):
         torch.load(file, weights_only=False)(torch.randn(3, 4))
 
 

@@ -47,16 +47,16 @@ def reached_by(model: nn.Module, opened: Iterable[str]) -> list[Reached]:
 
 
 def found_again(
-    packed: Iterable[tuple[str, Any]], model: nn.Module, opened: Iterable[str]
+    packed: Iterable[tuple[str, tuple[Any, ...]]], model: nn.Module, opened: Iterable[str]
 ) -> Iterator[Reached]:
     """What `Reached.packed` described, in a copy of the model or after loading it.
 
     A plain value is the one that the graph was captured for, whatever it is now.
     """
     there = {reached.name: reached for reached in reached_by(model, opened)}
-    for name, value in packed:
+    for name, plain in packed:
         if (reached := there.get(name)) is not None:
-            yield reached if value is None else replace(reached, expected=value)
+            yield replace(reached, expected=plain[0]) if plain else reached
 
 
 class _Walk:

@@ -101,9 +101,9 @@ class Reached:
             return self.holder.ravel().tolist()
         return list(self.holder)
 
-    def packed(self) -> tuple[str, Any]:
-        """Its name and value, to be found again in a copy of the model; None where only identity could tell."""
-        return self.name, self.expected if is_plain(self.expected) else None
+    def packed(self) -> tuple[str, tuple[Any, ...]]:
+        """Its name, and its value if that is plain: to be found again in a copy of the model."""
+        return self.name, (self.expected,) if is_plain(self.expected) else ()
 
 
 def _is(a: Any, b: Any) -> bool:
