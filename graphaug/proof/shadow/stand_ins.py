@@ -17,6 +17,9 @@ from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
 
+_DRAWN = 8191
+"""So many numbers of a stand-in's result are drawn. A prime: rows, channels and tokens do not repeat as they do."""
+
 
 class CannotStandIn(Exception):
     """What a closed module returns cannot be told without running it in earnest."""
@@ -235,15 +238,39 @@ def _fresh(like: _Like, number: int, origins: Origins) -> Tensor:
                 like.shape, dtype=like.dtype, device=like.device
             )  # an expanded one cannot be filled
         if like.dtype.is_floating_point:
-            generator = torch.Generator().manual_seed(number)
-            if made.device.type == "cpu":
-                made.uniform_(0.5, 1.5, generator=generator)
-            else:  # the same numbers on every device
-                made.copy_(torch.rand(like.shape, generator=generator) + 0.5)
+            _fill(made, number)
         else:
             made.fill_(like.dtype is torch.bool)
     if not like.requires_grad or not torch.is_grad_enabled():
         return made
-    origins.named(made, ("result", number))  # its number tells it: nobody needs to read what it holds
-    with torch.enable_grad():  # a view of nothing, and no leaf
-        return made.requires_grad_().clone()
+    anchor = torch.zeros((), requires_grad=True)
+    origins.named(anchor, ("result", number))  # its number tells it: nobody needs to read what it holds
+    with torch.enable_grad():
+        grown: Tensor = _Grown.apply(anchor, lambda: made)
+    return grown
+
+
+def _fill(made: Tensor, number: int) -> None:
+    """Numbers between 0.5 and 1.5, the same on every device; of a large tensor they repeat, as drawing takes long."""
+    generator = torch.Generator().manual_seed(number)
+    drawn = (torch.rand(min(made.numel(), _DRAWN), generator=generator) + 0.5).to(made.device, made.dtype)
+    dense = made if made.is_contiguous() else torch.empty(made.shape, dtype=made.dtype, device=made.device)
+    flat = dense.view(-1)
+    whole = made.numel() // _DRAWN * _DRAWN
+    if whole:
+        flat[:whole].view(-1, _DRAWN).copy_(drawn)
+    flat[whole:].copy_(drawn[: made.numel() - whole])
+    if dense is not made:
+        made.copy_(dense)
+
+
+class _Grown(torch.autograd.Function):
+    """A tensor as if it were computed from another: it has a gradient, and is neither a leaf nor a view."""
+
+    @staticmethod
+    def forward(ctx: Any, anchor: Tensor, made: Callable[[], Tensor]) -> Tensor:
+        return made()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.sum().to("cpu", torch.float32), None

@@ -29,6 +29,7 @@ from graphaug.proof.shadow.watched import (
     Container,
     Generator,
     Modes,
+    Registries,
     TensorFacts,
     Watched,
 )
@@ -63,11 +64,12 @@ class Surroundings:
 
     def __init__(self, model: nn.Module, opened: list[nn.Module]) -> None:
         self._attributes: list[Attributes] = []
-        self._containers: list[Container] = []
+        self._containers: list[Container | Registries] = []
         self._bindings: list[Watched] = []
         self._generators: list[Watched] = []
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
+        self._own: dict[str, list[Watched]] = {}
         for path, module in model.named_modules():
             self._module(path, module)
         closed = (not any(m is o for o in opened) for m in model.modules())
@@ -93,10 +95,11 @@ class Surroundings:
 
         Attributes of opened modules are left out: closed code does not read them.
         """
-        of_modules: list[Attributes | Container] = [*self._of_closed, *self._containers]
-        for own in of_modules:
-            if own.name == path or own.name.startswith(f"{path}."):
-                yield from own.changes()
+        if path not in self._own:
+            of_modules: list[Attributes | Container | Registries] = [*self._of_closed, *self._containers]
+            self._own[path] = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
+        for own in self._own[path]:
+            yield from own.changes()
         if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
             for watched in self._beside:
                 yield from watched.changes()
@@ -129,10 +132,11 @@ class Surroundings:
     def _module(self, path: str, module: nn.Module) -> None:
         self._seen.add(id(module))
         self._attributes.append(Attributes(path, module))
+        tables = [v for k, v in vars(module).items() if k in _REGISTRIES and isinstance(v, dict)]
+        self._containers.append(Registries(path, tables))
         for name, value in list(vars(module).items()):
             where = f"{path}.{name}".removeprefix(".")
             if name in _REGISTRIES and isinstance(value, dict):
-                self._containers.append(Container(path, value))
                 for key, entry in list(value.items()):
                     if isinstance(entry, Tensor):
                         self._tensors.append(TensorFacts(where.removesuffix(name) + key, entry))

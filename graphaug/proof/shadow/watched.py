@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import copy
+import itertools
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -39,16 +40,23 @@ class Attributes:
     def _seen(self) -> dict[str, Any]:
         return {k: v for k, v in self._held.items() if k not in _SKIPPED}
 
+    def _is_untouched(self) -> bool:
+        held = self._held
+        others = len(held) - sum(map(held.__contains__, _SKIPPED))
+        return others == len(self._before) and all(
+            map(operator.is_, map(held.get, self._before), self._before.values())
+        )
+
     def changes(self) -> Iterator[tuple[str, Any]]:
         """Attributes that were set, added or deleted."""
-        if not _untouched(now := self._seen(), self._before):
-            for key, value in _differences(now, self._before):
+        if not self._is_untouched():
+            for key, value in _differences(self._seen(), self._before):
                 yield f"{self.name}{key}".removeprefix("."), value
 
     def restore(self) -> None:
         """Delete what was added; set the others again."""
-        if not _untouched(now := self._seen(), self._before):
-            for key in now.keys() - self._before.keys():
+        if not self._is_untouched():
+            for key in self._seen().keys() - self._before.keys():
                 del self._held[key]
             self._held.update(self._before)
 
@@ -73,6 +81,37 @@ class Container:
             holder.clear()
             sequence = isinstance(holder, (list, collections.deque))
             holder.extend(before) if sequence else holder.update(before)
+
+
+class Registries:
+    """The tables of a module: parameters, buffers, children, hooks. Most are empty; all are looked at at once."""
+
+    def __init__(self, path: str, tables: list[dict[str, Any]]) -> None:
+        self.name, self._tables = path, tables
+        self._each = [Container(path, table) for table in tables]
+        self._sizes = list(map(len, tables))
+        self._keys = list(itertools.chain.from_iterable(tables))
+        self._values = list(itertools.chain.from_iterable(map(dict.values, tables)))
+
+    def _is_untouched(self) -> bool:
+        values = itertools.chain.from_iterable(map(dict.values, self._tables))
+        return (
+            list(map(len, self._tables)) == self._sizes
+            and list(itertools.chain.from_iterable(self._tables)) == self._keys
+            and all(map(operator.is_, values, self._values))
+        )
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Entries that are others."""
+        if not self._is_untouched():
+            for table in self._each:
+                yield from table.changes()
+
+    def restore(self) -> None:
+        """Fill those anew that changed."""
+        if not self._is_untouched():
+            for table in self._each:
+                table.restore()
 
 
 class Binding:
