@@ -12,7 +12,7 @@ import forwards
 import more_forwards
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -173,10 +173,13 @@ def test_composed_forwards(drawn: tuple[tuple[str, ...], int]) -> None:
     check(*drawn)
 
 
+@pytest.mark.parametrize("part", range(10))  # of 2,000 examples; several processes can share them
 @pytest.mark.long
-@settings(
-    max_examples=2000, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None, database=None
-)
-@given(models)
-def test_composed_forwards_at_length(drawn: tuple[tuple[str, ...], int]) -> None:
-    check(*drawn)
+def test_composed_forwards_at_length(part: int) -> None:
+    @seed(part)
+    @settings(max_examples=200, suppress_health_check=list(HealthCheck), deadline=None, database=None)
+    @given(models)
+    def composed(drawn: tuple[tuple[str, ...], int]) -> None:
+        check(*drawn)
+
+    composed()
