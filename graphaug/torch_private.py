@@ -37,6 +37,7 @@ __all__ = [
     "ShapeEnv",
     "UninitializedTensorMixin",
     "WeakIdKeyDictionary",
+    "assert_async",
     "function_from_source",
     "is_functorch_wrapper",
     "set_grad_enabled",
@@ -49,6 +50,9 @@ UninitializedTensorMixin: Any = getattr(parameter, "UninitializedTensorMixin")  
 
 set_grad_enabled = torch._C._set_grad_enabled
 """Sets the grad mode; unlike ``torch.set_grad_enabled`` a plain function, which a graph can hold as one node."""
+
+assert_async = torch._assert_async
+"""Raises where a tensor of one entry is false; unlike ``torch._assert`` an operation, which compilers keep."""
 
 
 def function_from_source(source: str, names: dict[str, Any]) -> Any:

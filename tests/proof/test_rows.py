@@ -81,6 +81,8 @@ MOVES: dict[str, tuple[Call, Rows]] = {
     "turned with the rows": (lambda x: torch.rot90(x, 1, (0, 1)), Rows(1)),
     "turned back": (lambda x: torch.rot90(torch.rot90(x, 1, (0, 1)), -1, (0, 1)), Rows(0)),
     "only looked at": (lambda x: _logged(x), Rows(0)),
+    "in place, by operations that torch does not tag": (lambda x: x.clone().abs_().copysign_(x).gt_(0), Rows(0)),
+    "checked": (lambda x: _checked(x), Rows(0)),
 }  # fmt: skip
 
 
@@ -99,6 +101,11 @@ def _assigned(x: Tensor) -> Tensor:
 
 def _logged(x: Tensor) -> Tensor:
     x.mean()
+    return x * 2
+
+
+def _checked(x: Tensor) -> Tensor:
+    torch._check_tensor_all(x.isfinite())
     return x * 2
 
 

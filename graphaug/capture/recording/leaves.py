@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug import torch_private
+from graphaug.capture.checks import unchecked
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.tables import Tables
@@ -110,7 +111,8 @@ class Leaves:
         owned = itertools.chain(
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
-        return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
+        with unchecked():
+            return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
         """Run on real tensors of the example's shapes, whose numbers mean nothing; its result as fakes.

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from graphaug.capture.checks import unchecked
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.symbols import RowCount
-from graphaug.torch_private import FakeTensorMode, symbolic_operations
+from graphaug.torch_private import FakeTensorMode, assert_async, symbolic_operations
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
@@ -30,6 +31,8 @@ class Watch(TorchFunctionMode):
         self.hooked = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (torch._assert, assert_async) and isinstance(args[0], Tensor):
+            return None  # of data that there is none of; it lets no rows meet
         name = getattr(func, "__name__", "")
         if name in _HOOKS:
             self.hooked = self.hooked or name
@@ -44,5 +47,6 @@ class Watch(TorchFunctionMode):
 @contextlib.contextmanager
 def following(follow: Follow, watch: Watch, fake: FakeTensorMode) -> Iterator[None]:
     """Let everything that runs here be followed."""
-    with symbolic_operations(), fake, follow, watch, follow.count.suppress_guards(), torch.enable_grad():
+    uncounted = follow.count.suppress_guards()
+    with symbolic_operations(), fake, follow, watch, uncounted, torch.enable_grad(), unchecked():
         yield

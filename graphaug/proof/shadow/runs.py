@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.checks import CHECKS, as_assertion
+from graphaug.capture.recording.patches import Patches
 from graphaug.capture.signature import Signature, map_tensors
 from graphaug.capture.state import seed
 from graphaug.proof.shadow.recorder import Recorder
@@ -98,7 +100,9 @@ class Runs:
         try:
             with torch.set_grad_enabled(situation.gradients), around:
                 modes = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-                with recorder:
+                with recorder, Patches(lambda: True) as patches:
+                    for check in CHECKS:  # as in the graph
+                        patches.method(torch, check, as_assertion)
                     output = module(*arguments[0], **arguments[1])
                 after = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
         finally:

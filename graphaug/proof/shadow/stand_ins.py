@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.checks import unchecked
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.proof.equivalence import as_identities, with_forwards
@@ -163,7 +164,7 @@ class StandIns:
 
         try:
             # what it keeps of a call on fakes is not kept
-            with unchanged(module, tensors=False), undrawn(), self._fake_mode:
+            with unchanged(module, tensors=False), undrawn(), self._fake_mode, unchecked():
                 inputs = map_tensors(fake, (args, kwargs))
                 owned = [
                     *module.named_parameters(remove_duplicate=False),

@@ -12,6 +12,7 @@ from graphaug.proof.independence.rules.parts import PARTS
 from graphaug.proof.independence.rules.pointwise import POINTWISE, pointwise
 from graphaug.proof.independence.rules.products import PRODUCTS
 from graphaug.proof.independence.rules.views import VIEWS
+from graphaug.torch_private import OpOverload
 
 TABLE: dict[str, Rule] = {**POINTWISE, **DIMENSIONS, **VIEWS, **PRODUCTS, **LAYERS, **PARTS, **INDICES}
 """Operation -> rule. Operations that torch tags as pointwise need no entry."""
@@ -22,6 +23,16 @@ def rule_for(call: Call) -> Rule | None:
     if call.func._overloadname.endswith("out"):
         return None
     found = TABLE.get(call.name)
-    if found is None and torch.Tag.pointwise in call.func.tags:
-        return pointwise
-    return found
+    return pointwise if found is None and _is_pointwise(call.func) else found
+
+
+def _is_pointwise(func: OpOverload) -> bool:
+    """Whether torch tags it so; an operation in place may lack the tag that its other form has."""
+    if torch.Tag.pointwise in func.tags:
+        return True
+    namespace, _, name = func._schema.name.partition("::")
+    if not name.endswith("_"):
+        return False
+    packet = getattr(getattr(torch.ops, namespace), name.removesuffix("_"), None)
+    form = getattr(packet, func._overloadname, None)
+    return form is not None and torch.Tag.pointwise in form.tags
