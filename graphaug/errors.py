@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -49,6 +50,10 @@ class AssumptionViolated(GraphaugError, RuntimeError):
 
 class InvalidOption(GraphaugError, ValueError):
     """An option's value is outside its domain."""
+
+
+class UnknownOption(InvalidOption, TypeError):
+    """A call has an argument that there is not, lacks one, or has too many."""
 
 
 class AlreadyRewritten(GraphaugError, ValueError):
@@ -121,3 +126,15 @@ def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:
     if not names:
         return ""
     return f" Did you mean {', '.join(repr(name) for name in names)}?"
+
+
+def an(value: object) -> str:
+    """Return the class of a value with its article: "an int", "a ViT", "an LSTM", "a UNet"; "None" for None."""
+    if value is None:
+        return "None"
+    name = value.__name__ if isinstance(value, type) else type(value).__name__
+    return f"{'an' if _VOWEL.match(name.lstrip('_')) else 'a'} {name}"
+
+
+# A vowel that is heard: not that of "unit"; the letters of an abbreviation are spelled.
+_VOWEL = re.compile(r"(?!U[A-Z]|[Uu]ni|us|uint)[AEIOUaeiou]|[FHLMNRSX](?=[A-Z])")

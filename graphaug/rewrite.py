@@ -7,8 +7,9 @@ from typing import Any, Literal, Unpack, overload
 
 from torch import nn
 
+from graphaug.arguments import checked_names
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.errors import NotRewritten
+from graphaug.errors import NotRewritten, an
 from graphaug.operation import build, operate
 from graphaug.select.resolve import At
 from graphaug.sites import structure_of
@@ -44,6 +45,7 @@ def rewrite(
     dry_run: Literal[False] = False,
     **options: Unpack[Options],
 ) -> AugmentedModule: ...
+@checked_names
 def rewrite(
     model: nn.Module,
     at: At | Plan | Mapping[Any, float | Change],
@@ -163,6 +165,7 @@ def rewrite(
     return aug
 
 
+@checked_names
 def strip(aug: nn.Module) -> nn.Module:
     """Take Deep Augmentation out again.
 
@@ -182,9 +185,7 @@ def strip(aug: nn.Module) -> nn.Module:
         True
     """
     if not isinstance(aug, AugmentedModule):
-        raise NotRewritten(
-            f"strip takes what graphaug.rewrite returned, not a {type(aug).__name__}.{unwrap_hint(aug)}"
-        )
+        raise NotRewritten(f"strip takes what graphaug.rewrite returned, not {an(aug)}.{unwrap_hint(aug)}")
     model = aug.original
     if aug.plan.freeze is not None:
         for name in aug.plan.freeze.parameters:

@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from torch import Tensor, fx, nn
 
+from graphaug.arguments import checked_names
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
 from graphaug.capture.recording.tables import undisturbed
@@ -138,6 +139,7 @@ class Sites(Sequence[Site]):
         return "\n".join([f"{self.model}: {len(self)} sites{note}", *render(columns, width)])
 
 
+@checked_names
 def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = None) -> Sites:
     """List what can be targeted in a model.
 

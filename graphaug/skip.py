@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import fx, nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_probability
 from graphaug.augment.rows import Rows
 from graphaug.capture.recording.tables import undisturbed
@@ -27,6 +28,7 @@ from graphaug.surgery.place import place
 from graphaug.surgery.unwrap import plain_model
 
 
+@checked_names
 def skip_rows(
     model: nn.Module,
     at: At | Mapping[Any, float],

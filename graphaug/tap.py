@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
 from graphaug.capture.dataflow import before
@@ -36,6 +37,7 @@ class RowsFirst(nn.Module):
         return on_first(value, self.place.samples)
 
 
+@checked_names
 def tap(
     model: nn.Module,
     at: At,

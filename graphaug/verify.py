@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.errors import NotRewritten, VerificationError
+from graphaug.errors import NotRewritten, VerificationError, an
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
@@ -45,6 +46,7 @@ class Verification:
         return "\n".join(f"ok  {claim}" for claim in self.claims)
 
 
+@checked_names
 def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """Prove on a batch that a rewritten model does what its plan says.
 
@@ -83,7 +85,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         ok  eval mode: output bit-equal to the original
     """
     if not isinstance(aug, AugmentedModule):
-        raise NotRewritten(f"verify takes what graphaug.rewrite returned, not a {type(aug).__name__}.")
+        raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.")
     args, kwargs = ((), dict(x)) if hasattr(x, "keys") else (x if isinstance(x, (tuple, list)) else (x,), {})
 
     def call(model: nn.Module) -> Any:

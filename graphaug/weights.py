@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.transform import Domain
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.recording.tables import undisturbed
@@ -72,6 +73,7 @@ class PerturbedWeights(nn.Module):
         return f"eta={float(self.eta):g}, {len(self.names)} parameters"
 
 
+@checked_names
 def perturb_weights(
     model: nn.Module, at: At | None = None, eta: float = 1.0, *, example_inputs: Any = None
 ) -> PerturbedWeights:

@@ -13,6 +13,7 @@ from graphaug.analysis.activations import first_of
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.cka import CKA, cka
 from graphaug.analysis.segments import Stretch, stretches, threshold_of
+from graphaug.arguments import checked_names
 from graphaug.capture.values import value_of
 from graphaug.errors import SiteNotFound
 from graphaug.select.model_structure import openable
@@ -122,6 +123,7 @@ class Advice(Sequence[Suggestion]):
         return next((s.score for s in self if s.at == at and s.stop_grad == stop_grad), 0.0)
 
 
+@checked_names
 def advise(
     model: nn.Module,
     data: Any,

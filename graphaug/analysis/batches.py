@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
-from graphaug.errors import DataError, InvalidOption
+from graphaug.errors import DataError, InvalidOption, an
 
 
 def batches(model: nn.Module, data: Any, batch_size: int = 256) -> Iterator[Any]:
@@ -67,7 +67,7 @@ def _cut(data: Any, batch_size: int) -> Iterator[Any]:
         yield from data
     else:
         raise DataError(
-            f"data is a {type(data).__name__}: give a loader of batches, or all samples in a tensor or a dict."
+            f"data is {an(data)}: give a loader of batches, or all samples in a tensor or a dict."
         )
 
 
@@ -111,9 +111,7 @@ class _Inputs:
         elif isinstance(batch, (tuple, list)) and batch and isinstance(batch[0], (Tensor, Mapping)):
             return self(batch[0]) if isinstance(batch[0], Mapping) else self._placed(self._entries(batch))
         else:
-            raise DataError(
-                f"a batch is a {type(batch).__name__}: it must be a tensor, a tuple or a dict of them."
-            )
+            raise DataError(f"a batch is {an(batch)}: it must be a tensor, a tuple or a dict of them.")
         return self._placed(inputs)
 
     def _entries(self, batch: Sequence[Any]) -> Any:

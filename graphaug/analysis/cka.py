@@ -25,6 +25,7 @@ from graphaug.analysis.activations import (
     sample_features,
 )
 from graphaug.analysis.batches import batches, padding_mask, rows_of
+from graphaug.arguments import checked_names
 from graphaug.errors import BatchError, DataError, InvalidOption, did_you_mean
 from graphaug.select.resolve import At
 from graphaug.surgery.unwrap import plain_model
@@ -78,6 +79,7 @@ class CKA:
         return "\n".join(lines)
 
 
+@checked_names
 def cka(
     model: nn.Module,
     data: Any,

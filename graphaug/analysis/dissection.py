@@ -13,9 +13,10 @@ from torch import Tensor, fx, nn
 from graphaug.analysis.activations import ActivationReader, activation_reader
 from graphaug.analysis.batches import batches, rows_of
 from graphaug.analysis.passes import RecordedAugmentation, random_direction, run_pass
+from graphaug.arguments import checked_names
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.target import Target
-from graphaug.errors import BatchError, DataError, NotRewritten
+from graphaug.errors import BatchError, DataError, NotRewritten, an
 from graphaug.select.model_structure import ModelStructure
 from graphaug.select.resolve import At
 from graphaug.sites import sites
@@ -117,6 +118,7 @@ class Dissection:
         return "\n".join(lines)
 
 
+@checked_names
 def dissect(
     aug: nn.Module,
     batch: Any,
@@ -150,7 +152,7 @@ def dissect(
         4 of 8 rows augmented, 100% of their units dropped: destroying
     """
     if not isinstance(aug, AugmentedModule):
-        raise NotRewritten(f"dissect takes what graphaug.rewrite returned, not a {type(aug).__name__}.")
+        raise NotRewritten(f"dissect takes what graphaug.rewrite returned, not {an(aug)}.")
     inputs = next(iter(batches(aug.original, [batch])))
     rows = rows_of(inputs)
     if rows < 4:

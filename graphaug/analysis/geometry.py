@@ -18,6 +18,7 @@ from graphaug.analysis.activations import (
     sample_features,
 )
 from graphaug.analysis.batches import batches, padding_mask, rows_of
+from graphaug.arguments import checked_names
 from graphaug.contrastive.geometry import alignment, check_embeddings, on_sphere, pair_geometry, uniformity
 from graphaug.errors import BatchError, DataError, InvalidOption
 from graphaug.select.resolve import At
@@ -151,6 +152,7 @@ class Geometry:
         )
 
 
+@checked_names
 def geometry(
     model: nn.Module,
     pairs: Iterable[Any],
@@ -203,6 +205,7 @@ def geometry(
     return found
 
 
+@checked_names
 def site_embeddings(
     model: nn.Module, data: Any, sites: At, *, tokens: str = "mean", batch_size: int = 256
 ) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.errors import BatchError, InvalidOption
 
 
@@ -52,6 +53,7 @@ def threshold_of(values: Tensor) -> float:
     return max(0.5, (1.0 + float(mean)) / 2)
 
 
+@checked_names
 def stretches(
     values: Tensor,
     *,

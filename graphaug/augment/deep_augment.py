@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice, check_probability
 from graphaug.augment.rows import BATCH, Rows, channel_beside
 from graphaug.augment.site import Augmentation
@@ -49,6 +50,7 @@ class DeepAugment(Augmentation):
 
     rate: Tensor
 
+    @checked_names
     def __init__(
         self,
         rate: float = 0.5,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from graphaug.errors import BatchError
+from graphaug.errors import BatchError, an
 
 
 def on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
@@ -23,5 +23,5 @@ def on_first(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
         entries = [on_first(value[0], fn), *value[1:]]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
     raise BatchError(
-        f"Deep Augmentation needs a tensor, but the value at its site is a {type(value).__name__}: choose another site."
+        f"Deep Augmentation needs a tensor, but the value at its site is {an(value)}: choose another site."
     )

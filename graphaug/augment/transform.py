@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 
 from graphaug.augment.shapes import finest
-from graphaug.errors import InvalidOption, did_you_mean
+from graphaug.errors import InvalidOption, UnknownOption, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -187,9 +187,12 @@ class Transform(nn.Module):
         unknown = [name for name in site if name not in SiteOptions.__annotations__]
         if unknown:
             known = SiteOptions.__annotations__
-            raise InvalidOption(
-                f"{type(self).__name__} has no option {unknown[0]!r}.{did_you_mean(unknown[0], known)} "
-                f"Those of every site are {', '.join(known)}."
+            own = [p for p in inspect.signature(type(self)).parameters if p != "site"]
+            has = f"It has {', '.join(own)}. " if own else ""
+            raise UnknownOption(
+                f"{type(self).__name__} has no option {unknown[0]!r}."
+                f"{did_you_mean(unknown[0], [*own, *known])} "
+                f"{has}Those of every site are {', '.join(known)}."
             )
         self.site_options: SiteOptions = site
         self._domains: dict[str, Domain] = {}

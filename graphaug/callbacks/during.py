@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_probability
 from graphaug.augment.site import Augmentation
 from graphaug.errors import InvalidOption, NotRewritten, SharedAcrossCut, SiteNotFound, did_you_mean
@@ -44,6 +45,7 @@ class DuringTraining:
         0.1
     """
 
+    @checked_names
     def __init__(
         self,
         rate: Course = None,

@@ -21,7 +21,7 @@ from graphaug.capture.signature import Signature
 from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
-from graphaug.errors import CaptureError, GraphaugError
+from graphaug.errors import CaptureError, GraphaugError, an
 from graphaug.torch_private import FakeTensor
 
 
@@ -146,7 +146,7 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
         else:
             fix = "Turn that off, or choose a site outside the module that does it."
         raise CaptureError(
-            f"{type(model).__name__}.forward cannot be captured: it makes a {type(value).__name__} in every call, "
+            f"{type(model).__name__}.forward cannot be captured: it makes {an(value)} in every call, "
             f"which its modules fill, and a graph has one for all calls. {fix}"
         )
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.values import taken_from
-from graphaug.errors import AssumptionViolated, CaptureError, did_you_mean
+from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
 _EMPTY = inspect.Parameter.empty
 _CONSTANT = (bool, int, float, str, type(None))
@@ -95,7 +95,7 @@ class Signature:
             values = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
             if not isinstance(values, (tuple, list)):
                 raise CaptureError(
-                    f"example_inputs is a {type(example_inputs).__name__}: give a tensor, a tuple of "
+                    f"example_inputs is {an(example_inputs)}: give a tensor, a tuple of "
                     "positional inputs, or a dict of keyword inputs."
                 )
             extra = [f"{variadic}_{i}" for i in range(len(values) - len(positional))] if variadic else []
@@ -189,7 +189,7 @@ class Signature:
             return value
         if not isinstance(value, Tensor):
             raise AssumptionViolated(
-                f"{self.model}: input {entry.name!r} is a {type(value).__name__}, but it was captured with a "
+                f"{self.model}: input {entry.name!r} is {an(value)}, but it was captured with a "
                 f"tensor.{taken_from(self.guessed)}"
             )
         if value.dim() != entry.rank:

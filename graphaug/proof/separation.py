@@ -13,7 +13,7 @@ from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, tensors_of, writes
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
-from graphaug.errors import BypassedSite, SiteNotFound
+from graphaug.errors import BypassedSite, SiteNotFound, an
 from graphaug.select.nodes import node_name
 
 if TYPE_CHECKING:  # imported where it is used: it takes half of the library's own import time
@@ -225,4 +225,4 @@ def _encoder_alone(target: Target, bypass: Bypass, captured: Captured) -> str:
 
 
 def _kind(value: Any) -> str:
-    return f"{value.dtype} values" if hasattr(value, "dtype") else f"a {type(value).__name__}"
+    return f"{value.dtype} values" if hasattr(value, "dtype") else an(value)

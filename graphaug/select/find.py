@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from graphaug.capture.target import Target
-from graphaug.errors import CaptureError, SelectorError, SiteNotFound, did_you_mean
+from graphaug.errors import CaptureError, SelectorError, SiteNotFound, an, did_you_mean
 from graphaug.select.hints import close_to, last_segment, listed, spell
 from graphaug.select.language import REGEX_ONLY, Selector, Step, parse
 from graphaug.select.structure import Structure
@@ -58,12 +58,12 @@ class Finder:
         if isinstance(at, type):
             return self.instances(at)
         if hasattr(at, "named_modules"):
-            raise SelectorError(f"a {type(at).__name__} object is no selector: use its path or its class.")
+            raise SelectorError(self._object(at))
         if callable(at):
             return self.predicate(at)
         raise SelectorError(
-            f"a {type(at).__name__} is no selector ({at!r:.40}): use a string, the number of a stage, a class, "
-            "a predicate over sites, or a flat list of these."
+            f"{an(at)} is no selector{'' if at is None else f' ({at!r:.40})'}: use a string, the number of a "
+            "stage, a class, a predicate over sites, or a flat list of these."
         )
 
     def text(self, text: str) -> Match:
@@ -90,13 +90,22 @@ class Finder:
             raise SiteNotFound(f"{number} is out of range: {self.name} has the stages {span}.")
         return self.text(stages[number])
 
+    def _object(self, module: object) -> str:
+        """Why a module is no selector, and which one names it."""
+        paths = self.structure.paths_of(module)
+        if not paths:
+            return f"{an(module)} object is no selector, and {self.name} has no such module: use a path or a class."
+        spelled = " or ".join(map(repr, filter(None, paths)))
+        where = f" Its path in {self.name} is {spelled}: use it." if spelled else _ITSELF
+        return f"{an(module)} object is no selector.{where}"
+
     def instances(self, cls: type) -> Match:
         """Find the modules of a class."""
         paths = self.structure.instances(cls)
         sites = self.below_root(paths)
         if not sites:
             hint = _ITSELF if paths else did_you_mean(cls.__name__, self.classes)
-            raise SiteNotFound(f"no module in {self.name} is a {cls.__name__}.{hint}")
+            raise SiteNotFound(f"no module in {self.name} is {an(cls)}.{hint}")
         return Match(cls.__name__, sites)
 
     def predicate(self, accepts: Callable[[Any], object]) -> Match:

@@ -215,12 +215,15 @@ class ModelStructure:
 
     def _registrations(self, path: str) -> list[str]:
         """Every path under which the module at ``path`` is registered."""
-        module = self.by_path[path]
-        return [p for p, m in self.model.named_modules(remove_duplicate=False) if m is module]
+        return list(self.paths_of(self.by_path[path]))
 
     def instances(self, cls: type) -> Sequence[str]:
         """Paths of the modules that are instances of ``cls``."""
         return [path for path, m in self.by_path.items() if isinstance(m, cls)]
+
+    def paths_of(self, module: object) -> Sequence[str]:
+        """Every path at which this very module is registered; ``""`` where it is the model itself."""
+        return [path for path, m in self.model.named_modules(remove_duplicate=False) if m is module]
 
     def candidates(self) -> Sequence[Any]:
         """Every site of the model, for predicates."""

@@ -39,6 +39,9 @@ class Structure(Protocol):
     def instances(self, cls: type) -> Sequence[str]:
         """Paths of the modules that are instances of `cls`."""
 
+    def paths_of(self, module: object) -> Sequence[str]:
+        """Every path at which this very module is registered; ``""`` where it is the model itself."""
+
     def candidates(self) -> Sequence[Any]:
         """What predicates choose from: path, module, op, call, shape and ``target``, a `Target`."""
 
@@ -73,6 +76,10 @@ class StaticStructure:
     def instances(self, cls: type) -> Sequence[str]:
         """Compare the name only: there are no objects here."""
         return [path for path, names in self.modules.items() if cls.__name__ in names]
+
+    def paths_of(self, module: object) -> Sequence[str]:
+        """None: there are no objects here."""
+        return ()
 
     def candidates(self) -> Sequence[Any]:
         """Return `sites`."""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from graphaug.errors import SparseBackwardError
+from graphaug.errors import SparseBackwardError, an
 from graphaug.torch_private import set_grad_enabled
 
 BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -98,7 +98,7 @@ def two_stream_batch_norm(norm: _BatchNorm, kept: Tensor, stopped: Tensor) -> tu
     """
     if not is_plain_norm(norm):
         raise SparseBackwardError(
-            f"a BatchNorm of the prefix became a {type(norm).__name__} or has hooks since the model was rewritten, "
+            f"a BatchNorm of the prefix became {an(norm)} or has hooks since the model was rewritten, "
             "which two streams would pass over: change the model before graphaug.rewrite, or use backward='dense'."
         )
     if not norm.training and norm.running_mean is not None:

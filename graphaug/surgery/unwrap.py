@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from graphaug.errors import UnsupportedModel
+from graphaug.errors import UnsupportedModel, an
 from graphaug.surgery.module import AugmentedModule
 
 
@@ -31,7 +31,7 @@ def plain_model(model: object) -> nn.Module:
     if "ScriptModule" in kinds:
         raise UnsupportedModel("this model is scripted: rewrite the Python module it was made from.")
     if not isinstance(model, nn.Module):
-        what = "the class" if isinstance(model, type) else f"a {type(model).__name__}"
+        what = "the class" if isinstance(model, type) else an(model)
         raise UnsupportedModel(f"graphaug rewrites an nn.Module, and this is {what}{_class_hint(model)}.")
     return model
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.errors import ConfigError, GraphaugError, did_you_mean
+from graphaug.errors import ConfigError, GraphaugError, an, did_you_mean
 
 EXAMPLE = "example_inputs"
 """What the file may hold beside the model: a batch, or a function that makes one."""
@@ -66,7 +66,7 @@ def own_model(name: str) -> nn.Module:
     found = own(name, lambda value: isinstance(value, nn.Module))
     if not isinstance(found, nn.Module):
         file, what = split_name(name)
-        raise ConfigError(f"{what!r} of {str(file)!r} is no model, but a {type(found).__name__}.")
+        raise ConfigError(f"{what!r} of {str(file)!r} is no model, but {an(found)}.")
     return found
 
 

@@ -450,7 +450,7 @@ def test_a_short_last_batch_is_left_out():
         ({"data": []}, errors.DataError, "hold no batch"),
         ({"data": data(0)}, errors.DataError, "hold no batch"),
         ({"data": "digits"}, errors.DataError, "data is a str"),
-        ({"data": 3}, errors.DataError, "data is a int"),
+        ({"data": 3}, errors.DataError, "data is an int"),
         (
             {"data": [{"image": data()}]},
             errors.DataError,

@@ -237,7 +237,7 @@ def test_several_sites():
         (network, batch(), errors.NotRewritten, "not a Sequential"),
         (lambda: graphaug.rewrite(network(), at="2"), batch(3), errors.BatchError, "4 or more"),
         (lambda: graphaug.rewrite(network(), at="2", subset=0.0), batch(), errors.BatchError, "no row"),
-        (lambda: graphaug.rewrite(network(), at="2"), 3, errors.DataError, "a batch is a int"),
+        (lambda: graphaug.rewrite(network(), at="2"), 3, errors.DataError, "a batch is an int"),
     ],
 )
 def test_bad_input(make, x, error, match):

@@ -58,7 +58,7 @@ def mask(rows: int = 3, length: int = 5) -> Tensor:
         (ConvNet(), (images(), images()), "has 2 entries, but ConvNet.forward takes 1 positional inputs: x"),
         (ConvNet(), [], "lacks 'x'"),
         (ConvNet(), "an image", "is a str: give a tensor, a tuple of positional inputs, or a dict"),
-        (ConvNet(), 3, "is a int: give a tensor"),
+        (ConvNet(), 3, "is an int: give a tensor"),
     ],
     ids=["key", "typo", "missing", "wrong key", "too many", "none", "text", "number"],
 )  # fmt: skip
@@ -144,7 +144,7 @@ def test_examples_that_the_model_itself_refuses(model: nn.Module, site: str, exa
         ({"input_ids": ids()[None]}, r"has 3 dimensions \(1, 3, 5\)"),
         ({"input_ids": ids().tolist()}, "'input_ids' is a list, but it was captured with a tensor"),
         ({"input_ids": ids(), "attention_mask": mask().float()}, "'attention_mask' is torch.float32"),
-        ({"input_ids": ids(), "attention_mask": None}, "'attention_mask' is a NoneType"),
+        ({"input_ids": ids(), "attention_mask": None}, "'attention_mask' is None"),
         ({"input_ids": ids(), "token_type_ids": ids()}, "captured without 'token_type_ids'.*pass it in example_inputs"),
     ],
     ids=["floats", "rank 1", "rank 3", "list", "mask", "none", "more"],

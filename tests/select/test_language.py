@@ -390,14 +390,14 @@ LOST: list[tuple[Any, StaticStructure, type[GraphaugError], list[str]]] = [
     ("re:layer(", RESNET, SelectorError, ["'re:layer('", "no valid regular expression"]),
     ("re:a{99999999999999}", RESNET, SelectorError, ["no valid regular expression"]),
     # of no type that selects
-    (None, RESNET, SelectorError, ["NoneType", "use a string"]),
+    (None, RESNET, SelectorError, ["None is no selector", "use a string"]),
     (1.0, RESNET, SelectorError, ["float", "use a string"]),
     (True, RESNET, SelectorError, ["bool"]),
     (b"layer4", RESNET, SelectorError, ["bytes"]),
     ({"layer4": 0.5}, RESNET, SelectorError, ["dict"]),
     ({"layer4"}, RESNET, SelectorError, ["set"]),
     ([["layer4"]], RESNET, SelectorError, ["list", "flat list"]),
-    (["layer4", None], RESNET, SelectorError, ["NoneType"]),
+    (["layer4", None], RESNET, SelectorError, ["None is no selector"]),
     ([], RESNET, SelectorError, ["empty list"]),
     # predicates
     (lambda site: False, RESNET, SiteNotFound, ["<lambda>", "none of the 4 sites"]),
@@ -510,7 +510,7 @@ def test_a_module_object_is_no_predicate() -> None:
         def __call__(self, site: object) -> bool:
             raise AssertionError("called")
 
-    with pytest.raises(SelectorError, match="Fake object is no selector: use its path"):
+    with pytest.raises(SelectorError, match="a Fake object is no selector, and ResNet has no such module"):
         resolve(Fake(), RESNET)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.config.settings import Settings
-from graphaug.errors import ConfigError, RunDirectoryError
+from graphaug.errors import ConfigError, RunDirectoryError, an
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.models import build_model
@@ -186,7 +186,5 @@ def _lines(file: Path, *, whole: bool = False) -> list[dict[str, Any]]:
         raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
     for value in found:
         if not isinstance(value, dict):
-            raise RunDirectoryError(
-                f"{str(file)!r} is damaged: it holds a {type(value).__name__}, not an object."
-            )
+            raise RunDirectoryError(f"{str(file)!r} is damaged: it holds {an(value)}, not an object.")
     return found

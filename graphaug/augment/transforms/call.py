@@ -8,6 +8,7 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.transform import Needs, SiteOptions, Transform
 from graphaug.errors import BatchError, InvalidOption
 
@@ -35,6 +36,7 @@ class Call(Transform):
 
     needs = Needs(partners=True, statistics=True, gradient=True)
 
+    @checked_names
     def __init__(self, fn: Callable[[Tensor], Tensor], **site: Unpack[SiteOptions]) -> None:
         super().__init__(**site)
         if not callable(fn):

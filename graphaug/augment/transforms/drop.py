@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.shapes import channel_dim, check_rows, draw_dtype, position_dims
 from graphaug.augment.transform import PLAIN, SHARE, Context, SiteOptions, Transform, random_of
@@ -63,6 +64,7 @@ class Dropout(Transform):
     rate: Tensor
     shown = ("granularity", "block_size", "shared", "heads")
 
+    @checked_names
     def __init__(
         self,
         rate: float = 0.5,

@@ -17,7 +17,7 @@ from graphaug.augment.transforms.policy import Policy
 from graphaug.augment.transforms.statistics import Statistics
 from graphaug.augment.transforms.steer import Add, Replace
 from graphaug.augment.transforms.tokens import Tokens
-from graphaug.errors import InvalidOption, did_you_mean
+from graphaug.errors import InvalidOption, an, did_you_mean
 
 BUILT_IN: tuple[type[Transform], ...] = (Dropout, Noise, Mix, Statistics, PCA, Policy, Tokens, Add, Replace)
 
@@ -65,7 +65,7 @@ def _plain(transform: Transform, name: str, value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise InvalidOption(
-        f"{type(transform).__name__} cannot be written to a file: its {name} is a {type(value).__name__}. "
+        f"{type(transform).__name__} cannot be written to a file: its {name} is {an(value)}. "
         "Make it a transform of its own, whose arguments are plain values."
     )
 

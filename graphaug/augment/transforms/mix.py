@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice, check_count, check_flag
 from graphaug.augment.drawn import Drawn
 from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, precise
@@ -88,6 +89,7 @@ class Mix(Transform):
 
     shown = ("mode", "partner", "neighbours", "within_class", "per", "detach")
 
+    @checked_names
     def __init__(
         self,
         mode: str = "convex",

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, precise
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform, random_of
@@ -56,6 +57,7 @@ class Noise(Transform):
     sigma: Tensor
     shown = ("distribution", "relative")
 
+    @checked_names
     def __init__(
         self,
         sigma: float = 0.1,

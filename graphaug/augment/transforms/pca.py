@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice, check_flag
 from graphaug.augment.shapes import channel_dim, check_rows, precise
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
@@ -69,6 +70,7 @@ class PCA(Transform):
     k: Tensor
     shown = ("remove", "over", "gradient")
 
+    @checked_names
     def __init__(
         self,
         k: int = 1,

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor, nn
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
@@ -58,6 +59,7 @@ class Policy(Transform):
 
     shown = ("per",)
 
+    @checked_names
     def __init__(
         self,
         transforms: Sequence[Transform],
@@ -67,8 +69,9 @@ class Policy(Transform):
         **site: Unpack[SiteOptions],
     ) -> None:
         super().__init__(**site)
-        if len(transforms) < 2 or not all(isinstance(t, Transform) for t in transforms):
-            raise InvalidOption(f"a policy is over two transforms or more, not {list(transforms)!r}.")
+        several = isinstance(transforms, (list, tuple)) and len(transforms) > 1
+        if not several or not all(isinstance(t, Transform) for t in transforms):
+            raise InvalidOption(f"a policy is over a list of two transforms or more, not {transforms!r}.")
         chances = [1.0] * len(transforms) if p is None else list(p)
         if len(chances) != len(transforms):
             raise InvalidOption(

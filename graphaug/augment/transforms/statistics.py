@@ -7,6 +7,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows, draw_dtype, position_dims, precise
 from graphaug.augment.transform import PLAIN, SHARE, Context, Domain, Needs, SiteOptions, Transform, random_of
@@ -67,6 +68,7 @@ class Statistics(Transform):
     probability: Tensor
     shown = ("method", "eps")
 
+    @checked_names
     def __init__(
         self,
         method: str = "mixstyle",

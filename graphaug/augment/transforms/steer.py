@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.shapes import channel_dim, check_rows
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
 from graphaug.errors import BatchError, InvalidOption
@@ -24,6 +25,7 @@ class _Steer(Transform):
 
     vector: Tensor | None
 
+    @checked_names
     def __init__(
         self, vector: Tensor | None, positions: Sequence[int] | None, **site: Unpack[SiteOptions]
     ) -> None:
@@ -118,6 +120,7 @@ class Add(_Steer):
 
     scale: Tensor
 
+    @checked_names
     def __init__(
         self,
         vector: Tensor | None = None,
@@ -157,6 +160,7 @@ class Replace(_Steer):
                  [0., 0.]]])
     """
 
+    @checked_names
     def __init__(
         self,
         vector: Tensor | None = None,

@@ -8,6 +8,7 @@ from typing import NamedTuple, Unpack
 import torch
 from torch import Tensor
 
+from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_count, check_flag
 from graphaug.augment.shapes import check_rows, draw_dtype
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
@@ -53,6 +54,7 @@ class Tokens(Transform):
     needs = Needs(new_tokens=True)
     shown = ("keep", "prefix", "ordered")
 
+    @checked_names
     def __init__(
         self,
         keep: float = 0.5,

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from graphaug.contrastive.config.settings import Settings
-from graphaug.errors import ConfigError, did_you_mean
+from graphaug.errors import ConfigError, an, did_you_mean
 from graphaug.terminal.options import refuse_idle
 
 S = TypeVar("S", bound=Settings)
@@ -53,9 +53,7 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise ConfigError(
-            f"{str(path)!r} holds a {type(found).__name__}; lines 'setting: value' are expected."
-        )
+        raise ConfigError(f"{str(path)!r} holds {an(found)}; lines 'setting: value' are expected.")
     settings = {name: value for name, value in found.items() if name not in ("resolved", "versions")}
     known = kind.names()
     for name in settings:

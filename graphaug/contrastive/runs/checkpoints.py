@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from graphaug.contrastive.runs.files import PART, make_folder, write_file
-from graphaug.errors import CheckpointError
+from graphaug.errors import CheckpointError, an
 
 _NAME = re.compile(r"step-(\d+)\.pt")
 
@@ -174,7 +174,5 @@ def read(path: Path) -> dict[str, Any]:
             "file of torch's with tensors and plain values alone."
         ) from error
     if not isinstance(state, dict):
-        raise CheckpointError(
-            f"checkpoint {str(path)!r} holds a {type(state).__name__}, and no state of a run."
-        )
+        raise CheckpointError(f"checkpoint {str(path)!r} holds {an(state)}, and no state of a run.")
     return state

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from graphaug.capture.checks import unchecked
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import unchanged, undrawn
+from graphaug.errors import an
 from graphaug.proof.equivalence import as_identities, with_forwards
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
@@ -153,9 +154,7 @@ class StandIns:
         given = _tensors((args, kwargs))
         for leaf in torch.utils._pytree.tree_leaves((args, kwargs)):
             if not isinstance(leaf, Tensor) and _holds_tensor(leaf):
-                raise CannotStandIn(
-                    f"a closed {type(module).__name__} takes a {type(leaf).__name__} of tensors"
-                )
+                raise CannotStandIn(f"a closed {type(module).__name__} takes {an(leaf)} of tensors")
 
         def fake(tensor: Tensor) -> Tensor:
             if id(tensor) not in fakes:
@@ -185,7 +184,7 @@ class StandIns:
             if not isinstance(leaf, Tensor):
                 if _holds_tensor(leaf):
                     raise CannotStandIn(
-                        f"a closed {type(module).__name__} returns tensors inside of a {type(leaf).__name__}"
+                        f"a closed {type(module).__name__} returns tensors inside of {an(leaf)}"
                     )
                 return leaf
             if id(leaf) in places:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from graphaug.errors import DataError
+from graphaug.errors import DataError, an
 from graphaug.terminal.printable import printable
 from graphaug.vision.data.decoding import to_rgb_image
 from graphaug.vision.user_models import own, split_name
@@ -43,9 +43,7 @@ def own_data(name: str) -> tuple[Any, Any]:
     train, test = found if _is_pair(found) else (found, None)
     for part in (train,) if test is None else (train, test):
         if not _is_dataset(part):
-            missing = (
-                "has no length, or no numbers" if hasattr(part, "__iter__") else f"is a {type(part).__name__}"
-            )
+            missing = "has no length, or no numbers" if hasattr(part, "__iter__") else f"is {an(part)}"
             file, what = split_name(name)
             raise DataError(
                 f"{what!r} of {str(file)!r} is no data set: it {missing}. A torch Dataset with __len__ and __getitem__ "
@@ -189,8 +187,7 @@ def _pixels(where: str, image: Any) -> np.ndarray:
         channels_first = values[None] if values.ndim == 2 else np.moveaxis(values, -1, 0)
     else:
         raise DataError(
-            f"{where} is a {type(image).__name__}: an image is expected (PIL, tensor or array), or "
-            "an image and a label."
+            f"{where} is {an(image)}: an image is expected (PIL, tensor or array), or an image and a label."
         )
     if channels_first.ndim != 3 or channels_first.shape[0] not in (1, 3) or 0 in channels_first.shape:
         order = "(C, H, W)" if isinstance(image, Tensor) else "(H, W, C)"

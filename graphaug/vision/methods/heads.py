@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.errors import ConfigError
+from graphaug.errors import ConfigError, an
 
 
 def need_lightly(what: str) -> None:
@@ -40,7 +40,7 @@ def lightly_head(name: str, classifier: nn.Module, hidden: int | None, projectio
     """
     if not isinstance(classifier, nn.Linear):
         raise ConfigError(
-            f"the model's classifier is a {type(classifier).__name__}, and {name} takes the features of a linear one: "
+            f"the model's classifier is {an(classifier)}, and {name} takes the features of a linear one: "
             "use another model, or method='simclr', which has a head of convolutions."
         )
     made = getattr(lightly("lightly.models.modules.heads", name), name)

@@ -169,7 +169,7 @@ def test_unreadable_images_are_named_and_skipped(file: Path) -> None:
         ("Fotos", DataError, "has no 'Fotos'. Did you mean 'Photos'"),
         ("Random", DataError, r"Random\[0\] is another image each time it is asked for"),
         ("Stream", DataError, "'Stream' of .* is no data set: it has no length"),
-        ("number", DataError, "'number' of .* is no data set: it is a int"),
+        ("number", DataError, "'number' of .* is no data set: it is an int"),
         ("Failing", DataError, r"Failing\[0\] fails: KeyError: 'key'"),
         ("needs", DataError, r"needs\(\) of .* fails: TypeError"),
         ("empty", DataError, "is empty"),

@@ -13,6 +13,7 @@ from graphaug.capture.names import differentiable
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.structures import holds, tensors_in
 from graphaug.capture.signature import Signature, map_tensors
+from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
 
 
@@ -47,7 +48,7 @@ def _faked(recorder: Recorder, value: Any) -> Any:
     fakes = map_tensors(ledger.fake_like, value)
     if holds(fakes, lambda v: isinstance(v, Tensor) and not isinstance(v, FakeTensor)):
         raise recorder.session.refuse(
-            f"example_inputs hold tensors inside of a {type(value).__name__}",
+            f"example_inputs hold tensors inside of {an(value)}",
             reason=" Give tensors, and tuples, lists and dicts of tensors.",
         )
     return fakes
