@@ -22,6 +22,7 @@ from graphaug.analysis import commands as analysis
 from graphaug.contrastive.runs.options import Force
 from graphaug.recipes import commands as recipes
 from graphaug.terminal.help import Commands, Help
+from graphaug.terminal.options import refuse_typed
 from graphaug.text import commands as text
 from graphaug.vision import commands as vision
 
@@ -100,6 +101,7 @@ def sites(model: Model, size: Size = None) -> None:
 
 @app.command(cls=Help)
 def draw(
+    context: typer.Context,
     model: Model,
     out: Annotated[Path, typer.Option(help="The picture, .svg, .png or .pdf.")],
     at: At = None,
@@ -121,6 +123,8 @@ def draw(
         if not at:
             raise ConfigError("nothing to draw: name a site with --at; graphaug.sites(model) lists them.")
         sites, rates = sites_and_rates(at)
+        if rates:
+            refuse_typed(context, "rate", reason="where each site has a rate of its own")
         module, example = _built(model, size)
         aug = graphaug.rewrite(
             module,

@@ -42,6 +42,8 @@ def refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
     asked = [name for name, value in given.items() if value is not None and value is not False]
     if not settings.get("at") and not settings.get("everywhere"):
         _refuse([name for name in AUGMENTATION if name in asked], "without a site", "name one with --at")
+    if settings.get("rates") and "rate" in asked:
+        _refuse(["rate"], "where each site has a rate of its own")
     other = "with another transform than dropout"
     rules = {
         "rate": (settings.get("transform", "dropout") != "dropout", other, ""),
@@ -75,8 +77,22 @@ def refuse_without(context: Any, switch: str, *names: str) -> None:
     Raises:
         ConfigError: one of them was typed.
     """
-    typed = [name for name in names if _is_typed(context, name)]
-    _refuse(typed, f"without {switch}", f"give {switch} too")
+    refuse_typed(context, *names, reason=f"without {switch}", remedy=f"give {switch} too")
+
+
+def refuse_typed(context: Any, *names: str, reason: str, remedy: str = "") -> None:
+    """Refuse options that were typed and do nothing, for a reason.
+
+    Args:
+        context: of the command, a `typer.Context`.
+        names: of the parameters.
+        reason: as it stands behind "does nothing".
+        remedy: what would make them do something.
+
+    Raises:
+        ConfigError: one of them was typed.
+    """
+    _refuse([name for name in names if _is_typed(context, name)], reason, remedy)
 
 
 def _is_typed(context: Any, name: str) -> bool:

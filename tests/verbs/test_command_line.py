@@ -55,6 +55,10 @@ IDLE = [
     (["--pairing", "one-sided"], "--pairing does nothing"),
     (["--freeze", "before"], "--freeze does nothing"),
     (["--backward", "dense"], "--backward does nothing"),
+    (
+        ["--at", "layer3=0.5", "--at", "layer4=0.2", "--rate", "0.3"],
+        "--rate does nothing where each site has a rate of its own: leave it out.",
+    ),
     (["--optimizer", "adamw", "--momentum", "0.5"], "--momentum does nothing with --optimizer adamw"),
 ]
 
@@ -105,6 +109,10 @@ def test_settings_of_a_file_may_do_nothing_and_so_may_a_no(tmp_path):
             "--epochs, --metric do nothing without --check",
         ),
         (["probe", "run", "--epochs", "100"], "--epochs does nothing without --linear"),
+        (
+            ["draw", "resnet18", "--at", "layer3=0.5", "--rate", "0.5", "--out", "x.svg"],
+            "--rate does nothing where each site has a rate of its own",
+        ),
     ],
 )
 def test_options_of_a_switch_that_was_not_given(graphaug, words, message):
