@@ -1,12 +1,12 @@
 """The step of deep views beside the step that runs both copies, and of skipped rows beside the plain step; compiled.
 
     python -m benchmarks.deep_views [--models vit-s bert-base] [--batch 4] [--rows 5] [--rounds 9] [--name NAME]
-                                   [--parts views skipped] [--device cpu|cuda] [--threads 1]
+                                   [--parts views skipped] [--device cpu|cuda] [--threads 1] [--precision fp32 bf16]
 
 One process and one seed; the variants take turns, a step each per round, and medians with quartiles are reported. A
 step is forward, loss and backward; the optimizer, the same for all, is left out. Each step is timed twice over: by the
 clock on the wall, and by the processor time of this process, which another process on the machine takes nothing from.
-Ratios are of medians of the second on a CPU.
+Ratios are of medians of the second on a CPU. ``bf16`` runs the forward under autocast, its weights in float32.
 
 - ``both copies``: Deep Augmentation at the last cut, on ``[x; x]``. ``views``: ``views=2`` there, on ``x``. The floor
   of their ratio is ``f/2 + 1 - f``, f being the share of the forward FLOPs up to the cut.
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 import json
 import os
 import re
@@ -48,6 +49,7 @@ class Variant:
     kind: str
     module: Any
     inputs: dict[str, Tensor]
+    precision: str = "fp32"
     compile_seconds: float = 0.0
     wall: list[float] = field(default_factory=list)
     process: list[float] = field(default_factory=list)
@@ -57,7 +59,9 @@ class Variant:
         if device == "cuda":
             torch.cuda.synchronize()
         start, used = time.perf_counter(), time.process_time()
-        output_of(self.module(**self.inputs)).float().square().mean().backward()
+        with torch.autocast(device, torch.bfloat16, enabled=self.precision == "bf16"):
+            out = output_of(self.module(**self.inputs))
+        out.float().square().mean().backward()
         if device == "cuda":
             torch.cuda.synchronize()
         self.process.append(time.process_time() - used)
@@ -81,8 +85,8 @@ def cut_of(rows: dict[str, Tensor], count: int) -> dict[str, Tensor]:
     return {n: t[torch.arange(count, device=t.device) % len(t)].clone() for n, t in rows.items()}
 
 
-def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
-    """All variants of one model, in turns."""
+def measured(name: str, precision: str, options: argparse.Namespace) -> dict[str, Any]:
+    """All variants of one model in one precision, in turns."""
     torch.manual_seed(0)
     model, inputs = SUBJECTS[name].build()
     model = model.to(options.device).train()
@@ -107,7 +111,9 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
         found.append(Variant("masked", masked(model), rows))
         kept = max(1, round((1 - SKIPPED) * options.rows))
         floors["skipped"] = 1 - (1 - kept / options.rows) * branch_share(model, rows)
+    torch._dynamo.reset()
     for variant in found:
+        variant.precision = precision
         start = time.perf_counter()
         variant.module = torch.compile(variant.module, fullgraph=True, dynamic=False)
         variant.step(options.device)
@@ -118,7 +124,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
     for _ in range(options.rounds):
         for variant in found:
             variant.step(options.device)
-    return report(name, cut, share, floors, found, options)
+    return report(name, cut, share, floors, found, options) | {"precision": precision}
 
 
 def masked(model: nn.Module) -> nn.Module:
@@ -173,7 +179,8 @@ def report(
 def table(record: dict[str, Any]) -> str:
     """The rows of one model as Markdown."""
     lines = [
-        f"{record['model']}, cut {record['cut']} ({record['share_before_cut']:.1%} of the FLOPs before it)",
+        f"{record['model']}, {record['precision']}, cut {record['cut']} "
+        f"({record['share_before_cut']:.1%} of the FLOPs before it)",
         "",
         "| step | rows | processor s (quartiles) | wall s | of | ratio (by round) | floor | of the saving |",
         "|---|---|---|---|---|---|---|---|",
@@ -199,6 +206,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--models", nargs="+", default=["vit-s", "bert-base"], choices=["vit-s", "bert-base"])
+    parser.add_argument("--precision", nargs="+", default=["fp32"], choices=["fp32", "bf16"])
     parser.add_argument("--parts", nargs="+", default=["views", "skipped"], choices=["views", "skipped"])
     parser.add_argument(
         "--batch", type=int, default=4, help="rows that come in; both copies are twice as many"
@@ -216,9 +224,9 @@ def main() -> None:
     records = []
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for model in options.models:
-            print(f"{model}:", flush=True)
-            records.append(measured(model, options))
+        for model, precision in itertools.product(options.models, options.precision):
+            print(f"{model}, {precision}:", flush=True)
+            records.append(measured(model, precision, options))
             print(table(records[-1]) + "\n", flush=True)
             settings = {
                 "threads": options.threads,

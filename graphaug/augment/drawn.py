@@ -73,4 +73,6 @@ def detached(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         entries = [detached(entry) for entry in value]
         return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    if isinstance(value, dict):
+        return {name: detached(entry) for name, entry in value.items()}
     return value

@@ -173,6 +173,11 @@ class Augmentation(nn.Module):
         """As if nothing had been drawn."""
         self._drawn = None
 
+    @property
+    def context(self) -> Context:
+        """What is known around the rows: what `give` handed in."""
+        return self._given
+
     def give(self, context: Context) -> None:
         """Hand in what is known around the rows of the forwards to come: labels, masks, another activation."""
         self._given = context

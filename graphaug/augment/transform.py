@@ -202,8 +202,17 @@ class Transform(nn.Module):
         """Keep a number as the buffer ``name``, float64 of shape (1,), to be changed by ``set``.
 
         Raises:
-            InvalidOption: it is outside its domain.
+            InvalidOption: it is outside its domain, or cannot have that name.
         """
+        if "_domains" not in self.__dict__:
+            raise InvalidOption(
+                f"{type(self).__name__} has no place for {name!r}: call super().__init__(**site) before add_number."
+            )
+        if name == "subset" or not name.isidentifier() or (hasattr(self, name) and name not in self._buffers):
+            raise InvalidOption(
+                f"{type(self).__name__} cannot have a number {name!r}: a site or a module has something of that name "
+                "already. Call it otherwise."
+            )
         self._numbers[name] = domain.check(name, value)
         self._domains[name] = domain
         # one entry, not none: Dynamo takes a float64 scalar on the CPU for a Python number

@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Generic, TypeVar
 
+from torch import Generator, Tensor
+
 from graphaug.augment.choices import check_probability
 from graphaug.augment.site import Augmentation
-from graphaug.augment.transform import PLAIN, Context
+from graphaug.augment.transform import Context
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SiteNotFound, did_you_mean
 
@@ -44,7 +46,7 @@ class BySite(Mapping[str, T], Generic[T]):
     def __init__(self, sites: Mapping[str, Augmentation], look_up: Callable[[Augmentation], T]) -> None:
         self._sites, self._look_up = sites, look_up
 
-    def __getitem__(self, site: str) -> T:
+    def __getitem__(self, site: Target | str) -> T:
         return self._look_up(_at(self._sites, site))
 
     def __iter__(self) -> Iterator[str]:
@@ -57,58 +59,74 @@ class BySite(Mapping[str, T], Generic[T]):
         return f"<for each of: {', '.join(self._sites)}>"
 
 
-def _at(sites: Mapping[str, Augmentation], site: str) -> Augmentation:
-    if site not in sites:
+def _at(sites: Mapping[str, Augmentation], site: Target | str) -> Augmentation:
+    """The augmentation at a site: a `Target`, as the keys of ``aug.augmentations`` are, or its text."""
+    spelled = str(site)
+    if spelled not in sites:
         raise SiteNotFound(
-            f"this model is not augmented at {site!r}.{did_you_mean(str(site), sites)} "
+            f"this model is not augmented at {spelled!r}.{did_you_mean(spelled, sites)} "
             f"Its sites: {', '.join(sites)}."
         )
-    return sites[site]
+    return sites[spelled]
 
 
-def settings(
-    sites: Mapping[str, Augmentation], name: str, value: float | Mapping[str, float]
-) -> list[tuple[Augmentation, float]]:
-    """What to set where, checked in full before anything is set.
+def set_numbers(
+    sites: Mapping[str, Augmentation], numbers: Mapping[str, float | Mapping[Any, float]]
+) -> None:
+    """Set numbers of sites; what is set together is checked together, and in full before anything is set.
 
     Args:
         sites: the augmentations by site.
-        name: of the number.
-        value: one for every site that has it, or one for each of the sites that are named.
+        numbers: name → a value for every site that has such a number, or one for each of the sites that are named.
 
     Raises:
         SiteNotFound: a named site is not augmented.
         InvalidOption: a site has no such number, or the value is outside its domain.
     """
+    changes: dict[str, dict[str, float]] = {}
+    for name, value in numbers.items():
+        for site, number in _values_by_site(sites, name, value).items():
+            changes.setdefault(site, {})[name] = number
+    for site, several in changes.items():
+        sites[site].check(**several)
+    for site, several in changes.items():
+        sites[site].set(**several)
+
+
+def _values_by_site(
+    sites: Mapping[str, Augmentation], name: str, value: float | Mapping[Any, float]
+) -> dict[str, float]:
+    """The value of a number at every site that it is for."""
     if isinstance(value, Mapping):
-        chosen = {site: (_at(sites, site), number) for site, number in value.items()}
+        for site in value:
+            _at(sites, site)
+        chosen = {str(site): number for site, number in value.items()}
     else:
-        having = {site: a for site, a in sites.items() if name in a.numbers()}
+        having = [site for site, a in sites.items() if name in a.numbers()]
         if not having:
             known = {known: None for a in sites.values() for known in a.numbers()}
             raise InvalidOption(
                 f"no site of this model has a number {name!r}.{did_you_mean(name, known)} "
                 f"There are {', '.join(known)}."
             )
-        chosen = {site: (a, value) for site, a in having.items()}
-    for site, (augmentation, number) in chosen.items():
-        if name not in augmentation.numbers():
-            known = dict.fromkeys(augmentation.numbers())
+        chosen = dict.fromkeys(having, value)
+    for site, number in chosen.items():
+        known = dict.fromkeys(sites[site].numbers())
+        if name not in known:
             raise InvalidOption(
                 f"'{site}' has no number {name!r}.{did_you_mean(name, known)} It has {', '.join(known)}."
             )
         if name in ("rate", "subset"):
             check_probability(f"{name} at {site!r}" if isinstance(value, Mapping) else name, number)
-        augmentation.check(**{name: number})
-    return list(chosen.values())
+    return chosen
 
 
 @contextlib.contextmanager
 def given(sites: Mapping[str, Augmentation], entries: Mapping[str, Any]) -> Iterator[None]:
-    """Give every site some context in this block.
+    """Give every site some context in this block, beside what an outer one gives.
 
     Raises:
-        InvalidOption: an entry that is no context.
+        InvalidOption: an entry that is no context, or no tensor.
     """
     known = [name for name in Context._fields if name != "batch"]
     unknown = [name for name in entries if name not in known]
@@ -117,10 +135,17 @@ def given(sites: Mapping[str, Augmentation], entries: Mapping[str, Any]) -> Iter
             f"{unknown[0]!r} cannot be given.{did_you_mean(unknown[0], known)} "
             f"What can be: {', '.join(known)}."
         )
-    for augmentation in sites.values():
-        augmentation.give(Context(**entries))
+    for name, entry in entries.items():
+        kind = Generator if name == "generator" else Tensor
+        if entry is not None and not isinstance(entry, kind):
+            raise InvalidOption(
+                f"aug.given({name}=…) takes a torch.{kind.__name__}, not a value of type {type(entry).__name__}."
+            )
+    before = {site: augmentation.context for site, augmentation in sites.items()}
+    for site, augmentation in sites.items():
+        augmentation.give(before[site]._replace(**entries))
     try:
         yield
     finally:
-        for augmentation in sites.values():
-            augmentation.give(PLAIN)
+        for site, augmentation in sites.items():
+            augmentation.give(before[site])

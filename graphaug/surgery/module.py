@@ -12,7 +12,8 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.drawn import Drawn
 from graphaug.augment.site import Augmentation
-from graphaug.surgery.by_site import Augmentations, BySite, given, settings
+from graphaug.capture.target import Target
+from graphaug.surgery.by_site import Augmentations, BySite, given, set_numbers
 from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
 from graphaug.surgery.rewritten.aliases import ALIAS, at_path, speakable
@@ -152,26 +153,21 @@ class AugmentedModule(fx.GraphModule):
         named = {site.module: site.request.target for site in self.plan.sites}
         return Augmentations({target: self._parts.added[name] for name, target in named.items()})
 
-    def set(self, site: str | None = None, /, **numbers: float) -> None:
+    def set(self, site: Target | str | None = None, /, **numbers: float) -> None:
         """Change numbers of a site's transform, or its ``subset``, in place: ``aug.set("layer4", sigma=0.1)``.
 
         Nothing is recompiled but, by a new subset, a sparse step or a transform whose rows meet.
 
         Args:
-            site: spelled as in ``aug.plan``; None: every site that has such numbers.
+            site: spelled as in ``aug.plan``, or a `Target`; None: every site that has such numbers.
             numbers: the values by name.
 
         Raises:
             InvalidOption: the site, or no site, has such a number, or a value is outside its domain.
             SiteNotFound: the model is not augmented there.
         """
-        for name, value in numbers.items():  # all are checked before one is changed
-            settings(self._by_site, name, value if site is None else {site: value})
-        for name, value in numbers.items():
-            for augmentation, number in settings(
-                self._by_site, name, value if site is None else {site: value}
-            ):
-                augmentation.set(**{name: number})
+        chosen = numbers if site is None else {name: {site: value} for name, value in numbers.items()}
+        set_numbers(self._by_site, chosen)
 
     def set_rate(self, rate: float | Mapping[str, float]) -> None:
         """Change the dropout probability of all sites, or of those named; nothing is recompiled.
@@ -183,13 +179,11 @@ class AugmentedModule(fx.GraphModule):
             InvalidOption: outside [0, 1], or a site that has no rate.
             SiteNotFound: the model is not augmented there.
         """
-        for augmentation, value in settings(self._by_site, "rate", rate):
-            augmentation.set(rate=value)
+        set_numbers(self._by_site, {"rate": rate})
 
     def set_subset(self, subset: float | Mapping[str, float]) -> None:
         """Change the share of augmented rows, as `set_rate` the rate; what is recompiled `set` says."""
-        for augmentation, value in settings(self._by_site, "subset", subset):
-            augmentation.set(subset=value)
+        set_numbers(self._by_site, {"subset": subset})
 
     @property
     def drawn(self) -> Mapping[str, Drawn]:

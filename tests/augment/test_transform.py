@@ -321,6 +321,25 @@ def test_a_domain_is_an_interval(low: float, size: float, above: bool, value: fl
             domain.check("x", value)
 
 
+class TooEarly(Transform):
+    def __init__(self) -> None:
+        self.add_number("width", 1.0, Domain())
+        super().__init__()
+
+
+def test_numbers_need_a_module_and_a_name_of_their_own() -> None:
+    with pytest.raises(
+        InvalidOption, match=r"TooEarly .* call super\(\)\.__init__\(\*\*site\) before add_number"
+    ):
+        TooEarly()
+    for name in ("subset", "forward", "needs", "training", "two words", ""):
+        with pytest.raises(InvalidOption, match=f"cannot have a number {name!r}"):
+            Shift().add_number(name, 1.0, Domain())
+    shift = Shift()
+    shift.add_number("width", 0.5, Domain(high=1))
+    assert shift.numbers() == {"width": 0.5, "other": 0.0}
+
+
 def test_a_transform_without_a_forward_says_so() -> None:
     with pytest.raises(NotImplementedError, match=r"Transform has no forward\(rows, draws\)"):
         Transform()(torch.zeros(2, 2), None)
