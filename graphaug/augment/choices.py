@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from numbers import Real
 from typing import Literal
 
 from graphaug.errors import InvalidOption, did_you_mean
@@ -26,9 +27,9 @@ def check_probability(name: str, value: object) -> float:
     Raises:
         InvalidOption: it is no number, NaN, or outside [0, 1].
     """
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, Real):
         raise InvalidOption(f"{name}={value!r} is no number: give a float between 0 and 1.")
-    if not 0.0 <= value <= 1.0:  # false for NaN too
+    if not 0.0 <= float(value) <= 1.0:  # false for NaN too
         raise InvalidOption(f"{name}={value!r} is outside [0, 1].")
     return float(value)
 

@@ -58,11 +58,16 @@ class Drawn:
         lam: Tensor = self._entry("lam")
         return lam
 
+    def in_words(self) -> str:
+        """What was drawn besides the rows, as errors name it."""
+        if self.draws is None:
+            return "which rows alone"
+        fields = getattr(self.draws, "_fields", ())
+        return type(self.draws).__name__ + (f" ({', '.join(fields)})" if fields else "")
+
     def _entry(self, name: str) -> Any:
         if not hasattr(self.draws, name):
-            raise BatchError(
-                f"no {name} were drawn at this site: its transform has {type(self.draws).__name__}."
-            )
+            raise BatchError(f"no {name} were drawn at this site, but {self.in_words()}.")
         return getattr(self.draws, name)
 
 

@@ -8,6 +8,7 @@ import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import torch
@@ -125,12 +126,13 @@ class Domain:
         Raises:
             InvalidOption: it is no number, not finite, or outside the domain.
         """
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(value, bool) or not isinstance(value, Real):
             raise InvalidOption(f"{name}={value!r} is no number: give one in {self}.")
-        inside = self.low < value if self.above else self.low <= value
-        if not (math.isfinite(value) and inside and value <= self.high):
+        number = float(value)
+        inside = self.low < number if self.above else self.low <= number
+        if not (math.isfinite(number) and inside and number <= self.high):
             raise InvalidOption(f"{name}={value!r} is outside {self}.")
-        return float(value)
+        return number
 
 
 SHARE = Domain(0, 1)

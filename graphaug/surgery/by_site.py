@@ -141,6 +141,10 @@ def given(sites: Mapping[str, Augmentation], entries: Mapping[str, Any]) -> Iter
             raise InvalidOption(
                 f"aug.given({name}=…) takes a torch.{kind.__name__}, not a value of type {type(entry).__name__}."
             )
+        if isinstance(entry, Tensor) and entry.dim() < 1:
+            raise InvalidOption(
+                f"aug.given({name}=…) takes one entry for each row of the batch, not a single number."
+            )
     before = {site: augmentation.context for site, augmentation in sites.items()}
     for site, augmentation in sites.items():
         augmentation.give(before[site]._replace(**entries))

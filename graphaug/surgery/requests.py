@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from numbers import Real
 from typing import Any, TypedDict
 
 from torch import Tensor, fx
 
-from graphaug.augment.choices import check_choice, check_flag, check_probability
+from graphaug.augment.choices import CHOICES, check_choice, check_flag, check_probability
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transform import Transform
 from graphaug.augment.transformed import Transformed
 from graphaug.augment.transforms.call import as_transform
-from graphaug.augment.transforms.drop import Dropout
+from graphaug.augment.transforms.drop import GRANULARITIES, Dropout
 from graphaug.augment.turns import Turns
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SelectorError, SiteCountMismatch
@@ -66,6 +67,10 @@ def base_options(
     """
     spelled = 0.5 if rate is None else check_probability("rate", rate)
     dropped = "element" if granularity is None else granularity
+    if dropped in GRANULARITIES and dropped not in CHOICES["granularity"]:
+        raise InvalidOption(
+            f"granularity={dropped!r} has options of its own: transform=graphaug.Dropout({spelled:g}, {dropped!r}, …)."
+        )
     options = Request(Target(""), spelled, subset, stop_grad, sampling, dropped, pairing)
     if transform is None:
         return options
@@ -134,7 +139,7 @@ def with_change(options: Request, change: object) -> Request:
     Raises:
         InvalidOption: it is neither.
     """
-    if isinstance(change, (int, float)):
+    if isinstance(change, Real):
         return dataclasses.replace(options, rate=check_probability("rate", change), transform=None)
     transform = as_transform(change)
     options = dataclasses.replace(options, **transform.site_options)

@@ -253,6 +253,12 @@ def test_the_loss_refuses_rows_that_are_not_of_the_batch() -> None:
             mixed_cross_entropy(logits, labels, draws._replace(rows=rows))
     with pytest.raises(BatchError, match="labels"):
         mixed_cross_entropy(logits, labels[:4], draws)
+    with pytest.raises(BatchError, match=r"integers, a tensor of shape \(B,\), not torch.float32"):
+        mixed_cross_entropy(logits[:3], labels[:3].float(), draws)
+    with pytest.raises(BatchError, match=r"integers, a tensor of shape \(B,\), not list"):
+        mixed_cross_entropy(logits[:3], [0, 1, 2], draws)
+    with pytest.raises(BatchError, match=r"as aug.drawn\['layer3'\], and no Mix"):
+        mixed_cross_entropy(logits[:3], labels[:3], Mix())
     with pytest.raises(IndexError):  # not ignored in silence, as cross_entropy would
         mixed_cross_entropy(logits[:3], torch.tensor([0, -100, 1]), draws)
 

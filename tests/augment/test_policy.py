@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -80,13 +81,15 @@ def test_it_needs_what_its_transforms_need() -> None:
     ("transforms", "p", "message"),
     [
         ([Noise()], None, "two transforms or more"),
-        ([Noise(), torch.tanh], None, "two transforms or more"),
+        ([Noise(), torch.tanh], None, r"make graphaug\.Call\(it\)"),
+        (Noise(), None, "a list of two transforms or more"),
+        ([Noise(), Mix()], 0.5, "p=0.5: give a list of 2 probabilities"),
         ([Noise(), Mix()], [1.0], "1 probabilities for 2"),
         ([Noise(), Mix()], [0.0, 0.0], "above 0"),
         ([Noise(), Mix()], [1.0, -1.0], "p_1=-1"),
         ([Noise(), Tokens()], None, "number of tokens"),
     ],
 )
-def test_bad_policies_are_refused(transforms: list, p: list | None, message: str) -> None:
+def test_bad_policies_are_refused(transforms: Any, p: Any, message: str) -> None:
     with pytest.raises(InvalidOption, match=message):
         Policy(transforms, p)

@@ -128,8 +128,10 @@ def test_the_vector_is_a_copy_and_moves_with_the_module() -> None:
         (lambda: Add(torch.ones(3, dtype=torch.long)), "is no floating-point tensor"),
         (lambda: Replace([1.0, 2.0]), "is no floating-point tensor"),
         (lambda: Add(scale=float("nan")), "scale=nan is outside"),
-        (lambda: Add(positions=[0.5]), "positions=.* give whole numbers"),
-        (lambda: Replace(positions=[True]), "positions=.* give whole numbers"),
+        (lambda: Add(positions=[0.5]), "positions=.* give a list of whole numbers"),
+        (lambda: Replace(positions=[True]), "positions=.* give a list of whole numbers"),
+        (lambda: Replace(positions=-1), "positions=-1: give a list of whole numbers"),
+        (lambda: Add(positions=slice(0, 2)), r"positions=slice.*: give a list of whole numbers"),
     ],
 )
 def test_wrong_options_are_refused(make: Any, message: str) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, Transform
-from graphaug.augment.transforms.call import Call
+from graphaug.augment.transforms.call import Call, as_transform
 from graphaug.augment.transforms.drop import Dropout
 from graphaug.augment.transforms.mix import Mix
 from graphaug.augment.transforms.noise import Noise
@@ -338,6 +339,59 @@ def test_numbers_need_a_module_and_a_name_of_their_own() -> None:
     shift = Shift()
     shift.add_number("width", 0.5, Domain(high=1))
     assert shift.numbers() == {"width": 0.5, "other": 0.0}
+
+
+class NotBegun(Transform):
+    def __init__(self) -> None:
+        pass
+
+    def forward(self, rows: Tensor, draws: Any) -> Tensor:
+        return rows
+
+
+class Rows(Transform):
+    def forward(self, rows: Tensor) -> Tensor:  # type: ignore[override]
+        return rows
+
+
+class DrawsRows(Shift):
+    def draw(self, rows: Tensor) -> None:  # type: ignore[override]
+        return None
+
+
+class Asks(Shift):
+    needs = "partners"  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (NotBegun, r"NotBegun is no module yet: let its __init__ call super\(\)"),
+        (Rows, r"Rows\.forward\(rows: .* is called with \(rows, draws\)"),
+        (DrawsRows, r"DrawsRows\.draw\(rows: .* is called with \(rows, context\)"),
+        (Asks, r"Asks\.needs='partners': give Needs"),
+        (Transform, r"Transform has no forward\(rows, draws\)"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_what_is_no_whole_transform_is_refused_before_a_batch_comes(make: Any, message: str) -> None:
+    with pytest.raises(InvalidOption, match=message):
+        as_transform(make())
+    with pytest.raises(InvalidOption, match=message):
+        Policy([Noise(), make()])
+
+
+def test_any_plain_number_is_a_number() -> None:
+    assert Noise(np.float32(0.5)).numbers() == {"sigma": 0.5}
+    assert Dropout(np.float32(0.25)).numbers() == {"rate": 0.25}
+    assert PCA(np.int64(2)).numbers() == {"k": 2.0}
+    noise = Noise(0.5)
+    for sigma in np.linspace(0, 1, 3, dtype=np.float32):
+        noise.set(sigma=sigma)
+        assert type(noise.numbers()["sigma"]) is float
+    for value in (np.float32("nan"), np.bool_(True), torch.tensor(0.1), np.array([0.1])):
+        with pytest.raises(InvalidOption, match="sigma="):
+            Noise(value)
 
 
 def test_a_transform_without_a_forward_says_so() -> None:

@@ -90,6 +90,7 @@ def test_what_is_given_within_is_added_to_what_is_given_around() -> None:
         ({"labels": [0, 1, 0, 1]}, r"given\(labels=…\) takes a torch.Tensor, not a value of type list"),
         ({"source": 0.5}, "takes a torch.Tensor, not a value of type float"),
         ({"generator": LABELS}, "a torch.Generator, not a value of type Tensor"),
+        ({"labels": torch.tensor(1)}, "one entry for each row of the batch, not a single number"),
         ({"batch": LABELS}, "'batch' cannot be given"),
     ],
 )

@@ -773,6 +773,7 @@ BAD: dict[str, tuple[dict[str, Any], type[GraphaugError], str]] = {
     "two rates": ({"at": {"layer1": 0.1, "re:layer1": 0.2}}, InvalidOption, "'layer1' two rates"),
     "sampling": ({"sampling": "exactly"}, InvalidOption, "Did you mean 'exact'"),
     "granularity": ({"granularity": "channels"}, InvalidOption, "Did you mean 'channel'"),
+    "granularity of Dropout": ({"granularity": "head"}, InvalidOption, r"graphaug.Dropout\(0.5, 'head', …\)"),
     "pairing": ({"pairing": "one_sided"}, InvalidOption, "Did you mean 'one-sided'"),
     "one-sided subset": ({"pairing": "one-sided", "subset": 0.75}, InvalidOption, "at most 0.5"),
     "stop_grad": ({"stop_grad": "yes"}, InvalidOption, "neither True nor False"),

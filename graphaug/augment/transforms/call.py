@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Unpack
 
@@ -71,10 +72,38 @@ def as_transform(value: object) -> Transform:
     """A transform as it is, any other module or function of the rows as a `Call`.
 
     Raises:
-        InvalidOption: it is neither.
+        InvalidOption: it is neither, or a transform without what every transform has.
     """
     if isinstance(value, Transform):
+        check_protocol(value)
         return value
     if isinstance(value, type) and issubclass(value, Transform):
         raise InvalidOption(f"{value.__name__} is a class: give an instance, {value.__name__}(...).")
     return Call(value)  # type: ignore[arg-type]  # what cannot be called it refuses
+
+
+def check_protocol(transform: Transform) -> None:
+    """Check that a transform has what is called and read of every one, before a batch comes.
+
+    Raises:
+        InvalidOption: it has not; says what is missing.
+    """
+    kind = type(transform)
+    if "site_options" not in transform.__dict__:
+        raise InvalidOption(
+            f"{kind.__name__} is no module yet: let its __init__ call super().__init__(**site)."
+        )
+    if not isinstance(transform.needs, Needs):
+        raise InvalidOption(
+            f"{kind.__name__}.needs={transform.needs!r}: give Needs(...), such as Needs(partners=True)."
+        )
+    if kind.forward is Transform.forward:
+        raise InvalidOption(f"{kind.__name__} has no forward(rows, draws), which says what it does.")
+    for method, arguments in ((transform.draw, "rows, context"), (transform.forward, "rows, draws")):
+        try:
+            inspect.signature(method).bind(None, None)
+        except TypeError:
+            raise InvalidOption(
+                f"{kind.__name__}.{method.__name__}{inspect.signature(method)} is called with ({arguments}): "
+                "let it take both."
+            ) from None

@@ -203,6 +203,11 @@ def mixed_cross_entropy(
         >>> ga.mixed_cross_entropy(logits, torch.tensor([0, 1]), drawn)
         tensor(0.6931)
     """
+    if not isinstance(drawn, (Mixed, Drawn, Mapping)):
+        raise BatchError(f"drawn is what a site drew, as aug.drawn['layer3'], and no {type(drawn).__name__}.")
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.is_complex():
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise BatchError(f"Labels are integers, a tensor of shape (B,), not {kind}.")
     if logits.dim() != 2 or labels.shape != logits.shape[:1]:
         raise BatchError(
             f"Logits are (B, classes) and labels (B,), not {tuple(logits.shape)} and {tuple(labels.shape)}."
@@ -235,7 +240,9 @@ def _as_mixed(drawn: Mixed | Drawn, logits: Tensor) -> Mixed:
     if drawn.draws is None and drawn.index.shape[0] == 0:  # a small share of a small batch
         return Mixed(drawn.index, logits.new_zeros(0), logits.new_zeros(0), rows=drawn.index)
     if not isinstance(drawn.draws, Mixed):
-        raise BatchError(f"nothing was mixed at this site: its transform has {type(drawn.draws).__name__}.")
+        raise BatchError(
+            f"nothing was mixed at this site: it drew {drawn.in_words()}, and of a Mix there is Mixed."
+        )
     index = drawn.index
     # one whose turn it was not has drawn for rows that it then left alone
     own = torch.where(drawn.rows[index], drawn.draws.own, 1)

@@ -12,6 +12,7 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_choice
 from graphaug.augment.shapes import along_rows, check_rows
 from graphaug.augment.transform import PLAIN, Context, Domain, Needs, SiteOptions, Transform
+from graphaug.augment.transforms.call import check_protocol
 from graphaug.errors import BatchError, InvalidOption
 
 PER = ("row", "batch")
@@ -69,9 +70,17 @@ class Policy(Transform):
         **site: Unpack[SiteOptions],
     ) -> None:
         super().__init__(**site)
-        several = isinstance(transforms, (list, tuple)) and len(transforms) > 1
-        if not several or not all(isinstance(t, Transform) for t in transforms):
+        if not isinstance(transforms, (list, tuple)) or len(transforms) < 2:
             raise InvalidOption(f"a policy is over a list of two transforms or more, not {transforms!r}.")
+        for part in transforms:
+            if not isinstance(part, Transform):
+                raise InvalidOption(
+                    f"a policy is over transforms, and {part!r} is none: of a module or function of the rows make "
+                    "graphaug.Call(it)."
+                )
+            check_protocol(part)
+        if p is not None and not isinstance(p, Sequence):
+            raise InvalidOption(f"p={p!r}: give a list of {len(transforms)} probabilities, one a transform.")
         chances = [1.0] * len(transforms) if p is None else list(p)
         if len(chances) != len(transforms):
             raise InvalidOption(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, Unpack
 
 import torch
@@ -32,10 +32,14 @@ class _Steer(Transform):
         super().__init__(**site)
         if vector is not None and not (isinstance(vector, Tensor) and vector.is_floating_point()):
             raise InvalidOption(f"vector={vector!r} is no floating-point tensor.")
-        if positions is not None and not all(
-            isinstance(i, int) and not isinstance(i, bool) for i in positions
-        ):
-            raise InvalidOption(f"positions={positions!r}: give whole numbers, the tokens in dimension 1.")
+        whole = positions is None or (
+            isinstance(positions, Iterable)
+            and all(isinstance(i, int) and not isinstance(i, bool) for i in positions)
+        )
+        if not whole:
+            raise InvalidOption(
+                f"positions={positions!r}: give a list of whole numbers, tokens in dimension 1, such as [0, -1]."
+            )
         kept = None if vector is None else vector.detach().clone()
         self.register_buffer("vector", kept, persistent=False)
         self.positions = None if positions is None else tuple(positions)
