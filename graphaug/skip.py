@@ -21,7 +21,7 @@ from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, two_sizes
 from graphaug.sparse.crossing import Known, copied
-from graphaug.sparse.skip import Branch, counting_input, find_branch, skip
+from graphaug.sparse.skip import Branch, added_by, counting_input, find_branch, skip
 from graphaug.surgery.called.kept_rows import KeptRows
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import place
@@ -151,7 +151,7 @@ def _branches(
         for number, end in enumerate(ends):
             site = targets[number]
             proof = samples.proofs[min(number, len(samples.proofs) - 1)]
-            found.append(find_branch(graph, end, proof, known))
+            found.append(find_branch(graph, added_by(graph, end), proof, known))
         counting = counting_input(graph, samples.dims, examples)
     except SparseBackwardError as error:
         raise InvalidOption(f"the rows of a branch cannot be skipped at '{site}': {error}.") from error

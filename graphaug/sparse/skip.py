@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import fx
+from torch import Tensor, fx
 
 from graphaug.augment.rows import Rows
 from graphaug.capture.dataflow import memory, writes
@@ -33,6 +34,29 @@ class Branch:
     region: frozenset[fx.Node]
     values: tuple[Entering, ...]
     place: Rows
+
+
+def added_by(graph: fx.Graph, end: fx.Node) -> fx.Node:
+    """The tensor that a module returns, or of a tuple the first entry, if nothing else of it is used.
+
+    Attention returns its weights beside its output, which nobody reads: such entries are taken out of the graph.
+
+    Raises:
+        SparseBackwardError: more of it is used, or it is another structure.
+    """
+    if isinstance(value_of(end), Tensor):
+        return end
+    for user in list(end.users):
+        if user.target is operator.getitem and not user.users:
+            graph.erase_node(user)
+    checks = _checks(graph)
+    used = [user for user in end.users if user not in checks]
+    if len(used) == 1 and used[0].target is operator.getitem and isinstance(value_of(used[0]), Tensor):
+        return used[0]
+    raise SparseBackwardError(
+        f"{describe(end)} returns no single tensor, and not one entry of it alone is used: name the operation whose "
+        "result is added"
+    )
 
 
 def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) -> Branch:
@@ -102,13 +126,19 @@ def skip(
     replaced[branch.result] = back
 
 
-def _region(branch: fx.Node) -> set[fx.Node]:
-    """All that only the branch's result is computed from."""
-    nodes, checks = list(branch.graph.nodes), set[fx.Node]()
-    for node in reversed(nodes):  # what ends in checks of assumptions only
+def _checks(graph: fx.Graph) -> set[fx.Node]:
+    """What ends in checks of assumptions only."""
+    checks = set[fx.Node]()
+    for node in reversed(graph.nodes):
         ends = node.op.startswith("call_") and node.users and all(user in checks for user in node.users)
         if node.target is assume or ends:
             checks.add(node)
+    return checks
+
+
+def _region(branch: fx.Node) -> set[fx.Node]:
+    """All that only the branch's result is computed from."""
+    nodes, checks = list(branch.graph.nodes), _checks(branch.graph)
     region = {branch}
     for node in reversed(nodes):
         users = [user for user in node.users if user not in checks]
@@ -119,7 +149,8 @@ def _region(branch: fx.Node) -> set[fx.Node]:
             region.add(node)
     owner = memory(branch.graph)
     for node in branch.graph.nodes:
-        if writes(node) and node not in region and owner[node] in region and node is not branch:
+        # what is written into the result itself is written into all rows, put back in memory of their own
+        if writes(node) and node not in region and owner[node] in region and owner[node] is not branch:
             raise SparseBackwardError(f"{describe(owner[node])} of the branch is changed in place behind it")
     return region
 

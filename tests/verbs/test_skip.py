@@ -60,6 +60,37 @@ class SequenceFirst(nn.Module):
         return self.head((h * seen).sum(0))
 
 
+class Weighed(nn.Module):
+    """Returns its weights beside its result, as attention does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score, self.out = nn.Linear(8, 1), nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        weights = self.score(x).softmax(1)
+        return self.out(x * weights), weights
+
+
+class Residual(nn.Module):
+    """One branch returns a tuple, and the input is added to the other's result in place."""
+
+    def __init__(self, reads: bool = False) -> None:
+        super().__init__()
+        self.embed, self.attn, self.mlp = nn.Embedding(20, 8), Weighed(), nn.Linear(8, 8)
+        self.reads = reads
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        added, weights = self.attn(x)
+        x = x + added
+        if self.reads:
+            x = x + weights
+        out: Tensor = self.mlp(x)
+        out += x
+        return out.mean(1)
+
+
 MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, Tensor], int]] = {
     "vit": (
         vit,
@@ -74,6 +105,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], list[str], dict[str, Tensor], i
         {"input_ids": TOKENS, "attention_mask": MASK},
         0,
     ),
+    "tuple and in place": (Residual, ["attn", "mlp"], {"tokens": TOKENS}, 0),
     "sequence first": (SequenceFirst, ["last"], {"tokens": TOKENS}, 1),
 }
 every = pytest.mark.parametrize(("make", "sites", "x", "dim"), MODELS.values(), ids=MODELS)
@@ -114,7 +146,9 @@ def test_it_is_the_masked_form(
     assert [len(rows) for rows in kept] == [round((1 - rate) * 5)] * len(sites)
 
     def masked(rows: Tensor) -> Any:
-        def hook(module: nn.Module, args: Any, out: Tensor) -> Tensor:
+        def hook(module: nn.Module, args: Any, out: Any) -> Any:
+            if isinstance(out, tuple):
+                return (hook(module, args, out[0]), *out[1:])
             scale = torch.zeros(5, dtype=out.dtype).index_fill(0, rows, 5 / len(rows))
             return out * scale.view([-1 if i == dim else 1 for i in range(out.dim())])
 
@@ -139,7 +173,9 @@ def test_the_branch_runs_on_the_kept_rows_only(
     seen: dict[str, int] = {}
     for site in sites:
         aug.get_submodule(site).register_forward_hook(
-            lambda m, a, out, site=site: seen.__setitem__(site, out.shape[dim])
+            lambda m, a, out, site=site: seen.__setitem__(
+                site, (out[0] if isinstance(out, tuple) else out).shape[dim]
+            )
         )
     aug(**x)
     assert seen == dict.fromkeys(sites, 2)
@@ -203,8 +239,9 @@ def test_compiled_whole_without_recompiles_and_copies() -> None:
         (ConvNet(), "layer1.0.conv2", torch.randn(4, 3, 8, 8), "couples the rows"),
         (Mlp(), "last", torch.randn(4, 4), "no residual branch"),
         (TextNet(), ["blocks.0.mlp", "blocks.0.norm2"], TOKENS, "part in common"),
+        (Residual(reads=True), "attn", TOKENS, "name the operation whose result is added"),
     ],
-    ids=["BatchNorm", "chain", "twice"],
+    ids=["BatchNorm", "chain", "twice", "tuple"],
 )
 @pytest.mark.long
 def test_what_is_no_branch_of_independent_rows_is_refused(

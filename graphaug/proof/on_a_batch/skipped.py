@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
+from graphaug.augment.structures import on_first
 from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.state import ModelState
 from graphaug.errors import VerificationError
@@ -101,7 +102,11 @@ def _masked(
         with interpreting(aug, model, _AllRows(aug, mask, graph=aug._parts.training_graph)):
             yield "the same graph with every branch on all rows, masked"
         return
-    handles = [hook_at(model, target, functools.partial(mask, name)) for name, target in targets.items()]
+
+    def masked(name: str, value: Any) -> Any:
+        return on_first(value, functools.partial(mask, name))
+
+    handles = [hook_at(model, target, functools.partial(masked, name)) for name, target in targets.items()]
     try:
         yield "forward hooks that mask the branches of all rows"
     finally:
