@@ -21,6 +21,7 @@ from graphaug.surgery.requests import (
     Options,
     base_options,
     check_options,
+    check_plan,
     may_stop,
     repeated,
     requested,
@@ -140,6 +141,8 @@ def rewrite(
     options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform)
     asked = Asked(freeze, backward, allow_bypass, rows, views, one_site)
     check_options(options, asked)
+    if isinstance(at, Plan):
+        check_plan(at, options)
 
     with undisturbed(model):
         wanted = at.asked if isinstance(at, Plan) else asked

@@ -13,7 +13,7 @@ from graphaug.augment.choices import check_probability
 from graphaug.augment.rows import Rows
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption, SparseBackwardError
+from graphaug.errors import AlreadyRewritten, InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.marked import Marked, mark
 from graphaug.select.model_structure import ModelStructure
@@ -65,6 +65,7 @@ def skip_rows(
         InvalidOption: the rate is outside [0, 1), a site is no end of a residual branch, or it is not proved that the
             rows of the branch are independent, as behind a BatchNorm in it.
         UnsupportedModel: the model is wrapped, compiled, or no module.
+        AlreadyRewritten: something was made of the model already, which would be lost.
 
     Example:
         >>> import torch, graphaug as ga
@@ -79,6 +80,11 @@ def skip_rows(
         >>> int((skipped(x) == x).all(1).sum()), len(skipped.skip_rows.kept)
         (4, 6)
     """
+    if isinstance(model, AugmentedModule):
+        raise AlreadyRewritten(
+            f"this is what graphaug.{model.plan.purpose} made of a model, and skip_rows would lose it: give the model "
+            "itself, skip_rows(strip(it), ...), with all branches in one call."
+        )
     model = plain_model(model)
     with undisturbed(model):
         structure = structure_of(model, example_inputs)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.arguments import checked_names
+from graphaug.augment.choices import check_flag
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
 from graphaug.capture.dataflow import before
@@ -82,6 +83,7 @@ def tap(
         >>> {site: tuple(h.shape) for site, h in found.items()}
         {'0': (5, 4), '1': (5, 4)}
     """
+    check_flag("rows_first", rows_first)
     model = plain_model(model)
     with undisturbed(model):
         structure = structure_of(model, example_inputs)

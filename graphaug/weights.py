@@ -95,6 +95,7 @@ def perturb_weights(
     Raises:
         SiteNotFound, AmbiguousSite, SelectorError: ``at`` does not say where.
         CaptureError: the forward cannot be captured.
+        UnsupportedModel: the model is no module, or with ``at`` it is wrapped or compiled.
         InvalidOption: eta is below 0, or there are no parameters up to the site.
 
     Example:
@@ -106,6 +107,8 @@ def perturb_weights(
         (False, ('0.weight', '0.bias'))
     """
     _ETA.check("eta", eta)
+    if not isinstance(model, nn.Module):
+        plain_model(model)  # says what it is
     if at is None:
         names = [name for name, p in model.named_parameters() if p.is_floating_point()]
     else:

@@ -184,5 +184,7 @@ def _of_rows(name: str, entry: Tensor, index: Tensor | None, count: int) -> Tens
     if entry.shape[0] == 1 and name == "source":
         return entry
     if entry.shape[0] != count:
-        raise BatchError(f"{name} of {entry.shape[0]} rows were given for a batch of {count}.")
+        times, rest = divmod(count, max(entry.shape[0], 1))
+        views = f" Of {times} views give torch.cat([{name}] * {times})." if times > 1 and not rest else ""
+        raise BatchError(f"{name} of {entry.shape[0]} rows were given for a batch of {count}.{views}")
     return entry if index is None else entry.index_select(0, index)

@@ -65,7 +65,7 @@ def _at(sites: Mapping[str, Augmentation], site: Target | str) -> Augmentation:
     if spelled not in sites:
         raise SiteNotFound(
             f"this model is not augmented at {spelled!r}.{did_you_mean(spelled, sites)} "
-            f"Its sites: {', '.join(sites)}."
+            + (f"Its sites: {', '.join(sites)}." if sites else "It is augmented nowhere.")
         )
     return sites[spelled]
 
@@ -107,7 +107,7 @@ def _values_by_site(
             known = {known: None for a in sites.values() for known in a.numbers()}
             raise InvalidOption(
                 f"no site of this model has a number {name!r}.{did_you_mean(name, known)} "
-                f"There are {', '.join(known)}."
+                f"There are {', '.join(known) or 'none'}."
             )
         chosen = dict.fromkeys(having, value)
     for site, number in chosen.items():

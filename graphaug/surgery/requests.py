@@ -100,6 +100,17 @@ def check_options(options: Request, asked: Asked) -> None:
         )
 
 
+def check_plan(plan: Plan, options: Request) -> None:
+    """Raise ``InvalidOption`` if a plan is of no rewrite, or its options are outside their domains."""
+    if plan.purpose != "rewrite":
+        raise InvalidOption(
+            f"this plan is of graphaug.{plan.purpose}, and rewrite repeats those of rewrite: call graphaug.{plan.purpose}."
+        )
+    if not plan.sites:
+        raise InvalidOption("this plan has no sites, so there is nothing to repeat.")
+    check_options(options, plan.asked)
+
+
 def augmentation_of(request: Request, place: Rows = BATCH) -> Augmentation:
     """The module that does what was requested at a site, where the rows lie as told.
 

@@ -66,6 +66,22 @@ def test_a_site_is_named_by_its_text_or_by_itself() -> None:
     other = next(iter(ga.rewrite(ConvNet(), "stem").augmentations))
     with pytest.raises(SiteNotFound, match="not augmented at 'stem'"):
         aug.set(other, subset=0.5)
+    tapped = ga.tap(ConvNet(), "layer1")
+    with pytest.raises(SiteNotFound, match="It is augmented nowhere"):
+        _ = tapped.drawn["layer1"]
+    with pytest.raises(InvalidOption, match="There are none"):
+        tapped.set(rate=0.1)
+
+
+def test_labels_of_views_are_of_every_view() -> None:
+    aug = ga.rewrite(ConvNet(), "layer1", transform=Listens(), views=2, example_inputs=IMAGES)
+    with (
+        pytest.raises(BatchError, match=r"Of 2 views give torch\.cat\(\[labels\] \* 2\)"),
+        aug.given(labels=LABELS),
+    ):
+        aug(IMAGES)
+    with aug.given(labels=torch.cat([LABELS] * 2)):
+        assert aug(IMAGES).shape == (8, 5)
 
 
 def test_what_is_given_within_is_added_to_what_is_given_around() -> None:

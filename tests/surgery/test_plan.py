@@ -149,3 +149,17 @@ def test_a_plan_that_asks_for_a_sparse_backward_takes_nothing_less(monkeypatch: 
         ga.errors.SparseBackwardError, match=r"'sparse' is not possible .* a trial finds something"
     ):
         ga.rewrite(model, plan, example_inputs=x)
+
+
+def test_what_a_plan_cannot_repeat_is_refused() -> None:
+    with pytest.raises(InvalidOption, match=r"this plan is of graphaug\.tap"):
+        ga.rewrite(ConvNet(), ga.tap(ConvNet(), "layer1").plan)
+    plain = json.loads(ga.rewrite(ConvNet(), "layer1", dry_run=True).to_json())
+    for change, message in (
+        ({"sites": []}, "has no sites"),
+        ({"asked": {**plain["asked"], "views": 0}}, "whole number of views"),
+        ({"asked": {**plain["asked"], "backward": "spares"}}, "Did you mean 'sparse'"),
+    ):
+        plan = ga.Plan.from_json(json.dumps({**plain, **change}))
+        with pytest.raises(InvalidOption, match=message):
+            ga.rewrite(ConvNet(), plan)

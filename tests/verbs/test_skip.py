@@ -260,6 +260,9 @@ def test_bad_rates_and_other_verbs_are_refused() -> None:
     aug = ga.skip_rows(net, "blocks.0.mlp", example_inputs=TOKENS)
     with pytest.raises(AlreadyRewritten, match=r"graphaug\.skip_rows made"):
         ga.rewrite(aug, "blocks.1")
+    for made in (aug, ga.rewrite(net, "blocks.0", example_inputs=TOKENS)):
+        with pytest.raises(AlreadyRewritten, match=r"skip_rows would lose it"):
+            ga.skip_rows(made, "blocks.1.mlp", example_inputs=TOKENS)
     assert ga.strip(aug) is net
 
 

@@ -11,7 +11,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import InvalidOption, SiteNotFound
+from graphaug.errors import InvalidOption, SiteNotFound, UnsupportedModel
 
 TOKENS = torch.randint(20, (5, 6), generator=torch.Generator().manual_seed(0))
 
@@ -86,5 +86,7 @@ def test_what_moves_nothing_is_refused() -> None:
         ga.perturb_weights(ConvNet(), eta=-1)
     with pytest.raises(InvalidOption, match="no parameters up to 'input'"):
         ga.perturb_weights(ConvNet(), "input")
+    with pytest.raises(UnsupportedModel, match="this is a str"):
+        ga.perturb_weights("ConvNet")
     with pytest.raises(SiteNotFound, match="layer9"):
         ga.perturb_weights(ConvNet(), "layer9")
