@@ -107,8 +107,9 @@ def perturb_weights(
         (False, ('0.weight', '0.bias'))
     """
     _ETA.check("eta", eta)
-    if not isinstance(model, nn.Module):
-        plain_model(model)  # says what it is
+    given: Any = model
+    if not isinstance(given, nn.Module):
+        plain_model(given)  # says what it is
     if at is None:
         names = [name for name, p in model.named_parameters() if p.is_floating_point()]
     else:

@@ -104,7 +104,8 @@ def check_plan(plan: Plan, options: Request) -> None:
     """Raise ``InvalidOption`` if a plan is of no rewrite, or its options are outside their domains."""
     if plan.purpose != "rewrite":
         raise InvalidOption(
-            f"this plan is of graphaug.{plan.purpose}, and rewrite repeats those of rewrite: call graphaug.{plan.purpose}."
+            f"this plan is of graphaug.{plan.purpose}, and rewrite repeats those of rewrite: call "
+            f"graphaug.{plan.purpose}."
         )
     if not plan.sites:
         raise InvalidOption("this plan has no sites, so there is nothing to repeat.")

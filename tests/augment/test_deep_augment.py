@@ -332,11 +332,11 @@ def test_a_transformers_output_stays_what_it_is() -> None:
         (torch.tensor(1.0), r"shape \(\)"),
         (torch.ones(4, 5, dtype=torch.long), "torch.int64"),
         (torch.ones(4, 5, dtype=torch.bool), "torch.bool"),
-        (None, "NoneType"),
+        (None, "is None"),
         ("text", "str"),
         ((), "tuple"),
         ({}, "dict"),
-        ((None, torch.ones(4, 5)), "NoneType"),
+        ((None, torch.ones(4, 5)), "None"),
     ],
     ids=str,
 )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug import torch_private
-from graphaug.capture.checks import unchecked
+from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.tables import Tables

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from graphaug.capture.checks import unchecked
+from graphaug.capture.recording.checks import unchecked
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.symbols import RowCount
 from graphaug.torch_private import FakeTensorMode, assert_async, symbolic_operations

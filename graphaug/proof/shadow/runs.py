@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.checks import CHECKS, as_assertion
+from graphaug.capture.recording.checks import CHECKS, as_assertion
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.signature import Signature, map_tensors
 from graphaug.capture.state import seed

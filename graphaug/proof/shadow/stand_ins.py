@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.checks import unchecked
+from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import an

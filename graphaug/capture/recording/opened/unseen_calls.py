@@ -13,8 +13,8 @@ import torch.utils.dlpack
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
-from graphaug.capture.checks import CHECKS, as_assertion
 from graphaug.capture.recording.calls.operations import Call
+from graphaug.capture.recording.checks import CHECKS, as_assertion
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
