@@ -1,11 +1,14 @@
-"""What other tools can do at a layer, tried: ``python -m benchmarks.compare`` writes the table of docs/comparison.md.
+"""What other tools can do at a layer, tried: ``python -m benchmarks.compare`` writes the table of the README.
 
 Each tool gets the same task, on a torchvision ResNet-18 and a small BERT with random weights: halve the value of two of
 four rows behind a layer and stop their gradient, as a training step would. What comes out is compared with a forward
 hook written by hand. A tool that is not installed is left out of the results; nothing is taken from its manual.
 
-pyvene 0.1.8 is left out as it could not be tried fairly: beside transformers 5 its change is called and does not reach
-the output, and a torchvision model has none of the configuration that it asks for.
+composer 0.32.1 asks for a torch before 2.7.1; its surgery was tried beside the torch that the results name.
+
+pyvene 0.1.8 was tried and is left out, as no fair way was found. A function as its intervention reaches the output of
+both models (a torchvision one has to be given ``config = None``). It switches the model's gradients off; with
+``enable_model_gradients()`` autograd refuses what it writes in place into the ResNet, and BERT's output is another.
 """
 
 from __future__ import annotations
