@@ -20,6 +20,7 @@ except ImportError as missing:  # the core alone is installed
 
 from graphaug.analysis import commands as analysis
 from graphaug.contrastive.runs.options import Force
+from graphaug.graphs import commands as graphs
 from graphaug.recipes import commands as recipes
 from graphaug.terminal.help import Commands, Help
 from graphaug.terminal.options import refuse_typed
@@ -159,7 +160,9 @@ def demo(
 
 @app.command(cls=Help)
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Directories of finished runs, on images or on text.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Directories of finished runs, on images, text or graphs.")
+    ],
     by: Annotated[
         str | None,
         typer.Option(help="What tells the settings apart, such as at,stop_grad; by default all of it."),
@@ -174,18 +177,24 @@ def compare(
 
     from graphaug.contrastive.runs import compare as comparison
     from graphaug.contrastive.runs.files import write_json
+    from graphaug.graphs.config import GraphsConfig
     from graphaug.terminal.table import terminal_width
     from graphaug.text.config import SimCSEConfig
     from graphaug.vision.config import PretrainConfig
 
     found = [comparison.read(run) for run in runs]
     # a run from before there was a setting has its default
-    kinds = [SimCSEConfig if "from_config" in run.settings else PretrainConfig for run in found]
+    told = {"from_config": SimCSEConfig, "layers": GraphsConfig}  # by a setting that only they have
+    kinds = [
+        next((kind for name, kind in told.items() if name in run.settings), PretrainConfig) for run in found
+    ]
     found = [
         replace(run, settings={**kind().to_dict(), **run.settings})
         for run, kind in zip(found, kinds, strict=True)
     ]
-    settings = comparison.group(found, _names(by), {*PretrainConfig.FREE, *SimCSEConfig.FREE})
+    settings = comparison.group(
+        found, _names(by), {*PretrainConfig.FREE, *SimCSEConfig.FREE, *GraphsConfig.FREE}
+    )
     figures = comparison.figures_of(found, _names(show))
     print(comparison.table(settings, figures, terminal_width()))
     if json_file is not None:
@@ -241,7 +250,7 @@ def _built(model: str, size: int | None) -> tuple[Any, Any]:
     return module, (torch.zeros(2, 3, size, size),)
 
 
-for part in (vision, analysis, text, recipes):
+for part in (vision, analysis, text, graphs, recipes):
     part.register(app)
 
 if __name__ == "__main__":

@@ -16,7 +16,12 @@ from graphaug.sites import structure_of
 
 @contextmanager
 def deep_augmented(
-    model: nn.Module, config: Settings, example: Callable[[], Any], name: str, whole: bool = True
+    model: nn.Module,
+    config: Settings,
+    example: Callable[[], Any],
+    name: str,
+    whole: bool = True,
+    rows: int | str | None = None,
 ) -> Iterator[nn.Module]:
     """The model rewritten at its sites, or itself without any; what was frozen is trainable again afterwards.
 
@@ -26,6 +31,7 @@ def deep_augmented(
         example: makes ``example_inputs``, on the model's device.
         name: of the model, for errors.
         whole: nothing else is trained beside it.
+        rows: as for ``graphaug.rewrite``: what tells the samples, where no dimension does.
 
     Raises:
         ConfigError: no numbered stages while ``everywhere``, or nothing left to train.
@@ -42,7 +48,12 @@ def deep_augmented(
         return
     at = config.where(sites)
     aug = graphaug.rewrite(
-        model, at=at, backward=config.backward, example_inputs=example(), **config.deep_augmentation()
+        model,
+        at=at,
+        backward=config.backward,
+        rows=rows,
+        example_inputs=example(),
+        **config.deep_augmentation(),
     )
     try:
         if whole and not any(p.requires_grad for p in aug.parameters()):

@@ -15,6 +15,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Data and model": (
         *("data", "images", "validation", "model", "size", "init", "strict", "resident"),
         *("text", "encoder", "from_config", "vocab_size", "max_length"),
+        *("labels", "task", "test", "width", "layers"),
     ),
     "Augmentation": (*("at", "everywhere", *AUGMENTATION, "mlm_augment"),),
     "Training": (
@@ -26,7 +27,10 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("redundancy", "vicreg_weights", "teacher_momentum", "teacher_schedule", "queue"),
         *("contrastive", "dropout", "mlm", "mlm_weight", "mlm_rate"),
     ),
-    "Views": ("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
+    "Views": (
+        *("crop", "jitter", "jitter_p", "gray_p", "blur_p", "solarize_p"),
+        *("views", "ratio", "eta"),
+    ),
     "Where": (
         *("devices", "accelerator", "precision", "compile"),
         *("channels_last", "sync_batchnorm", "cuda_graphs"),
@@ -35,7 +39,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
         *("checkpoint_every", "keep", "snapshot_every", "watch_every", "collapse", "sts", "report_every"),
     ),
 }
-"""Which group a setting of a run stands in, of images or of text."""
+"""Which group a setting of a run stands in, of images, text or graphs."""
 
 RARE = frozenset(
     {
