@@ -17,25 +17,25 @@ class Graph(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """``count`` graphs, node by node: ``batch`` ``(nodes,)`` says whose each is, in rising order."""
+    """``total`` graphs, node by node: ``batch`` ``(nodes,)`` says whose each is, in rising order."""
 
     x: Tensor
     edge_index: Tensor
     batch: Tensor
-    count: int
+    total: int
 
     @property
     def sizes(self) -> Tensor:
         """Nodes of each graph."""
-        return self.batch.bincount(minlength=self.count)
+        return self.batch.bincount(minlength=self.total)
 
     def beside(self, other: Batch) -> Batch:
         """Both, one behind the other."""
         return Batch(
             torch.cat([self.x, other.x]),
             torch.cat([self.edge_index, other.edge_index + len(self.x)], 1),
-            torch.cat([self.batch, other.batch + self.count]),
-            self.count + other.count,
+            torch.cat([self.batch, other.batch + self.total]),
+            self.total + other.total,
         )
 
     def inputs(self, device: torch.device) -> dict[str, Tensor]:
@@ -62,4 +62,5 @@ def undirected(pairs: Tensor) -> Tensor:
     pairs = pairs[:, pairs[0] != pairs[1]]
     if not pairs.numel():
         return pairs.new_empty(2, 0)
-    return torch.unique(torch.cat([pairs, pairs.flip(0)], 1), dim=1)
+    both: Tensor = torch.unique(torch.cat([pairs, pairs.flip(0)], 1), dim=1)
+    return both

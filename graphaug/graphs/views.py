@@ -17,7 +17,7 @@ def drop_nodes(graphs: Batch, share: Tensor, generator: Generator) -> Batch:
 
     Args:
         graphs: a batch.
-        share: ``(count,)``, of each graph's nodes; rounded to whole ones.
+        share: ``(graphs,)``, of each graph's nodes; rounded to whole ones.
         generator: of the draw.
 
     """
@@ -36,15 +36,15 @@ def perturb_edges(graphs: Batch, share: Tensor, generator: Generator) -> Batch:
 
     Args:
         graphs: a batch.
-        share: ``(count,)``, of each graph's edges; rounded to whole ones.
+        share: ``(graphs,)``, of each graph's edges; rounded to whole ones.
         generator: of the draw.
 
     """
     pairs = graphs.edge_index[:, graphs.edge_index[0] < graphs.edge_index[1]]
     owner = graphs.batch[pairs[0]]
-    moved = _round(share, owner.bincount(minlength=graphs.count))
+    moved = _round(share, owner.bincount(minlength=graphs.total))
     kept = pairs[:, ~drawn(owner, moved, generator)]
-    owner = torch.repeat_interleave(torch.arange(graphs.count), moved)
+    owner = torch.repeat_interleave(torch.arange(graphs.total), moved)
     sizes = graphs.sizes[owner]
     start = (graphs.sizes.cumsum(0) - graphs.sizes)[owner]
     one, step = torch.rand(2, len(owner), generator=generator, dtype=torch.float64)
@@ -59,16 +59,16 @@ def subgraph(graphs: Batch, share: Tensor, generator: Generator) -> Batch:
 
     Args:
         graphs: a batch.
-        share: ``(count,)``, of each graph's nodes that are left out; more, if the part can grow no further.
+        share: ``(graphs,)``, of each graph's nodes that are left out; more, if the part can grow no further.
         generator: of the draw.
 
     """
     wanted = (graphs.sizes - _round(share, graphs.sizes)).clamp(min=1)
-    one = torch.ones(graphs.count, dtype=torch.int64)
+    one = torch.ones(graphs.total, dtype=torch.int64)
     keep = drawn(graphs.batch, one, generator) | (share == 0)[graphs.batch]
     source, to = graphs.edge_index
     while True:
-        growing = graphs.batch[keep].bincount(minlength=graphs.count) < wanted
+        growing = graphs.batch[keep].bincount(minlength=graphs.total) < wanted
         near = torch.zeros_like(keep)
         near[to[keep[source]]] = True
         (found,) = (near & ~keep & growing[graphs.batch]).nonzero(as_tuple=True)
@@ -83,7 +83,7 @@ FUNCTIONS = dict(zip(VIEWS, (drop_nodes, perturb_edges, mask_attributes, subgrap
 
 def random_view(graphs: Batch, views: tuple[str, ...], ratio: float, generator: Generator) -> Batch:
     """Each graph in one of ``views``, drawn for it alone, as GraphCL's ``random`` augmentation."""
-    chosen = torch.randint(len(views), (graphs.count,), generator=generator)
+    chosen = torch.randint(len(views), (graphs.total,), generator=generator)
     for number, name in enumerate(views):
         graphs = FUNCTIONS[name](graphs, ratio * (chosen == number), generator)
     return graphs

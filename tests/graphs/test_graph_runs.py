@@ -41,7 +41,8 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("method", ["graphcl", pytest.param("simgrace", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["graphcl", "simgrace"])
 def test_a_run_that_is_broken_off_and_resumed_is_the_unbroken_one(config, method, tmp_path, monkeypatch):
     config = replace(config, method=method)
     whole = train_graphs(config, tmp_path / "whole")

@@ -26,7 +26,7 @@ def trees(seed=0, count=6):
 def seen(graphs: Batch):
     """Each graph as networkx has it, its nodes called by their names."""
     names = graphs.x[:, 0].int().tolist()
-    found = [nx.DiGraph() for _ in range(graphs.count)]
+    found = [nx.DiGraph() for _ in range(graphs.total)]
     for node, owner in enumerate(graphs.batch.tolist()):
         found[owner].add_node(names[node])
     for u, v in graphs.edge_index.T.tolist():
@@ -41,7 +41,7 @@ def seen(graphs: Batch):
 
 def view(name, share, seed, graphs):
     generator = torch.Generator().manual_seed(seed)
-    shares = torch.full((graphs.count,), share, dtype=torch.float64)
+    shares = torch.full((graphs.total,), share, dtype=torch.float64)
     return FUNCTIONS[name](graphs, shares, generator)
 
 

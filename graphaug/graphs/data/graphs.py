@@ -152,9 +152,8 @@ def _split(data: GraphData, config: GraphsConfig) -> GraphData:
             f"the {len(places)} graphs of {data.name!r} cannot be split into training and test with shares of each "
             f"class: {said}. Give labels as values, task='values', other shares, or more graphs."
         ) from error
-    return replace(
-        data, **{n: tuple(map(int, p)) for n, p in (("train", train), ("validation", held), ("test", test))}
-    )
+    parts = [tuple(map(int, places)) for places in (train, held, test)]
+    return replace(data, train=parts[0], validation=parts[1], test=parts[2])
 
 
 def fingerprint(data: GraphData) -> dict[str, Any]:
