@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -127,6 +128,26 @@ def test_functional_call_stacking_averaging_and_export(x: Tensor) -> None:
     assert list(stacked) == [name for name, _ in model.named_parameters()]
     assert torch.equal(AveragedModel(aug).eval()(x), model(x))
     assert torch.equal(torch.export.export(aug, (x,)).module()(x), model(x))
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_an_ensemble_is_stacked_of_plain_models(x: Tensor, randomness: str) -> None:
+    """Each rewritten model has a class of its own, as every GraphModule; the names of the states are the same."""
+    models = [chain() for _ in range(3)]
+    aug = ga.rewrite(copy.deepcopy(models[0]), "1", subset=0.5, stop_grad=True, example_inputs=x)
+    stacked = stack_module_state(models)
+
+    def run(*state: Any) -> Tensor:
+        return functional_call(aug, state, (x,))
+
+    aug.eval()
+    expected = torch.stack([model.eval()(x) for model in models])
+    torch.testing.assert_close(torch.vmap(run, randomness=randomness)(*stacked), expected)
+    aug.train()
+    found = torch.vmap(run, randomness=randomness)(*stacked)
+    changed = (found - expected).abs().amax(2) > 1e-5
+    assert changed.sum(1).tolist() == [len(x) // 2] * 3
+    assert bool((changed == changed[0]).all()) or randomness == "different"
 
 
 def test_other_tracers_take_it(x: Tensor) -> None:
