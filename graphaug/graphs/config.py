@@ -76,6 +76,15 @@ class GraphsConfig(Settings):
             raise ConfigError(
                 f"test={self.test!r} with validation={self.validation!r}: there has to be a test part, and a rest."
             )
+        if self.task == "none" and (self.validation or self.labels is not None):
+            raise ConfigError(
+                "validation and labels do nothing with task='none', which trains without labels: leave them out."
+            )
+        if self.labels is not None and not self.data.lower().endswith((".smi", ".sdf")):
+            raise ConfigError(
+                f"labels={self.labels!r} with data={self.data!r}: only files .smi and .sdf have labels elsewhere. "
+                "Leave it out."
+            )
         self._check_engine()
 
     def _check_engine(self) -> None:

@@ -58,8 +58,11 @@ def test_labels_by_the_smiles_and_the_seed_decides_the_split(molecules):
     assert one.test == again.test
     assert one.test != other.test
     assert fingerprint(one) == fingerprint(again)
+    (molecules.parent / "m.csv").unlink()  # values, of m_tpsa.csv
+    with pytest.raises(DataError, match="2 test and 1 validation graphs"):
+        load(config(molecules, validation=0.1))
     held = load(config(molecules, seed=0, validation=0.25))
-    assert held.test == one.test
+    assert len(held.validation) == 2
     assert sorted(held.train + held.validation + held.test) == list(range(8))
 
 

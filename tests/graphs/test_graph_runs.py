@@ -157,6 +157,8 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, op
         ({"test": 0.0}, "there has to be a test part"),
         ({"compile": True}, "another number of nodes"),
         ({"devices": 2}, "by one process"),
+        ({"task": "none", "validation": 0.1}, "do nothing with task='none'"),
+        ({"labels": "TAG"}, "only files .smi and .sdf"),
         ({"deep_views": True, "at": ("layers.0",)}, "a site cannot double"),
         ({"method": "simgrace", "pairing": "one-sided"}, "two passes"),
     ],

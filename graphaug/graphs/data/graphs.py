@@ -152,6 +152,11 @@ def _split(data: GraphData, config: GraphsConfig) -> GraphData:
             f"the {len(places)} graphs of {data.name!r} cannot be split into training and test with shares of each "
             f"class: {said}. Give labels as values, task='values', other shares, or more graphs."
         ) from error
+    if not data.classes and min(len(test), len(held) or 2) < 2:
+        raise DataError(
+            f"{len(test)} test and {len(held)} validation graphs of {data.name!r}: R² needs two values at least. "
+            "Give larger shares, or more graphs."
+        )
     parts = [tuple(map(int, places)) for places in (train, held, test)]
     return replace(data, train=parts[0], validation=parts[1], test=parts[2])
 
