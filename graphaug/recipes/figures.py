@@ -11,9 +11,11 @@ from pathlib import Path
 
 from graphaug.contrastive.config.sites import site
 from graphaug.errors import ConfigError, did_you_mean
+from graphaug.recipes import graphs as graph_figures
 from graphaug.recipes import images as image_figures
-from graphaug.recipes.plan import Figure, base_settings
-from graphaug.recipes.sweep import Sweep, numbered_sites
+from graphaug.recipes.kinds import kind_of
+from graphaug.recipes.plan import Figure, graph_settings
+from graphaug.recipes.sweep import Sweep
 
 UNKNOWN = "not written down in this repository"
 
@@ -82,7 +84,9 @@ FIGURES: tuple[Figure, ...] = (
         "graphs",
         "later versions: contrastive learning on graphs",
         "substantial gains there too",
-        missing="there is no training on graphs yet",
+        graph_figures.on_graphs,
+        data=("digits",),
+        base=graph_settings,
     ),
 )
 
@@ -140,7 +144,7 @@ def planned(
     Args:
         name: of the figure.
         out: the directory of its runs.
-        scale: which of `graphaug.recipes.plan.SCALES`.
+        scale: which of `graphaug.recipes.plan.SCALES`, of graphs `GRAPH_SCALES`.
         data: the data sets; by default the figure's.
         model, epochs, images: instead of the scale's.
         validation: share of the training images to choose settings by; 0 chooses none.
@@ -154,13 +158,13 @@ def planned(
     """
     figure = find(name)
     assert figure.make is not None
-    base = base_settings(scale, model, epochs, images, validation)
+    base = figure.base(scale, model, epochs, images, validation)
     chosen = tuple(data) or figure.default_data(scale)
     if len(set(chosen)) != len(figure.data):
         raise ConfigError(
             f"{figure.name} takes {len(figure.data)} data set(s), not {len(set(chosen))}: {', '.join(chosen)}."
         )
-    sites = list(dict.fromkeys(map(site, at))) or numbered_sites(base.model, base.size or 32)
+    sites = list(dict.fromkeys(map(site, at))) or kind_of(base).sites(base)
     if all(isinstance(s, int) for s in sites):
         sites.sort()  # from the input to the head
     fine_tuning = 30 if scale == "full" else base.epochs

@@ -13,12 +13,13 @@ rate are chosen by these (`graphaug.recipes.choice`).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
 from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
+from graphaug.recipes.treatments import all_called, at_sites, called
 from graphaug.vision.config import PretrainConfig
 
 PLAIN = "SimCLR"
@@ -36,13 +37,13 @@ TRANSFERRED = {"transfer.linear": "linear probe on the other data", "transfer.fi
 def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Figures 3 and 4: every site with and without stop-gradient, dropout everywhere, SimCLR."""
     base = replace(base, data=data[0])
-    settings = [Setting(PLAIN, base), *_at_sites(base, sites)]
+    settings = [Setting(PLAIN, base), *at_sites(base, sites, INPUT)]
     everywhere = [
         Setting(f"everywhere, {rate:g}", replace(base, everywhere=True, rate=rate, subset=1.0))
         for rate in EVERYWHERE
     ]
     deep = [s for s in sites if s != INPUT]
-    all_deep = _names(deep)
+    all_deep = all_called(deep)
     claims = [
         Claim(
             "Deep Augmentation at some site is ahead of SimCLR without it.",
@@ -60,18 +61,18 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
             "Stopping the gradient is ahead of not stopping it, at every site.",
             "docs/text.md says it of the paper's text encoders; of images it is only asked",
             "every",
-            tuple(Member(_name(site, True), (_name(site, False),)) for site in deep),
+            tuple(Member(called(site, True), (called(site, False),)) for site in deep),
         ),
     ]
     if INPUT in sites:
-        later = _names(deep[len(deep) // 2 :])
+        later = all_called(deep[len(deep) // 2 :])
         claims.insert(
             1,
             Claim(
                 "At some site of the deeper half it is ahead of the same at the input.",
                 ABSTRACT,
                 "some",
-                tuple(Member(name, (_name(INPUT, False),)) for name in later),
+                tuple(Member(name, (called(INPUT, False),)) for name in later),
             ),
         )
     return Plan(
@@ -80,8 +81,8 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
         dict.fromkeys((s.name for s in (*settings, *everywhere) if s.name != PLAIN), PLAIN),
         tuple(map(str, sites)),
         {
-            "gradient kept": {str(s): _name(s, False) for s in sites},
-            "gradient stopped": {str(s): _name(s, True) for s in deep},
+            "gradient kept": {str(s): called(s, False) for s in sites},
+            "gradient stopped": {str(s): called(s, True) for s in deep},
         },
         (PLAIN, *(s.name for s in everywhere)),
         MEASURES,
@@ -95,32 +96,32 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
 def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Of later versions: PCA in the place of dropout, at every site with and without stop-gradient."""
     base = replace(base, data=data[0])
-    pca = [Setting(_pca(s.name), replace(s.config, transform="pca")) for s in _at_sites(base, sites)]
-    dropout = list(_at_sites(base, sites))
+    pca = [Setting(_pca(s.name), replace(s.config, transform="pca")) for s in at_sites(base, sites, INPUT)]
+    dropout = list(at_sites(base, sites, INPUT))
     deep = [s for s in sites if s != INPUT]
     claims = (
         Claim(
             "With PCA, Deep Augmentation at some site is ahead of SimCLR without it.",
             ABSTRACT,
             "some",
-            tuple(Member(_pca(name), (PLAIN,)) for name in _names(deep)),
+            tuple(Member(_pca(name), (PLAIN,)) for name in all_called(deep)),
         ),
         Claim(
             "PCA is ahead of dropout, at every site.",
             "nowhere: the abstract names both, and it is only asked",
             "every",
-            tuple(Member(_pca(name), (name,)) for name in _names(deep)),
+            tuple(Member(_pca(name), (name,)) for name in all_called(deep)),
         ),
     )
     lines = {}
     for word, spelled in (("dropout", str), ("PCA", _pca)):
-        lines[f"{word}, gradient kept"] = {str(s): spelled(_name(s, False)) for s in sites}
-        lines[f"{word}, gradient stopped"] = {str(s): spelled(_name(s, True)) for s in deep}
+        lines[f"{word}, gradient kept"] = {str(s): spelled(called(s, False)) for s in sites}
+        lines[f"{word}, gradient stopped"] = {str(s): spelled(called(s, True)) for s in deep}
     settings = (Setting(PLAIN, base), *dropout, *pca)
     baseline = dict.fromkeys((s.name for s in settings[1:]), PLAIN)
     choices = (
-        Choice("dropout, its site chosen", tuple(_names(deep)), PLAIN),
-        Choice("PCA, its site chosen", tuple(map(_pca, _names(deep))), PLAIN),
+        Choice("dropout, its site chosen", tuple(all_called(deep)), PLAIN),
+        Choice("PCA, its site chosen", tuple(map(_pca, all_called(deep))), PLAIN),
     )
     return Plan(settings, claims, baseline, tuple(map(str, sites)), lines, (PLAIN,), MEASURES, choices)
 
@@ -128,9 +129,9 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
 def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Of later versions: every site with and without stop-gradient, with labels beside without."""
     base = replace(base, data=data[0])
-    contrastive = [Setting(PLAIN, base), *_at_sites(base, sites)]
+    contrastive = [Setting(PLAIN, base), *at_sites(base, sites, INPUT)]
     own = base.of_method("supervised")
-    labelled = [Setting(LABELLED, own), *_at_sites(own, sites, f"{LABELLED}: ")]
+    labelled = [Setting(LABELLED, own), *at_sites(own, sites, INPUT, f"{LABELLED}: ")]
     deep = [s for s in sites if s != INPUT]
     theirs = f"{LABELLED}: "
     source = (
@@ -141,31 +142,31 @@ def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str])
             "Without labels, Deep Augmentation at some site is ahead of SimCLR without it.",
             ABSTRACT,
             "some",
-            tuple(Member(name, (PLAIN,)) for name in _names(deep)),
+            tuple(Member(name, (PLAIN,)) for name in all_called(deep)),
         ),
         Claim(
             "With labels it is the other way round: training without it is ahead of it at every site.",
             source,
             "every",
-            (Member(LABELLED, tuple(theirs + name for name in _names(deep))),),
+            (Member(LABELLED, tuple(theirs + name for name in all_called(deep))),),
         ),
         Claim(
             "With labels, not stopping the gradient is ahead of stopping it, at every site.",
             source,
             "every",
-            tuple(Member(theirs + _name(s, False), (theirs + _name(s, True),)) for s in deep),
+            tuple(Member(theirs + called(s, False), (theirs + called(s, True),)) for s in deep),
         ),
     )
     lines = {}
     for word, prefix in ((PLAIN, ""), (LABELLED, theirs)):
-        lines[f"{word}, gradient kept"] = {str(s): prefix + _name(s, False) for s in sites}
-        lines[f"{word}, gradient stopped"] = {str(s): prefix + _name(s, True) for s in deep}
+        lines[f"{word}, gradient kept"] = {str(s): prefix + called(s, False) for s in sites}
+        lines[f"{word}, gradient stopped"] = {str(s): prefix + called(s, True) for s in deep}
     baseline = dict.fromkeys((s.name for s in contrastive[1:]), PLAIN)
     baseline |= dict.fromkeys((s.name for s in labelled[1:]), LABELLED)
     settings = (*contrastive, *labelled)
     choices = (
-        Choice("without labels, the site chosen", tuple(_names(deep)), PLAIN),
-        Choice("with labels, the site chosen", tuple(theirs + name for name in _names(deep)), LABELLED),
+        Choice("without labels, the site chosen", tuple(all_called(deep)), PLAIN),
+        Choice("with labels, the site chosen", tuple(theirs + name for name in all_called(deep)), LABELLED),
     )
     marks, level = tuple(map(str, sites)), (PLAIN, LABELLED)
     return Plan(settings, claims, baseline, marks, lines, level, MEASURES, choices)
@@ -186,12 +187,12 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
         plain = f"{way}: {PLAIN}"
         group = [
             Setting(f"{way}: {s.name}", s.config, target)
-            for s in (Setting(PLAIN, own), *_at_sites(own, deep))
+            for s in (Setting(PLAIN, own), *at_sites(own, deep, INPUT))
         ]
         settings += group
         baseline |= {s.name: plain for s in group[1:]}
-        lines[f"{way}, gradient kept"] = {str(s): f"{way}: {_name(s, False)}" for s in deep}
-        lines[f"{way}, gradient stopped"] = {str(s): f"{way}: {_name(s, True)}" for s in deep}
+        lines[f"{way}, gradient kept"] = {str(s): f"{way}: {called(s, False)}" for s in deep}
+        lines[f"{way}, gradient stopped"] = {str(s): f"{way}: {called(s, True)}" for s in deep}
         claims.append(
             Claim(
                 f"{way}: with Deep Augmentation at some site the encoder serves the other data better.",
@@ -213,23 +214,8 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
     return Plan(tuple(settings), tuple(claims), baseline, tuple(map(str, deep)), lines, level, shown, choices)
 
 
-def _at_sites(base: PretrainConfig, sites: Sequence[Site], prefix: str = "") -> Iterator[Setting]:
-    for site in sites:
-        yield Setting(prefix + _name(site, False), replace(base, at=(site,)))
-        if site != INPUT:  # nothing is trained below the input
-            yield Setting(prefix + _name(site, True), replace(base, at=(site,), stop_grad=True))
-
-
-def _name(site: Site, stopped: bool) -> str:
-    return f"site {site}{', stopped' if stopped else ''}"
-
-
 def _pca(name: str) -> str:
     return f"{name}, PCA"
-
-
-def _names(sites: Sequence[Site]) -> list[str]:
-    return [_name(site, stopped) for site in sites for stopped in (False, True)]
 
 
 def _short(data: str) -> str:

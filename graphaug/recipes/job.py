@@ -1,4 +1,4 @@
-"""One run of a sweep: pretrained, probed, carried over; what came of it is written down, also where it diverged."""
+"""One run of a sweep: trained, probed, carried over; what came of it is written down, also where it diverged."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from graphaug.contrastive.runs.compare import numbers
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.files import write_json
 from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
-from graphaug.vision.config import PretrainConfig
+from graphaug.recipes.kinds import kind_of
 
 OUTCOME = "outcome.json"
 """Of a run that is done: nothing is computed again where it lies."""
@@ -19,10 +20,10 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its setting, its settings, its directory, and the data to carry the encoder over to."""
+    """A run: its setting, its settings (see `kind_of`), its directory, and the data to carry the encoder over to."""
 
     setting: str
-    config: PretrainConfig
+    config: Any
     out: Path
     transfer: str | None = None
     transfer_epochs: int = 0
@@ -58,7 +59,7 @@ def read(job: Job) -> Outcome | None:
         RunDirectoryError: its outcome is damaged.
 
     """
-    RunDirectory.at(job.out).check_settings(PretrainConfig, job.config.to_dict())
+    RunDirectory.at(job.out).check_settings(type(job.config), job.config.to_dict())
     file = job.out / OUTCOME
     try:
         return Outcome(**json.loads(file.read_text(encoding="utf-8")))
@@ -71,25 +72,16 @@ def read(job: Job) -> Outcome | None:
 
 
 def _make(job: Job) -> Outcome:
-    from graphaug.vision.pretrain import pretrain
-
+    kind = kind_of(job.config)
     try:
-        done = pretrain(job.config, job.out, resume=True)
+        result, metrics = kind.train(job.config, job.out)
     except (TrainingDiverged, TrainingCollapsed) as error:
         outcome = Outcome({}, diverged=f"{type(error).__name__}: {error}")
     else:
-        figures = dict(numbers(done.result))
+        figures = dict(numbers(result))
         if job.transfer is not None:
-            figures |= {f"transfer.{name}": value for name, value in _carried_over(job).items()}
-        outcome = Outcome(figures, round(sum(line["seconds"] for line in done.metrics), 1))
+            carried = kind.carry_over(job.config, job.out, job.transfer, job.transfer_epochs)
+            figures |= {f"transfer.{name}": value for name, value in carried.items()}
+        outcome = Outcome(figures, round(sum(line["seconds"] for line in metrics), 1))
     write_json(job.out / OUTCOME, asdict(outcome), indent=2)
     return outcome
-
-
-def _carried_over(job: Job) -> dict[str, float]:
-    from graphaug.vision.data.images import fewer, load
-    from graphaug.vision.probes.probe import transfer_run
-
-    assert job.transfer is not None
-    data = fewer(load(job.transfer, size=job.config.size), job.config.images)
-    return transfer_run(job.out, data, epochs=job.transfer_epochs)

@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from graphaug.errors import ConfigError, did_you_mean
-from graphaug.recipes.choice import Choice
+from graphaug.graphs.config import GraphsConfig
+from graphaug.recipes.choice import CHOSEN_BY, Choice
 from graphaug.recipes.claims import Claim
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
@@ -39,6 +40,11 @@ SCALES: Mapping[str, Mapping[str, Any]] = {
 }
 """Settings of every run of a figure: minutes to an hour on a core, a night, and the paper's own."""
 
+GRAPH_SCALES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {"epochs": 10, "layers": 3, "width": 32, "batch_size": 128},
+    "small": {"epochs": 40, "layers": 4, "width": 64, "batch_size": 128},
+}
+
 MEASURES: Mapping[str, str] = {
     "linear": "linear probe",
     "few_labels.mean": "few labels",
@@ -52,7 +58,7 @@ class Setting:
     """One way to train: its name, its settings but for the seed, and the data that its encoder is carried over to."""
 
     name: str
-    config: PretrainConfig
+    config: Any
     transfer: str | None = None
 
 
@@ -61,8 +67,8 @@ class Plan:
     """All that is run for a figure, and what is asked of it.
 
     ``lines``: by the name of a line in the picture, the setting at each mark of its axis; ``level``: settings that are
-    drawn across. ``measures``: the accuracies to show, by their names in an outcome. ``choices``: what is chosen where
-    validation images are held out.
+    drawn across. ``measures``: the figures to show, by their names in an outcome. ``choices``: what is chosen, by
+    ``chosen_by``, where a validation part is held out.
     """
 
     settings: tuple[Setting, ...]
@@ -73,11 +79,68 @@ class Plan:
     level: tuple[str, ...]
     measures: Mapping[str, str]
     choices: tuple[Choice, ...] = ()
+    chosen_by: str = CHOSEN_BY
 
     @property
     def measure(self) -> str:
         """The one that the claims are tested on."""
         return next(iter(self.measures))
+
+
+def image_settings(
+    scale: str,
+    model: str | None = None,
+    epochs: int | None = None,
+    images: int | None = None,
+    validation: float = 0.0,
+) -> PretrainConfig:
+    """The settings that all runs of a figure on images share.
+
+    Raises:
+        ConfigError: no such scale, or a value outside its domain.
+
+    """
+    base = PretrainConfig.from_dict(_of_scale(scale, SCALES))
+    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images, "validation": validation}
+    if epochs is not None:  # of a shorter run the warm-up is shorter
+        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def graph_settings(
+    scale: str,
+    model: str | None = None,
+    epochs: int | None = None,
+    images: int | None = None,
+    validation: float = 0.0,
+) -> GraphsConfig:
+    """The same on graphs.
+
+    Raises:
+        ConfigError: no such scale, a value outside its domain, or an option of images.
+
+    """
+    for name, value in (("model", model), ("images", images)):
+        if value is not None:
+            raise ConfigError(f"{name}={value!r}: a figure on graphs has a GIN, and all graphs of its data.")
+    if scale == "full":
+        raise ConfigError(
+            f"of graphs there is no full size: what later versions used is not known here. There are "
+            f"{', '.join(GRAPH_SCALES)}."
+        )
+    base = GraphsConfig.from_dict(_of_scale(scale, GRAPH_SCALES))
+    given: dict[str, Any] = {"epochs": epochs, "validation": validation}
+    if epochs is not None:
+        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
+    return replace(base, **{name: value for name, value in given.items() if value is not None})
+
+
+def _of_scale(scale: str, scales: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Any]:
+    if scale not in scales:
+        raise ConfigError(
+            f"no scale is called {scale!r}.{did_you_mean(scale, scales)} There are {', '.join(scales)}."
+        )
+    return scales[scale]
 
 
 @dataclass(frozen=True)
@@ -96,36 +159,13 @@ class Figure:
     name: str
     shows: str
     claims: str
-    make: Callable[[PretrainConfig, Sequence[Site], Sequence[str]], Plan] | None = None
+    make: Callable[[Any, Sequence[Site], Sequence[str]], Plan] | None = None
     also: tuple[str, ...] = ()
     missing: str = ""
     data: tuple[str, ...] = ()
     full_data: tuple[str, ...] = ()
+    base: Callable[..., Any] = image_settings
 
     def default_data(self, scale: str) -> tuple[str, ...]:
         """The data sets it is run on where none are named."""
         return self.full_data if scale == "full" else self.data
-
-
-def base_settings(
-    scale: str,
-    model: str | None = None,
-    epochs: int | None = None,
-    images: int | None = None,
-    validation: float = 0.0,
-) -> PretrainConfig:
-    """The settings that all runs of a figure share.
-
-    Raises:
-        ConfigError: no such scale, or a value outside its domain.
-
-    """
-    if scale not in SCALES:
-        raise ConfigError(
-            f"no scale is called {scale!r}.{did_you_mean(scale, SCALES)} There are {', '.join(SCALES)}."
-        )
-    base = PretrainConfig.from_dict(SCALES[scale])
-    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images, "validation": validation}
-    if epochs is not None:  # of a shorter run the warm-up is shorter
-        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
-    return replace(base, **{name: value for name, value in given.items() if value is not None})

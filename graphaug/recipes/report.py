@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from graphaug.analysis.report.figures import MARKERS, PALETTE, save
 from graphaug.contrastive.runs.compare import interval
 from graphaug.contrastive.runs.files import write_json, write_text
-from graphaug.recipes.choice import CHOSEN_BY, Chosen, choose
+from graphaug.recipes.choice import Chosen, choose
 from graphaug.recipes.claims import LEVEL, Values, Verdict, judge
 from graphaug.recipes.plan import Plan
 from graphaug.recipes.sweep import Outcomes
@@ -113,7 +113,7 @@ def spoken(verdicts: list[Verdict], plan: Plan) -> list[str]:
 
 def chosen(plan: Plan, outcomes: Outcomes) -> list[Chosen]:
     """What was chosen on validation images, where any were held out."""
-    by, test = values(outcomes, CHOSEN_BY), values(outcomes, plan.measure)
+    by, test = values(outcomes, plan.chosen_by), values(outcomes, plan.measure)
     known = {name: {s: v for s, v in seeds.items() if v is not None} for name, seeds in by.items()}
     if not any(known.values()):
         return []

@@ -5,29 +5,20 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from graphaug.contrastive.augmented import deep_augmented
+from graphaug.contrastive.config.settings import Settings
 from graphaug.contrastive.runs.files import make_folder, only_one, write_json
 from graphaug.contrastive.runs.progress import duration
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.recipes.job import Job, Outcome, make, read
-from graphaug.recipes.plan import Plan, Site
-from graphaug.vision.config import PretrainConfig
-from graphaug.vision.data.fingerprint import fingerprint
-from graphaug.vision.data.images import fewer, load
-from graphaug.vision.job import check_size, example_images
-from graphaug.vision.models import build_model, classifier_path, classifier_replaced
-from graphaug.vision.pretrain import ImageTask
+from graphaug.recipes.kinds import Kind, kind_of
+from graphaug.recipes.plan import Plan
 
 SWEEP = "sweep.json"
 """What a directory of runs is of: the figure, its settings, its data and its seeds."""
@@ -88,11 +79,11 @@ class Sweep:
             raise ConfigError(f"a sweep needs a seed or more, not {self.seeds}.")
         earlier = self._earlier()
         if earlier is not None:
-            _compare_settings(self.out, earlier, self._identity(earlier["data"]))
-        check_models([s.config for s in self.plan.settings])
+            _compare_settings(self.out, earlier, self._identity(earlier["data"]), self._kind.settings)
+        self._kind.check([s.config for s in self.plan.settings])
         data = self._facts
         if earlier is not None:
-            _compare_settings(self.out, earlier, self._identity(data))
+            _compare_settings(self.out, earlier, self._identity(data), self._kind.settings)
 
     def run(self, executor: Executor, say: Say) -> dict[str, dict[int, Outcome]]:
         """Make every run that is not done, and give the outcomes of all.
@@ -135,20 +126,21 @@ class Sweep:
             return f"{'FAILED' if outcome.failed else 'DIVERGED'}: {outcome.failed or outcome.diverged}"
         return f"{self.plan.measures[self.plan.measure]} {outcome.figures[self.plan.measure]:.1%}"
 
+    @property
+    def _kind(self) -> Kind:
+        return kind_of(self.plan.settings[0].config)
+
     @cached_property
     def _facts(self) -> dict[str, Any]:
         """What tells the data from others, which are read for it once; too few for a batch are refused."""
         found = {}
         for setting in self.plan.settings:
-            config = setting.config
-            if config.data not in found:
-                task = ImageTask(config)
-                task.read()
-                found[config.data] = task.facts()
+            if setting.config.data not in found:
+                found[setting.config.data] = self._kind.facts(setting.config)
         for setting in self.plan.settings:
-            config, spec = setting.config, setting.transfer
+            spec = setting.transfer
             if spec is not None and spec not in found:
-                found[spec] = fingerprint(fewer(load(spec, size=config.size), config.images))
+                found[spec] = self._kind.facts_of_other(setting.config, spec)
         return found
 
     def _identity(self, data: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,57 +177,9 @@ class Sweep:
         return found
 
 
-def numbered_sites(model: str, size: int) -> list[Site]:
-    """The sites that the paper numbers in a model, from the input to the head.
-
-    Raises:
-        ConfigError: it has none.
-
-    """
-    from graphaug.sites import structure_of
-
-    with _headed(PretrainConfig(model=model, size=size)) as (network, example):
-        stages = sorted(structure_of(network, (example,)).stages)
-    if not stages:
-        raise ConfigError(f"{model} has no numbered sites: name some with at= (--at).")
-    return list(stages)
-
-
-def check_models(configs: Sequence[PretrainConfig]) -> None:
-    """Refuse settings that a model cannot be rewritten by; nothing is trained.
-
-    Raises:
-        ConfigError: no such model, or one that cannot take the images' size.
-        GraphaugError: what ``graphaug.rewrite`` raises about a site.
-
-    """
-    for method in dict.fromkeys(config.method for config in configs):
-        _check_models([config for config in configs if config.method == method])
-
-
-def _check_models(configs: Sequence[PretrainConfig]) -> None:
-    """The same of settings with one head."""
-    first = configs[0]
-    with _headed(first) as (network, example):
-        check_size(network, first.size or 32, first.model)
-        for config in configs:
-            with deep_augmented(network, config, lambda: example, config.model):
-                pass
-
-
-@contextmanager
-def _headed(config: PretrainConfig) -> Iterator[tuple[nn.Module, Tensor]]:
-    """A model with the head that it is trained with, and images for it; no random number is used up."""
-    with torch.random.fork_rng(devices=[]):
-        model = build_model(config.model)
-        head = config.head(
-            model.get_submodule(classifier_path(model)), 10
-        )  # the number of classes says nothing
-    with classifier_replaced(model, head):
-        yield model, example_images(model, config.size or 32)
-
-
-def _compare_settings(out: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def _compare_settings(
+    out: Path, old: Mapping[str, Any], new: Mapping[str, Any], settings: type[Settings]
+) -> None:
     """Refuse a sweep that differs from what is there, but in more seeds."""
     found = []
     if old["seeds"] > new["seeds"]:
@@ -252,7 +196,7 @@ def _compare_settings(out: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     found += [f"{name}: {'gone' if name in before else 'new'}" for name in before.keys() ^ after.keys()]
     changes: dict[str, list[str]] = {}
     for name in before.keys() & after.keys():
-        for change in PretrainConfig.differences(
+        for change in settings.differences(
             {k: v for k, v in before[name].items() if k != "transfer"}, after[name]
         ):
             changes.setdefault(change, []).append(name)

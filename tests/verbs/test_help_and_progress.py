@@ -10,6 +10,7 @@ import pytest
 import typer.main
 
 from graphaug.contrastive.runs import progress
+from graphaug.graphs.config import GraphsConfig
 from graphaug.terminal.help import GROUPS, RARE, settings_in_groups
 from graphaug.terminal.spoken import in_options
 from graphaug.text.config import SimCSEConfig
@@ -30,7 +31,7 @@ def commands() -> dict[str, Any]:
 def test_every_setting_stands_in_one_group() -> None:
     names = list(settings_in_groups())
     assert len(names) == len(set(names))
-    settings = {item.name for kind in (PretrainConfig, SimCSEConfig) for item in fields(kind)}
+    settings = {item.name for kind in (PretrainConfig, SimCSEConfig, GraphsConfig) for item in fields(kind)}
     assert set(names) - {"out", "preset", "config", "resume", "force"} == settings
     assert settings >= RARE
 
@@ -38,7 +39,7 @@ def test_every_setting_stands_in_one_group() -> None:
 @pytest.mark.parametrize("name", ["", *commands()])
 def test_help_fits_eighty_columns_and_has_every_default(graphaug: Any, monkeypatch: Any, name: str) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    asked = ["--help-all"] if name in ("pretrain", "simcse") else ["--help"]
+    asked = ["--help-all"] if name in ("pretrain", "simcse", "graphs") else ["--help"]
     code, out, _ = graphaug(*([name] if name else []), *asked)
     assert code == 0
     assert max(map(len, out.splitlines())) <= 80

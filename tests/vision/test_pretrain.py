@@ -137,7 +137,8 @@ def test_the_options_reach_rewrite(images, monkeypatch):
     loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
     example = seen.pop("example_inputs")
     assert example.shape[1:] == (3, TINY.size, TINY.size)
-    assert seen == {**options, "at": 4, "head": torch.nn.Sequential, "backward": "auto", "views": 1}
+    plain = {"backward": "auto", "views": 1, "rows": None}
+    assert seen == {**options, **plain, "at": 4, "head": torch.nn.Sequential}
 
 
 @pytest.mark.parametrize(
