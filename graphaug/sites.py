@@ -255,11 +255,9 @@ def _backward(
 
 def _rows(proof: Proof | None) -> str:
     """Where the samples lie, in few words."""
-    if proof is None:
-        return ""
-    place = proof.place or proof.sizes
-    if place is None:
-        return "?"
+    place = proof and (proof.place or proof.sizes)
+    if proof is None or place is None:
+        return "" if proof is None else "?"
     each = f", {place.slices} each" if place.slices > 1 else ""
     return f"{place.dim}{each}{'' if proof.place else '?'}"
 
@@ -297,6 +295,5 @@ class _Before:
         return sum(used.values()) / self.total if self.total else 0.0
 
     def flops(self, node: fx.Node) -> float | None:
-        if not self.all_flops:
-            return None
-        return float(sum(n.meta.get("flops", 0) for n in before(node)) / self.all_flops)
+        up_to = sum(n.meta.get("flops", 0) for n in before(node))
+        return float(up_to / self.all_flops) if self.all_flops else None

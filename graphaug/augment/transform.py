@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import torch
 from torch import Generator, Tensor, nn
 
+from graphaug.augment.domain import SHARE as SHARE
+from graphaug.augment.domain import Domain as Domain
 from graphaug.augment.shapes import finest
 from graphaug.errors import InvalidOption, UnknownOption, did_you_mean
 
@@ -106,36 +106,6 @@ def random_of(generator: Generator | None) -> dict[str, Any]:
 
 
 PLAIN = Context()
-
-
-@dataclass(frozen=True)
-class Domain:
-    """Where a number may lie: from ``low`` to ``high``, ``low`` itself excluded if ``above``."""
-
-    low: float = -math.inf
-    high: float = math.inf
-    above: bool = False
-
-    def __str__(self) -> str:
-        left = "(" if self.above or self.low == -math.inf else "["
-        return f"{left}{self.low:g}, {self.high:g}{')' if self.high == math.inf else ']'}"
-
-    def check(self, name: str, value: object) -> float:
-        """Return the value as a float.
-
-        Raises:
-            InvalidOption: it is no number, not finite, or outside the domain.
-        """
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise InvalidOption(f"{name}={value!r} is no number: give one in {self}.")
-        number = float(value)
-        inside = self.low < number if self.above else self.low <= number
-        if not (math.isfinite(number) and inside and number <= self.high):
-            raise InvalidOption(f"{name}={value!r} is outside {self}.")
-        return number
-
-
-SHARE = Domain(0, 1)
 
 
 class Transform(nn.Module):
