@@ -255,7 +255,7 @@ def _backward(
 
 def _rows(proof: Proof | None) -> str:
     """Where the samples lie, in few words."""
-    place = proof and (proof.place or proof.sizes)
+    place = None if proof is None else proof.place or proof.sizes
     if proof is None or place is None:
         return "" if proof is None else "?"
     each = f", {place.slices} each" if place.slices > 1 else ""
