@@ -255,9 +255,10 @@ def _backward(
 
 def _rows(proof: Proof | None) -> str:
     """Where the samples lie, in few words."""
-    place = None if proof is None else proof.place or proof.sizes
-    if proof is None or place is None:
-        return "" if proof is None else "?"
+    if proof is None:
+        return ""
+    if (place := proof.place or proof.sizes) is None:
+        return "?"
     each = f", {place.slices} each" if place.slices > 1 else ""
     return f"{place.dim}{each}{'' if proof.place else '?'}"
 

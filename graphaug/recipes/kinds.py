@@ -10,8 +10,8 @@ from graphaug.contrastive.config.settings import Settings
 from graphaug.errors import ConfigError
 from graphaug.recipes.of_graphs import GraphRuns
 from graphaug.recipes.of_images import ImageRuns
+from graphaug.recipes.plan import Site
 
-Site = str | int
 Made = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """What a run ended with, and a line of metrics an epoch."""
 

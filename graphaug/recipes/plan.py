@@ -101,10 +101,8 @@ def image_settings(
 
     """
     base = PretrainConfig.from_dict(_of_scale(scale, SCALES))
-    given: dict[str, Any] = {"model": model, "epochs": epochs, "images": images, "validation": validation}
-    if epochs is not None:  # of a shorter run the warm-up is shorter
-        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
-    return replace(base, **{name: value for name, value in given.items() if value is not None})
+    found: PretrainConfig = _changed(base, epochs, model=model, images=images, validation=validation)
+    return found
 
 
 def graph_settings(
@@ -129,9 +127,14 @@ def graph_settings(
             f"{', '.join(GRAPH_SCALES)}."
         )
     base = GraphsConfig.from_dict(_of_scale(scale, GRAPH_SCALES))
-    given: dict[str, Any] = {"epochs": epochs, "validation": validation}
+    found: GraphsConfig = _changed(base, epochs, validation=validation)
+    return found
+
+
+def _changed(base: Any, epochs: int | None, **given: Any) -> Any:
+    """Settings with what was given; of a shorter run the warm-up is shorter."""
     if epochs is not None:
-        given["warmup"] = base.warmup * min(1.0, epochs / base.epochs)
+        given |= {"epochs": epochs, "warmup": base.warmup * min(1.0, epochs / base.epochs)}
     return replace(base, **{name: value for name, value in given.items() if value is not None})
 
 

@@ -16,11 +16,12 @@ from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes
+from graphaug.capture.recording.checks import ASSERTIONS
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch
 from graphaug.sparse.run import Split
-from graphaug.torch_private import assert_async, set_grad_enabled
+from graphaug.torch_private import set_grad_enabled
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
 
@@ -157,7 +158,7 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
     """What the suffix computes: all that the output needs, and the checks of the assumptions."""
     roots = [n for n in graph.nodes if n.op == "output" or n.target is assume]
     for node in graph.nodes:
-        effect = node.op == "call_module" or node.target in (torch._assert, assert_async) or writes(node)
+        effect = node.op == "call_module" or node.target in ASSERTIONS or writes(node)
         if not node.users and effect and node not in ahead:
             if before(node) & trained:
                 raise SparseBackwardError(f"{describe(node)} is called for its effect only")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -66,12 +67,7 @@ def test_a_sweep_on_molecules_ends_in_a_report_and_is_not_run_again(tmp_path):
     data, out = molecules(tmp_path), tmp_path / "out"
     sweep = small(data, out, validation=0.2)
     plan = sweep.plan
-    small_batches = tuple(
-        type(s)(s.name, type(s.config).from_dict({**s.config.to_dict(), "batch_size": 16}))
-        for s in plan.settings
-    )
-    from dataclasses import replace
-
+    small_batches = tuple(replace(s, config=replace(s.config, batch_size=16)) for s in plan.settings)
     sweep = replace(sweep, plan=replace(plan, settings=small_batches))
     sweep.check()
     outcomes = sweep.run(Executor(), lambda line: None)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from graphaug.capture.recording.checks import unchecked
+from graphaug.capture.recording.checks import ASSERTIONS, unchecked
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.symbols import RowCount
-from graphaug.torch_private import FakeTensorMode, assert_async, symbolic_operations
+from graphaug.torch_private import FakeTensorMode, symbolic_operations
 
 _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 
@@ -31,7 +31,7 @@ class Watch(TorchFunctionMode):
         self.hooked = ""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch._assert, assert_async) and isinstance(args[0], Tensor):
+        if func in ASSERTIONS and isinstance(args[0], Tensor):
             return None  # of data that there is none of; it lets no rows meet
         name = getattr(func, "__name__", "")
         if name in _HOOKS:

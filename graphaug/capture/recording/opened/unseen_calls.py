@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
-from graphaug.capture.recording.checks import CHECKS, as_assertion
+from graphaug.capture.recording.checks import CHECK, as_assertion
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
@@ -52,8 +52,7 @@ class UnseenCalls:
                 method(owner, name, self._seed)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
-        for name in CHECKS:
-            method(torch, name, as_assertion)
+        method(torch, CHECK, as_assertion)
         self.patches.getter(FakeTensor, "device", self._device)
         for name in (n for n in _MODES if hasattr(torch, n)):
             method(torch, name, functools.partial(self._asked_mode, name))
