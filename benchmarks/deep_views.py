@@ -9,7 +9,8 @@ clock on the wall, and by the processor time of this process, which another proc
 Ratios are of medians of the second on a CPU. ``bf16`` runs the forward under autocast, its weights in float32.
 
 - ``both copies``: Deep Augmentation at the last cut, on ``[x; x]``. ``views``: ``views=2`` there, on ``x``. The floor
-  of their ratio is ``f/2 + 1 - f``, f being the share of the forward FLOPs up to the cut.
+  of their ratio is ``f/2 + 1 - f``, f being the share of the forward FLOPs up to the cut. ``stopped views``: with
+  ``stop_grad`` on half of the rows, both views of each or neither; floor ``f/2·(1 - s·2/3) + 1 - f``, s being the half.
 - ``plain``: the model without anything, on a batch of ``--rows``. ``skipped``: ``skip_rows`` at every branch of every
   block, at rate 0.4. The floor of their ratio is ``1 - r·b``: r the share of rows that is skipped of this batch, b the
   branches' share of the FLOPs. ``masked``: the same stochastic depth by multiplication, which computes every row.
@@ -36,6 +37,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import graphaug
 from benchmarks.coverage import ROOT, versions, write
 from benchmarks.step import SUBJECTS, machine, output_of, quartiles
+from graphaug.sparse.choose import floor
 
 RATE, SKIPPED = 0.5, 0.4
 BRANCHES = {"vit-s": "blocks.*.ls*"}
@@ -99,8 +101,13 @@ def measured(name: str, precision: str, options: argparse.Namespace) -> dict[str
     if "views" in options.parts:
         copies, views = graphaug.rewrite(model, **deep), graphaug.rewrite(model, views=2, **deep)
         share = views.plan.sites[0].flops_before or 0.0
-        found = [Variant("both copies", copies, both), Variant("views", views, one)]
-        floors = {"views": share / 2 + 1 - share}
+        stopped = graphaug.rewrite(model, views=2, pairing="together", stop_grad=True, **deep)
+        found = [
+            Variant("both copies", copies, both),
+            Variant("views", views, one),
+            Variant("stopped views", stopped, one),
+        ]
+        floors = {"views": floor(0, share, 2), "stopped views": floor(0.5, share, 2)}
     if name in BRANCHES and "skipped" in options.parts:
         branches = BRANCHES[name]
         rows = cut_of(inputs, options.rows)
@@ -154,7 +161,7 @@ def report(
 ) -> dict[str, Any]:
     """What was measured of a model, as it is written down."""
     clock = "wall" if options.device == "cuda" else "process"
-    base = {"views": "both copies", "skipped": "plain", "masked": "plain"}
+    base = {"views": "both copies", "stopped views": "both copies", "skipped": "plain", "masked": "plain"}
     middle = {v.kind: statistics.median(getattr(v, clock)) for v in found}
     rows = []
     for v in found:

@@ -107,6 +107,8 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     choice, viewed, shared = _choose(asked, surgery)
     plan = _plan(surgery, made, choice, asked, why, shared, two=viewed is not None)
     augmentations = _augmentations(structure.model, made.names, requests, samples.places)
+    for augmentation in augmentations.values() if asked.views > 1 else ():
+        augmentation.copies = asked.views
     if asked.one_site:
         take_turns(augmentations, made.graph)
     constants = constants_module({**made.captured.constants, **made.eval_captured.constants})
@@ -213,8 +215,12 @@ def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, li
             f"views={asked.views} with a transform that drops tokens: {notes[0].partition(': ')[2]}, which is not done "
             "for several views. Leave views= out, or choose a site behind which nothing follows."
         )
-    choice = view_choice(asked.backward, surgery, asked.views)
-    return choice, with_views(surgery, asked.views), [*notes, *view_notes(surgery, asked.views)]
+    viewed = with_views(surgery, asked.views)
+    return (
+        view_choice(asked.backward, surgery, viewed),
+        viewed.graph,
+        [*notes, *view_notes(surgery, asked.views)],
+    )
 
 
 def _augmentations(

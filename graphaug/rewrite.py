@@ -90,7 +90,8 @@ def rewrite(
         one_site: of several sites one acts in a forward, drawn uniformly each time (Manifold Mixup, Verma et al. 2019).
         sampling: ``"exact"``, ``round(subset * rows)`` rows, or ``"bernoulli"``, each row by itself.
         granularity: of dropout, what is dropped together: ``"element"`` (the default), ``"channel"``, ``"position"``.
-        pairing: ``"any"`` row, or ``"one-sided"``: rows of the first half (the first view) only.
+        pairing: ``"any"`` row; ``"one-sided"``: rows of the first half (the first view) only; ``"together"``: both
+            views of a sample or neither (rows ``i`` and ``i + B/2``; with ``views=k`` all k of them).
         freeze: ``"before"``: nothing up to and including the cut is trained; ``"after"``: nothing behind.
         side: ``"after"``: the output of what ``at`` names; ``"before"``: its input.
         exclude: sites to leave out, in the same language as ``at``.

@@ -10,12 +10,12 @@ from graphaug.errors import InvalidOption, did_you_mean
 
 Sampling = Literal["exact", "bernoulli"]
 Granularity = Literal["element", "channel", "position"]
-Pairing = Literal["any", "one-sided"]
+Pairing = Literal["any", "one-sided", "together"]
 
 CHOICES: dict[str, tuple[str | None, ...]] = {
     "sampling": ("exact", "bernoulli"),
     "granularity": ("element", "channel", "position"),
-    "pairing": ("any", "one-sided"),
+    "pairing": ("any", "one-sided", "together"),
     "freeze": (None, "before", "after"),
     "backward": ("auto", "dense", "sparse", "proved"),
 }

@@ -32,7 +32,8 @@ class DeepAugment(Augmentation):
             channels; of N×D the whole row).
         pairing: ``"any"`` row, or ``"one-sided"``: the first half of the rows only. ``subset`` stays a
             share of *all* rows, so one-sided augmentation reaches at most 0.5; bernoulli then draws
-            each row of the first half with probability ``2 * subset``.
+            each row of the first half with probability ``2 * subset``. ``"together"``: both views of a
+            sample or neither, rows ``i`` and ``i + rows/2``; with ``rewrite(..., views=k)`` all k of them.
         place: where the rows, which are samples, lie in the value; by default along dimension 0.
 
     A batch of a single row is augmented as the share says after rounding: exactly at a subset above 0.5, never below or

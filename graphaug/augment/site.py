@@ -32,7 +32,8 @@ class Augmentation(nn.Module):
             without replacement; ``"bernoulli"`` augments each row with probability ``subset``.
         pairing: ``"any"`` row, or ``"one-sided"``: the first half of the rows only. ``subset`` stays a
             share of *all* rows, so one-sided augmentation reaches at most 0.5; bernoulli then draws
-            each row of the first half with probability ``2 * subset``.
+            each row of the first half with probability ``2 * subset``. ``"together"``: both views of a
+            sample or neither, rows ``i`` and ``i + rows/2``; with ``rewrite(..., views=k)`` all k of them.
         place: where the rows, which are samples, lie in the value; by default along dimension 0.
 
     Raises:
@@ -57,6 +58,7 @@ class Augmentation(nn.Module):
         self.sampling = check_choice("sampling", sampling)
         self.pairing = check_choice("pairing", pairing)
         self.place = place
+        self.copies = 2  # the views of a sample, each a batch behind the other; `rewrite` knows of more
         Augmentation.check_subset(self, self._subset)
         self._drawn: tuple[Tensor, Tensor | None, Any] | None = None
         self._given: Context = PLAIN
@@ -214,16 +216,28 @@ class Augmentation(nn.Module):
             )
 
     def check_rows(self, rows: int) -> None:
-        """Raise ``BatchError`` for no rows, or an odd number of them above 1 under one-sided pairing."""
+        """Raise ``BatchError`` for no rows, or a number of them that cannot be views where views are paired."""
         if rows < 1:
             raise BatchError(
                 "Deep Augmentation draws a subset of the rows of a batch, and this one has 0 rows."
             )
         if self.pairing == "one-sided" and rows % 2 and rows > 1:
             raise BatchError(f"pairing='one-sided' needs two views stacked as [x1; x2]: {rows} rows is odd.")
+        if rows % self._together(rows):
+            raise BatchError(
+                f"pairing='together' needs {self.copies} views stacked behind each other, as [x1; x2]: {rows} rows are "
+                f"no multiple of {self.copies}."
+            )
+
+    def _together(self, rows: int) -> int:
+        """How many rows are drawn as one; a batch of a single row has no other view of it."""
+        return self.copies if self.pairing == "together" and rows > 1 else 1
 
     def draw_rows(self, rows: int, device: torch.device) -> Tensor:
         """Draw the augmented rows: a boolean mask of shape (rows,); none, if it is another site's turn."""
+        together = self._together(rows)
+        if together > 1:
+            rows //= together
         eligible = rows // 2 if self.pairing == "one-sided" else rows
         if self.sampling == "exact":
             # the ranks of a uniform permutation below k mark a uniform k-subset; k stays a tensor, so
@@ -234,13 +248,15 @@ class Augmentation(nn.Module):
             drawn = torch.rand(eligible, device=device) < share
         if eligible != rows:
             drawn = torch.cat([drawn, drawn.new_zeros(rows - eligible)])
+        if together > 1:
+            drawn = drawn.repeat(together)
         return drawn if self.turns is None else drawn & self.turns.is_on(self.number, device)
 
     def stopped_rows(self, rows: int) -> int:
         """How many of ``rows`` rows an exact draw augments, as a plain number.
 
         Raises:
-            BatchError: no rows, or an odd number above 1 under one-sided pairing.
+            BatchError: no rows, or not the views of as many samples where views are paired.
         """
         self.check_rows(rows)
         return self._exactly(rows)
@@ -250,8 +266,10 @@ class Augmentation(nn.Module):
         return self._exactly(rows) if self.sampling == "exact" else None
 
     def _exactly(self, rows: int) -> int:
+        together = self._together(rows)
+        rows //= together
         eligible = rows // 2 if self.pairing == "one-sided" else rows
-        return min(round(self._subset * rows), eligible)
+        return min(round(self._subset * rows), eligible) * together
 
     def _exact_numbers(self) -> dict[str, float]:
         """The buffers of this module that hold numbers, with what they have to hold."""

@@ -100,10 +100,10 @@ class GraphsConfig(Settings):
             )
         if self.devices > 1:
             raise ConfigError(f"devices={self.devices}: graphs are trained on by one process. Leave it out.")
-        if self.method == "simgrace" and self.pairing == "one-sided":
+        if self.method == "simgrace" and self.pairing != "any":
             raise ConfigError(
-                "pairing='one-sided' with method='simgrace': its views are two passes, and not halves of one batch. "
-                "Leave it out."
+                f"pairing={self.pairing!r} with method='simgrace': its views are two passes, and not halves of one "
+                "batch. Leave it out."
             )
 
     def check_given(self, given: Mapping[str, Any]) -> None:

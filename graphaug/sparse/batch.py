@@ -12,6 +12,23 @@ from graphaug.errors import SparseBackwardError
 
 
 @dataclass(frozen=True)
+class Viewed:
+    """A training graph in which rows become views at the cut.
+
+    Attributes:
+        graph: with ``[h; …; h]`` in the place of ``h``.
+        cut: the augmentation's node in it.
+        batch: the values of its nodes as they are without views, at two batch sizes.
+        times: how many views.
+    """
+
+    graph: fx.Graph
+    cut: fx.Node
+    batch: Batch
+    times: int
+
+
+@dataclass(frozen=True)
 class Batch:
     """The values of one graph at two batch sizes, node by node."""
 

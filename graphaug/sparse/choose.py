@@ -19,7 +19,7 @@ from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.rows import quiet
 from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
-from graphaug.sparse.batch import Batch
+from graphaug.sparse.batch import Batch, Viewed
 from graphaug.sparse.kept import Kept
 from graphaug.sparse.prefix import prefix_modules, statistics_modules
 from graphaug.sparse.run import Split
@@ -84,12 +84,13 @@ class Surgery:
         return {n: value_of(m) for n, m in zip(self.graph.nodes, graph.nodes, strict=True)}
 
 
-def choose(backward: str, surgery: Surgery) -> Choice:
+def choose(backward: str, surgery: Surgery, viewed: Viewed | None = None) -> Choice:
     """Choose the backward of a graph with its augmentation inserted; what is not proved is tried later.
 
     Args:
         backward: what was asked for.
         surgery: the rewrite.
+        viewed: its graph in which rows become views, if they do.
 
     Raises:
         SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved; says
@@ -98,7 +99,7 @@ def choose(backward: str, surgery: Surgery) -> Choice:
     if backward == "dense":
         return Choice("dense", "asked for")
     try:
-        return _sparse(backward, surgery)
+        return _sparse(backward, surgery, viewed)
     except SparseBackwardError as error:
         if backward in ("sparse", "proved"):
             raise SparseBackwardError(
@@ -108,12 +109,14 @@ def choose(backward: str, surgery: Surgery) -> Choice:
         return Choice("dense", str(error))
 
 
-def _asked_against(surgery: Surgery) -> str:
+def _asked_against(surgery: Surgery, viewed: Viewed | None) -> str:
     """What of the request rules a sparse backward out, whatever the model; or an empty string."""
     requests = surgery.requests
     request = requests[0]
     if not any(r.stop_grad for r in requests):
         return "stop_grad is off, so every row has a gradient"
+    if viewed is not None and request.pairing != "together":
+        return "a row is stopped in one view and not in another; pairing='together' stops all of them or none"
     if len(requests) > 1:
         return f"there are {len(requests)} sites, and rows are split at one"
     if request.resizes:
@@ -127,10 +130,10 @@ def _asked_against(surgery: Surgery) -> str:
     return ""
 
 
-def _sparse(backward: str, surgery: Surgery) -> Choice:
+def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     structure, graph, request = surgery.structure, surgery.graph, surgery.requests[0]
     refuse = SparseBackwardError
-    if against := _asked_against(surgery):
+    if against := _asked_against(surgery, viewed):
         raise refuse(against)
     (cut,) = surgery.cuts
     model = structure.model
@@ -152,18 +155,19 @@ def _sparse(backward: str, surgery: Surgery) -> Choice:
         raise refuse(
             f"rows are not proved independent ({proof.meeting}), and there are no example_inputs to try them with"
         )
-    share = flop_share(graph, cut)
-    saving = request.subset * share
+    share, views = flop_share(graph, cut), 1 if viewed is None else viewed.times
+    saving = request.subset * share / views / floor(0, share, views)
     if backward == "auto" and saving < SMALLEST_SAVING:
         raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
-    found = split(graph, cut, two_sizes(surgery), surgery.samples.places[0])
+    whole = (graph, cut, two_sizes(surgery)) if viewed is None else (viewed.graph, viewed.cut, viewed.batch)
+    found = split(*whole, surgery.samples.places[0])
     with unchanged(model, tensors=False):
         model.train()  # as it was proved
         # two streams look at their norms themselves, in every step
         prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
         kept = Kept((path, m, m.training) for path, m in prefix)
     found = dataclasses.replace(found, least=proof.least, kept=kept)
-    size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share):.2f}"
+    size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share, views):.2f}"
     if not norms:
         if proof.verdict == "proved":
             return Choice("sparse", f"rows proved independent; {size}", found, proved=True)
@@ -213,13 +217,14 @@ def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
     return sum(n.meta.get("flops", 0) for n in before(cut)) / total if total else 0.0
 
 
-def floor(subset: float, share: float) -> float:
+def floor(subset: float, share: float, views: int = 1) -> float:
     """The least time of a sparse step relative to the plain one: 1 - (2/3)·s·f (docs/sparse-backward.md).
 
     Of a step's time a third is the forward and two thirds the backward; that of the share ``subset`` of the rows is
-    saved in the share ``share`` of the network that lies before the cut.
+    saved in the share ``share`` of the network that lies before the cut. Where ``views`` are made at the cut the plain
+    step is that of as many copies of every row, and the network before it runs for one of them.
     """
-    return 1 - 2 / 3 * subset * share
+    return 1 - share + share / views * (1 - 2 / 3 * subset)
 
 
 def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[str]) -> bool:

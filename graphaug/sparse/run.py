@@ -36,6 +36,7 @@ class Split:
         augmentation: name of the augmentation's module.
         batch: name of the input and its dimension that tell the number of rows.
         place: where the rows lie in the value at the cut.
+        views: how many views every row becomes at the cut; all of a row are stopped, or none.
         least: so many rows every part must have.
         kept: the modules of the prefix, as they were when it was split; the step is dense once they have changed.
         two_streams: the prefix on both sets of rows at once, where they share batch statistics; see two_streams.
@@ -50,6 +51,7 @@ class Split:
     augmentation: str
     batch: tuple[str, int]
     place: Rows = BATCH
+    views: int = 1
     least: int = 1
     kept: Kept | None = None
     two_streams: fx.Graph | None = None
@@ -63,6 +65,10 @@ class Split:
         """The same split with every graph changed."""
         changed: dict[str, Any] = {name: change(graph) for name, graph in self.graphs().items()}
         return dataclasses.replace(self, **changed)
+
+    def viewed(self, value: Tensor) -> Tensor:
+        """The value at the cut with its rows as many times as there are views."""
+        return value if self.views == 1 else self.place.repeated(value, self.views)
 
     def run(self, owner: Any, values: dict[str, Any]) -> Any:
         """One training forward; see `sparse_forward`."""
@@ -93,7 +99,8 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     taken = [*(values[name] for name in plan.inputs), *shared]
     name, dimension = plan.batch
     rows = values[name].shape[dimension]
-    stopped = augmentation.stopped_rows(rows)
+    views = rows * plan.views
+    stopped = augmentation.stopped_rows(views) // plan.views
     if stopped == rows and augmentation._subset < 1:
         # of so small a batch, by rounding alone: a parameter without any gradient is no surprise at subset=1 only
         return owner._forward_training(**values)
@@ -102,20 +109,21 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
 
     if stopped == 0:
         h, *crossing = owner._forward_prefix(*taken)
-        none = torch.zeros(rows, dtype=torch.bool, device=h.device)
+        h = plan.viewed(h)
+        none = torch.zeros(views, dtype=torch.bool, device=h.device)
         augmentation.remember(none, torch.argsort(none)[:0])
     elif stopped == rows:
         with torch.no_grad():
             h, *crossing = owner._forward_prefix(*taken)
         _forget_casts()
         augmentation.check_value(h)
-        mask = augmentation.draw_rows(rows, h.device)  # nothing to choose; the generator moves on as ever
-        whole = h.detach()  # a forward may switch gradients on for itself
+        mask = augmentation.draw_rows(views, h.device)  # nothing to choose; the generator moves on as ever
+        whole = plan.viewed(h.detach())  # a forward may switch gradients on for itself
         h = augmentation.change(whole, mask, None, lambda: whole)
     else:
-        mask = augmentation.draw_rows(rows, values[name].device)
+        mask = augmentation.draw_rows(views, values[name].device)
         # stopped rows first, each part in the order of the batch
-        order = torch.argsort(mask.to(torch.uint8), descending=True, stable=True)
+        order = torch.argsort(mask[:rows].to(torch.uint8), descending=True, stable=True)
         first, rest = order[:stopped], order[stopped:]
         # with grad first: under autocast a weight cast without grad would be cached for both
         kept = _take(taken, plan.rows, rest, rows)
@@ -129,16 +137,23 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
                 (h_kept, *crossing), (h_gone, *others) = owner._forward_two_streams(*kept, *gone)
         _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
+        h_kept, before = plan.viewed(h_kept), plan.viewed(h_gone.detach())
+        first, order = _of_views(first, rest, rows, plan.views)
         back = torch.argsort(order)
 
         def together(gone: Tensor) -> Tensor:
             return like(plan.place.take(plan.place.join(gone, h_kept), back), h_kept)
 
-        before = h_gone.detach()
         # on which all is measured that a transform measures: its result is stopped as a whole
         h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _of_views(first: Tensor, rest: Tensor, rows: int, views: int) -> tuple[Tensor, Tensor]:
+    """Of rows in two parts their views, each a batch behind the other: those of the first part, and those of both."""
+    parts = [torch.cat([part + i * rows for i in range(views)]) for part in (first, rest)]
+    return parts[0], torch.cat(parts)
 
 
 def _still_proved(parts: Any, kept: Kept) -> bool:

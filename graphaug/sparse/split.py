@@ -21,6 +21,7 @@ from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch
 from graphaug.sparse.run import Split
+from graphaug.surgery.called.views import repeated
 from graphaug.torch_private import set_grad_enabled
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
@@ -33,8 +34,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         SparseBackwardError: it cannot be split; the message is the reason, as a clause.
     """
     graph, cut, batch = _apart(graph, cut, batch)
-    value = cut.args[0]
-    assert isinstance(value, fx.Node)
+    value, views = _once(cut.args[0])
     if not isinstance(value_of(value), Tensor):
         raise SparseBackwardError("the value at the cut is no single tensor")
     if any(n.target is set_grad_enabled for n in graph.nodes):
@@ -84,7 +84,16 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         augmentation=str(cut.target),
         batch=(str(counted.target), dimension),
         place=place,
+        views=views,
     )
+
+
+def _once(value: Any) -> tuple[fx.Node, int]:
+    """The value at the cut before its rows become views, and how many of them."""
+    if value.target is repeated:
+        value, *_, times = value.args
+        return value, times
+    return value, 1
 
 
 def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.Node, Batch]:

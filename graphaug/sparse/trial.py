@@ -150,7 +150,7 @@ def _compared(aug: Any, plan: Split, inputs: Any, trained: dict[str, Tensor]) ->
         with unchanged(aug.original), undrawn():  # both forms begin with the same state
             return _step(forward, list(trained.values()))
 
-    with _imposed(getattr(aug, plan.augmentation)):
+    with _imposed(getattr(aug, plan.augmentation), plan.views):
         whole = step(lambda: aug._forward_training(**inputs()))
         parts = step(lambda: sparse_forward(aug, plan, inputs()))
     if not whole[0]:
@@ -209,11 +209,11 @@ def _apart(first: list[Tensor], second: list[Tensor], tolerance: float, floor: f
 
 
 @contextlib.contextmanager
-def _imposed(augmentation: Any) -> Iterator[None]:
-    """Draws that do not depend on how a step is run: every second row, its values halved."""
+def _imposed(augmentation: Any, views: int) -> Iterator[None]:
+    """Draws that do not depend on how a step is run: every second row in all of its views, its values halved."""
     own: dict[str, Any] = augmentation.__dict__
-    own["stopped_rows"] = lambda rows: (rows + 1) // 2
-    own["draw_rows"] = lambda rows, device: torch.arange(rows, device=device) % 2 == 0
+    own["stopped_rows"] = lambda rows: (rows // views + 1) // 2 * views
+    own["draw_rows"] = lambda rows, device: torch.arange(rows, device=device) % (rows // views) % 2 == 0
     own["check_batch"] = lambda h: None
     halving = augmentation.halving()
     own.update(halving)

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import operator
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from graphaug.capture.dataflow import behind
-from graphaug.capture.values import value_of
+from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
-from graphaug.sparse.batch import Batch
-from graphaug.sparse.choose import Choice, Surgery, flop_share, two_sizes
+from graphaug.sparse.batch import Batch, Viewed
+from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering
 from graphaug.sparse.prefix import prefix_modules
+from graphaug.sparse.split import together
 from graphaug.surgery.called.views import multiplied, repeated
 
 
-def with_views(surgery: Surgery, times: int) -> fx.Graph:
+def with_views(surgery: Surgery, times: int) -> Viewed:
     """A training graph whose suffix runs on ``times`` as many rows: ``[h; …; h]`` enters the augmentation.
 
     What the suffix takes from elsewhere (masks, sizes, inputs) is repeated with its rows; what holds nothing of any
@@ -43,20 +48,19 @@ def with_views(surgery: Surgery, times: int) -> fx.Graph:
         ) from error
 
 
-def view_choice(backward: str, surgery: Surgery, times: int) -> Choice:
-    """The backward of deep views, whole, and how short a step may get.
+def view_choice(backward: str, surgery: Surgery, viewed: Viewed) -> Choice:
+    """The backward of deep views, and how short a step may get beside one that runs all copies.
 
     Raises:
-        SparseBackwardError: a sparse one was asked for.
+        SparseBackwardError: a sparse one was asked for, and it would not be exact.
     """
-    if backward in ("sparse", "proved"):
-        raise SparseBackwardError(
-            f"backward='{backward}' is not possible with views={times}: a row is stopped in one view and not in "
-            "another. Use backward='auto'."
-        )
-    share = flop_share(surgery.graph, surgery.cuts[0])
-    least = share / times + 1 - share
-    return Choice("dense", f"the prefix runs once for {times} views; floor of the step {least:.2f}")
+    choice = choose(backward, surgery, viewed)
+    once = f"the prefix runs once for {viewed.times} views"
+    if choice.kind == "dense":
+        least = floor(0, flop_share(surgery.graph, surgery.cuts[0]), viewed.times)
+        once += f"; floor of the step {least:.2f}"
+    why = f"; {choice.reason}" if surgery.requests[0].stop_grad else ""  # without, there is nothing to skip
+    return dataclasses.replace(choice, reason=once + why)
 
 
 def view_notes(surgery: Surgery, times: int) -> list[str]:
@@ -79,7 +83,7 @@ def view_notes(surgery: Surgery, times: int) -> list[str]:
     return notes
 
 
-def _viewed(surgery: Surgery, times: int, batch: Batch) -> fx.Graph:
+def _viewed(surgery: Surgery, times: int, batch: Batch) -> Viewed:
     """The graph of `with_views`, of its values at two batch sizes."""
     place, samples, structure = surgery.samples.places[0], surgery.samples, surgery.structure
     graph, mapping = copied(surgery.graph)
@@ -93,7 +97,23 @@ def _viewed(surgery: Surgery, times: int, batch: Batch) -> fx.Graph:
     cut.replace_input_with(cut.args[0], once)  # type: ignore[arg-type]
     once.meta["value"] = value_of(cut)
     graph.lint()
-    return graph
+    return Viewed(graph, cut, Batch(graph, batch.sizes, _others(graph, batch, back)), times)
+
+
+def _others(graph: fx.Graph, batch: Batch, back: dict[fx.Node, fx.Node]) -> dict[fx.Node, Any]:
+    """The values of a viewed graph's nodes at the other batch size; of what is repeated, as it was before."""
+    found: dict[fx.Node, Any] = {}
+    for node in graph.nodes:
+        if node in back:
+            found[node] = batch.other.get(back[node], UNKNOWN)
+        elif node.target in (repeated, multiplied):
+            found[node] = found[node.args[0]]
+        elif node.target is operator.getitem:  # a tuple that was taken apart, and is joined again
+            whole, i = node.args
+            found[node] = UNKNOWN if found[whole] is UNKNOWN else found[whole][i]
+        elif node.target is together:
+            found[node] = tuple(found[entry] for entry in node.args)
+    return found
 
 
 def _repeat(graph: fx.Graph, value: Entering, times: int) -> None:

@@ -33,7 +33,9 @@ class Request:
 
     def __str__(self) -> str:
         stop = ", gradient of augmented rows stopped" if self.stop_grad else ""
-        side = ", first view only" if self.pairing == "one-sided" else ""
+        side = {"one-sided": ", first view only", "together": ", all views of a row or none"}.get(
+            self.pairing, ""
+        )
         change = self.transform or f"dropout {self.rate:g} per {self.granularity}"
         change = change if isinstance(change, str) else change.in_words()
         return f"{change} on {self.subset:.0%} of the rows ({self.sampling}){side}{stop}"

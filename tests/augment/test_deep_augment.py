@@ -92,6 +92,26 @@ def test_one_sided_pairing_draws_from_the_first_view_only(subset: float, count: 
     assert seen[:4].all() == (count > 0)
 
 
+@pytest.mark.parametrize(("subset", "count"), [(0.0, 0), (0.3, 2), (0.5, 4), (0.6, 4), (1.0, 8)])
+@pytest.mark.parametrize(("views", "sampling"), [(2, "exact"), (4, "exact"), (2, "bernoulli")])
+def test_views_that_are_drawn_together(subset: float, count: int, views: int, sampling: str) -> None:
+    node = DeepAugment(rate=0.5, subset=subset, pairing="together", sampling=sampling)
+    node.copies = views
+    samples, seen = 4, []
+    torch.manual_seed(0)
+    for _ in range(60):
+        rows = augmented_rows(node(ones(samples * views, 100))).view(views, samples)
+        assert (rows == rows[0]).all()
+        seen.append(rows[0])
+    drawn = torch.stack(seen)
+    if sampling == "exact":
+        assert (drawn.sum(1) == count // 2).all()
+        assert node.count_rows(samples * views) == count // 2 * views
+        assert drawn.any(0).all() == (count > 0)
+    else:
+        assert abs(drawn.double().mean().item() - subset) < 0.14
+
+
 def test_every_forward_draws_afresh_and_a_seed_repeats_the_draw() -> None:
     node, h = DeepAugment(subset=0.5), ones(40, 30)
     torch.manual_seed(5)
@@ -348,6 +368,8 @@ def test_what_is_no_batch_is_refused(h: Any, message: str) -> None:
 def test_one_sided_pairing_needs_two_views() -> None:
     with pytest.raises(BatchError, match=r"\[x1; x2\]: 5 rows is odd"):
         DeepAugment(pairing="one-sided")(torch.ones(5, 3))
+    with pytest.raises(BatchError, match="5 rows are no multiple of 2"):
+        DeepAugment(pairing="together")(torch.ones(5, 3))
 
 
 BAD = [-0.1, 1.1, math.nan, math.inf, -math.inf, True, "0.5", None, [0.5], torch.tensor(0.5)]
@@ -451,6 +473,8 @@ def test_a_value_that_holds_no_whole_samples_is_refused() -> None:
         ({"subset": 0.5, "sampling": "bernoulli"}, {0, 1}),
         ({"subset": 0.5, "pairing": "one-sided"}, {0}),
         ({"subset": 0.25, "pairing": "one-sided", "sampling": "bernoulli"}, {0}),
+        ({"subset": 0.5, "pairing": "together"}, {0}),
+        ({"subset": 0.75, "pairing": "together"}, {1}),
     ],
     ids=str,
 )

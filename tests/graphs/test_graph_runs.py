@@ -161,6 +161,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(config, op
         ({"labels": "TAG"}, "only files .smi and .sdf"),
         ({"deep_views": True, "at": ("layers.0",)}, "a site cannot double"),
         ({"method": "simgrace", "pairing": "one-sided"}, "two passes"),
+        ({"method": "simgrace", "pairing": "together"}, "two passes"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(options, said):

@@ -149,7 +149,7 @@ def cases(draw: st.DrawFn) -> tuple[Net, Tensor, Any, dict[str, Any]]:
     everything = ga.sites(net, depth=draw(st.sampled_from([2, 3])))
     names = sorted({str(s) if s.calls > 1 else s.path for s in everything if s.op is None})
     chosen = draw(st.lists(st.sampled_from(names), min_size=1, max_size=3, unique=True))
-    pairing = draw(st.sampled_from(["any", "one-sided"]))
+    pairing = draw(st.sampled_from(["any", "one-sided", "together"]))
     probability = st.sampled_from([0.0, 0.25, 0.5, 0.9, 1.0]) | st.floats(0, 1)
     options = {
         "subset": draw(probability) * (0.5 if pairing == "one-sided" else 1.0),

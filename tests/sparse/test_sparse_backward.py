@@ -46,10 +46,13 @@ class Draw:
 
         def draw_rows(count: int, device: Any) -> Tensor:
             if self.rows is None:
-                eligible = count // 2 if node.pairing == "one-sided" else count
+                together = 2 if node.pairing == "together" else 1
+                samples = count // together
+                eligible = samples // 2 if node.pairing == "one-sided" else samples
                 order = torch.randperm(eligible, generator=self.generator)
-                self.rows = torch.zeros(count, dtype=torch.bool)
-                self.rows[order[: round(float(node.subset) * count)]] = True
+                rows = torch.zeros(samples, dtype=torch.bool)
+                rows[order[: round(float(node.subset) * samples)]] = True
+                self.rows = torch.cat([rows] * together)
             return self.rows
 
         def draw_noise(h: Tensor) -> Tensor:
@@ -216,6 +219,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"subset": 0.25, "rate": 0.9, "granularity": "channel"},
     {"subset": 0.75, "rate": 0.1, "granularity": "position"},
     {"subset": 0.34, "rate": 0.3, "pairing": "one-sided"},
+    {"subset": 0.6, "rate": 0.4, "pairing": "together"},
 ]
 
 

@@ -115,7 +115,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(tmp_path):
         ({"at": (1, 2)}, "there are 2 sites: name one"),
         ({"at": (), "everywhere": True}, "everywhere means every stage: name one"),
         ({"rate": 0.0}, "rate=0.0: nothing would be drawn at the site"),
-        ({"backward": "sparse", "stop_grad": True}, "stopped in one view and not in the other"),
+        ({"backward": "sparse", "stop_grad": True}, "Give pairing='together'"),
         ({"contrastive": False, "mlm": True}, "without the contrastive objective, whose views they are"),
     ],
 )

@@ -127,6 +127,58 @@ def test_views_are_the_plain_way(
 
 
 @every
+@pytest.mark.parametrize("views", [2, 3])
+def test_rows_that_are_stopped_in_all_views_have_no_backward(
+    make: Callable[[], nn.Module], at: str, x: dict[str, Tensor], views: int
+) -> None:
+    """Oracle: the dense step on all copies, with the same rows stopped and a dropout that is known."""
+    torch.manual_seed(0)
+    model = make().double()
+    options: dict[str, Any] = {"subset": 0.4, "stop_grad": True, "example_inputs": x}
+    aug = ga.rewrite(model, at, views=views, pairing="together", backward="sparse", **options)
+    plain = ga.rewrite(model, at, backward="dense", **options)
+    assert aug.plan.backward == "sparse"
+    assert "runs once for" in aug.plan.reason
+    for stopped in ([True, False, False], [False, True, True], [True] * 3, [False] * 3):
+        for module in (aug, plain):
+            (node,) = module.augmentations.values()
+            node.set(subset=sum(stopped) / 3)
+            node.draw_rows = lambda rows, device, s=stopped: torch.tensor(s).repeat(rows // 3)
+            node.draw_noise = lambda h: h.new_full((1,) * h.dim(), 0.3)
+        found, expected = step(aug, x), step(plain, often(x, views))
+        for grads in (found[1], expected[1]):  # of a part without rows: none, or zeros
+            grads[:] = [
+                torch.zeros_like(p) if g is None else g
+                for g, p in zip(grads, model.parameters(), strict=True)
+            ]
+        assert_equal(found, expected)
+
+
+@pytest.mark.parametrize("name", ["TextNet", "sequence first"])
+@pytest.mark.long
+def test_verify_knows_views_that_are_stopped_together(name: str) -> None:
+    make, at, x = MODELS[name]
+    options: dict[str, Any] = {"views": 2, "stop_grad": True, "pairing": "together", "example_inputs": x}
+    aug = ga.rewrite(make().double(), at, subset=0.6, **options)
+    claims = str(ga.verify(aug, x, tolerance=1e-9))
+    assert "4 of 6 rows augmented" in claims
+    assert "training mode (sparse" in claims
+
+
+def test_a_draw_that_stops_all_views_or_none() -> None:
+    aug = ga.rewrite(TextNet(), "blocks.1", views=3, pairing="together", subset=0.34, example_inputs=TOKENS)
+    aug(TOKENS)
+    rows = aug.drawn["blocks.1"].rows
+    assert torch.equal(rows, rows[:3].repeat(3))
+    assert int(rows.sum()) == 3
+    assert "all views of a row or none" in str(aug.plan)
+    plan = ga.Plan.from_json(aug.plan.to_json())
+    assert ga.rewrite(TextNet(), plan, example_inputs=TOKENS).plan == aug.plan
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        assert twin.augmentations["blocks.1"].copies == 3
+
+
+@every
 @pytest.mark.long
 def test_verify_knows_views(make: Callable[[], nn.Module], at: str, x: dict[str, Tensor]) -> None:
     aug = ga.rewrite(make().double(), at, views=2, stop_grad=True, example_inputs=x)
@@ -175,12 +227,13 @@ def test_dropout_before_the_cut_is_said_to_be_shared() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["TextNet", "around"])
+@pytest.mark.parametrize(("name", "pairing"), [("TextNet", "any"), ("around", "any"), ("bert", "together")])
 @pytest.mark.long
-def test_compiled_whole_without_recompiles(name: str) -> None:
+def test_compiled_whole_without_recompiles(name: str, pairing: str) -> None:
     make, at, x = MODELS[name]
     torch._dynamo.reset()
-    aug = ga.rewrite(make().double(), at, views=2, stop_grad=True, example_inputs=x)
+    aug = ga.rewrite(make().double(), at, views=2, stop_grad=True, pairing=pairing, example_inputs=x)
+    assert aug.plan.backward == ("sparse" if pairing == "together" else "dense")
     compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")
     assert_equal(step(compiled, x), step(aug, x))
     with torch._dynamo.config.patch(error_on_recompile=True):
@@ -231,7 +284,9 @@ def test_what_cannot_be_repeated_is_refused(model: nn.Module, at: Any, x: Any, m
 
 
 def test_options_that_views_do_not_have_are_refused() -> None:
-    with pytest.raises(SparseBackwardError, match="stopped in one view and not in another"):
+    with pytest.raises(
+        SparseBackwardError, match="stopped in one view and not in another; pairing='together'"
+    ):
         ga.rewrite(TextNet(), "blocks.1", views=2, stop_grad=True, backward="sparse", example_inputs=TOKENS)
     for views in (0, -1, 1.5, True, "2", None):
         with pytest.raises(InvalidOption, match="whole number of views"):

@@ -140,7 +140,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(images, tmp_path):
         ({"rate": 0.0}, "rate=0.0: nothing would be drawn at the site"),
         ({"rates": (0.0,)}, "rate=0.0: nothing would be drawn at the site"),
         ({"subset": 0.0}, "subset=0.0: nothing would be drawn"),
-        ({"backward": "sparse", "stop_grad": True}, "stopped in one view and not in the other"),
+        ({"backward": "sparse", "stop_grad": True}, "Give pairing='together'"),
     ],
 )
 def test_what_deep_views_do_not_go_with_is_refused(change, message):

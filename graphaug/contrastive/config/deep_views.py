@@ -17,7 +17,8 @@ def check_deep_views(settings: Any) -> None:
         settings: a `Settings`, which calls this.
 
     Raises:
-        ConfigError: no site or several, nothing that differs between the views, or a sparse backward.
+        ConfigError: no site or several, nothing that differs between the views, or a sparse backward of views that are not
+            drawn together.
     """
     if not settings.deep_views:
         return
@@ -35,8 +36,8 @@ def check_deep_views(settings: Any) -> None:
             f"deep_views=True with {name}={0.0!r}: nothing would be drawn at the site, where the two views of a row "
             f"come to differ. Give a {name} above 0."
         )
-    if settings.backward == "sparse":
+    if settings.backward == "sparse" and settings.pairing != "together":
         raise ConfigError(
             "deep_views=True with backward='sparse': a row is stopped in one view and not in the other, so that none "
-            "can be skipped. Give backward='auto'."
+            "can be skipped. Give pairing='together', which stops both or neither, or backward='auto'."
         )

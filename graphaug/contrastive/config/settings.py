@@ -51,7 +51,7 @@ class Settings:
     stop_grad: bool = setting(False, "Detach the augmented rows.")
     sampling: str = setting("exact", "exact or bernoulli.")
     granularity: str = setting("element", "element, channel or position.")
-    pairing: str = setting("any", "any or one-sided.")
+    pairing: str = setting("any", "any, one-sided or together.")
     deep_views: bool = setting(
         False,
         "Make the two views at the site: one view comes in, and what lies before the site runs once for both.",
@@ -206,7 +206,8 @@ class Settings:
     @property
     def skips_rows(self) -> bool:
         """Whether stopped rows may be left out of the backward: they are whole only where each view is a row."""
-        return self.stop_grad and self.backward != "dense" and not self.deep_views
+        apart = self.deep_views and self.pairing != "together"
+        return self.stop_grad and self.backward != "dense" and not apart
 
     def where(self, sites: Sequence[str | int]) -> Any:
         """``at`` for ``graphaug.rewrite``: one site, several, or each with its rate."""

@@ -84,6 +84,11 @@ def check_rows(
         raise VerificationError(
             f"'{target}': rows of the second view are augmented despite pairing='one-sided'."
         )
+    together = request.pairing == "together" and visible and rows > 1
+    if together and bool(changed.view(augmentation.copies, -1).diff(dim=0).any()):
+        raise VerificationError(
+            f"'{target}': a row is augmented in one view and not in another despite pairing='together'."
+        )
 
 
 def _scale(augmentation: DeepAugment) -> float:

@@ -164,7 +164,11 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
     for site in aug.plan.sites:
         augmentation = aug.augmentations[site.request.target]
         # a bypass that was allowed is said in the plan; of one half of the rows the other half passes
-        if not site.request.stop_grad or site.note.startswith("bypassed") or augmentation.pairing != "any":
+        if (
+            not site.request.stop_grad
+            or site.note.startswith("bypassed")
+            or augmentation.pairing == "one-sided"
+        ):
             continue
         with (
             acting(augmentation),

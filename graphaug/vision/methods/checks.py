@@ -68,10 +68,10 @@ def _check_weights(weights: tuple[float, ...]) -> None:
 
 def _check_one_view(settings: Any) -> None:
     """Refuse what needs both views in the trained network."""
-    if settings.pairing == "one-sided":
+    if settings.pairing != "any":
         raise ConfigError(
-            f"pairing='one-sided' with method={settings.method!r}: one view of an image enters the trained network, so "
-            "that there is no second half of the rows. Give pairing='any'."
+            f"pairing={settings.pairing!r} with method={settings.method!r}: one view of an image enters the trained "
+            "network, so that there is no second half of the rows. Give pairing='any'."
         )
 
 

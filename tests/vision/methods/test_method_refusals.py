@@ -49,6 +49,7 @@ def unlabelled():
         ("supervised", {"at": ("layer3",), "deep_views": True}, "it is trained on one view"),
         ("moco", {"pairing": "one-sided"}, "one view of an image enters the trained network"),
         ("supervised", {"pairing": "one-sided"}, "Give pairing='any'"),
+        ("moco", {"pairing": "together"}, "Give pairing='any'"),
         ("supcon", {"transform": "mix", "at": ("layer3",)}, "a mixed row is of two classes"),
         ("supervised", {"transform": "mix", "at": ("layer2", "layer3")}, "a row that is mixed twice has no loss"),
         ("supervised", {"transform": "mix", "everywhere": True}, "a row that is mixed twice has no loss"),
