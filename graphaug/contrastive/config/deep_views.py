@@ -17,8 +17,8 @@ def check_deep_views(settings: Any) -> None:
         settings: a `Settings`, which calls this.
 
     Raises:
-        ConfigError: no site or several, nothing that differs between the views, or a sparse backward of views that are not
-            drawn together.
+        ConfigError: no site or several, nothing that differs between the views, or a sparse backward of views that
+            are not drawn together.
     """
     if not settings.deep_views:
         return
