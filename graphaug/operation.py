@@ -106,9 +106,7 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     )
     choice, viewed, shared = _choose(asked, surgery)
     plan = _plan(surgery, made, choice, asked, why, shared, two=viewed is not None)
-    augmentations = _augmentations(structure.model, made.names, requests, samples.places)
-    for augmentation in augmentations.values() if asked.views > 1 else ():
-        augmentation.copies = asked.views
+    augmentations = _augmentations(structure.model, made.names, requests, samples.places, asked.views)
     if asked.one_site:
         take_turns(augmentations, made.graph)
     constants = constants_module({**made.captured.constants, **made.eval_captured.constants})
@@ -224,11 +222,17 @@ def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, li
 
 
 def _augmentations(
-    model: nn.Module, names: Mapping[Target, str], requests: Sequence[Request], places: Sequence[Rows]
+    model: nn.Module,
+    names: Mapping[Target, str],
+    requests: Sequence[Request],
+    places: Sequence[Rows],
+    views: int,
 ) -> dict[str, Augmentation]:
-    """The modules that act at the sites, on the model's device."""
+    """The modules that act at the sites, on the model's device, where every row has so many views."""
     device = next((p.device for p in model.parameters()), None)
     made = [augmentation_of(r, place).to(device) for r, place in zip(requests, places, strict=True)]
+    for augmentation in made if views > 1 else ():
+        augmentation.copies = views
     return dict(zip([names[r.target] for r in requests], made, strict=True))
 
 

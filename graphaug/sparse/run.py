@@ -70,6 +70,10 @@ class Split:
         """The value at the cut with its rows as many times as there are views."""
         return value if self.views == 1 else self.place.repeated(value, self.views)
 
+    def of_one_view(self, mask: Tensor) -> Tensor:
+        """What was drawn for every view, for one of them: rows are drawn in all views or in none."""
+        return mask if self.views == 1 else mask[: len(mask) // self.views]
+
     def run(self, owner: Any, values: dict[str, Any]) -> Any:
         """One training forward; see `sparse_forward`."""
         return sparse_forward(owner, self, values)
@@ -123,7 +127,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     else:
         mask = augmentation.draw_rows(views, values[name].device)
         # stopped rows first, each part in the order of the batch
-        order = torch.argsort(mask[:rows].to(torch.uint8), descending=True, stable=True)
+        order = torch.argsort(plan.of_one_view(mask).to(torch.uint8), descending=True, stable=True)
         first, rest = order[:stopped], order[stopped:]
         # with grad first: under autocast a weight cast without grad would be cached for both
         kept = _take(taken, plan.rows, rest, rows)
@@ -138,8 +142,8 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         _forget_casts()  # of weights that only stopped rows came to
         augmentation.check_value(h_kept)
         h_kept, before = plan.viewed(h_kept), plan.viewed(h_gone.detach())
-        first, order = _of_views(first, rest, rows, plan.views)
-        back = torch.argsort(order)
+        first, rest = (_of_views(part, rows, plan.views) for part in (first, rest))
+        back = torch.argsort(order if plan.views == 1 else torch.cat([first, rest]))
 
         def together(gone: Tensor) -> Tensor:
             return like(plan.place.take(plan.place.join(gone, h_kept), back), h_kept)
@@ -150,10 +154,9 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
 
 
-def _of_views(first: Tensor, rest: Tensor, rows: int, views: int) -> tuple[Tensor, Tensor]:
-    """Of rows in two parts their views, each a batch behind the other: those of the first part, and those of both."""
-    parts = [torch.cat([part + i * rows for i in range(views)]) for part in (first, rest)]
-    return parts[0], torch.cat(parts)
+def _of_views(index: Tensor, rows: int, views: int) -> Tensor:
+    """All views of the rows at ``index``, where each view is a batch of ``rows`` behind the other."""
+    return index if views == 1 else torch.cat([index + i * rows for i in range(views)])
 
 
 def _still_proved(parts: Any, kept: Kept) -> bool:

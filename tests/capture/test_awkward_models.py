@@ -73,9 +73,8 @@ def test_an_awkward_model(name: str, monkeypatch: Any) -> None:
     depths = zoo.three_depths
     monkeypatch.setattr(zoo, "three_depths", lambda *a: depths(*a)[1:2] or depths(*a)[:1])
     monkeypatch.setattr(coverage, "INDUCTOR", ())
-    monkeypatch.setattr(
-        coverage, "without_examples", lambda *a: ""
-    )  # tests/verbs/test_architectures.py has that
+    # tests/verbs/test_architectures.py has captures without inputs
+    monkeypatch.setattr(coverage, "without_examples", lambda *a: "")
     record = coverage.measure(table()[name], compiled=name in COMPILED)
     assert record["status"] == "ok", record["reason"]
     (site,) = record["sites"]
