@@ -108,7 +108,7 @@ def helper(h: Tensor, scale: float = 0.7) -> Tensor:
 
 @functools.cache
 def ramp(width: int) -> Tensor:
-    return torch.arange(width).float()
+    return torch.arange(float(width))
 
 
 @idiom()
@@ -305,7 +305,7 @@ def made_zeros(self, h):
 
 @idiom()
 def made_ramp(self, h):
-    return self.inner(h) * torch.arange(WIDTH).float()
+    return self.inner(h) * torch.arange(WIDTH).to(h.dtype)
 
 
 @idiom()
@@ -354,7 +354,7 @@ def gradients_on(self, h):
 def autocast_off(self, h):
     h = self.inner(h)
     with torch.autocast("cpu", enabled=False):
-        return (h.float() @ torch.eye(WIDTH)).to(h.dtype)
+        return (h.double() @ torch.eye(WIDTH).double()).to(h.dtype)
 
 
 @idiom()
@@ -716,8 +716,8 @@ IDIOMS["hooks_on_the_block"].__init__ = _hooked  # type: ignore[method-assign]
 @idiom()
 def autocast_on(self, h):
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        h = self.inner(h)
-    return h.float()
+        out = self.inner(h)
+    return out.to(h.dtype)
 
 
 @idiom(scale=lambda: nn.Parameter(torch.ones(WIDTH)))

@@ -225,7 +225,7 @@ def random_branch(self, h):
 
 @idiom()
 def numpy_noise(self, h):
-    return self.inner(h) + torch.from_numpy(np.random.randn(WIDTH)).float()  # noqa: NPY002
+    return self.inner(h) + torch.from_numpy(np.random.randn(WIDTH)).to(h.dtype)  # noqa: NPY002
 
 
 @idiom()
@@ -321,12 +321,13 @@ def complex_numbers(self, h):
 
 @idiom()
 def default_dtype(self, h):
+    before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
         zero = torch.zeros(1)
     finally:
-        torch.set_default_dtype(torch.float32)
-    return self.inner(h) + zero.float()
+        torch.set_default_dtype(before)
+    return self.inner(h) + zero.to(h.dtype)
 
 
 @idiom()

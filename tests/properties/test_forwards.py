@@ -75,24 +75,46 @@ def plain(attributes: dict[str, Any]) -> dict[str, Any]:
     return found | {k: v.getstate() for k, v in attributes.items() if isinstance(v, random.Random)}
 
 
-def equal(a: Any, b: Any) -> bool:
+def equal(a: Any, b: Any, rtol: float = 1e-5, atol: float = 1e-6) -> bool:
     if isinstance(a, Tensor) and isinstance(b, Tensor):
         return a.shape == b.shape and torch.allclose(
-            a.double(), b.double(), rtol=1e-5, atol=1e-6, equal_nan=True
+            a.double(), b.double(), rtol=rtol, atol=atol, equal_nan=True
         )
     if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(equal, a, b))
+        return len(a) == len(b) and all(equal(x, y, rtol, atol) for x, y in zip(a, b, strict=True))
     if isinstance(a, dict) and isinstance(b, dict):
-        return a.keys() == b.keys() and all(equal(a[k], b[k]) for k in a)
+        return a.keys() == b.keys() and all(equal(a[k], b[k], rtol, atol) for k in a)
     return bool(a == b or (a != a and b != b))
 
 
 def check(names: tuple[str, ...], site: int) -> str:
     """The refusal, or an empty string for a rewritten model that is the model.
 
+    Models compute in float32, as people's do. A graph may add gradients in another order than the model (a weight
+    that the model keeps and the graph computes twice), which training enlarges beyond what float32 tells apart. So a
+    small difference is looked at again in float64, where it has to be gone to eleven digits.
+
     Raises:
         AssertionError: it is another model, and nothing was said.
     """
+    said, expected, found = compared(names, site)
+    if equal(expected, found):
+        return said
+    other = f"{names} at {site}: another model, and nothing was said (refused: {said or 'no'})"
+    assert equal(expected, found, rtol=1e-3, atol=1e-3), other
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        again, expected, found = compared(names, site)
+    finally:
+        torch.set_default_dtype(default)
+    assert (again, bool(expected)) == (said, True), other
+    assert equal(expected, found, rtol=1e-11, atol=1e-11), other
+    return said
+
+
+def compared(names: tuple[str, ...], site: int) -> tuple[str, list[Any], list[Any]]:
+    """What was said, all that can be seen of the model, and the same of the rewritten one, or of the one refused."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         fresh_surroundings()
@@ -100,7 +122,7 @@ def check(names: tuple[str, ...], site: int) -> str:
         try:
             expected = trained(plain_model, plain_model)
         except Exception:
-            return "the model itself fails"
+            return "the model itself fails", [], []
         fresh_surroundings()
         model = built(names)
         state = copy.deepcopy(model.state_dict())
@@ -114,18 +136,15 @@ def check(names: tuple[str, ...], site: int) -> str:
         assert all(torch.equal(v, state[k]) for k, v in model.state_dict().items()), (
             "rewriting moved a weight"
         )
-        if not refused:
-            for augmentation in aug.augmentations.values():
-                augmentation.__dict__["forward"] = lambda h: h
-            try:
-                found = trained(aug, model)
-            except ga.GraphaugError as error:  # a call outside of what was captured
-                return f"call: {type(error).__name__}"
-            assert equal(expected, found), f"{names} at {site}: another model, and nothing was said"
-            return ""
-        fresh_surroundings()  # a model that was refused is as it was
-        assert equal(expected, trained(model, model)), f"{names} at {site}: refused, and the model is another"
-        return refused
+        if refused:
+            fresh_surroundings()  # a model that was refused is as it was
+            return refused, expected, trained(model, model)
+        for augmentation in aug.augmentations.values():
+            augmentation.__dict__["forward"] = lambda h: h
+        try:
+            return "", expected, trained(aug, model)
+        except ga.GraphaugError as error:  # a call outside of what was captured
+            return f"call: {type(error).__name__}", [], []
 
 
 @pytest.mark.few(24)
@@ -151,8 +170,10 @@ FOUND = [
     (("number_kept_by_the_backward", "own_context"), 0),
     # namespaces were looked up by the module that a class names, and its forward had been written in another
     (("weak_table", "always_dropped"), 1),
+    # no fault: gradients of a cached weight are added in another order, and float32 told the two apart
+    (("parametrization_cached", "buffer_moved_by_the_loop"), 0),
 ]
-"""Every composition that was ever another model."""
+"""Every composition that was ever another model, or was taken for one."""
 
 
 @pytest.mark.parametrize(("names", "site"), FOUND)
