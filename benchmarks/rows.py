@@ -4,17 +4,12 @@
 
 Every model is built as in `benchmarks.coverage`, without drawing its weights, which no proof reads, and its prefixes
 are followed in training mode, with a symbol for the number of rows. Results go to ``benchmarks/results/rows.json``
-after each model; a run goes on where the last one ended. Models are taken in an order drawn by their names, so that a
-run that was ended early is a sample of all.
+after each model; a run goes on where the last one ended.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
-import gc
-import hashlib
-import json
 import time
 import warnings
 from collections import Counter
@@ -26,7 +21,8 @@ import torch
 from torch import nn
 
 from benchmarks import zoo
-from benchmarks.coverage import ROOT, Timeout, brief, limited, versions
+from benchmarks.coverage import ROOT, Timeout, brief
+from benchmarks.every_model import SECONDS, ask
 from graphaug.capture.target import Target
 from graphaug.errors import GraphaugError
 from graphaug.proof.independence.places import Proof
@@ -34,8 +30,6 @@ from graphaug.proof.independence.samples import find_samples
 from graphaug.sites import structure_of
 from graphaug.surgery.place import fresh_names, place
 
-RESULTS = ROOT / "benchmarks" / "results" / "rows.json"
-SECONDS = 900  # for one model
 _DRAWS = ("uniform_", "normal_", "trunc_normal_", "kaiming_uniform_", "kaiming_normal_", "xavier_uniform_",
           "xavier_normal_", "orthogonal_", "sparse_")  # fmt: skip
 
@@ -105,7 +99,7 @@ def _verdict(proof: Proof) -> str:
 
 def totals(models: list[dict[str, Any]]) -> dict[str, Any]:
     """The table: by verdict, what couples and what is unknown, and the share of the exact prefixes that is proved."""
-    sites = [(m, s) for m in models for s in m["sites"]]
+    sites = [(m, s) for m in models for s in m.get("sites", [])]
     by = Counter(s["verdict"] for _, s in sites)
     names: dict[str, list[str]] = {}
     for m, s in sites:
@@ -123,38 +117,5 @@ def totals(models: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--match", default="", help="only models with this in their name")
-    parser.add_argument("--minutes", type=float, default=1e6, help="end after so many minutes")
-    parser.add_argument("--backwards", action="store_true", help="from the last model on, beside another run")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    waiting = [c for c in zoo.cases() if options.match in c.name]
-    waiting.sort(key=lambda c: hashlib.sha256(c.name.encode()).hexdigest(), reverse=options.backwards)
-    end = time.monotonic() + 60 * options.minutes
-    for case in waiting:
-        if time.monotonic() > end:
-            break
-        if case.name in known():
-            continue
-        try:
-            with limited(SECONDS):
-                record = measure(case)
-        except Exception as error:
-            record = {"name": case.name, "group": case.group, "reason": brief(error), "sites": []}
-        done = sorted({**known(), case.name: record}.values(), key=lambda m: (m["group"], m["name"]))
-        text = json.dumps({"versions": versions(), "totals": totals(done), "models": done}, indent=1)
-        RESULTS.write_text(text + "\n")
-        said = record["reason"] or [f"{s['site']} {s['verdict']} {s['said']}" for s in record["sites"]]
-        print(record["name"], said, flush=True)
-        gc.collect()
-
-
-def known() -> dict[str, dict[str, Any]]:
-    """The records so far, by the model's name; another run may add to them."""
-    return {m["name"]: m for m in json.loads(RESULTS.read_text())["models"]} if RESULTS.exists() else {}
-
-
 if __name__ == "__main__":
-    main()
+    ask(__doc__, measure, totals, ROOT / "benchmarks" / "results" / "rows.json")
