@@ -6,9 +6,10 @@ hook written by hand. A tool that is not installed is left out of the results; n
 
 composer 0.32.1 asks for a torch before 2.7.1; its surgery was tried beside the torch that the results name.
 
-pyvene 0.1.8 was tried and is left out, as no fair way was found. A function as its intervention reaches the output of
-both models (a torchvision one has to be given ``config = None``). It switches the model's gradients off; with
-``enable_model_gradients()`` autograd refuses what it writes in place into the ResNet, and BERT's output is another.
+pyvene 0.1.8 asks for `config = None` on a model that is none of transformers'. It switches a model's gradients off when
+it takes it; `enable_model_gradients()` puts them back, and the training mode on, which is undone here. What it writes
+in place into the last relu of a torchvision block is refused by autograd. Its own way to read is for models that it
+lists, of which these are none, so that a function reads.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 import copy
 import json
 import platform
+import re
 import sys
 import tempfile
 import warnings
@@ -52,6 +54,7 @@ TOOLS = {
     "graphaug": "graphaug",
     "hooks": "forward hooks",
     "nnsight": "nnsight",
+    "pyvene": "pyvene",
     "transformer_lens": "TransformerLens",
     "composer": "composer's surgery",
     "extractor": "torchvision's extractor",
@@ -140,6 +143,27 @@ def with_nnsight(model: nn.Module, path: str) -> tuple[Any, Call]:
     return wrapped, call
 
 
+def with_pyvene(model: nn.Module, path: str) -> tuple[Any, Call]:
+    return _pyvene(model, path, lambda base, *_, **__: act(base))
+
+
+def _pyvene(model: nn.Module, path: str, intervention: Callable[..., Tensor]) -> tuple[Any, Call]:
+    import pyvene
+
+    if not hasattr(model, "config"):
+        model.config = None  # type: ignore[assignment]
+    training = model.training
+    component = re.sub(r"\.(\d+)", r"[\1]", path) + ".output"
+    found = pyvene.IntervenableModel({"component": component, "intervention": intervention}, model=model)
+    found.enable_model_gradients()
+    model.train(training)
+    return found, lambda x: call_pyvene(found, x)
+
+
+def call_pyvene(found: Any, x: Any) -> Tensor:
+    return output(found({"x" if x.is_floating_point() else "input_ids": x})[1])
+
+
 def with_transformer_lens(model: nn.Module, path: str) -> tuple[Any, Call]:
     from transformer_lens.model_bridge import TransformerBridge
 
@@ -193,6 +217,7 @@ USES: Mapping[str, Use] = {
     "graphaug": with_graphaug,
     "hooks": with_hooks,
     "nnsight": with_nnsight,
+    "pyvene": with_pyvene,
     "transformer_lens": with_transformer_lens,
     "composer": with_composer,
     "extractor": with_extractor,
@@ -226,6 +251,17 @@ def read_nnsight(model: nn.Module, path: str, x: Any) -> Tensor:
     return output(found)
 
 
+def read_pyvene(model: nn.Module, path: str, x: Any) -> Tensor:
+    seen: list[Tensor] = []
+
+    def keep(base: Tensor, *_: Any, **__: Any) -> Tensor:
+        seen.append(base.clone())
+        return base
+
+    _pyvene(model, path, keep)[1](x)
+    return seen[0]
+
+
 def read_transformer_lens(model: nn.Module, path: str, x: Any) -> Tensor:
     bridge, _ = with_transformer_lens(model, path)
     found: Tensor = bridge.run_with_cache(x)[1][f"blocks.{path.rsplit('.', 1)[-1]}.hook_out"]
@@ -243,6 +279,7 @@ READS: Mapping[str, Callable[[nn.Module, str, Any], Tensor]] = {
     "graphaug": read_graphaug,
     "hooks": read_hooks,
     "nnsight": read_nnsight,
+    "pyvene": read_pyvene,
     "transformer_lens": read_transformer_lens,
     "extractor": read_extractor,
 }
@@ -341,7 +378,8 @@ def copied(use: Use, make: Callable[[], tuple[nn.Module, Any]], path: str) -> st
     other = copy.deepcopy(holder)
     if {id(p) for p in other.parameters()} & {id(p) for p in holder.parameters()}:
         return "no: shares weights"
-    return "yes" if torch.allclose(output(other(x)), call(x)) else "no"
+    again = call_pyvene(other, x) if use is with_pyvene else output(other(x))
+    return "yes" if torch.allclose(again, call(x)) else "no"
 
 
 def compiles(use: Use, make: Callable[[], tuple[nn.Module, Any]], path: str) -> str:
