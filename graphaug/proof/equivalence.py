@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.signature import map_tensors
 
-ANOTHER_LENGTH = "another sequence length"
+ANOTHER_SIZE, ANOTHER_LENGTH = "another batch size", "another sequence length"
 
 
 def as_identities(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
@@ -42,10 +42,7 @@ def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
     tensors = tensors_in(examples)
     rows = {t.shape[0] for t in tensors if t.dim() > 0}
     if len(rows) == 1 and next(iter(rows)) > 0:
-        yield (
-            "another batch size",
-            map_tensors(lambda t: torch.cat([t, t[:1]]) if t.dim() else t, dict(examples)),
-        )
+        yield ANOTHER_SIZE, map_tensors(lambda t: torch.cat([t, t[:1]]) if t.dim() else t, dict(examples))
     lengths = {t.shape[1] for t in tensors if t.dim() == 2 and not t.is_floating_point()}
     if len(lengths) == 1 and next(iter(lengths)) > 2:
         shorter = next(iter(lengths)) - 1

@@ -13,7 +13,7 @@ from typing import Any
 
 import graphaug
 from graphaug.analysis.report import figures
-from graphaug.analysis.report.findings import RunAnalysis
+from graphaug.analysis.report.findings import IMAGES, RunAnalysis
 from graphaug.analysis.report.measure_images import analyze_images
 from graphaug.analysis.report.read import ImageRun, Run, TextRun, read_run
 from graphaug.contrastive.runs.files import make_folder, write_text
@@ -120,8 +120,9 @@ def render(analyses: dict[str, RunAnalysis], directory: Path) -> str:
         ]
         for name, s in analyses.items()
     }
+    scored = min(s.samples for s in analyses.values()) if words is IMAGES else None
     shared = {
-        "curves": embedded("curves", figures.curves(losses, measurements, words)),
+        "curves": embedded("curves", figures.curves(losses, measurements, words, scored)),
         "plane": embedded("plane", figures.plane(measurements, words)),
         "spectrum": embedded(
             "spectrum", figures.spectrum({name: s.spectrum for name, s in analyses.items()})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,8 +160,16 @@ def curves(
     runs: Mapping[str, Sequence[tuple[int, float]]],
     measurements: Mapping[str, Sequence[Measurement]],
     words: Words = IMAGES,
+    scored: int | None = None,
 ) -> Figure:
-    """Loss, as (time, loss), and score over time."""
+    """Loss, as (time, loss), and score over time.
+
+    Args:
+        runs: (time, loss) of every run.
+        measurements: of every run.
+        words: of the kind of run.
+        scored: how many samples an accuracy is of: its axis spans at least four standard errors of one half.
+    """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
@@ -178,7 +187,8 @@ def curves(
             score.plot(*zip(*probed, strict=True), **style)
     if not score.lines:
         score.text(0.5, 0.5, "not measured", transform=score.transAxes, ha="center")
-    for axes, least in ((loss, LEAST), (score, LEAST_SCORE)):
+    errors = 0.0 if scored is None else 4 * 50 / math.sqrt(scored)
+    for axes, least in ((loss, LEAST), (score, max(LEAST_SCORE, errors))):
         _span(axes, "y", least)
         axes.set_xlim(left=0, right=max(axes.get_xlim()[1], 1))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -24,7 +24,7 @@ from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
     PLAIN,
     Attributes,
-    Binding,
+    Bindings,
     Cache,
     Container,
     Generator,
@@ -65,7 +65,7 @@ class Surroundings:
     def __init__(self, model: nn.Module, opened: list[nn.Module]) -> None:
         self._attributes: list[Attributes] = []
         self._containers: list[Container | Registries] = []
-        self._bindings: list[Watched] = []
+        self._bindings = Bindings()
         self._generators: list[Watched] = []
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
@@ -77,7 +77,7 @@ class Surroundings:
         of_modules = len(self._containers)
         for module in opened:
             self._code(module)
-        self._beside: list[Watched] = [*self._containers[of_modules:], *self._bindings]
+        self._beside: list[Watched] = [*self._containers[of_modules:], self._bindings]
         self._caches = list(map(Cache, _tables()))
         self._modes = Modes(model)
 
@@ -125,7 +125,7 @@ class Surroundings:
 
     def _all(self) -> Iterator[Watched]:
         yield from itertools.chain(self._attributes, self._containers, [self._modes])
-        yield from itertools.chain(self._bindings, self._generators, self._tensors, self._caches)
+        yield from itertools.chain([self._bindings], self._generators, self._tensors, self._caches)
 
     # --- what code can reach ------------------------------------------------------------------------
 
@@ -160,7 +160,7 @@ class Surroundings:
 
     def _class_attribute(self, name: str, cls: type, key: str) -> None:
         read, write = functools.partial(vars(cls).get, key), functools.partial(setattr, cls, key)
-        self._bindings.append(Binding(name, read, write))
+        self._bindings.add(name, read, write)
 
     def _walk(self, value: Any, name: str, depth: int) -> None:
         if depth == 0 or isinstance(value, (*PLAIN, types.ModuleType)) or id(value) in self._seen:
@@ -202,7 +202,7 @@ class Surroundings:
                     functools.partial(_content, cell),
                     functools.partial(setattr, cell, "cell_contents"),
                 )
-                self._bindings.append(Binding(f"{variable} of {name}", read, write))
+                self._bindings.add(f"{variable} of {name}", read, write)
                 self._walk(content, f"{variable} of {name}", depth - 1)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._walk(default, f"a default of {name}", depth - 1)
@@ -231,7 +231,7 @@ class Surroundings:
             functools.partial(scope.get, variable),
             functools.partial(scope.__setitem__, variable),
         )
-        self._bindings.append(Binding(name, read, write))
+        self._bindings.add(name, read, write)
         if not isinstance(value, type):
             self._walk(value, name, depth - 1)
             return

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphaug.capture.signature import Signature, evaluating, map_tensors, modes_kept
 from graphaug.capture.state import SMALL, seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.equivalence import as_identities, same, tensors_in, variants
+from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, same, tensors_in, variants
 from graphaug.proof.shadow.differences import Difference, first_difference
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Record
@@ -95,8 +95,9 @@ def _expected(model: nn.Module, signature: Signature, few: bool) -> tuple[list[A
     Raises:
         CaptureError: it does not take the example.
     """
-    if few:
-        situations = list(variants(_two_rows(signature.examples)))
+    if few and (two := _two_rows(signature.examples)):
+        # two rows of more are another batch size already
+        situations = [(what, inputs) for what, inputs in variants(two) if what != ANOTHER_SIZE]
         expected = [_run(model, *signature.arrange(inputs), must=False) for _, inputs in situations]
         if expected[0] is not None:
             return situations, expected
@@ -107,10 +108,10 @@ def _expected(model: nn.Module, signature: Signature, few: bool) -> tuple[list[A
 
 
 def _two_rows(examples: Mapping[str, Any]) -> dict[str, Any]:
-    """The first and the last row of the examples."""
+    """The first and the last row of the examples; nothing if they have no more."""
     rows = {t.shape[0] for t in tensors_in(examples) if t.dim() > 0}
     if len(rows) != 1 or next(iter(rows)) <= 2:
-        return dict(examples)
+        return {}
     found: dict[str, Any] = map_tensors(lambda t: t[[0, -1]] if t.dim() else t, dict(examples))
     return found
 

@@ -132,6 +132,36 @@ class Binding:
             self._write(self._before)
 
 
+class Bindings:
+    """Many names, few of which are ever bound to something else: all are looked at at once."""
+
+    def __init__(self) -> None:
+        self._each: list[Binding] = []
+        self._reads: list[Callable[[], Any]] = []
+        self._before: list[Any] = []
+
+    def add(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
+        """Watch one name more."""
+        self._each.append(Binding(name, read, write))
+        self._reads.append(read)
+        self._before.append(read())
+
+    def _is_untouched(self) -> bool:
+        return all(map(operator.is_, map(operator.call, self._reads), self._before))
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """Those that are bound to another object."""
+        if not self._is_untouched():
+            for binding in self._each:
+                yield from binding.changes()
+
+    def restore(self) -> None:
+        """Bind those that changed to what they were."""
+        if not self._is_untouched():
+            for binding in self._each:
+                binding.restore()
+
+
 class Generator:
     """A generator of random numbers."""
 

@@ -481,6 +481,11 @@ def test_the_plane_the_curves_and_the_spectrum():
     loss, accuracy = figures.curves({"run": [(1, 4.130), (4, 4.139)]}, {"run": noise}).axes
     spans = [high - low for low, high in (loss.get_ylim(), accuracy.get_ylim())]
     assert spans == pytest.approx([0.1, 10.0])  # a change of a thousandth does not fill the figure
+    # of twelve images, one more is 8 points: no axis is shorter than 4·sqrt(0.5·0.5/12)
+    one_more = [replace(m, score=(6 + i) / 12) for i, m in enumerate(measurements)]
+    _, accuracy = figures.curves({"run": []}, {"run": one_more}, scored=12).axes
+    low, high = accuracy.get_ylim()
+    assert high - low == pytest.approx(57.735, abs=1e-3)
     _, accuracy = figures.curves({"run": [(1, 3.0)]}, {"run": [replace(measurements[0], score=None)]}).axes
     assert [t.get_text() for t in accuracy.texts] == ["not measured"]
     site = Geometry("a", 0.5, -1.0, 0.25, 3.0, 16, 8)
