@@ -6,6 +6,9 @@ custom containers. Supported: torch 2.11 and later.
 
 from __future__ import annotations
 
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,9 +19,9 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     unset_fake_temporarily,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode as _FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
@@ -40,6 +43,7 @@ __all__ = [
     "assert_async",
     "function_from_source",
     "is_functorch_wrapper",
+    "quiet_fakes",
     "set_grad_enabled",
     "symbolic_operations",
     "without_fakes",
@@ -55,6 +59,24 @@ assert_async = torch._assert_async
 """Raises where a tensor of one entry is false; unlike ``torch._assert`` an operation, which compilers keep."""
 
 
+class FakeTensorMode(_FakeTensorMode):
+    """What makes tensors fake. A copy of a fake tensor is of the same mode, whatever copies it.
+
+    Every fake tensor holds its mode, so that ``copy.deepcopy`` of one would copy the mode with its tables. They hold
+    weak references to memory (``StorageWeakRef``), each of which counts as one. Of a copy torch does not know: memory
+    is counted down after it was given back, until the process ends by a signal.
+    """
+
+    def __copy__(self) -> FakeTensorMode:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FakeTensorMode:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError("a fake tensor cannot be pickled")
+
+
 def function_from_source(source: str, names: dict[str, Any]) -> Any:
     """The function ``forward`` of a generated source; torch keeps the source for tracebacks."""
     return _forward_from_src(source, names, {})
@@ -65,6 +87,17 @@ symbolic_operations = enable_python_dispatcher
 
 without_fakes = unset_fake_temporarily
 """A context in which tensors that are made are real, inside of one in which they are fake."""
+
+
+@contextlib.contextmanager
+def quiet_fakes() -> Iterator[None]:
+    """A context in which torch does not log operations that fail on fake tensors: whoever tries them says so."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
 
 
 def is_functorch_wrapper(tensor: torch.Tensor) -> bool:

@@ -13,9 +13,8 @@ from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.proof.equivalence import same
-from graphaug.proof.independence.rows import quiet
 from graphaug.sparse.run import Split
-from graphaug.torch_private import FakeTensorMode
+from graphaug.torch_private import FakeTensorMode, quiet_fakes
 
 
 def drawn_twice(aug: Any, found: Split, values: dict[str, Any], guessed: str) -> str:
@@ -62,7 +61,7 @@ def _may_draw(aug: Any, values: dict[str, Any]) -> bool:
 
 def _draws(aug: Any, values: dict[str, Any]) -> bool:
     device = next((p.device for p in aug.parameters()), torch.device("cpu"))
-    with FakeTensorMode(allow_non_fake_inputs=True), quiet("torch._subclasses.fake_tensor"):
+    with FakeTensorMode(allow_non_fake_inputs=True), quiet_fakes():
 
         def fake(tensor: Tensor) -> Tensor:
             at = device if tensor.is_meta else tensor.device

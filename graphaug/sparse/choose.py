@@ -16,7 +16,6 @@ from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
 from graphaug.proof.independence.places import Proof
-from graphaug.proof.independence.rows import quiet
 from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.batch import Batch, Viewed
@@ -26,6 +25,7 @@ from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
 from graphaug.surgery.plan import Request
+from graphaug.torch_private import quiet_fakes
 
 SMALLEST_SAVING = 0.1
 """Share of the step's backward FLOPs that "auto" wants to save before it splits.
@@ -76,7 +76,7 @@ class Surgery:
         Raises:
             GraphaugError: it does not take them, or does not come by the site.
         """
-        with quiet("torch._subclasses.fake_tensor"):
+        with quiet_fakes():
             other, graph = self.recapture(self.structure.with_examples(examples))
         same_code = self.graph.python_code("self").src == graph.python_code("self").src
         if not same_code or list(map(str, self.captured.assumptions)) != list(map(str, other.assumptions)):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import pickle
 import random
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import pytest
 import torch
 from networks import features, fingerprint
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, BypassedSite, CaptureError
@@ -531,6 +533,40 @@ def test_no_call_ends_the_process(kind: str, tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-500:]
+
+
+COPIES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "a value": lambda h, two: copy.deepcopy(h.detach()) + h,
+    "a constant": lambda h, two: copy.deepcopy(two) * h,
+    "shallow": lambda h, two: copy.copy(h) * two,
+    "in containers": lambda h, two: copy.deepcopy([h.detach(), {"two": two}])[0] + h,
+    "a parameter": lambda h, two: copy.deepcopy(nn.Parameter(h.detach())) + h,
+    "a size": lambda h, two: h * copy.deepcopy(h.shape)[0],
+    "pickled": lambda h, two: pickle.loads(pickle.dumps(h.detach())) + h,
+    "its attributes": lambda h, two: h * len(copy.deepcopy(vars(h.detach())).keys() & {"mine"}),
+}
+
+
+@pytest.mark.parametrize("kind", COPIES)
+def test_copies_made_in_closed_code_copy_no_weak_reference_to_memory(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that torch did not count has memory counted down after it was given back: the process ends, much later."""
+    copied = []
+    monkeypatch.setattr(StorageWeakRef, "__reduce_ex__", lambda self, protocol: copied.append(self))
+
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            two = torch.tensor(2.0)  # a constant, to whose memory a fake mode keeps a weak reference
+            return COPIES[kind](self.inner(x) * two, two)
+
+    model = nn.Sequential(Copies(), nn.Linear(4, 3))
+    same(model, ga.rewrite(model, "0", subset=0.0, example_inputs=features()), (2, 6, 9))
+    assert not copied
 
 
 OUTSIDE = """

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
-import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -20,7 +18,7 @@ from graphaug.proof.independence.places import NOTHING, Meeting, Proof, Rows, St
 from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.proof.independence.watch import Watch, following
 from graphaug.proof.independence.where import module_paths
-from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode
+from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode, quiet_fakes
 
 
 class Forward(nn.Module):
@@ -61,19 +59,8 @@ def prove(
     lazy = next((n for n, p in model.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         return [_unknown(f"the parameter '{lazy}' has no shape yet")]
-    with undrawn(), unchanged(model, tensors=False), quiet("torch._subclasses.fake_tensor"):
+    with undrawn(), unchanged(model, tensors=False), quiet_fakes():
         return _traced(model, run, values, dims, stop)
-
-
-@contextlib.contextmanager
-def quiet(name: str) -> Iterator[None]:
-    """Torch logs an error before it raises it."""
-    logger = logging.getLogger(name)
-    before, logger.disabled = logger.disabled, True
-    try:
-        yield
-    finally:
-        logger.disabled = before
 
 
 def _unknown(why: str) -> Proof:

@@ -17,7 +17,7 @@ from graphaug.errors import an
 from graphaug.proof.equivalence import as_identities, with_forwards
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.recorder import Recorder
-from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin
+from graphaug.torch_private import FakeTensorMode, UninitializedTensorMixin, quiet_fakes
 
 _DRAWN = 8191
 """So many numbers of a stand-in's result are drawn. A prime: rows, channels and tokens do not repeat as they do."""
@@ -163,7 +163,13 @@ class StandIns:
 
         try:
             # what it keeps of a call on fakes is not kept
-            with unchanged(module, tensors=False), undrawn(), self._fake_mode, unchecked():
+            with (
+                unchanged(module, tensors=False),
+                undrawn(),
+                quiet_fakes(),
+                self._fake_mode,
+                unchecked(),
+            ):
                 inputs = map_tensors(fake, (args, kwargs))
                 owned = [
                     *module.named_parameters(remove_duplicate=False),

@@ -13,11 +13,10 @@ from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import describe, value_of
 from graphaug.errors import InvalidOption
-from graphaug.proof.independence.rows import quiet
 from graphaug.sparse.choose import Surgery
 from graphaug.sparse.tokens.follow import token_dim
 from graphaug.surgery.called.tokens import followed, shortened
-from graphaug.torch_private import FakeTensorMode
+from graphaug.torch_private import FakeTensorMode, quiet_fakes
 
 
 def check_sizes(surgery: Surgery, graph: fx.Graph, added: Mapping[str, nn.Module]) -> None:
@@ -45,7 +44,7 @@ def check_sizes(surgery: Surgery, graph: fx.Graph, added: Mapping[str, nn.Module
     root._modules.update({**model._modules, **added})
     cut = next(n for n in graph.nodes if n.name == surgery.cuts[number].name)
     try:
-        with undrawn(), unchanged(model, tensors=False), quiet("torch._subclasses.fake_tensor"):
+        with undrawn(), unchanged(model, tensors=False), quiet_fakes():
             model.train()
             for more in (0, 3):
                 against = _Sizes(root, graph, cut, tokens, exact=not more).against(_inputs(surgery, more))
