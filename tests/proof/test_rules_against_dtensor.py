@@ -17,7 +17,7 @@ with warnings.catch_warnings():
 
 from sharding import Sharded, propagated, ruled, two_devices
 
-from graphaug.proof.independence.rows import quiet
+from graphaug.torch_private import quiet_fakes
 
 STRICTER = {
     "squeeze": "a single row would be squeezed away",
@@ -39,7 +39,7 @@ def _compared(infos: list[Any], samples_of: int, places_of: int) -> tuple[dict[s
     """How many operations agree, by how; and the calls that do not, in words."""
     if dist.is_initialized():
         pytest.skip("another process group is running")
-    with quiet("torch._subclasses.fake_tensor"), two_devices() as mesh:
+    with quiet_fakes(), two_devices() as mesh:
         calls = propagated(infos, mesh, samples_of, places_of)
     gc.collect()
     gc.freeze()
