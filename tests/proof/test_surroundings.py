@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import collections
 import copy
+import functools
+import gc
 import threading
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
+from graphaug.proof.shadow.caches import cached_functions
 from graphaug.proof.shadow.surroundings import Surroundings
 
 
@@ -74,3 +79,18 @@ def test_what_another_thread_does_is_no_change() -> None:
     assert list(surroundings.changes()) == []
     surroundings.restore()
     assert thread.woken == 1
+
+
+@settings(max_examples=20)
+@given(st.lists(st.sampled_from(["one more", "one less", "another"]), max_size=12))
+def test_every_cached_function_alive_is_found(changes: list[str]) -> None:
+    """Against a look at every object alive."""
+    kind, held = functools._lru_cache_wrapper, []
+    for change in changes:
+        if change != "one more" and held:
+            held.pop(0)
+        if change != "one less":
+            held.append(functools.lru_cache(lambda n: n))
+        found = {id(f) for f in cached_functions(but=("torch",))}
+        alive = (f for f in gc.get_objects() if type(f) is kind)
+        assert found == {id(f) for f in alive if (f.__module__ or "").partition(".")[0] != "torch"}

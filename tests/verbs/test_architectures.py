@@ -1,4 +1,4 @@
-"""Capture without inputs: every torchvision classification model, and one block of every timm family."""
+"""Capture without inputs: models of every file of torchvision, and one block of every third timm family."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ ASKED = {
 
 
 def depths() -> list[tuple[str, int]]:
-    """The first model of each file at all three depths and the last at one; the others differ in sizes only.
+    """The first model of each file at two depths and the last at one; the others differ in sizes only.
 
     `make coverage` has all of them.
     """
@@ -75,7 +75,7 @@ def depths() -> list[tuple[str, int]]:
         files.setdefault(torchvision_models.get_model_builder(name).__module__, []).append(name)
     found = []
     for names in files.values():
-        found += [(names[0], depth) for depth in (1, 2, 3)]
+        found += [(names[0], depth) for depth in (1, 2)]
         found += [(name, len(found) % 3 + 1) for name in names[1:][-1:]]
     return [(n, d) for n, d in found if d < 3 or not n.startswith(("alexnet", "vgg"))]  # which have two
 
@@ -125,10 +125,11 @@ def one_block(model: nn.Module) -> str:
     return f"{path}.{blocks[len(blocks) // 2]}".removeprefix(".")
 
 
-@pytest.mark.parametrize("part", range(12))
+@pytest.mark.parametrize("part", range(4))
 @pytest.mark.long
-def test_a_block_of_every_timm_family_is_captured_without_inputs(part: int) -> None:
-    for family, names in list(families().items())[part::12]:
+def test_a_block_of_every_third_timm_family_is_captured_without_inputs(part: int) -> None:
+    """`make coverage` has all of them."""
+    for family, names in list(families().items())[3 * part :: 12]:
         model = built(timm.create_model, names[0])
         path = one_block(model)
         try:

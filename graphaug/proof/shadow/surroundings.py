@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import gc
 import itertools
 import random
 import sys
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.state import python_draws
+from graphaug.proof.shadow.caches import cached_functions
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
     PLAIN,
@@ -78,7 +78,7 @@ class Surroundings:
         for module in opened:
             self._code(module)
         self._beside: list[Watched] = [*self._containers[of_modules:], self._bindings]
-        self._caches = list(map(Cache, _tables()))
+        self._caches = list(map(Cache, cached_functions(but=(*_OF_TORCH, "sympy"))))
         self._modes = Modes(model)
 
     def note_modes(self) -> None:
@@ -272,12 +272,3 @@ def _content(cell: types.CellType) -> Any:
         return cell.cell_contents
     except ValueError:
         return _NOTHING
-
-
-def _tables() -> list[Any]:
-    """The tables of `functools.lru_cache` outside of torch."""
-    kind = functools._lru_cache_wrapper
-    others = (*_OF_TORCH, "sympy")
-    # every one refers to its type; among all objects alive, which are millions, that is the quickest question
-    of_kind = (t for t in gc.get_referrers(kind) if type(t) is kind)
-    return [t for t in of_kind if (t.__module__ or "").partition(".")[0] not in others]

@@ -1,0 +1,54 @@
+"""The tables of `functools.lru_cache` that are alive."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import sys
+import weakref
+from typing import Any
+
+_KIND = functools._lru_cache_wrapper
+
+
+class _Tables:
+    """All tables of the process. To find them, every object alive is looked at, which takes a tenth of a second.
+
+    So they are looked for only where there may be one more than before: each refers to its type, whose count of
+    references is another then.
+    """
+
+    def __init__(self) -> None:
+        self._found: list[weakref.ref[Any]] = []
+        self._references = -1
+
+    def alive(self) -> list[Any]:
+        """Every table, in no order."""
+        found = [table for ref in self._found if (table := ref()) is not None]
+        references = sys.getrefcount(_KIND)
+        # a count below that of the tables is none of them: then they are looked for each time
+        if len(found) < len(self._found) or not len(found) <= references == self._references:
+            found = [t for t in gc.get_referrers(_KIND) if type(t) is _KIND]
+            self._found = list(map(weakref.ref, found))
+            self._references = sys.getrefcount(_KIND)
+        return found
+
+
+_TABLES = _Tables()
+
+
+def cached_functions(but: tuple[str, ...]) -> list[Any]:
+    """The functions alive that keep their results by `functools.lru_cache` or `functools.cache`.
+
+    Args:
+        but: packages whose functions are left out.
+
+    Example:
+        >>> import functools
+        >>> @functools.cache
+        ... def square(n):
+        ...     return n * n
+        >>> square in cached_functions(but=("torch",))
+        True
+    """
+    return [t for t in _TABLES.alive() if (t.__module__ or "").partition(".")[0] not in but]
