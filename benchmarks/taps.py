@@ -22,7 +22,7 @@ from torch import nn
 
 import graphaug as ga
 from benchmarks import zoo
-from benchmarks.coverage import ROOT, brief
+from benchmarks.coverage import ROOT, bit_equal, brief
 from benchmarks.every_model import ask
 from benchmarks.oracle import distance, first_tensor, gradients
 
@@ -72,14 +72,11 @@ def compared(model: nn.Module, inputs: dict[str, Any], sites: list[str]) -> dict
     seed()
     found = [first_tensor(value) for value in tapped(**inputs).values()]
     expected = [seen[site] for site in sites]
-    differ = [
-        s for s, a, b in zip(sites, expected, found, strict=True)
-        if a.shape != b.shape or a.dtype != b.dtype or not torch.equal(a.nan_to_num(), b.nan_to_num())
-    ]  # fmt: skip
+    differ = [s for s, a, b in zip(sites, expected, found, strict=True) if not bit_equal(a, b)]
     if differ:
         return {"problem": f"values differ at {', '.join(differ)} by {distance(expected, found):.2g}"}
     theirs, mine = gradients(other, expected), gradients(model, found)
-    bits = all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(theirs, mine, strict=True))
+    bits = bit_equal(theirs, mine)
     return {"problem": "", "gradients_equal": bits, "gradient_gap": 0.0 if bits else distance(theirs, mine)}
 
 

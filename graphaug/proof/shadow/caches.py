@@ -25,12 +25,14 @@ class _Tables:
     def alive(self) -> list[Any]:
         """Every table, in no order."""
         found = [table for ref in self._found if (table := ref()) is not None]
-        references = sys.getrefcount(_KIND)
-        # a count below that of the tables is none of them: then they are looked for each time
-        if len(found) < len(self._found) or not len(found) <= references == self._references:
+        references = sys.getrefcount(
+            _KIND
+        )  # before the look: of what another thread makes meanwhile, the next knows
+        gone = len(found) < len(self._found)
+        counted = references >= len(found)  # else the type is one whose references are not counted
+        if gone or not counted or references != self._references:
             found = [t for t in gc.get_referrers(_KIND) if type(t) is _KIND]
-            self._found = list(map(weakref.ref, found))
-            self._references = sys.getrefcount(_KIND)
+            self._found, self._references = list(map(weakref.ref, found)), references
         return found
 
 

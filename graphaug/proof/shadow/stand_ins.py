@@ -163,13 +163,7 @@ class StandIns:
 
         try:
             # what it keeps of a call on fakes is not kept
-            with (
-                unchanged(module, tensors=False),
-                undrawn(),
-                quiet_fakes(),
-                self._fake_mode,
-                unchecked(),
-            ):
+            with unchanged(module, tensors=False), undrawn(), quiet_fakes(), self._fake_mode, unchecked():
                 inputs = map_tensors(fake, (args, kwargs))
                 owned = [
                     *module.named_parameters(remove_duplicate=False),

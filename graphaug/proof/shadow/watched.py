@@ -83,7 +83,28 @@ class Container:
             holder.extend(before) if sequence else holder.update(before)
 
 
-class Registries:
+class _Together:
+    """Many things, few of which ever change: all are looked at at once, and each by itself only where one did."""
+
+    _each: list[Any]
+
+    def _is_untouched(self) -> bool:
+        raise NotImplementedError
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """What is not as it was of those that changed."""
+        if not self._is_untouched():
+            for watched in self._each:
+                yield from watched.changes()
+
+    def restore(self) -> None:
+        """Put those back that changed."""
+        if not self._is_untouched():
+            for watched in self._each:
+                watched.restore()
+
+
+class Registries(_Together):
     """The tables of a module: parameters, buffers, children, hooks. Most are empty; all are looked at at once."""
 
     def __init__(self, path: str, tables: list[dict[str, Any]]) -> None:
@@ -101,39 +122,27 @@ class Registries:
             and all(map(operator.is_, values, self._values))
         )
 
-    def changes(self) -> Iterator[tuple[str, Any]]:
-        """Entries that are others."""
-        if not self._is_untouched():
-            for table in self._each:
-                yield from table.changes()
-
-    def restore(self) -> None:
-        """Fill those anew that changed."""
-        if not self._is_untouched():
-            for table in self._each:
-                table.restore()
-
 
 class Binding:
     """What a name is bound to: a global, a variable of a closure, an attribute of a class."""
 
     def __init__(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         self._name, self._read, self._write = name, read, write
-        self._before = read()
+        self.before = read()
 
     def changes(self) -> Iterator[tuple[str, Any]]:
         """What it is bound to now, if that is another object."""
-        if (now := self._read()) is not self._before:
+        if (now := self._read()) is not self.before:
             yield self._name, now
 
     def restore(self) -> None:
         """Bind it to what it was."""
-        if self._read() is not self._before:
-            self._write(self._before)
+        if self._read() is not self.before:
+            self._write(self.before)
 
 
-class Bindings:
-    """Many names, few of which are ever bound to something else: all are looked at at once."""
+class Bindings(_Together):
+    """All that names are bound to."""
 
     def __init__(self) -> None:
         self._each: list[Binding] = []
@@ -142,24 +151,13 @@ class Bindings:
 
     def add(self, name: str, read: Callable[[], Any], write: Callable[[Any], Any]) -> None:
         """Watch one name more."""
-        self._each.append(Binding(name, read, write))
+        binding = Binding(name, read, write)
+        self._each.append(binding)
         self._reads.append(read)
-        self._before.append(read())
+        self._before.append(binding.before)
 
     def _is_untouched(self) -> bool:
         return all(map(operator.is_, map(operator.call, self._reads), self._before))
-
-    def changes(self) -> Iterator[tuple[str, Any]]:
-        """Those that are bound to another object."""
-        if not self._is_untouched():
-            for binding in self._each:
-                yield from binding.changes()
-
-    def restore(self) -> None:
-        """Bind those that changed to what they were."""
-        if not self._is_untouched():
-            for binding in self._each:
-                binding.restore()
 
 
 class Generator:
