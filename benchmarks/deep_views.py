@@ -1,7 +1,7 @@
 """The step of deep views beside the step that runs both copies, and of skipped rows beside the plain step; compiled.
 
     python -m benchmarks.deep_views [--models vit-s bert-base] [--batch 4] [--rows 5] [--rounds 9] [--name NAME]
-                                   [--parts views skipped] [--device cpu|cuda] [--threads 1] [--precision fp32 bf16]
+                                   [--parts views skipped] [--device cpu|cuda] [--threads 1] [--precision fp32 bf16] [--no-compile]
 
 One process and one seed; the variants take turns, a step each per round, and medians with quartiles are reported. A
 step is forward, loss and backward; the optimizer, the same for all, is left out. Each step is timed twice over: by the
@@ -122,12 +122,13 @@ def measured(name: str, precision: str, options: argparse.Namespace) -> dict[str
     for variant in found:
         variant.precision = precision
         start = time.perf_counter()
-        variant.module = torch.compile(variant.module, fullgraph=True, dynamic=False)
+        if options.compile:
+            variant.module = torch.compile(variant.module, fullgraph=True, dynamic=False)
         variant.step(options.device)
         variant.step(options.device)
         variant.compile_seconds = time.perf_counter() - start
         variant.wall, variant.process = [], []
-        print(f"  {variant.kind} compiled in {variant.compile_seconds:.0f} s", flush=True)
+        print(f"  {variant.kind} ready in {variant.compile_seconds:.0f} s", flush=True)
     for _ in range(options.rounds):
         for variant in found:
             variant.step(options.device)
@@ -222,6 +223,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--name", default=None, help="of the machine, for the result file")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -2,15 +2,16 @@
 
     python -m benchmarks.pretrain [--batch N] [--steps 3] [--rounds 3] [--images 2048] [--workers N]
                                   [--device cpu|cuda] [--precision 32-true|bf16-mixed] [--compile] [--cuda-graphs]
-                                  [--only WORD ...] [--name NAME]
+                                  [--only NAME ...] [--name NAME]
 
 One process and the same ResNet-18 for CIFAR, images, batch and precision for all; the contenders take turns,
 ``--steps`` steps each per round behind one that is not timed, and medians over the rounds are reported. lightly is the
 loop of its SimCLR example (transform, data loader, a forward for each view, loss); the plain loop is in SupContrast's
-style (PIL transforms, data loader, one eager forward). Their pictures are decoded beforehand, and their loaders have
+style (PIL transforms, data loader, one forward), with ``--compile`` once more with a compiled model, channels last on
+a GPU. Their pictures are decoded beforehand, and their loaders have
 ``--workers`` processes, by default one for each core, which are stopped at the end of a turn. Ours is the library's
-engine, with its own memory format and fused optimizer on a GPU. The ViT-Ti is compared with itself. On a GPU the batch
-is 256, on a CPU 32, and 8 for the ViT: a larger one only takes longer. The shares are those of a step of ours, run
+engine, with its own memory format and fused optimizer on a GPU. The ViTs are compared with themselves. On a GPU the
+batch is 256, and at most that for a ViT; on a CPU 32, and 8 for a ViT: a larger one only takes longer. The shares are those of a step of ours, run
 eagerly and timed part by part; the optimizer is left out of them. Results go to
 ``benchmarks/results/pretrain-NAME.json``.
 """
@@ -52,6 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "ours": {},
     "ours, layer4 dense": {"at": ("layer4",), "stop_grad": True, "backward": "dense"},
     "ours, layer4 two streams": {"at": ("layer4",), "stop_grad": True, "backward": "sparse"},
+    "ours, ViT-S": {"model": "timm:vit_small_patch16_224"},
     "ours, ViT-Ti": {"model": "timm:vit_tiny_patch16_224"},
     "ours, ViT-Ti block 11 of 12 sparse": {
         "model": "timm:vit_tiny_patch16_224", "at": ("11",), "stop_grad": True, "backward": "sparse",
@@ -134,10 +136,16 @@ def by_loader(
     config: PretrainConfig,
     embed: Callable[[nn.Module, Batch], Batch],
     loss: Callable[..., Tensor],
+    compiled: bool = False,
 ) -> Steps:
-    """An eager loop around a loss on two views."""
+    """A loop around a loss on two views, eager or with a compiled model."""
     device = torch.device(config.accelerator)
     model = network(config.model).to(device)
+    if compiled:
+        model = model.to(
+            memory_format=torch.channels_last if config.channels_last else torch.contiguous_format
+        )
+        model = torch.compile(model, fullgraph=True)  # type: ignore[assignment]
     optimizer = torch.optim.SGD(model.parameters(), config.lr, momentum=0.9, weight_decay=1e-4)
 
     def step(coming: Iterator[Batch]) -> None:
@@ -183,17 +191,22 @@ def contenders(options: argparse.Namespace, data: ImageData) -> dict[str, tuple[
     crop = [t.RandomResizedCrop(32, scale=(0.2, 1.0)), t.RandomHorizontalFlip()]
     single = t.Compose([*crop, jitter, t.RandomGrayscale(p=0.2), t.ToTensor(), t.Normalize(MEAN, STD)])
     found: dict[str, tuple[Steps, int]] = {}
+    wanted = lambda name: not options.only or name in options.only  # noqa: E731
+    both = lambda image: (single(image), single(image))  # noqa: E731
     for name, transform, embed, loss in (
         ("lightly", lightlys, one_by_one, NTXentLoss(0.5)),
-        ("plain loop, PIL", lambda image: (single(image), single(image)), together, nt_xent),
+        ("plain loop, PIL", both, together, nt_xent),
+        ("plain loop, PIL, compiled", both, together, nt_xent),
     ):
-        batches = loader(data, transform, base, options.workers)
-        found[name] = by_loader(batches, base, embed, loss), options.batch
+        compiled = name.endswith("compiled")
+        if wanted(name) and (options.compile or not compiled):
+            batches = loader(data, transform, base, options.workers)
+            found[name] = by_loader(batches, base, embed, loss, compiled), options.batch
     for name, setting in SETTINGS.items():
         vit = "ViT" in name
-        if options.only and not any(word in name for word in options.only):
+        if not wanted(name):
             continue
-        batch = min(options.batch, 8) if vit and options.device == "cpu" else options.batch
+        batch = min(options.batch, 8 if options.device == "cpu" else 256) if vit else options.batch
         config = replace(base, batch_size=batch, size=224 if vit else 32, **setting)
         found[name] = ours(data, config), batch
     return found
@@ -232,7 +245,7 @@ def shares(options: argparse.Namespace, data: ImageData) -> dict[str, float]:
 def table(speed: dict[str, float]) -> str:
     lines = []
     for name, rate in speed.items():
-        reference = "ours, ViT-Ti" if "ViT" in name else "lightly"
+        reference = name.split(" block")[0] if "ViT" in name else "lightly"
         ratio = f"{rate / speed[reference]:5.2f}× {reference}" if reference in speed else ""
         lines.append(f"{name:36} {rate:9.1f} views/s  {ratio}")
     return "\n".join(lines)
@@ -249,7 +262,7 @@ def main() -> None:
     parser.add_argument("--precision", default="32-true", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--compile", action="store_true", help="ours")
     parser.add_argument("--cuda-graphs", action="store_true", help="ours")
-    parser.add_argument("--only", nargs="*", help="ours whose name holds one of these")
+    parser.add_argument("--only", nargs="*", help="of the contenders")
     parser.add_argument("--name", default=None, help="of the machine, for the result file")
     options = parser.parse_args()
     options.batch = options.batch or (256 if options.device == "cuda" else 32)

@@ -1,7 +1,7 @@
 """Views per second of SimCLR's augmentation: ours, lightly's, kornia's, torchvision's, taking turns in one run.
 
     python -m benchmarks.views [--sizes 32 224] [--batch 256] [--rounds 7] [--threads 1] [--device cpu|cuda]
-                               [--no-compile] [--name NAME]
+                               [--no-compile] [--only NAME ...] [--name NAME]
 
 All make the same views of the same random uint8 images: crop with scale 0.2 to 1, flip, jitter .4/.4/.4/.1 with
 probability .8, gray .2, normalisation, no blur. lightly and torchvision work on PIL images one by one in this process,
@@ -92,7 +92,7 @@ def kornia(images: Tensor, size: int) -> Make:
     return lambda: [single(images.float() / 255) for _ in range(2)]
 
 
-def contenders(images: Tensor, size: int, compiled: bool) -> dict[str, Make]:
+def contenders(images: Tensor, size: int, compiled: bool, only: list[str] | None) -> dict[str, Make]:
     makers: dict[str, Callable[[], Make]] = {
         "ours": lambda: ours(images, size, False),
         "lightly": lambda: lightly(images, size),
@@ -103,6 +103,8 @@ def contenders(images: Tensor, size: int, compiled: bool) -> dict[str, Make]:
         makers = {"ours": makers["ours"], "ours, compiled": lambda: ours(images, size, True), **makers}
     found = {}
     for name, make in makers.items():
+        if only and name not in only:
+            continue
         try:
             found[name] = make()
         except ImportError as missing:
@@ -123,7 +125,7 @@ def measure(images: Tensor, size: int, options: argparse.Namespace) -> dict[str,
     """Views per second of each: the median over the rounds, the slowest and the fastest."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found = contenders(images, size, options.compile)
+        found = contenders(images, size, options.compile, options.only)
         times: dict[str, list[float]] = {name: [] for name in found}
         for make in found.values():
             make()
@@ -175,6 +177,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--only", nargs="*", help="of the four, or with 'ours, compiled' five")
     parser.add_argument("--name", default=None, help="of the machine, for the result file")
     options = parser.parse_args()
     torch.manual_seed(0)

@@ -6,9 +6,10 @@ A graph holds what these were when it was captured, so that it relies on them.
 from __future__ import annotations
 
 import functools
+import logging
 import types
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ class Array(list[Any]):
     """The numbers of an array."""
 
 
-_NOT_IN_A_COMPILER = (tuple, functools.partial, np.ndarray, Array)
+_NOT_TOLD = (tuple, functools.partial, np.ndarray, Array, logging.Logger)
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,8 @@ class Reached:
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
+        told: whether torch's compiler can tell what was there from something else. Seen before it compiles: torch 2.11
+            cannot ask whether a logger is an instance of something.
     """
 
     name: str
@@ -49,6 +52,11 @@ class Reached:
     key: Any
     expected: Any
     within: Reached | None = None
+    told: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """See what torch's compiler can do with it."""
+        object.__setattr__(self, "told", not isinstance(self.expected, _NOT_TOLD))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
         """Whether code may have read it.
@@ -77,8 +85,8 @@ class Reached:
 
     def holds(self) -> bool:
         """Whether it is what it was."""
-        if torch.compiler.is_compiling() and isinstance(self.expected, _NOT_IN_A_COMPILER):
-            return True  # torch's compiler cannot tell one from another
+        if torch.compiler.is_compiling() and not self.told:
+            return True
         now = self._now()
         if self.kind in ("entries", "numbers"):
             return len(now) == len(self.expected) and all(map(_is, now, self.expected))
