@@ -1,7 +1,8 @@
 """The step of deep views beside the step that runs both copies, and of skipped rows beside the plain step; compiled.
 
     python -m benchmarks.deep_views [--models vit-s bert-base] [--batch 4] [--rows 5] [--rounds 9] [--name NAME]
-                                   [--parts views skipped] [--device cpu|cuda] [--threads 1] [--precision fp32 bf16] [--no-compile]
+                                   [--parts views skipped] [--device cpu|cuda] [--threads 1] [--precision fp32 bf16]
+                                   [--no-compile]
 
 One process and one seed; the variants take turns, a step each per round, and medians with quartiles are reported. A
 step is forward, loss and backward; the optimizer, the same for all, is left out. Each step is timed twice over: by the

@@ -8,12 +8,14 @@ with quartiles are reported, relative to the plain (un-augmented) step of the sa
 forward, loss and backward; the optimizer, the same for all, is left out. Memory is the activations that
 autograd saves for the backward (on a GPU the allocator's peak). Every compiled variant begins without any
 kernels on the disk, so that none is quick to compile because of another one. Beside every sparse step stands its floor,
-``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs.
+``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs. On a GPU a step's kernels are
+summed too: where they take less than the step, the GPU waits for the host, and a larger batch would not.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import gc
@@ -108,6 +110,7 @@ class Variant:
     compile_seconds: float | None = None
     saved: int | None = None
     weights: int = 0
+    kernels: float | None = None
     seconds: list[float] | None = None
 
     @property
@@ -235,6 +238,15 @@ def timed(variant: Variant, inputs: dict[str, Tensor], device: str) -> float:
     return time.perf_counter() - begin
 
 
+def kernel_seconds(variant: Variant, inputs: dict[str, Tensor]) -> float:
+    """The seconds of a step in which the GPU works: what is missing to the whole step, it waited for the host."""
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        step(variant, inputs, "cuda")
+        torch.cuda.synchronize()
+    return sum(event.self_device_time_total for event in profile.key_averages()) / 1e6
+
+
 def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     """Run all variants of one model in turns."""
     cuts = subject.cuts if options.depths == 3 else subject.cuts[-options.depths :]
@@ -243,7 +255,8 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     warnings.simplefilter("ignore")
     torch._dynamo.reset()
     torch._dynamo.config.recompile_limit = 64
-    torch._inductor.config.force_disable_caches = True  # the time to compile is one of the results
+    if not options.cached:
+        torch._inductor.config.force_disable_caches = True  # the time to compile is one of the results
     # else a model with a hook runs the program that was compiled for the same model without one
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     for variant in found:
@@ -251,9 +264,9 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         if variant.mode == "compiled":
             variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
             # kernels lie on the disk, and the first step would be quick for whoever comes after one with the same
-            with torch._inductor.utils.fresh_cache():
+            with contextlib.nullcontext() if options.cached else torch._inductor.utils.fresh_cache():
                 variant.saved, variant.weights = saved_bytes(variant, inputs, options.device)
-                variant.compile_seconds = time.perf_counter() - begin
+                variant.compile_seconds = None if options.cached else time.perf_counter() - begin
                 step(variant, inputs, options.device)
         else:
             variant.saved, variant.weights = saved_bytes(variant, inputs, options.device)
@@ -261,6 +274,8 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         variant.seconds = []
         print(f"  ready {variant.label} ({time.perf_counter() - begin:.0f} s)", flush=True)
     with torch._dynamo.config.patch(error_on_recompile=True):
+        for variant in found if options.device == "cuda" else ():
+            variant.kernels = kernel_seconds(variant, inputs)
         for turn in range(options.rounds):
             for variant in found:
                 if variant.mode == "eager" and turn >= options.eager_rounds:
@@ -301,6 +316,8 @@ def describe(variant: Variant, found: list[Variant]) -> dict[str, Any]:
         "saved_ratio": round(variant.saved / plain.saved, 3),
         "weight_copies_mib": round(variant.weights / 2**20, 1),
     }
+    if variant.kernels is not None:
+        row["kernel_milliseconds"] = round(1000 * variant.kernels, 1)
     if variant.compile_seconds is not None:
         row["first_step_seconds"] = round(variant.compile_seconds, 1)
     if variant.share is not None and variant.subset is not None:
@@ -416,6 +433,9 @@ def main() -> None:
     parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
     parser.add_argument("--whole", action="store_true", help="compile every subset at every cut")
     parser.add_argument("--without-hook", action="store_true", help="leave the forward hook out")
+    parser.add_argument(
+        "--cached", action="store_true", help="take kernels compiled before, and time no compiler"
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--eager-rounds", type=int, default=3, help="eager steps are timed less often")
     parser.add_argument("--batch", type=int, default=0, help="instead of each model's own")

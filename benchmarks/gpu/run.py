@@ -51,6 +51,8 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
+STEP = ("--modes", "compiled", "--depths", "1", "--subsets", "0.5", "--rounds", "21", "--without-hook")
+
 STEPS = (
     Step(
         "tests", "the core's tests on the GPU", 5,
@@ -59,16 +61,23 @@ STEPS = (
         ("pytest",),
     ),
     Step(
-        "step", "a training step in bf16: sparse within 10 % of its floor, dense at most 1.02 of plain", 8,
-        module("benchmarks.step", "--device", "cuda", "--name", "gpu", "--batch", "256", "--modes", "compiled",
-               "--models", "vit-s", "bert-base", "--depths", "1", "--subsets", "0.5", "--without-hook"),
+        "step", "ViT-S, a step in bf16: sparse within 10 % of its floor, dense at most 1.02 of plain", 5,
+        module("benchmarks.step", "--device", "cuda", "--name", "gpu", "--models", "vit-s", "--batch", "512", *STEP),
         module("benchmarks.step", "--device", "cpu", "--name", "rehearsal", "--batch", "2", "--modes", "eager",
                "--models", "vit-s", "--depths", "1", "--subsets", "0.5", "--rounds", "1", "--eager-rounds", "1"),
+        ("transformers", "matplotlib", "timm"), ("step-{name}.json",),
+    ),
+    Step(
+        "step-text", "the same of a BERT-base, of 32 tokens", 5,
+        module("benchmarks.step", "--device", "cuda", "--name", "gpu", "--models", "bert-base", "--batch", "1024",
+               *STEP),
+        module("benchmarks.step", "--device", "cpu", "--name", "rehearsal", "--batch", "2", "--modes", "eager",
+               "--models", "bert-base", "--depths", "1", "--subsets", "0.5", "--rounds", "1", "--eager-rounds", "1"),
         ("transformers", "matplotlib"), ("step-{name}.json",),
     ),
     Step(
         "deep-views", "deep views in bf16, at most 0.58 of the step with both copies; skipped rows", 5,
-        module("benchmarks.deep_views", "--device", "cuda", "--name", "gpu", "--batch", "128", "--rows", "256",
+        module("benchmarks.deep_views", "--device", "cuda", "--name", "gpu", "--batch", "256", "--rows", "512",
                "--precision", "bf16", "--models", "vit-s", "--rounds", "15"),
         module("benchmarks.deep_views", "--device", "cpu", "--name", "rehearsal", "--batch", "2", "--rows", "3",
                "--models", "vit-s", "--rounds", "1", "--no-compile"),
@@ -77,8 +86,8 @@ STEPS = (
     Step(
         "pretrain", "SimCLR, ResNet-18 at CIFAR's size, the whole pipeline: 60,000 views a second", 6,
         module("benchmarks.pretrain", "--device", "cuda", "--name", "gpu", "--precision", "bf16-mixed", "--compile",
-               "--batch", "1024", "--images", "16384", "--steps", "10", "--only", "lightly", "plain loop, PIL, compiled",
-               "ours", "ours, layer4 two streams", "ours, ViT-S"),
+               "--batch", "512", "--images", "16384", "--steps", "20", "--only", "lightly",
+               "plain loop, PIL, compiled", "ours", "ours, layer4 two streams", "ours, ViT-S"),
         module("benchmarks.pretrain", "--device", "cpu", "--name", "rehearsal", "--batch", "4", "--images", "16",
                "--steps", "1", "--rounds", "1", "--workers", "0", "--only", "ours"),
         ("lightning_fabric", "sklearn"), ("pretrain-{name}.json",),

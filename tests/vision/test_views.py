@@ -137,6 +137,25 @@ def test_one_image_at_a_time_is_the_batch_at_once(shape, size, channels, dtype, 
     torch.testing.assert_close(*made, rtol=0, atol=2e-5)
 
 
+@given(
+    st.tuples(st.integers(2, 90), st.integers(2, 90)),
+    st.integers(30, 70),
+    st.sampled_from([1, 3]),
+    st.sampled_from([torch.uint8, torch.float32]),
+    st.integers(0, 2**16),
+)
+@settings(max_examples=40)
+def test_what_a_compiler_for_a_gpu_is_given_is_the_batch_at_once(shape, size, channels, dtype, seed):
+    x = torch.randint(0, 256, (3, channels, *shape), dtype=torch.uint8, generator=generator(seed))
+    x = x if dtype == torch.uint8 else x.to(dtype) / 255
+    views = SimCLRViews(size, blur_p=0.5, jitter=(0.8, 0.8, 0.8, 0.4), mean=0.4, std=0.5)
+    params = views.params(uniforms(6, seed), *shape)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("graphaug.vision.views.pipeline.LARGE", 1000)
+        expected = views.apply_params(x, params)
+    torch.testing.assert_close(views._apply_fused(x, params), expected, rtol=0, atol=2e-5)
+
+
 def test_a_large_view_is_the_same_bit_for_bit_in_any_batch_with_any_threads(monkeypatch):
     """Neither its neighbours nor the threads, which share a batch's views, decide anything of a view."""
     views, u = SimCLRViews(80, blur_p=0.5, solarize_p=0.3), uniforms(24)

@@ -111,6 +111,11 @@ def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
     by blue it is the same with the other sign. A distance on the circle is an absolute value folded at half a turn.
     """
     red, green, blue = x.chunk(3, dim=1)
+    return torch.cat(turned(red, green, blue, shift), dim=1)
+
+
+def turned(red: Tensor, green: Tensor, blue: Tensor, shift: Tensor) -> tuple[Tensor, ...]:
+    """The three channels with the hue rotated by ``shift`` turns, which is broadcast to them."""
     value = torch.maximum(red, torch.maximum(green, blue))
     least = torch.minimum(red, torch.minimum(green, blue))
     chroma = value - least
@@ -121,8 +126,8 @@ def rotate_hue(x: Tensor, shift: Tensor) -> Tensor:
     magenta = (hue + chroma).abs_().sub_(chroma, alpha=3).abs_()
     yellow = (hue - chroma).abs_().sub_(chroma, alpha=3).abs_()
     cyan = hue.abs_().sub_(chroma, alpha=3).abs_()
-    turned = torch.cat([cyan.add_(low), high - magenta, high - yellow], dim=1)
-    return torch.minimum(torch.maximum(turned, least), value)
+    made = (cyan.add_(low), high - magenta, high - yellow)
+    return tuple(torch.minimum(torch.maximum(channel, least), value) for channel in made)
 
 
 def choose(rows: Tensor, then: Tensor, otherwise: Tensor) -> Tensor:
