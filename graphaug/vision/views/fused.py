@@ -78,14 +78,23 @@ def crop(images: Tensor, rows: Taps, columns: Taps, n_views: int) -> Planes:
 
 
 def colour_jitter(x: Planes, params: ViewParams) -> Planes:
-    """Colour jitter, every sample in its own order: what comes before contrast, contrast, and what comes after it."""
-    place = (params.order == CONTRAST).float().argmax(1)
-    for slot in range(3):
-        x = _blend(x, params, slot, slot < place)
+    """Colour jitter, every sample in its own order: what comes before contrast, contrast, and what comes after it.
+
+    On either side of contrast stand at most two blends before hue, and two after it.
+    """
+    contrast, hue = ((params.order == op).float().argmax(1) for op in (CONTRAST, HUE))
+    for slot in (0, 1):
+        x = _blend(x, params, slot, (slot < contrast) & (slot < hue))
+    x = _shift_hue(x, params, hue < contrast)
+    for slot in (1, 2):
+        x = _blend(x, params, slot, (slot < contrast) & (slot > hue))
     mean = gray(x).mean((1, 2), keepdim=True)
-    x = _lerp([mean] * len(x), x, params.contrast)
-    for slot in range(1, 4):
-        x = _blend(x, params, slot, slot > place)
+    x = _mix(x, mean, params.contrast)
+    for slot in (1, 2):
+        x = _blend(x, params, slot, (slot > contrast) & (slot < hue))
+    x = _shift_hue(x, params, hue > contrast)
+    for slot in (2, 3):
+        x = _blend(x, params, slot, (slot > contrast) & (slot > hue))
     return x
 
 
@@ -95,19 +104,22 @@ def gray(x: Planes) -> Tensor:
 
 
 def _blend(x: Planes, params: ViewParams, slot: int, turn: Tensor) -> Planes:
-    """What stands at a place of each sample's order, if it is its turn; contrast is not done here."""
+    """Brightness or saturation, where one of them stands at this place of a sample's order and it is its turn."""
     op = torch.where(turn, params.order[:, slot], CONTRAST)
-    black = torch.zeros((), device=x[0].device)
-    x = _lerp([black] * len(x), x, torch.where(op == BRIGHTNESS, params.brightness, 1.0))
+    x = _mix(x, 0.0, torch.where(op == BRIGHTNESS, params.brightness, 1.0))
+    return x if len(x) == 1 else _mix(x, gray(x), torch.where(op == SATURATION, params.saturation, 1.0))
+
+
+def _mix(x: Planes, reference: Tensor | float, factor: Tensor) -> Planes:
+    """``factor·x + (1-factor)·reference`` in [0, 1]; a factor of 1 changes nothing."""
+    factor = factor[:, None, None]
+    rest = (1 - factor) * reference
+    return tuple((factor * plane + rest).clamp(0, 1) for plane in x)
+
+
+def _shift_hue(x: Planes, params: ViewParams, turn: Tensor) -> Planes:
     if len(x) == 1:
         return x
-    x = _lerp([gray(x)] * 3, x, torch.where(op == SATURATION, params.saturation, 1.0))
-    shift = torch.where(op == HUE, params.hue, 0.0)[:, None, None]
-    return tuple(
-        torch.where(shift != 0, t, plane) for t, plane in zip(turned(x[0], x[1], x[2], shift), x, strict=True)
-    )
-
-
-def _lerp(reference: list[Tensor], x: Planes, factor: Tensor) -> Planes:
-    factor = factor[:, None, None]
-    return tuple(torch.lerp(r, plane, factor).clamp(0, 1) for r, plane in zip(reference, x, strict=True))
+    shift = torch.where(turn, params.hue, 0.0)[:, None, None]
+    made = turned(x[0], x[1], x[2], shift)
+    return tuple(torch.where(shift != 0, m, plane) for m, plane in zip(made, x, strict=True))
