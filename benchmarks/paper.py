@@ -20,7 +20,6 @@ from graphaug.recipes.report import shown
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results/paper"
 PAGE = ROOT / "docs/results.md"
-MEASURES = {"linear": "linear probe", "few_labels.mean": "5 labels a class", "knn": "nearest neighbours"}
 
 
 def kept(results: dict[str, Any]) -> dict[str, Any]:
@@ -33,27 +32,29 @@ def kept(results: dict[str, Any]) -> dict[str, Any]:
     failed = [f"{r['setting']}, seed {r['seed']}" for r in results["runs"] if r["failed"]]
     if failed:
         raise DataError(f"not finished: {'; '.join(failed)}. Go on with the sweep first.")
-    text = re.sub(r"\b(idx|folder|folder-as-stored):/[^\"]*/([^/\"]+)", r"\1:\2", json.dumps(results))
+    text = re.sub(r'"((?:[\w-]+:)?)/[^"]*/([^/"]+)"', r'"\1\2"', json.dumps(results))
     found: dict[str, Any] = json.loads(text)
     return found
 
 
 def table(results: dict[str, Any]) -> str:
-    """One row a setting, accuracies in % as mean ± half the 95 % interval over seeds; then a verdict a claim."""
-    runs = results["runs"]
-    names = list(dict.fromkeys(run["setting"] for run in runs))
-    plain = {run["seed"]: run["linear"] for run in runs if run["setting"] == "SimCLR"}
+    """One row a setting, measures in % as mean ± half the 95 % interval over seeds; then a verdict a claim."""
+    runs, measures, baseline = results["runs"], results["measures"], results["baseline"]
+    first = next(iter(measures))
+    value = {(run["setting"], run["seed"]): run[first] for run in runs}
+    bases = set(baseline.values())
+    against = f"{measures[first]}, to {bases.pop() if len(bases) == 1 else 'its baseline'} by seed"
     lines = [
-        f"| setting | runs | {' | '.join(MEASURES.values())} | linear, to SimCLR by seed |",
-        "|---" * (3 + len(MEASURES)) + "|",
+        f"| setting | runs | {' | '.join(measures.values())} | {against} |",
+        "|---" * (3 + len(measures)) + "|",
     ]
-    for name in names:
+    for name in dict.fromkeys(run["setting"] for run in runs):
         mine = [run for run in runs if run["setting"] == name]
         whole = [run for run in mine if not run["diverged"]]
-        cells = [shown([run[m] for run in whole]) for m in MEASURES]
-        pairs = [(run["linear"], plain[run["seed"]]) for run in mine]
+        cells = [shown([run[m] for run in whole]) for m in measures]
+        pairs = [(run[first], value.get((baseline.get(name), run["seed"]))) for run in mine]
         known = all(a is not None and b is not None for a, b in pairs)
-        gain = shown([a - b for a, b in pairs], "+") if known and name != "SimCLR" else ""
+        gain = shown([a - b for a, b in pairs], "+") if known else ""
         count = f"{len(whole)} of {len(mine)}" if len(whole) < len(mine) else str(len(mine))
         lines.append(f"| {name} | {count} | {' | '.join(cells)} | {gain} |")
     lines += ["", "| claim | said in | verdict | |", "|---|---|---|---|"]

@@ -159,9 +159,9 @@ def by_loader(
 
     def run(steps: int) -> float:
         coming = forever(batches)
-        # A loader is ahead by two batches a worker, which come at about one time: one such lot passes, two are timed.
+        # A loader is ahead by two batches a worker, which come at about one time: one such lot passes, one is timed.
         lot = 2 * batches.num_workers
-        count = max(steps, 2 * lot) if steps else 1
+        count = max(steps, lot) if steps else 1
         try:
             return timed(lambda: step(coming), count, device, max(1, lot if steps else 0)) / count * steps
         finally:

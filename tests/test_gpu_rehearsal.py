@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.run import STEPS
+from benchmarks.gpu.run import compile_all
+from benchmarks.gpu.steps import STEPS, Step
 
 ROOT = Path(__file__).parent.parent
 
@@ -48,3 +51,16 @@ def test_a_step_without_time_left_is_passed_over(tmp_path: Path) -> None:
     assert done.returncode == 0
     assert done.stdout.count("no time left") >= len(STEPS)
     assert not list(tmp_path.glob("*.json"))
+
+
+def test_what_compiles_is_started_together_and_ended_in_time(tmp_path: Path) -> None:
+    def step(name: str, code: str, wave: int) -> Step:
+        return Step(name, "", 1, (sys.executable, "-c", code), (), wave=wave, compiling=("more",))
+
+    waits = "import sys, time; print(sys.argv[1:], flush=True); time.sleep(600)"
+    steps = [step("a", waits, 1), step("b", waits, 1), step("c", "import sys; print(sys.argv[1:])", 2)]
+    begun = time.perf_counter()
+    compile_all([*steps, step("none", waits, 0)], argparse.Namespace(out=tmp_path), seconds=5)
+    assert time.perf_counter() - begun < 60  # one after another they would take twenty minutes
+    logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert logs == {f"{name}-compiling.log": "['more']\n" for name in "abc"}

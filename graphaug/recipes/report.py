@@ -144,6 +144,8 @@ def as_json(figure: str, plan: Plan, outcomes: Outcomes, verdicts: list[Verdict]
     return {
         "figure": figure,
         "level_of_a_side": LEVEL,
+        "measures": dict(plan.measures),
+        "baseline": dict(plan.baseline),
         "versions": versions(),
         "settings": {s.name: s.config.to_dict() for s in plan.settings},
         "runs": [
