@@ -62,6 +62,7 @@ def compile_all(steps: list[Step], options: argparse.Namespace, seconds: float) 
                 process.wait(max(1.0, seconds - (time.perf_counter() - begun)))
             except subprocess.TimeoutExpired:
                 process.kill()
+                process.wait()
         print(f"compiled lot {wave} in {time.perf_counter() - begun:.0f} s", flush=True)
     for path in (*RESULTS.glob("*-compiling.json"), *ROOT.glob("docs/images/*-compiling.svg")):
         path.unlink()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from graphaug.contrastive.gather import all_rows, process_count, process_rank
@@ -65,11 +66,11 @@ def info_nce(
     with torch.autocast(z1.device.type, enabled=False):
         z1, z2 = unit_rows(z1), unit_rows(z2)
         all1, all2 = _candidates(z1, z2, gather)
-        positive = (z1 * z2).sum(1).mean() / temperature
-        among = (z1 @ all2.T / temperature).logsumexp(1).mean()
+        own = _own_rows(z1, gather)
+        loss = F.cross_entropy(z1 @ all2.T / temperature, own)
         if symmetric:
-            among = (among + (z2 @ all1.T / temperature).logsumexp(1).mean()) / 2
-        return (among - positive) * factor
+            loss = (loss + F.cross_entropy(z2 @ all1.T / temperature, own)) / 2
+        return loss * factor
 
 
 def nt_xent(
@@ -106,14 +107,15 @@ def nt_xent(
         z1, z2 = unit_rows(z1), unit_rows(z2)
         all1, all2 = _candidates(z1, z2, gather)
         own = _own_rows(z1, gather)
-        own = torch.cat([own, own + len(all1)])
+        first, second = own, own + len(all1)
         candidates = torch.cat([all1, all2])
         logits = torch.cat([z1, z2]) @ candidates.T / temperature
-        itself = own[:, None] == torch.arange(len(candidates), device=own.device)
-        # A pair's similarity is that of either row of it. It is not looked up among the logits: Triton 3.6 cannot
-        # compile the look-up of positions that are reckoned on the GPU.
-        positive = (z1 * z2).sum(1).mean() / temperature
-        return (logits.masked_fill(itself, -math.inf).logsumexp(1).mean() - positive) * factor
+        place = torch.arange(len(candidates), device=own.device)
+        itself = torch.cat([first, second])[:, None] == place
+        positive = torch.cat([second, first])[:, None] == place
+        # Cross-entropy without its look-up, which Triton 3.6 cannot compile where the GPU reckons what is looked up.
+        chosen = torch.where(positive, logits, 0.0).sum(1)
+        return (logits.masked_fill(itself, -math.inf).logsumexp(1) - chosen).mean() * factor
 
 
 def nt_xent_views(
