@@ -64,8 +64,9 @@ def compile_all(steps: list[Step], options: argparse.Namespace, seconds: float) 
                 process.kill()
                 process.wait()
         print(f"compiled lot {wave} in {time.perf_counter() - begun:.0f} s", flush=True)
-    for path in (*RESULTS.glob("*-compiling.json"), *ROOT.glob("docs/images/*-compiling.svg")):
-        path.unlink()
+    for step in steps:
+        for file in step.writes:
+            (RESULTS / file.format(name="compiling")).unlink(missing_ok=True)
 
 
 def run(step: Step, options: argparse.Namespace, seconds: float) -> dict[str, object]:

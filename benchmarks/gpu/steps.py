@@ -16,7 +16,7 @@ class Step:
         minutes: the most it may take.
         gpu, tiny: the command on a GPU, and on the CPU at a tiny size. ``{cifar}`` and ``{out}`` are filled in.
         needs: packages that it cannot do without.
-        writes: files under benchmarks/results/ that hold its figures.
+        writes: files that hold its figures, from benchmarks/results/.
         wave: which of the two lots it is compiled with before anything is measured, all of a lot at once; 0 for none.
             What is in a lot shares the GPU's memory.
         compiling: what is added to ``gpu`` for that.
@@ -37,6 +37,7 @@ def module(name: str, *arguments: str) -> tuple[str, ...]:
     return (sys.executable, "-m", name, *arguments)
 
 
+PICTURE = "../../docs/images/step-{name}.svg"
 STEP = ("--device", "cuda", "--name", "gpu", "--modes", "compiled", "--depths", "1", "--subsets", "0.5",
         "--rounds", "21", "--without-hook", "--cached")  # fmt: skip
 TINY_STEP = ("--device", "cpu", "--name", "rehearsal", "--batch", "2", "--modes", "eager", "--depths", "1",
@@ -53,13 +54,13 @@ STEPS = (
         "step", "ViT-S, a step in bf16: sparse within 10 % of its floor, dense at most 1.02 of plain", 5,
         module("benchmarks.step", "--models", "vit-s", "--batch", "512", *STEP),
         module("benchmarks.step", "--models", "vit-s", *TINY_STEP),
-        ("transformers", "matplotlib", "timm"), ("step-{name}.json",), 1,
+        ("transformers", "matplotlib", "timm"), ("step-{name}.json", PICTURE), 1,
     ),
     Step(
         "step-text", "the same of a BERT-base, of 32 tokens", 5,
         module("benchmarks.step", "--models", "bert-base", "--batch", "1024", *STEP),
         module("benchmarks.step", "--models", "bert-base", *TINY_STEP),
-        ("transformers", "matplotlib"), ("step-{name}.json",), 2,
+        ("transformers", "matplotlib"), ("step-{name}.json", PICTURE), 2,
     ),
     Step(
         "deep-views", "deep views in bf16, at most 0.58 of the step with both copies; skipped rows", 5,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from gloo import group_of_two
 from torch import Tensor, nn
 
 import graphaug as ga
@@ -71,11 +71,7 @@ def whole(loss: str, backward: str) -> tuple[float, dict[str, Tensor]]:
 
 def run(rank: int, folder: str) -> None:
     """Half of the pairs in each of two processes; saves loss and gradients."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = f"file://{Path(folder) / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    try:
+    with group_of_two(rank, folder):
         for loss, backward in CASES:
             aug = augmented(backward)
             ddp = nn.parallel.DistributedDataParallel(aug)
@@ -84,5 +80,3 @@ def run(rank: int, folder: str) -> None:
             found.backward()
             grads = {name: p.grad for name, p in aug.named_parameters()}
             torch.save((float(found.detach()), grads), Path(folder) / f"{loss}_{backward}_{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import torch
+from gloo import group_of_two
 from torch import Tensor, nn
 
 from graphaug.vision.config import PretrainConfig
@@ -52,13 +52,7 @@ def train(name: str, rows: slice, wrap: bool) -> tuple[list[float], dict[str, Te
 
 def run(rank: int, folder: str) -> None:
     """Half of the pairs in each of two processes."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = f"file://{Path(folder) / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    try:
+    with group_of_two(rank, folder):
         for name in METHOD_NAMES:
             half = slice(rank * PAIRS // 2, (rank + 1) * PAIRS // 2)
             torch.save(train(name, half, True), Path(folder) / f"{name}_{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()

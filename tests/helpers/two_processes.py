@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from gloo import group_of_two
 from networks import TextNet, tokens
 from torch import Tensor, nn
 
@@ -41,11 +41,7 @@ def single_process(stop_grad: bool) -> tuple[list[float], dict[str, Tensor]]:
 
 def run(rank: int, folder: str, setups: list[tuple[str, bool]]) -> None:
     """One forward and backward per setup in one of two processes; saves the loss and the whole gradients."""
-    torch.set_num_threads(1)
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-    store = f"file://{Path(folder) / 'rendezvous'}"
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=2)
-    try:
+    with group_of_two(rank, folder):
         for kind, stop_grad in setups:
             model, aug = model_and_augmented(stop_grad)
             wrapped = _ddp(aug) if kind == "ddp" else _fsdp(model, aug)
@@ -53,8 +49,6 @@ def run(rank: int, folder: str, setups: list[tuple[str, bool]]) -> None:
             loss.backward()
             grads = {n: _whole(p.grad) for n, p in model.named_parameters() if p.grad is not None}
             torch.save((float(loss.detach()), grads), Path(folder) / f"{kind}_{stop_grad}_{rank}.pt")
-    finally:
-        torch.distributed.destroy_process_group()
 
 
 def _ddp(aug: Any) -> Any:

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import os
 import pickle
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 import torch.multiprocessing as mp
 import torchvision
+from gloo import group_of_two
 from networks import Checkpointed, TextNet, tokens
 from torch import Tensor, nn
 
@@ -595,29 +594,24 @@ def test_compiled_without_a_break_or_a_recompile(backend: str) -> None:
     torch._dynamo.reset()
 
 
-def _train_in_a_group(rank: int, port: int, folder: str) -> None:
+def _train_in_a_group(rank: int, folder: str) -> None:
     warnings.simplefilter("ignore")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    results = []
-    for kind in ("sparse", "dense"):
-        aug, _ = text()
-        ddp = nn.parallel.DistributedDataParallel(aug)
-        with Draw(rank).imposed(aug), aug.dense() if kind == "dense" else contextlib.nullcontext():
-            for s in range(2):
-                ddp(tokens(6, seed=10 * rank + s)).square().sum().backward()
-        results.append([p.grad for p in aug.parameters()])
-    torch.save(results, f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
+    with group_of_two(rank, folder):
+        results = []
+        for kind in ("sparse", "dense"):
+            aug, _ = text()
+            ddp = nn.parallel.DistributedDataParallel(aug)
+            with Draw(rank).imposed(aug), aug.dense() if kind == "dense" else contextlib.nullcontext():
+                for s in range(2):
+                    ddp(tokens(6, seed=10 * rank + s)).square().sum().backward()
+            results.append([p.grad for p in aug.parameters()])
+        torch.save(results, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.long
 @pytest.mark.slow
 def test_data_parallel_in_two_processes(tmp_path: Path) -> None:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    mp.spawn(_train_in_a_group, (port, str(tmp_path)), nprocs=2)
+    mp.spawn(_train_in_a_group, (str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     for sparse, dense, other in zip(*first, second[0], strict=True):
         torch.testing.assert_close(sparse, dense, rtol=1e-10, atol=1e-12)
