@@ -38,7 +38,7 @@ def kept(results: dict[str, Any]) -> dict[str, Any]:
 
 
 def table(results: dict[str, Any]) -> str:
-    """One row a setting, measures in % as mean ± half the 95 % interval over seeds; then a verdict a claim."""
+    """One row a setting, measures in % as mean ± half the 95 % interval over seeds; a choice; a verdict a claim."""
     runs, measures, baseline = results["runs"], results["measures"], results["baseline"]
     first = next(iter(measures))
     value = {(run["setting"], run["seed"]): run[first] for run in runs}
@@ -57,6 +57,14 @@ def table(results: dict[str, Any]) -> str:
         gain = shown([a - b for a, b in pairs], "+") if known else ""
         count = f"{len(whole)} of {len(mine)}" if len(whole) < len(mine) else str(len(mine))
         lines.append(f"| {name} | {count} | {' | '.join(cells)} | {gain} |")
+    if results["choices"]:
+        lines += ["", f"| choice | {measures[first]} | to | | p |", "|---|---|---|---|---|"]
+    for choice in results["choices"]:
+        reached, gain = (list(choice[key].values()) for key in ("accuracy", "difference"))
+        p = "" if choice["p_ahead"] is None else f"{choice['p_ahead']:.3f}"
+        lines.append(
+            f"| {choice['choice']} | {shown(reached)} | {choice['baseline']} | {shown(gain, '+')} | {p} |"
+        )
     lines += ["", "| claim | said in | verdict | |", "|---|---|---|---|"]
     lines += [
         f"| {c['claim']} | {c['source']} | **{c['verdict']}** | {c['why']} |" for c in results["claims"]

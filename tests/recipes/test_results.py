@@ -28,7 +28,12 @@ def test_the_table_is_of_the_runs():
     runs += [a_run("site 5", s, 0.75) for s in range(2)] + [a_run("site 5", 2, 0.0, **none)]
     measures = {"linear": "linear probe", "few_labels.mean": "few labels", "knn": "nearest neighbours"}
     baseline = {"site 4": "SimCLR", "site 5": "SimCLR"}
-    shown = table({"runs": runs, "claims": [], "measures": measures, "baseline": baseline})
+    chosen = {"choice": "SimCLR, its site chosen", "baseline": "SimCLR", "p_ahead": 0.01234}
+    chosen |= {"accuracy": {"0": 0.75, "1": 0.77}, "difference": {"0": 0.05, "1": 0.05}}
+    found = {"runs": runs, "claims": [], "measures": measures, "baseline": baseline, "choices": [chosen]}
+    shown = table(found)
+    # 12.7 is Student's quantile with one degree of freedom; over the root of two, times their deviation
+    assert "| SimCLR, its site chosen | 76.0 ± 12.7 | SimCLR | +5.0 ± 0.0 | 0.012 |" in shown
     assert "linear probe, to SimCLR by seed" in shown
     # 2.48 is the 97.5 % quantile of Student's t with two degrees of freedom, 4.303, over the root of three
     assert "| SimCLR | 3 | 71.0 ± 2.5 | 71.0 ± 2.5 | 71.0 ± 2.5 |  |" in shown
