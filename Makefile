@@ -83,7 +83,7 @@ WITH_COMPOSER := .venv-composer
 $(WITH_COMPOSER)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(WITH_COMPOSER)
 	$(WITH_COMPOSER)/bin/python -m pip install --quiet --editable . pytest hypothesis 'torch==2.11.*' 'torchvision==0.26.*' \
-		'torchmetrics<1.7.5' torch_optimizer coolname py-cpuinfo 'importlib-metadata<9' tabulate psutil mosaicml-cli==0.7.5
+		'torchmetrics<1.7.5' torch_optimizer coolname py-cpuinfo 'importlib-metadata<9' tabulate psutil tqdm requests mosaicml-cli==0.7.5
 	$(WITH_COMPOSER)/bin/python -m pip install --quiet --no-deps mosaicml==0.32.1
 	@touch $@
 
