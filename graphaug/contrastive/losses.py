@@ -107,12 +107,12 @@ def nt_xent(
         z1, z2 = unit_rows(z1), unit_rows(z2)
         all1, all2 = _candidates(z1, z2, gather)
         own = _own_rows(z1, gather)
-        first, second = own, own + len(all1)
+        other = own + len(all1)
         candidates = torch.cat([all1, all2])
         logits = torch.cat([z1, z2]) @ candidates.T / temperature
         place = torch.arange(len(candidates), device=own.device)
-        itself = torch.cat([first, second])[:, None] == place
-        positive = torch.cat([second, first])[:, None] == place
+        itself = torch.cat([own, other])[:, None] == place
+        positive = torch.cat([other, own])[:, None] == place
         # Cross-entropy without its look-up, which Triton 3.6 cannot compile where the GPU reckons what is looked up.
         chosen = torch.where(positive, logits, 0.0).sum(1)
         return (logits.masked_fill(itself, -math.inf).logsumexp(1) - chosen).mean() * factor

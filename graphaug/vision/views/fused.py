@@ -7,74 +7,64 @@ gray value is a mean over the image, ends a pass. The results are those of `imag
 
 from __future__ import annotations
 
-import math
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
-from graphaug.vision.views.image_ops import HUE, LUMA, turned
+from graphaug.vision.views.image_ops import BRIGHTNESS, CONTRAST, HUE, LUMA, SATURATION, turned
 from graphaug.vision.views.params import ViewParams
+from graphaug.vision.views.taps import Taps, filter_taps, tap_count
 
 MOST_TAPS = 6
 """Up to how many pixels of an axis make one of a crop here; with more, the product with a matrix is the faster."""
-
-BRIGHTNESS, CONTRAST, SATURATION = range(3)
 
 Planes = tuple[Tensor, ...]
 """The channels of a batch, each ``(B, h, w)`` in [0, 1]."""
 
 
-class Taps(NamedTuple):
-    """``(B, n, T)``: the T pixels of an axis that each of n new ones is made of, and their weights."""
-
-    source: Tensor
-    weight: Tensor
-
-
-def tap_count(in_size: int, out_size: int) -> int:
-    """How many pixels of an axis make a new one at most: two, and more where an image is shrunk."""
-    return math.ceil(2 * max(1.0, in_size / out_size))
+def suits(images: Tensor, size: int) -> bool:
+    """Whether a compiler for a GPU is at work, and crops to ``size`` have few enough taps to be looked up."""
+    if not torch.compiler.is_compiling() or images.device.type == "cpu" or images.requires_grad:
+        return False
+    return max(tap_count(side, size) for side in images.shape[2:]) <= MOST_TAPS
 
 
-def resize_taps(start: Tensor, extent: Tensor, flip: Tensor, in_size: int, out_size: int) -> Taps:
-    """The rows of ``image_ops.resize_matrix`` without their zeros; where ``flip``, ``(B,)``, in reverse order."""
-    start, extent, flip = start[:, None, None].float(), extent[:, None, None].float(), flip[:, None, None]
-    scale = extent / out_size
-    support = scale.clamp(min=1)
-    made = torch.arange(out_size, device=start.device)[:, None]
-    centre = (torch.where(flip, out_size - 1 - made, made) + 0.5) * scale
-    # An open interval of 2·support pixels' width around the centre holds as many centres of pixels as are counted.
-    pixel = (centre - support + 0.5).floor() + torch.arange(tap_count(in_size, out_size), device=start.device)
-    weight = (1 - (pixel + 0.5 - centre).abs() / support).clamp(min=0)
-    weight = weight * ((pixel >= 0) & (pixel < extent))
-    source = torch.minimum(pixel.clamp(min=0), extent - 1) + start
-    return Taps(source.long(), weight / weight.sum(-1, keepdim=True))
+def coloured_crops(
+    images: Tensor, params: ViewParams, size: int, n_views: int, *, jitter: bool, gray: bool
+) -> Tensor:
+    """``n_views`` crops of each of ``(B, C, H, W)`` images, their colours done: ``(n_views·B, C, size, size)``."""
+    x = crop(images, params, size, n_views)
+    x = colour_jitter(x, params) if jitter else x
+    x = grayscale(x, params) if gray else x
+    return torch.stack(x, dim=1)
 
 
-def crop(images: Tensor, rows: Taps, columns: Taps, n_views: int) -> Planes:
-    """Resample ``n_views`` crops of each of ``(B, C, H, W)`` images, uint8 or floating, by the taps of both axes."""
+def crop(images: Tensor, params: ViewParams, size: int, n_views: int) -> Planes:
+    """Resample crops of ``(B, C, H, W)`` images, uint8 or floating, and flip them where that was drawn."""
     count, channels, height, width = images.shape
     image = torch.arange(n_views * count, device=images.device)[:, None, None] % count
-    # The bounds are known to hold; saying them spares the check of every look-up.
-    down = rows.source.clamp(0, height - 1)[:, :, None]
-    across = columns.source.clamp(0, width - 1)[:, None]
+    unit = 1 / 255 if images.dtype == torch.uint8 else 1.0
+    rows = _taps(params.top, params.height, torch.zeros_like(params.flip), height, size, unit)
+    columns = _taps(params.left, params.width, params.flip, width, size)
+    down, across = rows.source[:, :, None], columns.source[:, None]
 
     def plane(channel: int) -> Tensor:
-        total = None
+        total = torch.zeros((), device=images.device)
         for i in range(rows.source.shape[2]):
-            line = None
+            line = torch.zeros((), device=images.device)
             for j in range(columns.source.shape[2]):
                 pixel = images[image, channel, down[..., i], across[..., j]].float()
-                term = pixel * columns.weight[:, None, :, j]
-                line = term if line is None else line + term
-            assert line is not None
-            line = line * rows.weight[:, :, None, i]
-            total = line if total is None else total + line
-        assert total is not None
-        return total / 255 if images.dtype == torch.uint8 else total
+                line = line + pixel * columns.weight[:, None, :, j]
+            total = total + line * rows.weight[:, :, None, i]
+        return total
 
     return tuple(plane(channel) for channel in range(channels))
+
+
+def _taps(start: Tensor, extent: Tensor, flip: Tensor, in_size: int, size: int, unit: float = 1.0) -> Taps:
+    """The pixels of an axis of the images that each of a view's is made of, ``(B, size, T)``."""
+    source, weight = filter_taps(extent, size, flip, tap_count(in_size, size), unit)
+    # The bounds are known to hold; saying them spares the check of every look-up.
+    return Taps((source + start[:, None, None]).long().clamp(0, in_size - 1), weight)
 
 
 def colour_jitter(x: Planes, params: ViewParams) -> Planes:
@@ -88,7 +78,7 @@ def colour_jitter(x: Planes, params: ViewParams) -> Planes:
     x = _shift_hue(x, params, hue < contrast)
     for slot in (1, 2):
         x = _blend(x, params, slot, (slot < contrast) & (slot > hue))
-    mean = gray(x).mean((1, 2), keepdim=True)
+    mean = luma(x).mean((1, 2), keepdim=True)
     x = _mix(x, mean, params.contrast)
     for slot in (1, 2):
         x = _blend(x, params, slot, (slot > contrast) & (slot < hue))
@@ -98,16 +88,22 @@ def colour_jitter(x: Planes, params: ViewParams) -> Planes:
     return x
 
 
-def gray(x: Planes) -> Tensor:
+def luma(x: Planes) -> Tensor:
     """Luma, ``(B, h, w)``; a single channel is its own."""
     return x[0] if len(x) == 1 else LUMA[0] * x[0] + LUMA[1] * x[1] + LUMA[2] * x[2]
+
+
+def grayscale(x: Planes, params: ViewParams) -> Planes:
+    """Every channel the luma, where that was drawn; a single channel is left alone."""
+    value, drawn = luma(x), params.gray[:, None, None]
+    return tuple(torch.where(drawn, value, plane) for plane in x)
 
 
 def _blend(x: Planes, params: ViewParams, slot: int, turn: Tensor) -> Planes:
     """Brightness or saturation, where one of them stands at this place of a sample's order and it is its turn."""
     op = torch.where(turn, params.order[:, slot], CONTRAST)
     x = _mix(x, 0.0, torch.where(op == BRIGHTNESS, params.brightness, 1.0))
-    return x if len(x) == 1 else _mix(x, gray(x), torch.where(op == SATURATION, params.saturation, 1.0))
+    return x if len(x) == 1 else _mix(x, luma(x), torch.where(op == SATURATION, params.saturation, 1.0))
 
 
 def _mix(x: Planes, reference: Tensor | float, factor: Tensor) -> Planes:

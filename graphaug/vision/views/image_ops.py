@@ -11,8 +11,8 @@ from torch import Tensor
 
 from graphaug.errors import BatchError
 
-HUE = 3
-"""The number of the hue shift among the operations of colour jitter; 0 to 2 are the blends of ``tone``."""
+BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+"""The operations of colour jitter by their numbers in an order; the first three are the blends of ``tone``."""
 
 BLOCK = 32
 """How many pixels of a row a blur makes at once."""

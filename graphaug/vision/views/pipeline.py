@@ -191,8 +191,9 @@ class SimCLRViews(nn.Module):
             numbers = (self.n_views, self.size, self.kernel_size, self.solarize_threshold)
             views: Tensor = views_one_by_one(images, params.columns(), self.mean, self.std, *numbers)
             return views
-        if _in_few_passes(images, self.size):
-            return self._apply_fused(images, params)
+        if fused.suits(images, self.size):
+            done = {"jitter": self.jitter_p > 0, "gray": self.gray_p > 0}
+            return self._finish(fused.coloured_crops(images, params, self.size, self.n_views, **done), params)
         images = images.repeat(self.n_views, 1, 1, 1)
         part = self._part(images)
         if part >= images.shape[0]:
@@ -222,31 +223,15 @@ class SimCLRViews(nn.Module):
             )
         if self.gray_p > 0 and x.shape[1] == 3:
             x = choose(params.gray[:, None, None, None], rgb_to_gray(x), x)
+        return self._finish(x, params)
+
+    def _finish(self, x: Tensor, params: ViewParams) -> Tensor:
+        """Blur, solarize and normalise crops whose colours are done."""
         if self.blur_p > 0:
             x = gaussian_blur(x, params.sigma, self.kernel_size)
         if self.solarize_p > 0:
             x = choose(params.solarize[:, None, None, None], solarize(x, self.solarize_threshold), x)
         return (x - self.mean).div_(self.std)
-
-    def _apply_fused(self, images: Tensor, params: ViewParams) -> Tensor:
-        """What ``_apply_params`` does with the images repeated, for a compiler to fuse."""
-        height, width = images.shape[2:]
-        unflipped = torch.zeros_like(params.flip)
-        rows = fused.resize_taps(params.top, params.height, unflipped, height, self.size)
-        columns = fused.resize_taps(params.left, params.width, params.flip, width, self.size)
-        x = fused.crop(images, rows, columns, self.n_views)
-        if self.jitter_p > 0:
-            x = fused.colour_jitter(x, params)
-        if self.gray_p > 0 and len(x) == 3:
-            luma, is_gray = fused.gray(x), params.gray[:, None, None]
-            x = tuple(torch.where(is_gray, luma, plane) for plane in x)
-        views = torch.stack(x, dim=1)
-        if self.blur_p > 0:
-            views = gaussian_blur(views, params.sigma, self.kernel_size)
-        if self.solarize_p > 0:
-            inverted = solarize(views, self.solarize_threshold)
-            views = torch.where(params.solarize[:, None, None, None], inverted, views)
-        return (views - self.mean) / self.std
 
     def _crop_sizes(self, uniforms: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Ten candidate boxes, height and width of 0 where one does not fit."""
@@ -303,13 +288,6 @@ class EvalView(nn.Module):
 def _one_at_a_time(images: Tensor, size: int) -> bool:
     """Whether views are so large, on a CPU, that a step's own time exceeds that of calling it."""
     return images.device.type == "cpu" and not images.requires_grad and size >= LARGE
-
-
-def _in_few_passes(images: Tensor, size: int) -> bool:
-    """Whether a compiler for a GPU is to fuse the steps, and the crops have few enough taps to be looked up."""
-    if not torch.compiler.is_compiling() or images.device.type == "cpu" or images.requires_grad:
-        return False
-    return max(fused.tap_count(side, size) for side in images.shape[2:]) <= fused.MOST_TAPS
 
 
 def _per_channel(value: Sequence[float] | float) -> Tensor:

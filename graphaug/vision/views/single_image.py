@@ -16,11 +16,8 @@ import torch
 from torch import Tensor
 
 from graphaug.vision.views import image_ops
-from graphaug.vision.views.image_ops import rgb_to_gray
+from graphaug.vision.views.image_ops import BRIGHTNESS, CONTRAST, HUE, SATURATION, rgb_to_gray
 from graphaug.vision.views.taps import Taps, blur_taps, combine_rows
-
-BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
-"""The operations of colour jitter by their numbers in an order."""
 
 
 def view(

@@ -19,38 +19,63 @@ SIGMAS = 6.0
 
 
 class Taps(NamedTuple):
-    """``(C, n, T)`` rows, of C channels one below the other, that n new rows are made of, and their weights."""
+    """The T rows that each of n new ones is made of, and their weights, ``(…, n, T)``.
+
+    What leads is the channels of an image, one below the other, or the images of a batch.
+    """
 
     source: Tensor
     weight: Tensor
 
 
-def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit: float = 1.0) -> list[Taps]:
+def tap_count(pixels: float, out_size: int) -> int:
+    """Of how many pixels a new one is made at most: two, and more where an axis is shrunk."""
+    return math.ceil(2 * max(1.0, pixels / out_size))
+
+
+def filter_taps(extent: Tensor, out_size: int, flip: Tensor, count: int, unit: float = 1.0) -> Taps:
     """The bilinear, antialiased resize of one axis of each of B crops: the rows of ``image_ops.resize_matrix``.
 
     Args:
         extent: ``(B,)`` pixels in the crop.
         out_size: pixels of the result along this axis.
         flip: ``(B,)`` whether the result is in reverse order.
+        count: of taps; see `tap_count`.
+        unit: what the weights of a row sum to.
+
+    Returns:
+        ``(B, out_size, count)`` whole numbers in float32, counted from the crop's first pixel; those outside of the
+        crop are its nearest, with the weight 0.
+
+    """
+    extent, flip = extent[:, None, None].float(), flip[:, None, None]
+    scale = extent / out_size
+    support = scale.clamp(min=1)
+    made = torch.arange(out_size, device=extent.device)[:, None]
+    centre = (torch.where(flip, out_size - 1 - made, made) + 0.5) * scale
+    # An open interval of 2·support pixels' width around the centre holds as many centres of pixels as are counted.
+    pixel = (centre - support + 0.5).floor() + torch.arange(count, device=extent.device)
+    weight = (1 - (pixel + 0.5 - centre).abs_() / support).clamp_(min=0)
+    weight.masked_fill_((pixel < 0).logical_or_(pixel >= extent), 0)
+    weight *= unit / weight.sum(-1, keepdim=True)
+    return Taps(torch.minimum(pixel.clamp_(min=0), extent - 1), weight)
+
+
+def resize_taps(extent: Tensor, out_size: int, flip: Tensor, channels: int, unit: float = 1.0) -> list[Taps]:
+    """`filter_taps` for `combine_rows`.
+
+    Args:
+        extent, out_size, flip: as there.
         channels: of the images.
         unit: what the weights of a row sum to.
 
     Returns:
-        For each crop the taps of its new rows; those outside of the crop have the weight 0.
+        For each crop the taps of its new rows, as few as it needs.
 
     """
-    counts = [math.ceil(2 * max(1.0, pixels / out_size)) for pixels in extent.tolist()]
-    extent, flip = extent[:, None, None].float(), flip[:, None, None]
-    scale = extent / out_size
-    support = scale.clamp(min=1)
-    made = torch.arange(out_size)[:, None]
-    centre = (torch.where(flip, out_size - 1 - made, made) + 0.5) * scale
-    # An open interval of 2·support pixels' width around the centre holds as many centres of pixels as are counted.
-    pixel = (centre - support + 0.5).floor() + torch.arange(max(counts))
-    weight = (1 - (pixel + 0.5 - centre).abs_() / support).clamp_(min=0)
-    weight.masked_fill_((pixel < 0).logical_or_(pixel >= extent), 0)
-    weight *= unit / weight.sum(-1, keepdim=True)
-    index = torch.minimum(pixel.clamp_(min=0), extent - 1).int()[:, None]
+    counts = [tap_count(pixels, out_size) for pixels in extent.tolist()]
+    source, weight = filter_taps(extent, out_size, flip, max(counts), unit)
+    index, extent = source.int()[:, None], extent[:, None, None]
     index = index + torch.arange(channels, dtype=torch.int32)[:, None, None] * extent.int()[:, None]
     weight = weight[:, None].expand(index.shape).contiguous()
     if len(set(counts)) == 1:
