@@ -9,6 +9,17 @@ from typing import Any, ParamSpec, TypeVar
 
 from graphaug.errors import UnknownOption, did_you_mean
 
+_ELSEWHERE = {
+    "rate": ("p", "prob", "drop", "dropout", "dropout_rate"),
+    "at": ("layer", "layers", "site", "sites", "where", "module"),
+    "subset": ("fraction", "share", "subset_rate"),
+    "stop_grad": ("detach", "stopgrad"),
+    "example_inputs": ("input", "inputs", "x", "batch", "example", "sample_input"),
+}
+"""What other libraries call an option of ours."""
+_HINTS = {"at": "graphaug.sites(model) lists what it can name"}
+"""What helps to find the value of an option that is missing."""
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
@@ -43,7 +54,9 @@ def wrong_call(
     known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     wrong = [key for key in kwargs if key not in known]
     if wrong and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        hint = did_you_mean(wrong[0], known) or f" It has: {', '.join(known)}."
+        meant = [name for name, others in _ELSEWHERE.items() if wrong[0].lower() in others and name in known]
+        hint = f" Did you mean '{meant[0]}'?" if meant else did_you_mean(wrong[0], known)
+        hint = hint or f" It has: {', '.join(known)}."
         return f"{name} has no option {wrong[0]!r}.{hint}"
     by_position = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     given = len(args) - ("self" in signature.parameters)
@@ -63,4 +76,5 @@ def wrong_call(
         and p.name not in kwargs
         and p.name not in by_position[:given]
     ]
-    return f"{name} needs {', '.join(f'{key}=' for key in missing)}: help(graphaug.{name}) says what it is."
+    needed, hints = ", ".join(f"{key}=" for key in missing), [_HINTS[key] for key in missing if key in _HINTS]
+    return f"{name} needs {needed}: {'; '.join([*hints, f'help(graphaug.{name}) says what it is'])}."

@@ -134,16 +134,18 @@ def _insert(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     names = fresh_names(model, [r.target for r in requests])
     resized = frozenset(r.target for r in requests if r.resizes)
     inside: frozenset[str] = frozenset()
-    captured, graph, placed = place(structure, names, training=True, resized=resized)
+    captured, graph, placed = place(structure, names, training=True, resized=resized, whole=False)
     if asked.backward == "sparse":
         inside = norms_to_open(graph, list(placed.values()), model)
-        captured, graph, placed = place(structure, names, training=True, inside=inside, resized=resized)
+        captured, graph, placed = place(
+            structure, names, training=True, inside=inside, resized=resized, whole=False
+        )
     notes = check_sites(captured, graph, placed, asked.allow_bypass)
     frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
-    eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized)
+    eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized, whole=False)
 
     def again(other: ModelStructure) -> tuple[Captured, fx.Graph]:
-        return place(other, names, training=True, inside=inside, resized=resized)[:2]
+        return place(other, names, training=True, inside=inside, resized=resized, whole=False)[:2]
 
     return Inserted(names, captured, eval_captured, graph, eval_graph, placed, notes, frozen, again)
 

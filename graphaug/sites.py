@@ -10,14 +10,14 @@ from torch import Tensor, fx, nn
 
 from graphaug.arguments import checked_names
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import before, parameters_of, reads_no_data
+from graphaug.capture.dataflow import before, parameters_of, reads_no_data, used_entry
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import proofs_of
-from graphaug.proof.separation import around, data_graph, find_bypass
+from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
 from graphaug.sparse.choose import SMALLEST_SAVING
@@ -106,11 +106,10 @@ class Sites(Sequence[Site]):
     def __iter__(self) -> Iterator[Site]:
         return iter(self.entries)
 
-    def __repr__(self) -> str:
-        return str(self)
-
     def __str__(self) -> str:
         return self.table()
+
+    __repr__ = __str__
 
     def table(self, width: int | None = None) -> str:
         """The table; in at most ``width`` characters a line, if given: what matters least is left out, and said."""
@@ -187,17 +186,17 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
     stages = _stage_numbers(structure, captured)
     reach = _Before(structure.model, captured)
     flow = data_graph(captured.graph)
-    nodes = [
-        n for n in captured.graph.nodes if target_of(n) is not None and n in flow and not reads_no_data(n)
-    ]
+    places = {  # a module is what the model goes on with of its result
+        target: n if target.side == "before" else used_entry(n)
+        for n in captured.graph.nodes
+        if (target := target_of(n)) is not None and n in flow and not reads_no_data(n)
+    }
     proofs: dict[fx.Node, Proof] = {}
     if not everything:
-        examples = structure.signature.examples
-        proofs = proofs_of(structure.model, captured.graph, nodes, examples, captured.constants)
+        given = structure.signature.examples, captured.constants
+        proofs = proofs_of(structure.model, captured.graph, list(places.values()), *given)
     found = []
-    for node in nodes:
-        target = target_of(node)
-        assert target is not None
+    for target, node in places.items():
         bypass = find_bypass(flow, node)
         value = value_of(node)
         module = structure.model.get_submodule(target.path)
@@ -223,7 +222,8 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
                 rows=_rows(proofs.get(node)),
             )
         )
-    return Sites(structure.name, found, structure.guess_note)
+    nothing = FROM_NO_TENSOR if not found and structure.signature.examples else ""
+    return Sites(structure.name, found, structure.guess_note or nothing)
 
 
 def _backward(

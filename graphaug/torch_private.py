@@ -7,8 +7,9 @@ custom containers. Supported: torch 2.11 and later.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -41,6 +42,7 @@ __all__ = [
     "UninitializedTensorMixin",
     "WeakIdKeyDictionary",
     "assert_async",
+    "flop_counter_type",
     "function_from_source",
     "is_functorch_wrapper",
     "quiet_fakes",
@@ -98,6 +100,22 @@ def quiet_fakes() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@functools.cache
+def flop_counter_type() -> Any:
+    """Torch's ``FlopCounterMode``, which tells of operations that it has no formula for; its import imports triton."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    class Telling(FlopCounterMode):
+        without_formula: Callable[[Any], None]
+
+        def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
+            if func_packet not in self.flop_registry:
+                self.without_formula(func_packet)
+            return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
+
+    return Telling
 
 
 def is_functorch_wrapper(tensor: torch.Tensor) -> bool:

@@ -53,7 +53,13 @@ CALLS: dict[str, tuple[Callable[[], Any], str]] = {
         "rewrite has no option 'stopgrad'. Did you mean 'stop_grad'",
     ),
     "no near name": (lambda: ga.rewrite(net(), "1", qqq=1), "rewrite has no option 'qqq'. It has: model, at, rate, "),
-    "no site": (lambda: ga.rewrite(net()), "rewrite needs at="),
+    "no site": (lambda: ga.rewrite(net()), "rewrite needs at=: graphaug.sites(model) lists what it can name; "),
+    "dropout's own name": (lambda: ga.rewrite(net(), "1", p=0.5), "rewrite has no option 'p'. Did you mean 'rate'?"),
+    "a layer": (lambda: ga.rewrite(net(), layer="1"), "rewrite has no option 'layer'. Did you mean 'at'?"),
+    "inputs": (
+        lambda: ga.rewrite(net(), "1", inputs=1),
+        "rewrite has no option 'inputs'. Did you mean 'example_inputs'?",
+    ),
     "by position": (
         lambda: ga.rewrite(net(), "1", 0.3),
         "rewrite takes only model, at by position, and 3 were given. Give the others by name: rate=…",

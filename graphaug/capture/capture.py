@@ -29,8 +29,8 @@ from graphaug.torch_private import FakeTensor
 class Captured:
     """A model's graph, opened as far as its targets need.
 
-    Nodes carry ``meta["site"]`` (a `Target`, on whatever can be targeted), ``meta["value"]`` (the
-    example value, if known) and ``meta["flops"]`` (if counted).
+    Nodes carry ``meta["site"]`` (a `Target`, on whatever can be targeted), ``meta["value"]`` (the example value, if
+    known), and if FLOPs are counted ``meta["flops"]`` and ``meta["uncounted"]`` (the operators that have no formula).
     """
 
     graph: fx.Graph

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.example_hints import as_one_input, batch_of, left_over
 from graphaug.capture.values import taken_from
 from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
@@ -87,16 +88,17 @@ class Signature:
                 left = [p for p in named if p not in examples]
                 misspelled = difflib.get_close_matches(str(key), left, n=1, cutoff=0.85)
                 if key not in named and (misspelled or not open_keywords):
+                    whole = "" if misspelled else as_one_input(example_inputs, required, named)
                     raise CaptureError(
                         f"example_inputs has {key!r}, which {name}.forward does not take."
-                        f"{did_you_mean(str(key), named)} It takes: {', '.join(named)}."
+                        f"{did_you_mean(str(key), named)} It takes: {', '.join(named)}.{whole}"
                     )
         else:
             values = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
             if not isinstance(values, (tuple, list)):
                 raise CaptureError(
                     f"example_inputs is {an(example_inputs)}: give a tensor, a tuple of "
-                    "positional inputs, or a dict of keyword inputs."
+                    f"positional inputs, or a dict of keyword inputs.{batch_of(example_inputs)}"
                 )
             extra = [f"{variadic}_{i}" for i in range(len(values) - len(positional))] if variadic else []
             positional = (*positional, *extra)
@@ -104,6 +106,7 @@ class Signature:
                 raise CaptureError(
                     f"example_inputs has {len(values)} entries, but {name}.forward takes "
                     f"{len(positional)} positional inputs: {', '.join(positional)}."
+                    f"{left_over(values, positional, required, named)}"
                 )
             examples = dict(zip(positional, values, strict=False))
         missing = [p for p in required if p not in examples]

@@ -11,6 +11,8 @@ from torch import Tensor, fx
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, tensors_of, writes
+from graphaug.capture.recording.values.structures import entries as held_by
+from graphaug.capture.recording.values.structures import is_container
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import BypassedSite, SiteNotFound, an
@@ -21,6 +23,10 @@ if TYPE_CHECKING:  # imported where it is used: it takes half of the library's o
 
 SEPARATES = "separates the input from the output"
 BYPASSED = "bypassed (allowed): "
+FROM_NO_TENSOR = (
+    "What a forward makes of strings or numbers is the same in every call of its graph: make tensors of them (a "
+    "tokenizer) outside of it, and rewrite the module that takes these."
+)
 
 
 def data_graph(graph: fx.Graph) -> nx.DiGraph:
@@ -135,8 +141,9 @@ def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
 
 def _taken(user: fx.Node, value: Any) -> list[tuple[bool, Any]]:
     """The entries of a value that a user of it takes: (whether it is the first, the entry)."""
-    keys = list(value) if isinstance(value, Mapping) else list(range(len(value)))
-    entries = [(place == 0, value[key]) for place, key in enumerate(keys)]
+    held = held_by(value)
+    keys = [key for (_, key), _ in held]
+    entries = [(place == 0, entry) for place, (_, entry) in enumerate(held)]
     if user.target is getattr and user.args[1] in keys:
         return [entries[keys.index(user.args[1])]]
     if user.target is not operator.getitem:
@@ -157,9 +164,9 @@ def _past_the_first(entries: list[tuple[bool, Any]]) -> bool:
         if not first:
             if carries_gradient(entry):
                 return True
-        elif isinstance(entry, (Mapping, tuple, list)) and len(entry) > 0:
-            inner = list(entry.values()) if isinstance(entry, Mapping) else list(entry)
-            if _past_the_first([(place == 0, part) for place, part in enumerate(inner)]):
+        elif is_container(entry):
+            inner = [(place == 0, part) for place, (_, part) in enumerate(held_by(entry))]
+            if _past_the_first(inner):
                 return True
     return False
 
@@ -185,9 +192,7 @@ def check_sites(
     for target, cut in placed.items():
         value = value_of(cut)
         if value is not UNKNOWN and cut not in flow:
-            raise SiteNotFound(
-                f"'{target}' holds {_kind(value)}, which carries no gradient: choose a site with activations."
-            )
+            raise SiteNotFound(f"'{target}' {_no_activations(value)}")
         bypass = find_bypass(flow, cut)
         if bypass is None:
             notes[target] = SEPARATES
@@ -202,6 +207,12 @@ def check_sites(
             )
         notes[target] = f"{BYPASSED}{how}"
     return notes
+
+
+def _no_activations(value: Any) -> str:
+    if carries_gradient(value):
+        return f"does not depend on any tensor that the model is called with. {FROM_NO_TENSOR}"
+    return f"holds {_kind(value)}, which carries no gradient: choose a site with activations."
 
 
 def _encoder_alone(target: Target, bypass: Bypass, captured: Captured) -> str:

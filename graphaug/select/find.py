@@ -61,6 +61,8 @@ class Finder:
             raise SelectorError(self._object(at))
         if callable(at):
             return self.predicate(at)
+        if hasattr(at, "shape"):
+            raise SelectorError(f"{an(at)} is no selector: inputs are given by name, example_inputs=….")
         raise SelectorError(
             f"{an(at)} is no selector{'' if at is None else f' ({at!r:.40})'}: use a string, the number of a "
             "stage, a class, a predicate over sites, or a flat list of these."

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +32,7 @@ SMALLEST_SAVING = 0.1
 
 Measured by benchmarks/step.py: at 0.08 BERT-base gains nothing, at 0.17 all models do.
 """
+SPLIT_ANYWAY = "backward='sparse' splits the rows"
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,9 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         )
         hooked = type(module) in BATCH_NORMS and not is_plain_norm(module)
         hooks = ", and has hooks, which two streams would not call" if hooked else ""
-        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}")
+        possible = backward == "auto" and all(is_plain_norm(norm) for _, norm in norms)
+        way = f"; {SPLIT_ANYWAY} in two streams that share them" if possible else ""
+        raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}{way}")
     proof = surgery.samples.proofs[0]
     if against := _against(proof, backward, {path for path, _ in norms}, surgery.samples):
         raise refuse(against)
@@ -155,10 +158,7 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         raise refuse(
             f"rows are not proved independent ({proof.meeting}), and there are no example_inputs to try them with"
         )
-    share, views = flop_share(graph, cut), 1 if viewed is None else viewed.times
-    saving = request.subset * share / views / floor(0, share, views)
-    if backward == "auto" and saving < SMALLEST_SAVING:
-        raise refuse(f"it would save the backward of {saving:.0%} of the FLOPs only")
+    size = _size(graph, cut, request.subset, 1 if viewed is None else viewed.times, backward)
     whole = (graph, cut, two_sizes(surgery)) if viewed is None else (viewed.graph, viewed.cut, viewed.batch)
     found = split(*whole, surgery.samples.places[0])
     with unchanged(model, tensors=False):
@@ -167,7 +167,6 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
         kept = Kept((path, m, m.training) for path, m in prefix)
     found = dataclasses.replace(found, least=proof.least, kept=kept)
-    size = f"prefix {share:.0%} of the FLOPs, floor of the step {floor(request.subset, share, views):.2f}"
     if not norms:
         if proof.verdict == "proved":
             return Choice("sparse", f"rows proved independent; {size}", found, proved=True)
@@ -215,6 +214,30 @@ def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
     """Share of the forward FLOPs up to a node, in [0, 1]."""
     total = sum(n.meta.get("flops", 0) for n in graph.nodes)
     return sum(n.meta.get("flops", 0) for n in before(cut)) / total if total else 0.0
+
+
+def _size(graph: fx.Graph, cut: fx.Node, subset: float, views: int, backward: str) -> str:
+    """How much of the step a split would save, in words.
+
+    Raises:
+        SparseBackwardError: ``backward="auto"``, and it is too little, or cannot be told.
+    """
+    share, uncounted = flop_share(graph, cut), _uncounted(graph.nodes)
+    saving = subset * share / views / floor(0, share, views)
+    if backward == "auto" and saving < SMALLEST_SAVING:
+        if _uncounted(before(cut)):
+            raise SparseBackwardError(f"what it saves cannot be told without {uncounted}; {SPLIT_ANYWAY}")
+        raise SparseBackwardError(
+            f"it would save the backward of {saving:.0%} of the FLOPs only; {SPLIT_ANYWAY}"
+        )
+    left_out = f", without {uncounted}" if uncounted else ""
+    return f"prefix {share:.0%} of the FLOPs, floor of the step {floor(subset, share, views):.2f}{left_out}"
+
+
+def _uncounted(nodes: Iterable[fx.Node]) -> str:
+    """The operators of which nothing says how many FLOPs they take, in words; or an empty string."""
+    names = sorted(set[str]().union(*(n.meta.get("uncounted", ()) for n in nodes)))
+    return f"the FLOPs of {', '.join(names)}, for which torch has no formula" if names else ""
 
 
 def floor(subset: float, share: float, views: int = 1) -> float:

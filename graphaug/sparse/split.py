@@ -11,12 +11,12 @@ import operator
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes
 from graphaug.capture.recording.checks import ASSERTIONS
+from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch
@@ -158,9 +158,7 @@ def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is not UNKNOWN and not any(
-        isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(value)
-    )
+    return value is not UNKNOWN and not holds(value, lambda v: isinstance(v, Tensor))
 
 
 def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.Node]) -> set[fx.Node]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from typing import Any
 
 from torch import fx
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import reads_metadata
+from graphaug.capture.dataflow import reads_metadata, used_entry
 from graphaug.capture.names import mark
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
@@ -25,7 +26,11 @@ def copy_graph(graph: fx.Graph) -> tuple[fx.Graph, dict[fx.Node, fx.Node]]:
 
 
 def insert(
-    captured: Captured, names: Mapping[Target, str], resized: Collection[Target] = ()
+    captured: Captured,
+    names: Mapping[Target, str],
+    resized: Collection[Target] = (),
+    *,
+    whole: bool = True,
 ) -> tuple[fx.Graph, dict[Target, fx.Node]]:
     """Put a call of the module ``names[target]`` at every target.
 
@@ -33,6 +38,7 @@ def insert(
         captured: the model's graph; it is left as it is.
         names: target -> name of the augmentation module that acts there.
         resized: targets behind which sizes are others than before.
+        whole: give the modules all that a site returns, also where the model goes on with one tensor of it alone.
 
     Returns:
         The new graph, and the augmentation's node for every target.
@@ -52,6 +58,7 @@ def insert(
         node = mapping[original]
         if node.target is mark:
             placed[target] = _after(graph, node.args[0], name, users=list(node.users))  # type: ignore[arg-type]
+            placed[target].meta["entry"] = node.meta["entry"]
             node.replace_all_uses_with(placed[target])
             graph.erase_node(node)
             mapping[original] = placed[target]
@@ -59,10 +66,22 @@ def insert(
             placed[target] = _before(graph, node, name, target)
         else:
             # sizes read off the value are no business of the augmentation, unless it changes them
-            users = [u for u in node.users if target in resized or not reads_metadata(u)]
-            placed[target] = _after(graph, node, name, users)
+            value = node if whole else used_entry(node)
+            users = [u for u in value.users if target in resized or not reads_metadata(u)]
+            placed[target] = _after(graph, value, name, users)
+            placed[target].meta["entry"] = _keys(value, node)
     graph.lint()
     return graph, placed
+
+
+def _keys(entry: fx.Node, whole: fx.Node) -> tuple[Any, ...]:
+    """What leads from a structure to an entry of it."""
+    keys: list[Any] = []
+    node: Any = entry
+    while node is not whole:
+        node, key = node.args
+        keys.insert(0, key)
+    return tuple(keys)
 
 
 def _after(graph: fx.Graph, node: fx.Node, name: str, users: list[fx.Node]) -> fx.Node:

@@ -40,10 +40,12 @@ def place(
     training: bool,
     inside: frozenset[str] = frozenset(),
     resized: frozenset[Target] = frozenset(),
+    whole: bool = True,
 ) -> tuple[Captured, fx.Graph, dict[Target, fx.Node]]:
     """Capture the model as far as the targets need, and insert the modules that act there.
 
-    Behind the ``resized`` ones sizes are others than before, so they are read there.
+    Behind the ``resized`` ones sizes are others than before, so they are read there. Without ``whole`` a site that
+    returns several tensors, of which the model goes on with one, is that one.
     """
     opened = {
         a for t in names for a in [*structure.around(t.path), *([t.path] if t.op is not None else [])]
@@ -53,7 +55,7 @@ def place(
     captured = structure.capture(opened, training=training, marks=marks, open_functions=functions)
     if not training:
         names = {t: name for t, name in names.items() if find_node(captured, t) is not None}
-    graph, placed = insert(captured, names, resized)
+    graph, placed = insert(captured, names, resized, whole=whole)
     return captured, graph, placed
 
 
@@ -63,9 +65,12 @@ def place_eval(
     graph: fx.Graph,
     inside: frozenset[str],
     resized: frozenset[Target] = frozenset(),
+    whole: bool = True,
 ) -> tuple[Captured, fx.Graph | None]:
     """The capture of eval mode, and its graph if that differs from the one of training mode."""
-    captured, eval_graph, _ = place(structure, names, training=False, inside=inside, resized=resized)
+    captured, eval_graph, _ = place(
+        structure, names, training=False, inside=inside, resized=resized, whole=whole
+    )
     if _source(eval_graph) == _source(graph):
         return dataclasses.replace(captured, constants={}), None
     # constants are numbered per capture: keep the two sets apart

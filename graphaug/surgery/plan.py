@@ -69,6 +69,8 @@ class PlannedSite:
         shape: shape of the value on the example, if there was one.
         flops_before: share of the forward FLOPs up to the site, in [0, 1], if they were counted.
         rows: where the rows, which are samples, lie in the value, in words.
+        entry: which entry of what the site returns is augmented, as keys from the outside in; empty for a tensor, and
+            where the model goes on with several entries, of which the first one is augmented.
     """
 
     request: Request
@@ -77,6 +79,7 @@ class PlannedSite:
     shape: tuple[int, ...] | None = None
     flops_before: float | None = None
     rows: str = "dimension 0"
+    entry: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -168,7 +171,9 @@ class Plan:
             rows.append(("", str(site.request)))
             rows.append(("", site.note))
             if site.shape is not None:
-                rows.append(("", "value " + "×".join(map(str, site.shape))))
+                entry = "".join(f"[{key!r}]" for key in site.entry)
+                of = f", entry {entry} of what it returns: the rest is not used" if entry else ""
+                rows.append(("", "value " + "×".join(map(str, site.shape)) + of))
             rows.append(("", f"rows: {site.rows}"))
         if self.asked.one_site:
             rows.append(("acts", f"one of the {len(self.sites)} sites in a forward, drawn afresh"))

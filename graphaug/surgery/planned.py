@@ -33,7 +33,15 @@ def planned_sites(
         shares: of the forward FLOPs up to a site, where they were counted.
     """
     return tuple(
-        PlannedSite(r, names[r.target], notes[r.target], shape, shares.get(r.target), place.describe(shape))
+        PlannedSite(
+            r,
+            names[r.target],
+            notes[r.target],
+            shape,
+            shares.get(r.target),
+            place.describe(shape),
+            placed[r.target].meta.get("entry", ()),
+        )
         for r, place in zip(requests, places, strict=True)
         for shape in [_shape(placed[r.target])]
     )
@@ -43,7 +51,12 @@ def notes_of(
     model: nn.Module, captured: Captured, requests: Sequence[Request], placed: Mapping[Target, fx.Node]
 ) -> list[str]:
     """What a user should know of a model and what is put into it."""
-    return [*_placement_notes(requests, placed), *_state_notes(captured), *_method_notes(model)]
+    return [
+        *_placement_notes(requests, placed),
+        *_state_notes(captured),
+        *_method_notes(model),
+        *_lightning_notes(model, requests[0].target),
+    ]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:
@@ -81,3 +94,14 @@ def _method_notes(model: nn.Module) -> list[str]:
 
 def _is_input(target: Target) -> bool:
     return target.path == "" and target.op is None and target.side == "before"
+
+
+def _lightning_notes(model: nn.Module, target: Target) -> list[str]:
+    if not any(cls.__name__ == "LightningModule" for cls in type(model).__mro__):
+        return []
+    part, _, rest = target.path.partition(".")
+    where = f", at={rest!r}" if rest else ""
+    return [
+        "what comes back is no LightningModule, and no Trainer takes it: rewrite what it trains, in its __init__, as "
+        f"self.{part or 'backbone'} = graphaug.rewrite(self.{part or 'backbone'}{where}, …)"
+    ]

@@ -222,6 +222,22 @@ def fit(folder: Path, module: Any, loader: Any, epochs: int, callback: Any, chec
     return trainer
 
 
+def test_a_lightning_module_that_is_rewritten_whole_is_told_where_to_do_it() -> None:
+    pl = pytest.importorskip("pytorch_lightning")
+
+    class Whole(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    (note,) = ga.rewrite(Whole(), at="backbone.1", example_inputs=torch.randn(8, 6)).plan.notes
+    assert "is no LightningModule" in note
+    assert "self.backbone = graphaug.rewrite(self.backbone, at='1', …)" in note
+
+
 @pytest.mark.long
 def test_in_lightning(tmp_path: Path) -> None:
     module, loader = lightning_module()

@@ -14,6 +14,7 @@ import torch
 import torch.utils.checkpoint
 from networks import ConvNet, TextNet, features, fingerprint, images, tokens
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import graphaug as ga
 from graphaug.errors import AssumptionViolated, CaptureError
@@ -35,6 +36,28 @@ class Encoder(nn.Module):
         if attention_mask is not None:
             h = h * attention_mask.unsqueeze(-1)
         return self.last(h)
+
+
+class Nested(nn.Module):
+    """One input, which is a dict."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first, self.last = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.last(self.first(self.embed(batch["ids"])))
+
+
+class Texts(nn.Module):
+    """Makes its tensors of strings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.first = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, texts: list[str]) -> Tensor:
+        return self.first(self.embed(torch.tensor([len(text) for text in texts])))
 
 
 def ids(rows: int = 3, length: int = 5) -> Tensor:
@@ -59,14 +82,37 @@ def mask(rows: int = 3, length: int = 5) -> Tensor:
         (ConvNet(), [], "lacks 'x'"),
         (ConvNet(), "an image", "is a str: give a tensor, a tuple of positional inputs, or a dict"),
         (ConvNet(), 3, "is an int: give a tensor"),
+        (ConvNet(), images().numpy(), "is a ndarray: .* torch.from_numpy makes a tensor of it"),
+        (ConvNet(), DataLoader(TensorDataset(images())), r"is a DataLoader: .* next\(iter\(loader\)\) gives a batch"),
+        (ConvNet(), TensorDataset(images()), r"is a TensorDataset: .* next\(iter\(DataLoader\(dataset\)\)\)"),
+        (ConvNet(), (images(), torch.zeros(3)), "2 entries, .* Leave out what the model is not called with, as labels"),
+        (ConvNet(), (3, 8, 8), r"3 entries, .* For a shape give a tensor of it: torch.randn\(3, 8, 8\)"),
+        (Nested(), {"ids": ids()}, r"'ids', which Nested.forward does not take.* 'batch', give it in a tuple: \(it,\)"),
+        (Nested(), ["a", "b"], r"2 entries, .* If the list itself is 'batch', give it in a tuple: \(it,\)"),
     ],
-    ids=["key", "typo", "missing", "wrong key", "too many", "none", "text", "number"],
+    ids=[
+        "key", "typo", "missing", "wrong key", "too many", "none", "text", "number", "numpy", "loader", "dataset",
+        "labels", "shape", "dict", "list",
+    ],
 )  # fmt: skip
 def test_examples_that_do_not_fit_the_forward(model: nn.Module, examples: Any, message: str) -> None:
     before = fingerprint(model)
     with pytest.raises(CaptureError, match=message):
         ga.rewrite(model, 1, example_inputs=examples)
     assert fingerprint(model) == before
+
+
+def test_a_dict_as_the_one_input() -> None:
+    aug = ga.rewrite(Nested(), "first", example_inputs=({"ids": ids()},))
+    assert aug({"ids": ids()}).shape == (3, 5, 2)
+
+
+def test_a_model_of_strings_is_told_why_nothing_in_it_can_be_named() -> None:
+    with pytest.raises(
+        ga.errors.SiteNotFound, match=r"'first' does not depend on any tensor .* tokenizer\) outside"
+    ):
+        ga.rewrite(Texts(), "first", example_inputs=(["a", "bcd"],))
+    assert "tokenizer" in str(ga.sites(Texts(), (["a", "bcd"],)))
 
 
 def test_a_keyword_that_only_resembles_a_given_one_is_passed_on() -> None:

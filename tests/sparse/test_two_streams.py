@@ -201,13 +201,22 @@ def test_the_gradient_is_that_of_rows_detached_at_every_norm(resnet: nn.Module) 
 def test_two_streams_are_only_on_request(resnet: nn.Module) -> None:
     plan = ga.rewrite(resnet, "layer3", stop_grad=True, example_inputs=images()).plan
     assert plan.backward == "dense"
-    assert "BatchNorm2d 'bn1' couples the rows by its batch statistics" in plan.reason
+    assert plan.reason == (
+        "BatchNorm2d 'bn1' couples the rows by its batch statistics; "
+        "backward='sparse' splits the rows in two streams that share them"
+    )
+    assert (
+        ga.rewrite(resnet, "layer3", stop_grad=True, backward="sparse", example_inputs=images()).plan.backward
+        == "sparse"
+    )
 
 
 @pytest.mark.long
 def test_other_batch_norms_are_refused_by_name() -> None:
     timm = pytest.importorskip("timm")
     model = timm.create_model("regnetx_002", num_classes=5)
+    plan = ga.rewrite(model, "s2", stop_grad=True, example_inputs=torch.randn(2, 3, 32, 32), dry_run=True)
+    assert "backward='sparse'" not in plan.reason  # it would be refused
     with pytest.raises(SparseBackwardError, match=r"BatchNormAct2d 'stem\.bn' couples the rows"):
         ga.rewrite(model, "s2", stop_grad=True, backward="sparse", example_inputs=torch.randn(2, 3, 32, 32))
     synced = nn.SyncBatchNorm.convert_sync_batchnorm(build_model("resnet18-cifar:8")).eval()

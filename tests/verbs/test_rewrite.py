@@ -740,6 +740,7 @@ BAD: dict[str, tuple[dict[str, Any], type[GraphaugError], str]] = {
     "empty list": ({"at": []}, SelectorError, "empty list"),
     "empty dict": ({"at": {}}, SelectorError, "names no site"),
     "none": ({"at": None}, SelectorError, "None is no selector"),
+    "an input": ({"at": torch.ones(2)}, SelectorError, "a Tensor is no selector: inputs are given by name"),
     "float": ({"at": 1.5}, SelectorError, "a float is no selector"),
     "bool": ({"at": True}, SelectorError, "a bool is no selector"),
     "module": ({"at": nn.Linear(1, 1)}, SelectorError, "ConvNet has no such module: use a path or a class"),

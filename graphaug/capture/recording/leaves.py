@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graphaug import torch_private
 from graphaug.capture.recording.checks import unchecked
+from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.tables import Tables
@@ -35,11 +36,13 @@ class Outcome:
         value: its result, with fake tensors.
         why_unknown: why sizes of the result depend on data; empty if they do not.
         flops: what it cost, if FLOPs are counted.
+        uncounted: names of operators in it whose FLOPs nothing says.
     """
 
     value: Any
     why_unknown: str
-    flops: int
+    flops: int = 0
+    uncounted: frozenset[str] = frozenset()
 
 
 class Leaves:
@@ -50,17 +53,19 @@ class Leaves:
     """
 
     def __init__(self, session: Session, ledger: Ledger, *, count_flops: bool) -> None:
-        self.session, self.ledger, self.count_flops = session, ledger, count_flops
+        self.session, self.ledger = session, ledger
+        self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
 
     def run(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Run a closed module, or a function, on arguments of opened code."""
         args, kwargs = self.ledger.evaluable((args, kwargs))
-        counter: Any = flop_counter() if self.count_flops else contextlib.nullcontext()
         run: Any = self._module if isinstance(what, nn.Module) else self._function
-        with self.session.unrecorded(), self._undrawn(), counter:
+        with self.session.unrecorded(), self._undrawn(), self.counter or contextlib.nullcontext():
             value, why_unknown = run(what, args, kwargs)
-        return Outcome(value, why_unknown, counter.get_total_flops() if self.count_flops else 0)
+        if self.counter is None:
+            return Outcome(value, why_unknown)
+        return Outcome(value, why_unknown, self.counter.total, frozenset(self.counter.unknown))
 
     @contextlib.contextmanager
     def _undrawn(self) -> Iterator[None]:
@@ -103,11 +108,16 @@ class Leaves:
             args, kwargs = map_tensors(Tensor.detach, (args, kwargs))  # leaves, as in the user's hands
             return self._call(module, args, kwargs, self.ledger.fake)
 
-    @staticmethod
     def _call(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], stand_in: Callable[[Tensor], Tensor]
+        self,
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        stand_in: Callable[[Tensor], Tensor],
     ) -> Any:
         """Run a module on stand-ins of its tensors, so that not even a running mean of the user's changes."""
+        if self.counter is not None:
+            self.counter.begin_again()
         owned = itertools.chain(
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
@@ -142,6 +152,8 @@ class Leaves:
                 if isinstance(function, nn.Module):
                     result = self._call(function, args, kwargs, lambda t: t.detach().clone())
                 else:
+                    if self.counter is not None:
+                        self.counter.begin_again()
                     result = function(*args, **kwargs)
         except Exception:
             raise reason from None
@@ -168,10 +180,3 @@ def _real(t: Tensor, generator: torch.Generator) -> Tensor:
     return (
         torch.ones(t.shape, dtype=t.dtype) if t.dtype == torch.bool else torch.zeros(t.shape, dtype=t.dtype)
     )
-
-
-def flop_counter() -> Any:
-    """Torch's counter of FLOPs; without its table."""
-    from torch.utils.flop_counter import FlopCounterMode  # imports triton: not at the library's own import
-
-    return FlopCounterMode(display=False)

@@ -35,8 +35,8 @@ class Nodes:
         assumptions: what it relies on, by the node whose value is checked in every call.
     """
 
-    def __init__(self, session: Session, *, count_flops: bool) -> None:
-        self.session, self.count_flops = session, count_flops
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self.graph = fx.Graph()
         self.assumptions: dict[fx.Node, Assumption] = {}
         self._from_input: set[fx.Node] = set()
@@ -44,13 +44,11 @@ class Nodes:
 
     # --- making ---------------------------------------------------------------------------------
 
-    def create(self, kind: str, target: Any, args: Any, kwargs: Any, *, flops: int = 0) -> fx.Node:
+    def create(self, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """Make a node; that of a look-up in a known value has a value at once."""
         node = self.graph.create_node(kind, target, args, kwargs)
         if kind == "placeholder" or any(n in self._from_input for n in node.all_input_nodes):
             self._from_input.add(node)
-        if self.count_flops:
-            node.meta["flops"] = flops
         if kind == "call_function" and target in (getattr, operator.getitem):
             with contextlib.suppress(Exception):
                 operands: list[Any] = [value_of(a) if isinstance(a, fx.Node) else a for a in node.args]

@@ -39,7 +39,7 @@ class Recorder(TorchFunctionMode):
     def __init__(self, root: nn.Module, *, count_flops: bool, guessed: str = "") -> None:
         super().__init__()
         self.session = Session(type(root).__name__, guessed)
-        self.nodes = Nodes(self.session, count_flops=count_flops)
+        self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
         self.leaves = Leaves(self.session, self.ledger, count_flops=count_flops)
@@ -98,7 +98,8 @@ class Recorder(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         lowered = self.ledger.lower(args), {k: self.ledger.lower(v) for k, v in kwargs.items()}
         outcome = self.leaves.run(run, args, kwargs)
-        node = self.nodes.create(kind, target, *lowered, flops=outcome.flops)
+        node = self.nodes.create(kind, target, *lowered)
+        node.meta.update(flops=outcome.flops, uncounted=outcome.uncounted)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
         return node, outcome.value
 

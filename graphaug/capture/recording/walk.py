@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from graphaug.capture.dataflow import ends
 from graphaug.capture.names import Assumption, Frame, mark
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
@@ -24,6 +25,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
 from graphaug.capture.signature import Signature
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
@@ -58,6 +60,7 @@ class Walk:
         self.functions = PlainFunctions(self.recorder, self.patches, opened, open_functions)
         self.calls: Counter[str] = Counter()
         self.edges: dict[Target, fx.Node] = {}
+        self.marked: dict[Target, list[fx.Node]] = {}
         self.failed_in: str | None = None
         self._entering: nn.Module | None = None
         self._running = False
@@ -107,6 +110,7 @@ class Walk:
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
+                    self._settle_marks()
             finally:
                 self._running = False
         if self.session.refused is not None:
@@ -196,21 +200,30 @@ class Walk:
         node, value = self.recorder.call("call_function", function, function, (m, *args))
         return self.session.call_unrecorded(self.ledger.adopt, value, node)
 
-    def _mark(self, target: Target, value: Any) -> Any:
-        """Mark a value as a site: the first tensor of it."""
+    def _mark(self, target: Target, value: Any, entry: tuple[Any, ...] = ()) -> Any:
+        """Mark a value as a site, of a structure each tensor; which of them the site is, its users tell in the end."""
         if isinstance(value, Tensor):
             nodes, held = self.recorder.nodes, self.ledger.evaluable(value)
             node = nodes.create("call_function", mark, (self.ledger.node_of(value),), {})
-            node.meta["site"] = target
+            node.meta.update(site=target, entry=entry)
             nodes.note_value(node, held)
-            self.edges[target] = node
+            self.marked.setdefault(target, []).append(node)
             return self.session.call_unrecorded(self.ledger.adopt, held, node)
-        if isinstance(value, (tuple, list)) and value and not hasattr(value, "_fields"):
-            return type(value)([self._mark(target, value[0]), *value[1:]])
-        if isinstance(value, dict) and value:
-            first = next(iter(value))
-            value[first] = self._mark(target, value[first])
-        return value
+        if len(entry) == DEPTH or not is_container(value):
+            return value
+        found = entries(value)
+        new = [self._mark(target, inner, (*entry, key)) for (_, key), inner in found]
+        return rebuilt(value, [reached for reached, _ in found], new)
+
+    def _settle_marks(self) -> None:
+        """Leave one mark for each site: of the one entry that is used, else of the first."""
+        for target, marks in self.marked.items():
+            used = [node for node in marks if not all(map(ends, node.users))]
+            self.edges[target] = used[0] if len(used) == 1 else marks[0]
+            for node in marks:
+                if node is not self.edges[target]:
+                    node.replace_all_uses_with(node.all_input_nodes[0])
+                    node.graph.erase_node(node)
 
 
 _MODULE_CALL = nn.Module.__call__

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from graphaug.proof.on_a_batch.recorded import Recorded, again
 from graphaug.surgery.called.tokens import followed
 from graphaug.surgery.called.views import multiplied, repeated
 from graphaug.surgery.module import AugmentedModule
-from graphaug.surgery.plan import Request
+from graphaug.surgery.plan import PlannedSite
 
 _DROPOUTS = {
     torch.dropout,
@@ -53,12 +54,15 @@ def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Reco
     An operation inside a forward has no hook; there the graph without augmentation is interpreted
     and the value replaced on the way.
     """
-    requests = [site.request for site in aug.plan.sites]
-    if any(r.target.op is not None for r in requests) or following(aug):
+    targets = [site.request.target for site in aug.plan.sites]
+    if any(t.op is not None for t in targets) or following(aug):
         with _interpreted(aug, model, draws):
             yield
         return
-    handles = [_hook(model, r, draws[r.target], aug.augmentations[r.target]) for r in requests]
+    handles = [
+        _hook(model, site, draws[target], aug.augmentations[target])
+        for site, target in zip(aug.plan.sites, targets, strict=True)
+    ]
     try:
         yield
     finally:
@@ -66,11 +70,32 @@ def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Reco
             handle.remove()
 
 
-def _hook(model: nn.Module, request: Request, draws: list[Recorded], augmentation: Augmentation) -> Any:
+def _hook(model: nn.Module, site: PlannedSite, draws: list[Recorded], augmentation: Augmentation) -> Any:
     def change(value: Any) -> Any:  # a sparse step without rows to stop draws none
-        return again(value, draws[0], augmentation) if draws else value
+        return _at(value, site.entry, lambda v: again(v, draws[0], augmentation)) if draws else value
 
-    return hook_at(model, request.target, change)
+    return hook_at(model, site.request.target, change)
+
+
+def _at(value: Any, entry: tuple[int | str, ...], change: Callable[[Any], Any]) -> Any:
+    """A value with the entry changed that the keys lead to."""
+    if not entry:
+        return change(value)
+    key, rest = entry[0], entry[1:]
+    if isinstance(value, (tuple, list)):
+        names = getattr(value, "_fields", range(len(value)))
+        entries = [
+            _at(v, rest, change) if key in (i, name) else v
+            for i, (name, v) in enumerate(zip(names, value, strict=True))
+        ]
+        return type(value)(*entries) if hasattr(value, "_fields") else type(value)(entries)
+    changed = copy.copy(value)
+    if isinstance(value, MutableMapping):
+        key = key if key in value else list(value)[int(key)]  # transformers' outputs take a position too
+        changed[key] = _at(value[key], rest, change)
+    else:
+        setattr(changed, str(key), _at(getattr(value, str(key)), rest, change))
+    return changed
 
 
 def hook_at(model: nn.Module, target: Target, change: Callable[[Any], Any]) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,13 @@ def is_structure(value: Any) -> bool:
     return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
 
 
+def is_container(value: Any) -> bool:
+    """Whether a value is there to hold others: a tuple, list, dict or dataclass."""
+    if is_tracked(value) or isinstance(value, (type, nn.Module, Tensor)):
+        return False
+    return isinstance(value, (tuple, list, MutableMapping)) or dataclasses.is_dataclass(value)
+
+
 def entries(value: Any) -> list[tuple[Key, Any]]:
     """What a container or an object holds, with how it is reached."""
     if isinstance(value, Mapping):
@@ -111,8 +119,13 @@ def contents(value: Any) -> list[Any]:
 
 
 def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
-    """The same structure with other entries; objects that are no plain containers are filled where they are."""
+    """The same structure with other entries, the very object if they are the same.
+
+    Objects that are no plain containers are filled where they are.
+    """
     kind = type(value)
+    if all(a is b for a, (_, b) in zip(new, entries(value), strict=True)):
+        return value
     if isinstance(value, tuple):
         return kind(*new) if hasattr(value, "_fields") else kind(new)
     if kind is list:
