@@ -32,9 +32,29 @@ def kept(results: dict[str, Any]) -> dict[str, Any]:
     failed = [f"{r['setting']}, seed {r['seed']}" for r in results["runs"] if r["failed"]]
     if failed:
         raise DataError(f"not finished: {'; '.join(failed)}. Go on with the sweep first.")
-    text = re.sub(r'"((?:[\w-]+:)?)/[^"]*/([^/"]+)"', r'"\1\2"', json.dumps(results))
+    text = json.dumps(results)
+    for path in sorted(_paths(results["settings"]), key=len, reverse=True):
+        kind, name = _split(path)
+        text = text.replace(json.dumps(path)[1:-1], json.dumps(kind + Path(name).name)[1:-1])
     found: dict[str, Any] = json.loads(text)
     return found
+
+
+def _paths(value: Any) -> set[str]:
+    """The settings that name a file or a folder, whatever they are called."""
+    if isinstance(value, dict):
+        return set[str]().union(*map(_paths, value.values()))
+    if isinstance(value, list):
+        return set[str]().union(*map(_paths, value))
+    name = _split(value)[1] if isinstance(value, str) else ""
+    placed = name.startswith(("/", "./", "../", "~"))
+    return {value} if placed or ("/" in name and Path(name).exists()) else set()
+
+
+def _split(setting: str) -> tuple[str, str]:
+    """``idx:folder`` as its kind and its path."""
+    kind, path = re.fullmatch(r"((?:[\w-]+:)?)(.*)", setting, re.DOTALL).groups()  # type: ignore[union-attr]
+    return kind, path
 
 
 def table(results: dict[str, Any]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu.run import compile_all
+from benchmarks.gpu.run import RESULTS, compile_all, done, run
 from benchmarks.gpu.steps import STEPS, Step
 
 ROOT = Path(__file__).parent.parent
@@ -64,3 +64,42 @@ def test_what_compiles_is_started_together_and_ended_in_time(tmp_path: Path) -> 
     assert time.perf_counter() - begun < 60  # one after another they would take twenty minutes
     logs = {path.name: path.read_text() for path in tmp_path.iterdir()}
     assert logs == {f"{name}-compiling.log": "['more']\n" for name in "abc"}
+
+
+def options(folder: Path) -> argparse.Namespace:
+    return argparse.Namespace(out=folder, cifar=None, rehearse=True)
+
+
+def test_a_step_that_runs_out_of_time_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
+    inner = "import time; time.sleep(600)"
+    code = (
+        f"import subprocess, sys; inner = subprocess.Popen([sys.executable, '-c', '{inner}']); "
+        "print(inner.pid, flush=True); inner.wait()"
+    )
+    step = Step("slow", "", 1, (), (sys.executable, "-c", code))
+    found = run(step, options(tmp_path), seconds=5)
+    assert found["outcome"] == "ran out of time"
+    state = Path(f"/proc/{(tmp_path / 'slow.log').read_text().strip()}/stat")
+    time.sleep(1)
+    assert not state.exists() or ") Z " in state.read_text()  # gone, or not yet collected
+
+
+def test_a_result_of_an_earlier_run_is_not_taken_for_this_ones(tmp_path: Path) -> None:
+    earlier = RESULTS / "step-rehearsal-of-a-test.json"
+    earlier.write_text("{}")
+    try:
+        step = Step("fails", "", 1, (), (sys.executable, "-c", "raise SystemExit(3)"), writes=(earlier.name,))
+        os.utime(earlier, (0, 0))
+        assert run(step, options(tmp_path), seconds=30)["outcome"] == "ended with 3"
+        assert not (tmp_path / earlier.name).exists()
+    finally:
+        earlier.unlink(missing_ok=True)
+
+
+def test_a_half_written_result_is_none(tmp_path: Path) -> None:
+    step = Step("cut", "", 1, (), ())
+    assert not done(step, options(tmp_path))
+    (tmp_path / "cut.json").write_text('{"outcome": "do')
+    assert not done(step, options(tmp_path))
+    (tmp_path / "cut.json").write_text('{"outcome": "done"}')
+    assert done(step, options(tmp_path))

@@ -16,10 +16,12 @@ import importlib.util
 import json
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
 from pathlib import Path
+from typing import IO
 
 import torch
 
@@ -46,6 +48,23 @@ def environment(rehearse: bool) -> dict[str, str]:
     return {**os.environ, **more}
 
 
+def begin(command: list[str], log: IO[str], where: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a command in a group of processes of its own."""
+    return subprocess.Popen(
+        command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=where, start_new_session=True
+    )
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> int | None:
+    """Wait so long; what the process returned, or None: then it was ended, with all that it had started."""
+    try:
+        return process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return None
+
+
 def compile_all(steps: list[Step], options: argparse.Namespace, seconds: float) -> None:
     """Run what compiles, all of a lot at once, for at most so many seconds a lot; what fails here fails later, too."""
     for wave in sorted({step.wave for step in steps} - {0}):
@@ -54,15 +73,9 @@ def compile_all(steps: list[Step], options: argparse.Namespace, seconds: float) 
             with (options.out / f"{step.name}-compiling.log").open("w", encoding="utf-8") as log:
                 command = [*step.gpu, *step.compiling]
                 where = environment(rehearse=False)
-                running.append(
-                    subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=ROOT, env=where)
-                )
+                running.append(begin(command, log, where))
         for process in running:
-            try:
-                process.wait(max(1.0, seconds - (time.perf_counter() - begun)))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            end(process, max(1.0, seconds - (time.perf_counter() - begun)))
         print(f"compiled lot {wave} in {time.perf_counter() - begun:.0f} s", flush=True)
     for step in steps:
         for file in step.writes:
@@ -73,24 +86,14 @@ def run(step: Step, options: argparse.Namespace, seconds: float) -> dict[str, ob
     """Run one step for at most so many seconds; its outcome, with the end of its output."""
     words = {"out": str(options.out.resolve()), "cifar": str(options.cifar)}
     command = [part.format(**words) for part in (step.tiny if options.rehearse else step.gpu)]
-    start, log = time.perf_counter(), options.out / f"{step.name}.log"
+    start, began, log = time.perf_counter(), time.time(), options.out / f"{step.name}.log"
     with log.open("w", encoding="utf-8") as output:
-        try:
-            code: int | None = subprocess.run(
-                command,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                cwd=ROOT,
-                env=environment(options.rehearse),
-                timeout=seconds,
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = None
+        code = end(begin(command, output, environment(options.rehearse)), seconds)
     outcome = "ran out of time" if code is None else "done" if code == 0 else f"ended with {code}"
     name = "rehearsal" if options.rehearse else "gpu"
     for file in step.writes:
         path = RESULTS / file.format(name=name)
-        if path.exists():
+        if path.exists() and path.stat().st_mtime >= began:  # not one of an earlier run
             shutil.copy(path, options.out / path.name)
             if options.rehearse:
                 path.unlink()
@@ -113,8 +116,11 @@ def result_of(step: Step, options: argparse.Namespace) -> Path:
 
 def done(step: Step, options: argparse.Namespace) -> bool:
     """Whether it came to its end before."""
-    path = result_of(step, options)
-    return path.exists() and json.loads(path.read_text(encoding="utf-8"))["outcome"] == "done"
+    try:
+        found = json.loads(result_of(step, options).read_text(encoding="utf-8"))
+    except (FileNotFoundError, json.JSONDecodeError):  # none, or one that was being written when all ended
+        return False
+    return bool(found["outcome"] == "done")
 
 
 def main() -> int:

@@ -46,8 +46,17 @@ def test_paths_of_the_machine_stay_there_and_unfinished_sweeps_are_refused():
     assert kept(found)["settings"]["SimCLR"]["data"] == "idx:fashion"
     found["settings"]["SimCLR"]["data"] = "/home/me/data/nci.smi"
     assert kept(found)["settings"]["SimCLR"]["data"] == "nci.smi"
+    for path in ("idx:../data/fashion/", "idx:~/fashion", "idx:./fashion"):
+        found["settings"]["SimCLR"] = {"data": path, "model": "org/model", "sources": [path]}
+        found["runs"] = [a_run("SimCLR", 0, 0.7, said=f"read from {path}, 1/2 of it", note="/ is a slash")]
+        cut = kept(found)
+        assert cut["settings"]["SimCLR"]["data"] == "idx:fashion"
+        assert cut["settings"]["SimCLR"]["sources"] == ["idx:fashion"]
+        assert cut["settings"]["SimCLR"]["model"] == "org/model"
+        assert cut["runs"][0]["said"] == "read from idx:fashion, 1/2 of it"
+        assert cut["runs"][0]["note"] == "/ is a slash"
     with pytest.raises(DataError, match="SimCLR, seed 0"):
-        kept({"runs": [a_run("SimCLR", 0, None, failed="disk")]})
+        kept({"runs": [a_run("SimCLR", 0, None, failed="disk")], "settings": {}})
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda p: p.stem)
