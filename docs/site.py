@@ -24,8 +24,22 @@ def on_files(files: Any, config: Any) -> Any:
         text = (ROOT / name).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=_moved(text, ".", page)))
     for target in _linked_files():
-        files.append(File.generated(config, f"files/{target}", abs_src_path=str(ROOT / target)))
+        if (ROOT / target).is_dir():
+            files.append(
+                File.generated(config, f"files/{target}/index.html", content=_listing(ROOT / target))
+            )
+        for file in sorted((ROOT / target).rglob("*")) or [ROOT / target]:
+            if file.is_file():
+                name = file.relative_to(ROOT).as_posix()
+                files.append(File.generated(config, f"files/{name}", abs_src_path=str(file)))
     return files
+
+
+def _listing(folder: Path) -> str:
+    """A page for a link to a folder: what is in it."""
+    names = [file.relative_to(folder).as_posix() for file in sorted(folder.rglob("*")) if file.is_file()]
+    entries = "".join(f'<li><a href="{name}">{name}</a></li>' for name in names)
+    return f"<!doctype html><title>{folder.name}</title><h1>{folder.name}</h1><ul>{entries}</ul>"
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
@@ -52,7 +66,9 @@ def _on_site(path: str) -> str:
     """Where a file of the repository is on the site."""
     if path in PAGES:
         return PAGES[path]
-    return path.removeprefix("docs/") if path.startswith("docs/") else f"files/{path}"
+    if path.startswith("docs/"):
+        return path.removeprefix("docs/")
+    return f"files/{path}/index.html" if (ROOT / path).is_dir() else f"files/{path}"
 
 
 def _linked_files() -> set[str]:
