@@ -15,7 +15,7 @@ from torch import nn
 from graphaug.arguments import checked_names
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
-from graphaug.capture.signature import evaluating, map_tensors
+from graphaug.capture.inputs.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import NotRewritten, VerificationError, an
 from graphaug.proof.equivalence import same

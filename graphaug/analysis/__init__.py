@@ -1,4 +1,7 @@
-"""Which layer to augment, and what it did: CKA, geometry of embeddings, dissection, advice, report."""
+"""Which layer to augment, and what it did: CKA, geometry of embeddings, dissection, advice, report.
+
+May import: everything but `graphaug.recipes` and the command line. Nothing below it knows it.
+"""
 
 from graphaug.analysis.advise import Advice, Suggestion, advise
 from graphaug.analysis.cka import CKA, cka

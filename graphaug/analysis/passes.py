@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphaug.analysis.activations import ActivationReader, check_rows, first_of
 from graphaug.analysis.batches import rows_of
 from graphaug.augment.site import Augmentation
-from graphaug.capture.signature import map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.target import Target
 
 

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.walk import Walk
-from graphaug.capture.signature import Signature
 from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal

@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphaug.capture.capture import Captured, capture
-from graphaug.capture.declared import Proposed, declared
-from graphaug.capture.first_layer import of_layers
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.declared import Proposed, declared
+from graphaug.capture.inputs.first_layer import of_layers
+from graphaug.capture.inputs.signature import Signature
 from graphaug.errors import CaptureError
 
 MOST_TRIES = 32

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.signature import map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 
 ANOTHER_SIZE, ANOTHER_LENGTH = "another batch size", "another sequence length"
 

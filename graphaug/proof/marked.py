@@ -9,9 +9,9 @@ from typing import Any
 from torch import fx, nn
 
 from graphaug.capture.capture import Captured, relied_on
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
-from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 from graphaug.select.model_structure import ModelStructure

@@ -13,8 +13,8 @@ from graphaug.contrastive.config.sites import site
 from graphaug.errors import ConfigError, did_you_mean
 from graphaug.recipes import graphs as graph_figures
 from graphaug.recipes import images as image_figures
-from graphaug.recipes.kinds import kind_of
 from graphaug.recipes.plan import Figure, graph_settings
+from graphaug.recipes.runs.kinds import kind_of
 from graphaug.recipes.sweep import Sweep
 
 UNKNOWN = "not written down in this repository"

@@ -16,9 +16,9 @@ from graphaug.contrastive.runs.files import make_folder, only_one, write_json
 from graphaug.contrastive.runs.progress import duration
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, RunDirectoryError
-from graphaug.recipes.job import Job, Outcome, make, read
-from graphaug.recipes.kinds import Kind, kind_of
 from graphaug.recipes.plan import Plan
+from graphaug.recipes.runs.job import Job, Outcome, make, read
+from graphaug.recipes.runs.kinds import Kind, kind_of
 
 SWEEP = "sweep.json"
 """What a directory of runs is of: the figure, its settings, its data and its seeds."""

@@ -10,7 +10,7 @@ from torch import nn
 
 from graphaug.capture.capture import Captured, capture
 from graphaug.capture.examples import captured_on_a_guess
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import CaptureError, SelectorError
 from graphaug.select.stages import CONTAINERS, blocks_of, find_network, is_block_list, numbered_calls

@@ -9,7 +9,7 @@ from torch import Tensor, fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.capture.dataflow import reads_metadata
-from graphaug.capture.signature import map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.proof.equivalence import same

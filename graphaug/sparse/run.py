@@ -129,17 +129,9 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         # stopped rows first, each part in the order of the batch
         order = torch.argsort(plan.of_one_view(mask).to(torch.uint8), descending=True, stable=True)
         first, rest = order[:stopped], order[stopped:]
-        # with grad first: under autocast a weight cast without grad would be cached for both
         kept = _take(taken, plan.rows, rest, rows)
         gone = _take(taken, plan.rows, first, rows)
-        if plan.two_streams is None:
-            h_kept, *crossing = owner._forward_prefix(*kept)
-            with torch.no_grad():
-                h_gone, *others = owner._forward_prefix(*gone)
-        else:
-            with torch.set_grad_enabled(torch.is_grad_enabled()):  # comes back even if the graph raises
-                (h_kept, *crossing), (h_gone, *others) = owner._forward_two_streams(*kept, *gone)
-        _forget_casts()  # of weights that only stopped rows came to
+        (h_kept, *crossing), (h_gone, *others) = _both_parts(owner, plan, kept, gone)
         augmentation.check_value(h_kept)
         h_kept, before = plan.viewed(h_kept), plan.viewed(h_gone.detach())
         first, rest = (_of_views(part, rows, plan.views) for part in (first, rest))
@@ -152,6 +144,20 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _both_parts(owner: Any, plan: Split, kept: list[Any], gone: list[Any]) -> tuple[Any, Any]:
+    """The prefix on the rows that keep their gradient, and without grad on those that are stopped."""
+    if plan.two_streams is not None:
+        with torch.set_grad_enabled(torch.is_grad_enabled()):  # comes back even if the graph raises
+            both: tuple[Any, Any] = owner._forward_two_streams(*kept, *gone)
+    else:
+        # with grad first: under autocast a weight cast without grad would be cached for both
+        with_grad = owner._forward_prefix(*kept)
+        with torch.no_grad():
+            both = with_grad, owner._forward_prefix(*gone)
+    _forget_casts()  # of weights that only stopped rows came to
+    return both
 
 
 def _of_views(index: Tensor, rows: int, views: int) -> Tensor:

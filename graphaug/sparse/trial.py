@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.signature import Signature, map_tensors, modes_kept, plain_containers
+from graphaug.capture.inputs.signature import Signature, map_tensors, modes_kept, plain_containers
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.sparse.beside import drawn_twice
 from graphaug.sparse.run import Split, sparse_forward

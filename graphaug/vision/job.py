@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.callbacks.during import DuringTraining
-from graphaug.capture.signature import evaluating
+from graphaug.capture.inputs.signature import evaluating
 from graphaug.contrastive.augmented import deep_augmented
 from graphaug.contrastive.devices import own_generators
 from graphaug.contrastive.engine import Engine

@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 import graphaug as ga
 from graphaug.capture.capture import Captured, capture
 from graphaug.capture.examples import captured_on_a_guess
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import AssumptionViolated, CaptureError, GraphaugError
 

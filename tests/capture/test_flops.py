@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import graphaug as ga
 from graphaug.capture.capture import capture
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.signature import Signature
 
 WIDTH = 6
 X = torch.randn(4, 5, WIDTH)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphaug as ga
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.recording.nodes import Nodes
-from graphaug.capture.signature import Signature
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 

@@ -17,7 +17,7 @@ from torchvision.models.resnet import BasicBlock
 import graphaug as ga
 from graphaug.capture.capture import capture
 from graphaug.capture.dataflow import before, parameters_of
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.errors import BypassedSite
 from graphaug.proof.separation import data_graph, find_bypass

@@ -17,8 +17,8 @@ from graphaug.errors import ConfigError, DataError
 from graphaug.recipes.choice import Choice, choose
 from graphaug.recipes.figures import planned
 from graphaug.recipes.images import PLAIN
-from graphaug.recipes.job import Outcome
 from graphaug.recipes.report import report
+from graphaug.recipes.runs.job import Outcome
 from graphaug.vision import pretrain as loop
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageSet

@@ -12,12 +12,12 @@ from idx_files import write_idx
 
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, DataError, RunDirectoryError, SiteNotFound
-from graphaug.recipes import job as jobs
 from graphaug.recipes.figures import FIGURES, listing, planned
 from graphaug.recipes.images import PLAIN
-from graphaug.recipes.job import OUTCOME, Outcome
 from graphaug.recipes.plan import SCALES
 from graphaug.recipes.report import report
+from graphaug.recipes.runs import job as jobs
+from graphaug.recipes.runs.job import OUTCOME, Outcome
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from graphaug.analysis.cka import cka
 from graphaug.analysis.dissection import Dissection, dissect
 from graphaug.analysis.report.findings import LayerFindings
 from graphaug.analysis.report.read import Run
-from graphaug.capture.signature import map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.target import Target
 from graphaug.errors import DataError, GraphaugError
 from graphaug.sites import structure_of

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from graphaug import torch_private
+from graphaug.capture.inputs.signature import evaluating, map_tensors
 from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.structures import tensors_in
-from graphaug.capture.signature import evaluating, map_tensors
 from graphaug.capture.state import undrawn, undrawn_in_python
 from graphaug.torch_private import FakeTensor
 

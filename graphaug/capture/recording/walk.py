@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphaug.capture.dataflow import ends
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption, Frame, mark
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
@@ -26,7 +27,6 @@ from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
-from graphaug.capture.signature import Signature
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.dataflow import before
+from graphaug.capture.inputs.signature import plain_containers
 from graphaug.capture.interpreter import Interpreter, filled
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.signature import plain_containers
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import assume, value_of
 from graphaug.errors import InvalidOption

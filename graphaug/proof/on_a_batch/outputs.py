@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.capture.signature import plain_containers
+from graphaug.capture.inputs.signature import plain_containers
 from graphaug.errors import VerificationError
 
 

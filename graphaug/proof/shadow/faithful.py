@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 from graphaug.augment.site import Augmentation
-from graphaug.capture.signature import Signature, modes_kept
+from graphaug.capture.inputs.signature import Signature, modes_kept
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_LENGTH, variants

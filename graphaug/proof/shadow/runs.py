@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.recording.checks import as_assertion, replaced_by
-from graphaug.capture.signature import Signature, map_tensors
 from graphaug.capture.state import seed
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token

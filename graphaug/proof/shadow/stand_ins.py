@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.checks import unchecked
-from graphaug.capture.signature import map_tensors
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import an
 from graphaug.proof.equivalence import as_identities, with_forwards

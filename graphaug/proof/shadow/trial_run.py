@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.signature import Signature, evaluating, map_tensors, modes_kept
+from graphaug.capture.inputs.signature import Signature, evaluating, map_tensors, modes_kept
 from graphaug.capture.state import SMALL, seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, same, tensors_in, variants

@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx
 
 from graphaug.augment.rows import tell
-from graphaug.capture.signature import Signature
+from graphaug.capture.inputs.signature import Signature
 from graphaug.errors import AssumptionViolated
 from graphaug.surgery.rewritten.aliases import speakable
 from graphaug.torch_private import function_from_source

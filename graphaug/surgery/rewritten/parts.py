@@ -8,10 +8,10 @@ from typing import Any, Protocol
 
 from torch import Tensor, fx, nn
 
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
-from graphaug.capture.signature import Signature
 from graphaug.capture.target import Target
 from graphaug.surgery.plan import Plan
 

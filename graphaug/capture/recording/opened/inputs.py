@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.names import differentiable
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.structures import holds, tensors_in
-from graphaug.capture.signature import Signature, map_tensors
 from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.declared import ROWS, Proposed, dtype_of, empty, image_sizes
+from graphaug.capture.inputs.declared import ROWS, Proposed, dtype_of, empty, image_sizes
 from graphaug.torch_private import UninitializedTensorMixin
 
 _CONVOLUTIONS: dict[type[nn.Module], int] = {

@@ -21,7 +21,7 @@ from graphaug.vision.pretrain import ImageTask, pretrain
 
 
 class ImageRuns:
-    """See `graphaug.recipes.kinds.Kind`."""
+    """See `graphaug.recipes.runs.kinds.Kind`."""
 
     settings = PretrainConfig
 

@@ -20,7 +20,7 @@ FEATURES = 4
 
 
 class GraphRuns:
-    """See `graphaug.recipes.kinds.Kind`."""
+    """See `graphaug.recipes.runs.kinds.Kind`."""
 
     settings = GraphsConfig
 

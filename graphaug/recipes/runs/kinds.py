@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from graphaug.contrastive.config.settings import Settings
 from graphaug.errors import ConfigError
-from graphaug.recipes.of_graphs import GraphRuns
-from graphaug.recipes.of_images import ImageRuns
 from graphaug.recipes.plan import Site
+from graphaug.recipes.runs.of_graphs import GraphRuns
+from graphaug.recipes.runs.of_images import ImageRuns
 
 Made = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """What a run ended with, and a line of metrics an epoch."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.example_hints import as_one_input, batch_of, left_over
+from graphaug.capture.inputs.misfits import as_one_input, batch_of, left_over
 from graphaug.capture.values import taken_from
 from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 

@@ -12,7 +12,7 @@ from graphaug.contrastive.runs.compare import numbers
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.files import write_json
 from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
-from graphaug.recipes.kinds import kind_of
+from graphaug.recipes.runs.kinds import kind_of
 
 OUTCOME = "outcome.json"
 """Of a run that is done: nothing is computed again where it lies."""
