@@ -11,7 +11,7 @@ from graphaug.errors import UnknownOption, did_you_mean
 
 _ELSEWHERE = {
     "rate": ("p", "prob", "drop", "dropout", "dropout_rate"),
-    "at": ("layer", "layers", "site", "sites", "where", "module"),
+    "at": ("layer", "layers", "site", "sites", "where"),
     "subset": ("fraction", "share", "subset_rate"),
     "stop_grad": ("detach", "stopgrad"),
     "example_inputs": ("input", "inputs", "x", "batch", "example", "sample_input"),
@@ -54,7 +54,12 @@ def wrong_call(
     known = [p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
     wrong = [key for key in kwargs if key not in known]
     if wrong and not any(p.kind is p.VAR_KEYWORD for p in parameters):
-        meant = [name for name, others in _ELSEWHERE.items() if wrong[0].lower() in others and name in known]
+        passed = {*kwargs, *[p.name for p in parameters][: len(args) - ("self" in signature.parameters)]}
+        meant = [
+            name
+            for name, others in _ELSEWHERE.items()
+            if wrong[0].lower() in others and name in known and name not in passed
+        ]
         hint = f" Did you mean '{meant[0]}'?" if meant else did_you_mean(wrong[0], known)
         hint = hint or f" It has: {', '.join(known)}."
         return f"{name} has no option {wrong[0]!r}.{hint}"

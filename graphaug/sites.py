@@ -10,8 +10,9 @@ from torch import Tensor, fx, nn
 
 from graphaug.arguments import checked_names
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import before, parameters_of, reads_no_data, used_entry
+from graphaug.capture.dataflow import before, parameters_of, reads_no_data
 from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.recording.values.used import used_entry
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphaug.capture.values import assume, describe, value_of
+from graphaug.capture.values import describe
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
@@ -157,32 +157,6 @@ def behind(node: fx.Node) -> set[fx.Node]:
                 seen.add(user)
                 stack.append(user)
     return seen | {n for n in node.graph.nodes if n.op == "output"}
-
-
-def used_entry(node: fx.Node) -> fx.Node:
-    """Of a tuple, dict or object the one tensor in it that the graph goes on with; the node itself if that is not so.
-
-    An LSTM returns its outputs beside its states, attention its weights beside what it attended to; most forwards go
-    on with one of them and drop the others.
-    """
-    entry = node
-    while not isinstance(value_of(entry), Tensor):
-        users = [user for user in entry.users if not ends(user)]
-        if (
-            len(users) != 1
-            or users[0].target not in (operator.getitem, getattr)
-            or users[0].args[0] is not entry
-        ):
-            return node
-        entry = users[0]
-    return entry
-
-
-def ends(node: fx.Node) -> bool:
-    """Whether nothing comes of a node: a check of what the graph assumes, or an entry that is not used."""
-    if node.target is assume or not node.users:
-        return node.target in (assume, operator.getitem, getattr)
-    return node.op.startswith("call_") and not writes(node) and all(ends(user) for user in node.users)
 
 
 def parameters_of(

@@ -12,7 +12,8 @@ from torch import Tensor, fx
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, tensors_of, writes
 from graphaug.capture.recording.values.structures import entries as held_by
-from graphaug.capture.recording.values.structures import is_container
+from graphaug.capture.recording.values.structures import holds, is_container
+from graphaug.capture.recording.values.used import is_entry
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import BypassedSite, SiteNotFound, an
@@ -130,9 +131,17 @@ def _second_output(flow: nx.DiGraph, cut: fx.Node) -> fx.Node | None:
     Who takes the whole takes the other entries with it, wherever they carry a gradient.
     """
     value = value_of(cut)
-    if value is UNKNOWN or isinstance(value, Tensor):
+    if isinstance(value, Tensor):
         return None
     user: fx.Node
+    if value is UNKNOWN:
+        entries = [user for user in flow.successors(cut) if is_entry(user, cut)]
+        others = (
+            [user for user in entries if user.args[1] != 0]
+            if 0 in [u.args[1] for u in entries]
+            else entries[1:]
+        )
+        return others[0] if others else None
     for user in flow.successors(cut):
         if _past_the_first(_taken(user, value)):
             return user
@@ -149,13 +158,13 @@ def _taken(user: fx.Node, value: Any) -> list[tuple[bool, Any]]:
     if user.target is not operator.getitem:
         return entries
     index = user.args[1]
-    if isinstance(index, str):
-        return [entries[keys.index(index)]] if index in keys else entries
-    if isinstance(index, int):
+    if isinstance(index, slice):
+        bounds = (index.start, index.stop, index.step)
+        return entries if any(isinstance(bound, fx.Node) for bound in bounds) else list(entries[index])
+    if isinstance(index, int) and isinstance(value, (tuple, list)):
         return entries[index:][:1]
-    bounds = (index.start, index.stop, index.step) if isinstance(index, slice) else (index,)
-    chosen: Any = index  # a slice
-    return entries if any(isinstance(b, fx.Node) for b in bounds) else list(entries[chosen])
+    chosen: Any = index
+    return [entries[keys.index(chosen)]] if chosen in keys else entries
 
 
 def _past_the_first(entries: list[tuple[bool, Any]]) -> bool:
@@ -192,7 +201,7 @@ def check_sites(
     for target, cut in placed.items():
         value = value_of(cut)
         if value is not UNKNOWN and cut not in flow:
-            raise SiteNotFound(f"'{target}' {_no_activations(value)}")
+            raise SiteNotFound(f"'{target}' {_no_activations(value, graph)}")
         bypass = find_bypass(flow, cut)
         if bypass is None:
             notes[target] = SEPARATES
@@ -209,9 +218,12 @@ def check_sites(
     return notes
 
 
-def _no_activations(value: Any) -> str:
-    if carries_gradient(value):
+def _no_activations(value: Any, graph: fx.Graph) -> str:
+    inputs = [value_of(node) for node in graph.nodes if node.op == "placeholder"]
+    if not any(v is UNKNOWN or holds(v, lambda inner: isinstance(inner, Tensor)) for v in inputs):
         return f"does not depend on any tensor that the model is called with. {FROM_NO_TENSOR}"
+    if carries_gradient(value):
+        return "is not computed from the inputs, as far as the graph shows: choose a site with activations."
     return f"holds {_kind(value)}, which carries no gradient: choose a site with activations."
 
 

@@ -61,7 +61,7 @@ class Finder:
             raise SelectorError(self._object(at))
         if callable(at):
             return self.predicate(at)
-        if hasattr(at, "shape"):
+        if hasattr(at, "requires_grad"):
             raise SelectorError(f"{an(at)} is no selector: inputs are given by name, example_inputs=….")
         raise SelectorError(
             f"{an(at)} is no selector{'' if at is None else f' ({at!r:.40})'}: use a string, the number of a "

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import memory, used_entry, writes
+from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
@@ -44,11 +44,15 @@ def added_by(graph: fx.Graph, end: fx.Node) -> fx.Node:
     Raises:
         SparseBackwardError: more of it is used, or it is another structure.
     """
+    if isinstance(value_of(end), Tensor):
+        return end
     for user in list(end.users):
-        if not isinstance(value_of(end), Tensor) and user.target is operator.getitem and not user.users:
+        if user.target is operator.getitem and not user.users:
             graph.erase_node(user)
-    if isinstance(value_of(entry := used_entry(end)), Tensor):
-        return entry
+    checks = _checks(graph)
+    used = [user for user in end.users if user not in checks]
+    if len(used) == 1 and used[0].target is operator.getitem and isinstance(value_of(used[0]), Tensor):
+        return used[0]
     raise SparseBackwardError(
         f"{describe(end)} returns no single tensor, and not one entry of it alone is used: name the operation whose "
         "result is added"

@@ -8,8 +8,9 @@ from typing import Any
 from torch import fx
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import reads_metadata, used_entry
+from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.names import mark
+from graphaug.capture.recording.values.used import used_entry
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import SiteNotFound

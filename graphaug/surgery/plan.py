@@ -69,8 +69,8 @@ class PlannedSite:
         shape: shape of the value on the example, if there was one.
         flops_before: share of the forward FLOPs up to the site, in [0, 1], if they were counted.
         rows: where the rows, which are samples, lie in the value, in words.
-        entry: which entry of what the site returns is augmented, as keys from the outside in; empty for a tensor, and
-            where the model goes on with several entries, of which the first one is augmented.
+        entry: which entry of what the site returns is augmented, as keys from the outside in: the one that the model
+            goes on with. Empty for a tensor, and where several are used (a bypass): then it is the first one.
     """
 
     request: Request
@@ -172,7 +172,7 @@ class Plan:
             rows.append(("", site.note))
             if site.shape is not None:
                 entry = "".join(f"[{key!r}]" for key in site.entry)
-                of = f", entry {entry} of what it returns: the rest is not used" if entry else ""
+                of = f", entry {entry} of what it returns" if entry else ""
                 rows.append(("", "value " + "×".join(map(str, site.shape)) + of))
             rows.append(("", f"rows: {site.rows}"))
         if self.asked.one_site:

@@ -51,6 +51,11 @@ PRODUCTS: dict[str, tuple[Callable[[Tensor], Any], Callable[[Tensor], Any]]] = {
     "addmv": (lambda x: torch.addmv(x[0, :, 0], x[0], W[0]), lambda x: x[0] @ W[:1].T),
     "dot": (lambda x: x[0, 0].dot(W[0]), lambda x: x[0, :1] @ W[:1].T),
     "addbmm": (lambda x: torch.addbmm(torch.zeros(5, 5), x, x.mT), lambda x: x.bmm(x.mT)),
+    "cdist": (
+        lambda x: torch.cdist(x, x[:, :3], compute_mode="donot_use_mm_for_euclid_dist"),
+        lambda x: x @ x[:, :3].mT,
+    ),
+    "addmm_activation": (lambda x: torch._addmm_activation(W[0], x[0], W), lambda x: x[0] @ W),
     "attention": (
         lambda x: nn.functional.scaled_dot_product_attention(x, x[:, :3], x[:, :3]),
         lambda x: (x @ x[:, :3].mT) @ x[:, :3],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -35,6 +36,17 @@ class Output(ModelOutput):
     second: Tensor | None = None
 
 
+class Key(enum.Enum):
+    FIRST = 1
+    SECOND = 2
+
+
+@dataclass(frozen=True)
+class Frozen:
+    first: Tensor
+    second: Tensor
+
+
 class Two(nn.Module):
     """Two tensors, in one structure or another."""
 
@@ -66,6 +78,7 @@ PACKED: dict[str, tuple[Any, Callable[[Any], Tensor], tuple[Any, ...]]] = {
     "dict in a tuple": (lambda a, b: (a, {"b": b}), lambda r: r[1]["b"], (1, "b")),
     "named tuple": (Pair, lambda r: r.second, None),
     "dataclass": (Both, lambda r: r.second, ("second",)),
+    "frozen dataclass": (Frozen, lambda r: r.second, ("second",)),
     "output of transformers": (Output, lambda r: r.second, ("second",)),
     "output of transformers, by position": (Output, lambda r: r[1], None),
 }
@@ -126,6 +139,116 @@ def test_a_recurrent_layer_is_skipped_by_whatever_of_it_is_used(name: str) -> No
     assert aug.plan.backward == "sparse", aug.plan.reason
     assert aug.plan.sites[0].rows.endswith("6 samples")
     ga.verify(aug, x)  # raises where hooks differ
+
+
+class Kept(nn.Module):
+    """A module that is called for what it keeps, or writes."""
+
+    def __init__(self, act: Callable[[Kept, Any], Any]) -> None:
+        super().__init__()
+        self.linear, self.act, self.loss = nn.Linear(WIDTH, WIDTH), act, torch.zeros(())
+
+    def forward(self, given: Any) -> Any:
+        return self.act(self, given)
+
+
+def keeps_a_loss(module: Kept, given: Any) -> Any:
+    module.loss = module.linear(given[0]).square().mean()
+    return given[0], given[1]
+
+
+def writes(module: Kept, given: Any) -> Any:
+    given[1].mul_(2)
+    return given[0], given[1]
+
+
+class Drops(nn.Module):
+    """Calls a module with what the site returns, and drops what comes of that."""
+
+    def __init__(self, act: Callable[[Kept, Any], Any]) -> None:
+        super().__init__()
+        self.stem, self.inner, self.kept = nn.Linear(WIDTH, WIDTH), Two(lambda a, b: (a, b)), Kept(act)
+        self.head = nn.Linear(WIDTH, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.inner(self.stem(x))
+        self.kept(both)
+        return self.head(both[1])
+
+
+@pytest.mark.parametrize("act", [keeps_a_loss, writes])
+def test_what_a_module_does_beside_its_result_is_a_use(act: Callable[[Kept, Any], Any]) -> None:
+    """Its result is dropped; what it keeps has a gradient, what it writes is read."""
+    with pytest.raises(ga.GraphaugError, match="'inner' does not separate"):
+        ga.rewrite(Drops(act), at="inner", stop_grad=True, example_inputs=torch.randn(6, WIDTH))
+
+
+class Ready(nn.Module):
+    """Decides by a buffer, so that fakes do not tell what comes of it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("ready", torch.ones(()))
+        self.linear = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) if self.ready.item() else x
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_entries_of_a_value_that_is_not_known_are_told_by_their_names(name: str) -> None:
+    x = torch.randn(6, 5, WIDTH)
+    model = Uses(*RECURRENT[name])
+    model.stem = Ready()  # type: ignore[assignment]
+    model(x)
+    aug = ga.rewrite(model, at="inner", rate=0.0, subset=1.0, stop_grad=True, example_inputs=x)
+    assert any("NOT proved" in note for note in aug.plan.notes)
+    aug(x).sum().backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.stem.parameters())
+    both = Uses(nn.LSTM(WIDTH, WIDTH, batch_first=True), lambda r: r[0].mean(1) + r[1][0][-1])
+    both.stem = Ready()  # type: ignore[assignment]
+    both(x)
+    with pytest.raises(ga.GraphaugError, match="another entry of 'inner'"):
+        ga.rewrite(both, at="inner", stop_grad=True, example_inputs=x)
+
+
+@pytest.mark.parametrize(
+    "pick", [lambda r: r.pop("b"), lambda r: r.popitem()[1], lambda r: [r.pop("a"), r["b"]][1]]
+)
+def test_an_entry_that_is_taken_out_is_the_one(pick: Callable[[Any], Tensor]) -> None:
+    x = torch.randn(6, WIDTH)
+    model = Uses(Two(lambda a, b: {"a": a, "b": b}), pick)
+    model(x)
+    aug = ga.rewrite(model, at="inner", stop_grad=True, example_inputs=x)
+    assert aug.plan.sites[0].entry == ("b",)
+    ga.verify(aug, x)
+
+
+def test_two_entries_of_which_one_is_taken_out_are_a_bypass() -> None:
+    x = torch.randn(6, WIDTH)
+    model = Uses(Two(lambda a, b: {"a": a, "b": b}), lambda r: r.pop("b") + r["a"])
+    model(x)
+    with pytest.raises(ga.GraphaugError, match="another entry of 'inner'"):
+        ga.rewrite(model, at="inner", example_inputs=x)
+
+
+def test_the_size_of_another_entry_is_no_use_of_it() -> None:
+    x = torch.randn(6, 5, WIDTH)
+    layer = nn.LSTM(WIDTH, WIDTH, batch_first=True)
+    model = Uses(layer, lambda r: r[1][0].transpose(0, 1).reshape(r[0].size(0), -1))
+    model(x)
+    aug = ga.rewrite(model, at="inner", stop_grad=True, example_inputs=x)
+    assert aug.plan.sites[0].entry == (1, 0)
+    ga.verify(aug, x)
+
+
+def test_keys_that_no_plan_can_hold_are_not_followed() -> None:
+    """A site with such keys is one of several entries, of which the first is augmented."""
+    x = torch.randn(6, WIDTH)
+    model = Uses(Two(lambda a, b: {Key.FIRST: a, Key.SECOND: b}), lambda r: r[Key.SECOND])
+    model(x)
+    with pytest.raises(ga.GraphaugError, match="another entry of 'inner'"):
+        ga.rewrite(model, at="inner", example_inputs=x)
 
 
 def test_an_entry_that_is_used_beside_another_is_a_bypass() -> None:

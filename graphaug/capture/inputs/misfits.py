@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, Dataset
 
 def as_one_input(value: Any, required: list[str], named: Mapping[str, Any]) -> str:
     """The way out where a dict or list itself is the one input."""
-    if len(required) != 1 and len(named) != 1:
+    if (len(required) != 1 and len(named) != 1) or (
+        isinstance(value, Mapping) and any(k in named for k in value)
+    ):
         return ""
     return f" If the {type(value).__name__} itself is {[*required, *named][0]!r}, give it in a tuple: (it,)."
 
@@ -31,8 +33,8 @@ def left_over(
     values: Sequence[Any], positional: Sequence[str], required: list[str], named: Mapping[str, Any]
 ) -> str:
     """The way out where there are more entries than inputs: labels beside them, a shape, or one list of entries."""
-    if all(type(v) is int for v in values):
+    if isinstance(values, tuple) and all(type(v) is int for v in values):
         return f" For a shape give a tensor of it: torch.randn({', '.join(map(str, values))})."
-    if all(isinstance(v, Tensor) for v in values):
+    if isinstance(values[0], Tensor) and len(values) == len(positional) + 1:
         return " Leave out what the model is not called with, as labels."
     return as_one_input(values, required, named)

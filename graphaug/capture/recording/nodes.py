@@ -15,7 +15,7 @@ from graphaug import torch_private
 from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.structures import layout
+from graphaug.capture.recording.values.structures import layout, snapshot
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 
@@ -83,7 +83,7 @@ class Nodes:
         if why_unknown:
             node.meta["unknown_because"] = why_unknown
         elif not any(map(is_unknown_node, node.all_input_nodes)):
-            node.meta["value"] = value
+            node.meta["value"] = snapshot(value)  # the forward may take entries out of it
 
     def name(self, node: fx.Node) -> None:
         """Name an operation as a site of the module that runs."""

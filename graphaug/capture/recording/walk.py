@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from graphaug.capture.dataflow import ends
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption, Frame, mark
 from graphaug.capture.recording.hooks import (
@@ -27,6 +26,7 @@ from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
+from graphaug.capture.recording.values.used import ends
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 
@@ -212,7 +212,10 @@ class Walk:
         if len(entry) == DEPTH or not is_container(value):
             return value
         found = entries(value)
-        new = [self._mark(target, inner, (*entry, key)) for (_, key), inner in found]
+        new = [
+            self._mark(target, inner, (*entry, key)) if isinstance(key, (str, int)) else inner
+            for (_, key), inner in found
+        ]
         return rebuilt(value, [reached for reached, _ in found], new)
 
     def _settle_marks(self) -> None:
@@ -220,6 +223,8 @@ class Walk:
         for target, marks in self.marked.items():
             used = [node for node in marks if not all(map(ends, node.users))]
             self.edges[target] = used[0] if len(used) == 1 else marks[0]
+            if len(used) != 1:
+                marks[0].meta["entry"] = ()
             for node in marks:
                 if node is not self.edges[target]:
                     node.replace_all_uses_with(node.all_input_nodes[0])

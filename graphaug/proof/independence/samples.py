@@ -130,10 +130,8 @@ def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple
             f"which rows of '{cut.meta.get('site') or cut.name}' ({'×'.join(map(str, shape))}) belong to which of the "
             f"{count} samples cannot be told: {proof.meeting}. Choose another site, or pass rows=."
         )
-    return (
-        place,
-        f"rows NOT proved to be samples, dimension {place.dim} is as long as the batch: {proof.meeting}",
-    )
+    because = "is as long as the batch" if shape else "is taken, of a size that is not known"
+    return place, f"rows NOT proved to be samples, dimension {place.dim} {because}: {proof.meeting}"
 
 
 def _lead(examples: Mapping[str, Any]) -> Tensor | None:

@@ -94,7 +94,7 @@ def _at(value: Any, entry: tuple[int | str, ...], change: Callable[[Any], Any]) 
         key = key if key in value else list(value)[int(key)]  # transformers' outputs take a position too
         changed[key] = _at(value[key], rest, change)
     else:
-        setattr(changed, str(key), _at(getattr(value, str(key)), rest, change))
+        object.__setattr__(changed, str(key), _at(getattr(value, str(key)), rest, change))  # it may be frozen
     return changed
 
 

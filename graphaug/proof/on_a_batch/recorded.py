@@ -77,6 +77,9 @@ def stop_recording(augmentation: Augmentation) -> None:
 
 def again(value: Any, recorded: Recorded, augmentation: Augmentation) -> Any:
     """What the plan says becomes of a value at a site, with what was drawn; random numbers are used up alike."""
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        first = again(value[0], recorded, augmentation)
+        return type(value)(first, *value[1:])
     if isinstance(value, (tuple, list)):
         return type(value)([again(value[0], recorded, augmentation), *value[1:]])
     if not isinstance(value, Tensor):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import types
 from collections import OrderedDict
@@ -138,3 +139,16 @@ def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
         else:
             value[key] = entry
     return value
+
+
+def snapshot(value: Any) -> Any:
+    """The same entries in containers of their own: what is taken out of a list or dict later is still in these."""
+    if not is_container(value) or (dataclasses.is_dataclass(value) and not isinstance(value, MutableMapping)):
+        return value
+    found = [(key, snapshot(entry)) for (_, key), entry in entries(value)]
+    if isinstance(value, tuple):
+        return rebuilt(value, [("item", key) for key, _ in found], [entry for _, entry in found])
+    kept = copy.copy(value)
+    for key, entry in found:
+        kept[key] = entry
+    return kept
