@@ -73,7 +73,9 @@ def tensors_of(value: Any) -> Iterator[Tensor]:
 
 _VIEWS = {
     "view", "view_as", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "narrow", "select",
-    "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold",
+    "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold", "detach", "swapaxes",
+    "swapdims", "moveaxis", "ravel", "expand_as", "as_strided", "tensor_split", "hsplit", "vsplit", "dsplit",
+    "split_with_sizes", "view_as_real", "view_as_complex", "adjoint",
 }  # fmt: skip
 
 _WRITES = {operator.setitem, setattr} | {
@@ -83,13 +85,22 @@ _WRITES = {operator.setitem, setattr} | {
 
 
 def writes(node: fx.Node) -> bool:
-    """True for what changes its first argument in place."""
+    """True for what changes its first argument in place, or ``out``."""
+    if _out(node) is not None:
+        return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).startswith("_")
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
     return node.target in _WRITES or (name.endswith("_") and not name.endswith("__")) or _is_inplace(node)
+
+
+def _out(node: fx.Node) -> fx.Node | None:
+    """What a function is told to write its result into; of several the first."""
+    out = node.kwargs.get("out")
+    first = out[0] if isinstance(out, (tuple, list)) and out else out
+    return first if isinstance(first, fx.Node) else None
 
 
 def _is_inplace(node: fx.Node) -> bool:
@@ -116,7 +127,7 @@ def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Whose memory every node's value lies in: its own, or that of what it is a view of or writes into."""
     owner: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        first = node.args[0] if node.args else None
+        first = _out(node) or (node.args[0] if node.args else None)
         shares = isinstance(first, fx.Node) and (writes(node) or _is_view(node))
         owner[node] = owner[first] if shares else node  # type: ignore[index]
     return owner

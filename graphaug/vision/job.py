@@ -171,7 +171,7 @@ def check_size(model: nn.Module, size: int, name: str) -> None:
         said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         raise ConfigError(
             f"{name} cannot take images of {size} × {size} pixels: {said}. "
-            "Give the model's own size (size=, --size), or another model."
+            "They have three channels, grey ones too. Give the model's own size (size=, --size), or another model."
         ) from error
 
 

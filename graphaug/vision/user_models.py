@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,8 +52,24 @@ def own(name: str, is_one: Callable[[Any], bool], error: type[GraphaugError] = C
         try:
             found = found()
         except Exception as raised:  # whatever a user's own code raises
-            raise error(f"{what}() of {str(file)!r} fails: {type(raised).__name__}: {raised}.") from raised
+            way = (
+                " A function without arguments in that file, which returns one, will do."
+                if _lacks(found)
+                else ""
+            )
+            raise error(
+                f"{what}() of {str(file)!r} fails: {type(raised).__name__}: {raised}.{way}"
+            ) from raised
     return found
+
+
+def _lacks(function: Callable[..., Any]) -> bool:
+    """Whether it needs arguments that nobody gives."""
+    try:
+        inspect.signature(function).bind()
+    except (TypeError, ValueError):  # or has no signature that can be read
+        return True
+    return False
 
 
 def own_model(name: str) -> nn.Module:

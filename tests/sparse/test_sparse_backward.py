@@ -841,3 +841,47 @@ def test_norms_that_are_changed_behind_the_rewriting_are_refused(how: str) -> No
         nn.SyncBatchNorm.convert_sync_batchnorm(aug)
     with pytest.raises(SparseBackwardError, match=r"since the model was rewritten"):
         aug(x)
+
+
+WRITTEN: dict[str, Callable[[Tensor], Any]] = {
+    "out=": lambda h: torch.mul(h.detach(), 2, out=h.detach()),
+    "out= of two": lambda h: torch.max(
+        h.detach() + 0, 1, out=(h.detach()[:, 0], torch.zeros(len(h), dtype=torch.long))
+    ),
+    "a detached view": lambda h: h.detach().add_(1),
+    "a flat view": lambda h: h.detach().ravel().add_(1),
+    "a swapped view": lambda h: h.detach().swapaxes(0, 1).add_(1),
+    "a part": lambda h: h.detach().tensor_split(2)[0].add_(1),
+}
+
+
+class WritesBehind(nn.Module):
+    """Writes into what lies at the cut, behind it, and drops what comes of that."""
+
+    def __init__(self, write: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.first, self.second, self.head, self.write = (
+            nn.Linear(4, 4),
+            nn.Linear(4, 4),
+            nn.Linear(4, 2),
+            write,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.second(self.first(x))
+        self.write(h)
+        return self.head(h)
+
+
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_written_into_the_value_at_the_cut_is_there(name: str) -> None:
+    """Rate 0 on all rows leaves the value as it is: the output is the model's."""
+    model, x = WritesBehind(WRITTEN[name]), torch.randn(6, 4)
+    expected = copy.deepcopy(model)(x)
+    options = {"at": "second", "rate": 0.0, "subset": 0.5, "stop_grad": True, "example_inputs": x}
+    torch.testing.assert_close(ga.rewrite(copy.deepcopy(model), **options)(x), expected)
+    try:
+        sparse = ga.rewrite(model, backward="sparse", **options)
+    except SparseBackwardError:
+        return
+    torch.testing.assert_close(sparse(x), expected)

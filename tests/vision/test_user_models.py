@@ -83,6 +83,7 @@ def test_pretrain(graphaug: Any, file: Any, tmp_path: Any) -> None:
         ("my.py:Ney", "has no 'Ney'. Did you mean 'Net'"),
         ("no.py:Net", "there is no file"),
         ("my.py:broken", "broken() of '{0}' fails: TypeError"),
+        ("my.py:broken", "A function without arguments in that file, which returns one, will do."),
         ("my.py:number", "'number' of '{0}' is no model, but an int"),
         ("bad.py:Net", "cannot be run: SyntaxError"),
     ],
