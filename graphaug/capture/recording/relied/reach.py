@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.code_names import attributes_in, names_in
+from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.recording.relied.reached import GONE, Array, Reached, reader
 
@@ -103,7 +103,7 @@ class _Walk:
                 for hook in hooks.values():
                     self._function(hook)
         for function in (f for f in new if not _is_foreign(f.__module__)):
-            for name in sorted(names_in(function.__code__) & function.__globals__.keys()):
+            for name in sorted(globals_in(function.__code__) & function.__globals__.keys()):
                 self._function(function.__globals__[name])
             for cell in function.__closure__ or ():
                 self._function(_content(cell))
@@ -157,7 +157,7 @@ class _Walk:
             if read and (content := _content(cell)) is not GONE:
                 self._reach(f"{variable!r} of {where}", "variable", self._reader(cell), variable, content)
         scope = function.__globals__
-        for variable in sorted(names & scope.keys()):
+        for variable in sorted(globals_in(function.__code__) & scope.keys()):
             value = scope[variable]
             if not isinstance(value, types.ModuleType):
                 self._reach(f"the global {variable!r}", "item", scope, variable, value)
