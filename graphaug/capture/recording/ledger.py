@@ -18,6 +18,7 @@ from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import (
     DEPTH,
     PLAIN,
+    WATCHED_DEPTH,
     Key,
     changed,
     contents,
@@ -28,6 +29,7 @@ from graphaug.capture.recording.values.structures import (
     rebuilt,
 )
 from graphaug.capture.recording.values.tracked import Answers, is_tracked
+from graphaug.capture.recording.values.watched import Watched, watched
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
 
 
@@ -57,6 +59,7 @@ class Ledger:
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
         self._fakes: dict[int, Tensor] = {}
         self._kept: list[Any] = []
+        self._watching = False
 
     # --- values as they come ------------------------------------------------------------------
 
@@ -100,6 +103,16 @@ class Ledger:
         self._kept.append(value)
         self._whole[id(value)] = (node, keys, contents(value))
         return value
+
+    def watch(self, value: Any, depth: int = WATCHED_DEPTH) -> Any:
+        """A dict that was adopted, and those in it, as dicts that note what opened code asks of them."""
+        if type(value) is not dict or depth == 0 or id(value) not in self._whole:
+            return value
+        made = watched({key: self.watch(entry, depth - 1) for key, entry in value.items()})
+        self._kept.append(made)
+        self._watching = True
+        self._whole[id(made)] = (*self._whole[id(value)][:2], contents(made))
+        return made
 
     def knows(self, value: Tensor) -> bool:
         """Whether a tensor has a node already, or is the model's."""
@@ -167,6 +180,8 @@ class Ledger:
 
     def constant(self, kind: str, value: Any) -> fx.Node:
         """The node of an object that no module owns; the graph holds the object itself."""
+        if self._watching:
+            holds(value, _is_handed_on)
         known = next((name for name, v in self.constants.items() if v is value), None)
         if known is None:
             known = f"{kind}_{len(self.constants)}"
@@ -180,6 +195,8 @@ class Ledger:
             CaptureError: the graph cannot make it.
         """
         kind = type(value)
+        if kind is Watched:
+            value.note_whole()
         if is_tracked(value):
             return value._fx_node()
         if isinstance(value, Tensor):
@@ -198,7 +215,7 @@ class Ledger:
             return tuple(map(self.lower, value))
         if kind is list:
             return list(map(self.lower, value))
-        if kind is dict:
+        if kind in (dict, Watched):
             return {k: self.lower(v) for k, v in value.items()}
         if isinstance(value, np.generic):
             return value.item()
@@ -224,6 +241,12 @@ class Ledger:
 
     def _is_made(self, value: Any) -> bool:
         return is_tracked(value) or (isinstance(value, Tensor) and (id(value) in self._origins))
+
+
+def _is_handed_on(value: Any) -> bool:
+    if isinstance(value, Watched):
+        value.note_whole()
+    return False
 
 
 def tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:

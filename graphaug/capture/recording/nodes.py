@@ -16,6 +16,7 @@ from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import layout, snapshot
+from graphaug.capture.recording.values.watched import Asked
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 
@@ -113,12 +114,19 @@ class Nodes:
         if all(known.what != what for known in self.assumptions.values()):
             self._check(self.create("call_function", function, args, {}), expected, what)
 
-    def assume_layout(self, node: fx.Node, value: Any) -> None:
-        """Record that the graph relies on what is where in a nested value."""
-        found = layout(value)
-        made = self.create("call_function", layout, (node,), {})
+    def assume_layout(self, node: fx.Node, value: Any, asked: Asked | None = None) -> None:
+        """Record that the graph relies on what is where in a nested value; of a dict, on what was asked of it."""
+        found = layout(value, asked=asked)
+        made = self.create("call_function", layout, (node,), {} if asked is None else {"asked": asked})
         made.meta["value"] = found
         self.assume(made, found)
+
+    def assume_asked(self, node: fx.Node, value: Any, asked: Asked | None) -> None:
+        """The same of an input, once it is known what was asked of it: checked before anything is computed."""
+        later, self.assumptions = self.assumptions, {}
+        with self.graph.inserting_before(node.next):
+            self.assume_layout(node, value, asked)
+        self.assumptions.update(later)
 
     def _check(self, node: fx.Node, expected: Any, what: str) -> None:
         self.assumptions[node] = Assumption(what, copy.copy(expected))

@@ -18,7 +18,7 @@ from graphaug.capture.recording.hooks import (
 )
 from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.functions import PlainFunctions
-from graphaug.capture.recording.opened.inputs import placeholders
+from graphaug.capture.recording.opened.inputs import assume_asked, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
@@ -78,7 +78,7 @@ class Walk:
     @property
     def reached(self) -> list[Reached]:
         """What opened code may have read beside them."""
-        return [r for r in self.in_reach if r.is_read(self.attributes.reads)]
+        return [r for r in self.in_reach.things if r.is_read(self.attributes.reads)]
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -102,7 +102,8 @@ class Walk:
                 "hooks are registered for all modules of the process", reason=" Remove them first."
             )
         with self.patches, self.ledger.fake_mode:
-            positional, keywords = self.signature.arrange(placeholders(recorder, self.signature))
+            arguments = placeholders(recorder, self.signature, watch="type" not in self.in_reach.names)
+            positional, keywords = self.signature.arrange(arguments)
             self._watch()
             self._running = True
             try:
@@ -110,6 +111,7 @@ class Walk:
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
+                    assume_asked(recorder, arguments)
                     self._settle_marks()
             finally:
                 self._running = False
@@ -123,7 +125,7 @@ class Walk:
             self.patches.method(cls, "__call__", self._called)
         self.attributes.watch(
             self.patches,
-            (r.holder for r in self.in_reach if r.kind == "attribute" and can_be_watched(r.holder)),
+            (r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)),
         )
         self.unseen_calls.watch()
 

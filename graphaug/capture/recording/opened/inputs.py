@@ -13,12 +13,18 @@ from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.names import differentiable
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.structures import holds, tensors_in
+from graphaug.capture.recording.values.watched import Watched
 from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
 
 
-def placeholders(recorder: Recorder, signature: Signature) -> dict[str, Any]:
+def placeholders(recorder: Recorder, signature: Signature, *, watch: bool) -> dict[str, Any]:
     """A placeholder for every input, those without a default first; the values that opened code gets, by name.
+
+    Args:
+        recorder: what records the forward.
+        signature: the inputs.
+        watch: let dicts note what is asked of them, for `assume_asked`; else they are relied on as a whole.
 
     Raises:
         CaptureError: an example holds tensors where they cannot be found.
@@ -36,9 +42,24 @@ def placeholders(recorder: Recorder, signature: Signature) -> dict[str, Any]:
         example = map_tensors(differentiable, example)
         arguments[name] = recorder.ledger.adopt(example, node)
         node.meta["value"] = example
-        if not isinstance(example, Tensor):
+        if watch and type(example) is dict:
+            arguments[name] = recorder.ledger.watch(arguments[name])
+        if not isinstance(example, Tensor) and not isinstance(arguments[name], Watched):
             recorder.nodes.assume_layout(node, example)
     return arguments
+
+
+def assume_asked(recorder: Recorder, arguments: dict[str, Any]) -> None:
+    """Rely on what opened code asked of the dicts among the inputs.
+
+    Args:
+        recorder: what recorded the forward.
+        arguments: what `placeholders` made, as opened code left it.
+    """
+    for node in [n for n in recorder.nodes.graph.nodes if n.op == "placeholder"]:
+        value = arguments.get(str(node.target))
+        if isinstance(value, Watched):
+            recorder.nodes.assume_asked(node, node.meta["value"], value.asked())
 
 
 def _faked(recorder: Recorder, value: Any) -> Any:

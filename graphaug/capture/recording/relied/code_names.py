@@ -8,9 +8,10 @@ import types
 from collections.abc import Sequence
 
 _NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
-_NAMED = {
-    *("LOAD_GLOBAL", "LOAD_NAME", "LOAD_ATTR", "LOAD_METHOD"),
-    *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_GLOBALS", "LOAD_FROM_DICT_OR_DEREF"),
+_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_NAMED = _GLOBAL | {
+    *("LOAD_ATTR", "LOAD_METHOD"),
+    *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"),
 }
 _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
 """Methods that fill a container and return nothing of it."""
@@ -22,15 +23,26 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 
     A list that it only appends to, or a dict in which it only sets entries, is not read.
     """
+    return _read_by(code, _NAMED)
+
+
+@functools.lru_cache(4096)
+def globals_in(code: types.CodeType) -> frozenset[str]:
+    """Those of `names_in` that are looked up among the globals: in ``self.loss``, ``loss`` is none of them."""
+    return _read_by(code, _GLOBAL)
+
+
+def _read_by(code: types.CodeType, instructions: frozenset[str]) -> frozenset[str]:
+    """The names that these instructions read in code, and in functions that are written inside of it."""
     steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS]
     found = {
         str(step.argval)
         for i, step in enumerate(steps)
-        if step.opname in _NAMED and not _is_written(steps[i + 1 : i + 6])
+        if step.opname in instructions and not _is_written(steps[i + 1 : i + 6])
     }
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            found |= names_in(constant)
+            found |= _read_by(constant, instructions)
     return frozenset(found)
 
 

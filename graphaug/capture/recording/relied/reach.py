@@ -11,13 +11,13 @@ import os
 import sys
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.code_names import attributes_in, names_in
+from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.recording.relied.reached import GONE, Array, Reached, reader
 
@@ -36,14 +36,23 @@ _HEAP_TYPE = 1 << 9
 """The flag of types that Python code made (Py_TPFLAGS_HEAPTYPE)."""
 
 
-def reached_by(model: nn.Module, opened: Iterable[str]) -> list[Reached]:
+@dataclass(frozen=True)
+class InReach:
+    """What forwards reach, and the global names that they and the functions that they can call read."""
+
+    things: list[Reached]
+    names: frozenset[str]
+
+
+def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
     """What the forwards of a model's opened modules reach, as it is now.
 
     Args:
         model: the model.
         opened: paths of the modules whose code a graph stands for; the model itself is always one.
     """
-    return _Walk(model, {"", *opened}).found
+    walk = _Walk(model, {"", *opened})
+    return InReach(walk.found, frozenset().union(*(globals_in(f.__code__) for f in walk.functions)))
 
 
 def found_again(
@@ -53,7 +62,7 @@ def found_again(
 
     A plain value is the one that the graph was captured for, whatever it is now.
     """
-    there = {reached.name: reached for reached in reached_by(model, opened)}
+    there = {reached.name: reached for reached in reached_by(model, opened).things}
     for name, plain in packed:
         if (reached := there.get(name)) is not None:
             yield replace(reached, expected=plain[0]) if plain else reached
@@ -65,7 +74,7 @@ class _Walk:
     def __init__(self, model: nn.Module, opened: set[str]) -> None:
         self.found: list[Reached] = []
         self._known: set[tuple[str, int, Any]] = set()
-        self._functions: dict[types.FunctionType, None] = {}
+        self.functions: dict[types.FunctionType, None] = {}
         self._seen: set[int] = set()
         self._readers: dict[int, types.FunctionType] = {}
         modules = {path: m for path, m in model.named_modules() if path in opened}
@@ -77,7 +86,7 @@ class _Walk:
         self._names: set[str] = {"forward"}
         self._pairs: set[tuple[str, str]] = set()
         # names lead to functions, whose code has names
-        while new := [f for f in self._functions if id(f) not in self._seen]:
+        while new := [f for f in self.functions if id(f) not in self._seen]:
             for function in new:
                 self._seen.add(id(function))
                 self._names |= names_in(function.__code__)
@@ -86,7 +95,7 @@ class _Walk:
         for path, m in modules.items():
             self._attributes(path, m)
             self._of_classes(path, m)
-        for function in self._functions:
+        for function in self.functions:
             if not _is_foreign(function.__module__):
                 self._variables(function)
 
@@ -103,7 +112,7 @@ class _Walk:
                 for hook in hooks.values():
                     self._function(hook)
         for function in (f for f in new if not _is_foreign(f.__module__)):
-            for name in sorted(names_in(function.__code__) & function.__globals__.keys()):
+            for name in sorted(globals_in(function.__code__) & function.__globals__.keys()):
                 self._function(function.__globals__[name])
             for cell in function.__closure__ or ():
                 self._function(_content(cell))
@@ -119,8 +128,8 @@ class _Walk:
         if isinstance(value, types.MethodType):
             value = value.__func__
         if isinstance(value, types.FunctionType):
-            if (foreign or not _is_foreign(value.__module__)) and value not in self._functions:
-                self._functions[value] = None
+            if (foreign or not _is_foreign(value.__module__)) and value not in self.functions:
+                self.functions[value] = None
                 if hasattr(value, "__wrapped__"):
                     self._function(value.__wrapped__)
         elif not isinstance(value, (type, nn.Module, Tensor)) and not _is_foreign(type(value).__module__):
@@ -157,7 +166,7 @@ class _Walk:
             if read and (content := _content(cell)) is not GONE:
                 self._reach(f"{variable!r} of {where}", "variable", self._reader(cell), variable, content)
         scope = function.__globals__
-        for variable in sorted(names & scope.keys()):
+        for variable in sorted(globals_in(function.__code__) & scope.keys()):
             value = scope[variable]
             if not isinstance(value, types.ModuleType):
                 self._reach(f"the global {variable!r}", "item", scope, variable, value)

@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.values.tracked import DATA, is_tracked
+from graphaug.capture.recording.values.watched import Asked, Watched
 
 Key = tuple[str, Any]
 """How an entry is reached: ("item", its key or index) or ("attribute", its name)."""
 DEPTH = 4
 """How many containers deep values are followed."""
+WATCHED_DEPTH = 3
+"""How many dicts deep a layout tells what is asked of an input."""
 PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
 """Types of constants, which a node can hold as they are."""
 
@@ -26,14 +29,15 @@ PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, tor
 def changed(value: Any, change: Callable[[Any], Any]) -> Any:
     """A value with ``change`` done to all that lies in its tuples, lists, dicts and slices.
 
-    A container in which nothing was changed is kept, the very object.
+    A container in which nothing was changed is kept, the very object; one that notes what is asked of it becomes plain.
     """
     kind = type(value)
     if kind is slice:
         return slice(*(changed(v, change) for v in (value.start, value.stop, value.step)))
-    if kind is dict:
+    if kind in (dict, Watched):
         filled = {k: changed(v, change) for k, v in value.items()}
-        return value if all(filled[k] is value[k] for k in value) else filled
+        kept = kind is dict and all(filled[k] is value[k] for k in value)
+        return value if kept else filled
     named = issubclass(kind, tuple) and hasattr(kind, "_fields")
     if not named and kind not in (torch.Size, tuple, list):
         return change(value)
@@ -71,18 +75,44 @@ def holds(value: Any, test: Callable[[Any], bool], depth: int = DEPTH) -> bool:
     return any(holds(v, test, depth - 1) for v in inner)
 
 
-def layout(value: Any, depth: int = 3) -> str:
-    """What is where in a nested value: ``(Tensor, None)``, ``Output{logits: Tensor}``."""
+def layout(value: Any, depth: int = WATCHED_DEPTH, asked: Asked | None = None) -> str:
+    """What is where in a nested value: ``(Tensor, None)``, ``Output{logits: Tensor}``.
+
+    Args:
+        value: the value.
+        depth: how many containers deep to look.
+        asked: of a dict, only what was asked of it: ``{image: Tensor, no mask, …}``.
+    """
     if isinstance(value, Tensor):
         return "Tensor"
-    if value is None or isinstance(value, (bool, str)):
+    if value is None or isinstance(value, (bool, str, bytes, complex, torch.dtype, torch.device)):
         return repr(value)
+    if isinstance(value, (set, frozenset)):
+        return f"{type(value).__name__}({', '.join(sorted([repr(v) for v in value]))})"
     if depth > 0 and isinstance(value, Mapping):
+        if asked is not None:
+            return "{" + ", ".join(_asked_parts(value, depth, asked)) + "}"
         return "{" + ", ".join(f"{k}: {layout(v, depth - 1)}" for k, v in value.items()) + "}"
     if depth > 0 and isinstance(value, (tuple, list)):
         inner = ", ".join([layout(v, depth - 1) for v in value])
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     return type(value).__name__
+
+
+def _asked_parts(value: Mapping[Any, Any], depth: int, asked: Asked) -> list[str]:
+    """What was asked for; where the keys were gone through, all of them, in their order."""
+    listed, known = asked[0], dict(asked[1])
+    keys = [*value, *(key for key in known if key not in value)] if listed else list(known)
+    parts = []
+    for key in keys:
+        how = known.get(key, False)
+        if key not in value:
+            parts.append(f"no {key}")
+        elif how is False:
+            parts.append(f"{key}: …")
+        else:
+            parts.append(f"{key}: {layout(value[key], depth - 1, None if how is True else how)}")
+    return parts if listed else [*parts, "…"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:
@@ -131,6 +161,9 @@ def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
         return kind(*new) if hasattr(value, "_fields") else kind(new)
     if kind is list:
         return new
+    if kind is Watched:
+        value.note_whole()
+        return {k: v for (_, k), v in zip(keys, new, strict=True)}
     if kind in (dict, OrderedDict):
         return kind((k, v) for (_, k), v in zip(keys, new, strict=True))
     for (how, key), entry in zip(keys, new, strict=True):
