@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import graphaug as ga
-from graphaug.errors import AssumptionViolated
+from graphaug.errors import AssumptionViolated, SparseBackwardLost, UnknownOption
 
 transformers = pytest.importorskip("transformers")
 datasets = pytest.importorskip("datasets")
@@ -109,6 +109,15 @@ def test_an_adapter_forwards_what_it_does_not_name(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_an_option_that_there_is_not_is_answered_with_the_name_of_the_callback() -> None:
+    from graphaug.callbacks.trainer import DeepAugmentCallback
+
+    with pytest.raises(
+        UnknownOption, match=r"^DeepAugmentCallback has no option 'rates'\. Did you mean 'rate'"
+    ):
+        DeepAugmentCallback(rates=(0.5, 0.1))
+
+
 def test_what_was_captured_beside_the_named_inputs_is_in_the_signature() -> None:
     class Open(torch.nn.Module):
         def __init__(self) -> None:
@@ -127,3 +136,37 @@ def test_what_was_captured_beside_the_named_inputs_is_in_the_signature() -> None
     by_place = ga.rewrite(Open(), "a", example_inputs=(x, 2.0, x, x))
     assert list(inspect.signature(by_place.forward).parameters) == ["x", "scale", "rest", "flag"]
     torch.testing.assert_close(by_place.eval()(x, 2.0, x, x), by_place.original.eval()(x, 2.0, x, x))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_gradient_checkpointing_of_the_trainer_leaves_a_sparse_step_sparse(
+    reentrant: bool, tmp_path: Path
+) -> None:
+    """The Trainer sets attributes and adds a hook on the embeddings; losses and weights are those without."""
+    weights, losses = [], []
+    for options in (
+        {},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": reentrant}},
+    ):
+        aug = ga.rewrite(bert(), 2, stop_grad=True, example_inputs=batch())
+        calls: list[int] = []
+        layer = aug.original.bert.encoder.layer[0].attention.self.query
+        layer.forward = lambda x, m=layer, seen=calls: seen.append(1) or torch.nn.Linear.forward(m, x)
+        aug = ga.rewrite(ga.strip(aug), 2, stop_grad=True, example_inputs=batch())
+        calls.clear()
+        losses.append(trainer_of(aug, tmp_path, learning_rate=1e-2, **options).train().training_loss)
+        weights.append({name: p.detach().clone() for name, p in aug.named_parameters()})
+        assert aug.plan.backward == "sparse", aug.plan.reason
+        assert len(calls) == (
+            6 if options else 4
+        )  # of two parts in two steps; those with a gradient once more
+    assert losses[0] == pytest.approx(losses[1])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, msg=name)
+
+
+def test_another_hook_is_one() -> None:
+    aug = ga.rewrite(bert(), 2, stop_grad=True, example_inputs=batch()).train()
+    aug.original.bert.embeddings.word_embeddings.register_forward_hook(lambda *_: None)
+    with pytest.warns(SparseBackwardLost, match="another hook"):
+        aug(**batch())
