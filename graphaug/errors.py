@@ -136,5 +136,10 @@ def an(value: object) -> str:
     return f"{'an' if _VOWEL.match(name.lstrip('_')) else 'a'} {name}"
 
 
+def several(count: int, noun: str) -> str:
+    """Return a count with what is counted: "1 row", "2 rows"."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 # A vowel that is heard: not that of "unit"; the letters of an abbreviation are spelled.
 _VOWEL = re.compile(r"(?!U[A-Z]|[Uu]ni|us|uint)[AEIOUaeiou]|[FHLMNRSX](?=[A-Z])")

@@ -30,7 +30,7 @@ from graphaug.surgery.freeze import freeze as freeze_pass
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import fresh_names, place, place_eval
 from graphaug.surgery.plan import Asked, Plan, Request
-from graphaug.surgery.planned import notes_of, planned_sites
+from graphaug.surgery.planned import notes_of, notes_of_rows, planned_sites
 from graphaug.surgery.requests import augmentation_of, take_turns
 from graphaug.surgery.rewritten.parts import Parts, constants_module
 
@@ -105,8 +105,12 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
         frozen=frozenset() if made.frozen is None else frozenset(made.frozen.parameters),
     )
     choice, viewed, shared = _choose(asked, surgery)
-    plan = _plan(surgery, made, choice, asked, why, shared, two=viewed is not None)
     augmentations = _augmentations(structure.model, made.names, requests, samples.places, asked.views)
+    if not structure.signature.guessed and not isinstance(asked.rows, str):
+        rows = (1 if structure.signature.doubled else samples.count) * asked.views
+        at = zip((r.target for r in requests), augmentations.values(), strict=True)
+        shared = [*shared, *notes_of_rows(at, rows)]
+    plan = _plan(surgery, made, choice, asked, why, shared, two=viewed is not None)
     if asked.one_site:
         take_turns(augmentations, made.graph)
     constants = constants_module({**made.captured.constants, **made.eval_captured.constants})

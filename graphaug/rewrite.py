@@ -139,7 +139,7 @@ def rewrite(
     at, stop_grad, why = suggested(at, stop_grad)
     earlier = earlier_rewrite(model)
     model = plain_model(model)
-    options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform)
+    options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform, at)
     asked = Asked(freeze, backward, allow_bypass, rows, views, one_site)
     check_options(options, asked)
     if isinstance(at, Plan):

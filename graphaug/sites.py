@@ -40,7 +40,7 @@ class Site:
         op: name of the operation, or None for a module.
         call: which call of the module, from 0.
         calls: how often the module is called.
-        separates: whether every differentiable way from input to output leads through it.
+        separates: whether every differentiable way from what feeds it to the output leads through it.
         bypass: what leads around it, in words; empty if it separates.
         params_before: share of the parameters up to and including the site, in [0, 1].
         shape: shape of its value on the example.

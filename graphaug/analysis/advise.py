@@ -218,7 +218,7 @@ def candidates(model: nn.Module, example_inputs: Any) -> list[str]:
     nodes = structure.capture_deep(openable(structure.model, None, False)).graph.nodes  # kept from the table
     values = {node.meta.get("site"): first_of(value_of(node)) for node in nodes}
 
-    def holds_batch(site: Site) -> bool:  # a block may return a tuple, whose first entry is what is augmented
+    def holds_batch(site: Site) -> bool:  # a block may return a tuple, of which one entry is augmented
         value = values.get(site.target)
         return isinstance(value, Tensor) and value.dim() > 0 and len(value) == rows
 

@@ -15,7 +15,7 @@ from graphaug.augment.shapes import finest
 from graphaug.augment.structures import on_first
 from graphaug.augment.transform import PLAIN, Context
 from graphaug.augment.turns import Turns
-from graphaug.errors import BatchError, InvalidOption, did_you_mean
+from graphaug.errors import BatchError, InvalidOption, did_you_mean, several
 from graphaug.torch_private import is_functorch_wrapper
 
 
@@ -282,3 +282,11 @@ class Augmentation(nn.Module):
             device = getattr(self, name).device
             setattr(self, name, torch.tensor([value], dtype=finest(device), device=device))
         return self
+
+
+def none_augmented(augmentation: Augmentation, rows: int) -> str:
+    """That an exact draw augments none of so many rows, in words; or an empty string."""
+    if augmentation.count_rows(rows) != 0:
+        return ""
+    subset = augmentation._subset
+    return f"of {several(rows, 'row')} none is augmented: subset={subset:g}{' rounds to 0' if subset else ''}"

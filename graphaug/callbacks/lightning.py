@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-from graphaug.callbacks.during import Counted, DuringTraining, augmented, counting, report
+from graphaug.arguments import checked_names
+from graphaug.callbacks.during import Counted, Course, DuringTraining, augmented, counting, report
 
 # Two packages of one Lightning, which do not know each other's classes: the one that is in use.
 if TYPE_CHECKING or "lightning.pytorch" not in sys.modules:
@@ -21,7 +23,7 @@ class DeepAugmentCallback(Callback):
     Rewrite the backbone that the LightningModule holds, in its ``__init__``; the module itself stays what it is.
 
     Args:
-        options: those of `graphaug.callbacks.during.DuringTraining`.
+        rate, subset, freeze, freeze_until: as `graphaug.callbacks.during.DuringTraining` has them.
 
     Raises:
         InvalidOption: a value outside its domain; at the start of the training, what `DuringTraining.check` raises.
@@ -33,9 +35,16 @@ class DeepAugmentCallback(Callback):
         0.0
     """
 
-    def __init__(self, **options: Any) -> None:
+    @checked_names
+    def __init__(
+        self,
+        rate: Course = None,
+        subset: Course = None,
+        freeze: Sequence[str] = (),
+        freeze_until: float = 1.0,
+    ) -> None:
         super().__init__()
-        self.during = DuringTraining(**options)
+        self.during = DuringTraining(rate, subset, freeze, freeze_until)
         self._counted: Counted | None = None
         self._open = ExitStack()
         self._numbers: list[dict[str, float]] = []

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback
 
-from graphaug.callbacks.during import Counted, DuringTraining, counting, report
+from graphaug.arguments import checked_names
+from graphaug.callbacks.during import Counted, Course, DuringTraining, counting, report
 
 
 class DeepAugmentCallback(TrainerCallback):
@@ -18,7 +20,7 @@ class DeepAugmentCallback(TrainerCallback):
     to the Trainer's logs as ``deep_augment/…``. Checkpoints get the configuration that ``from_pretrained`` needs.
 
     Args:
-        options: those of `graphaug.callbacks.during.DuringTraining`.
+        rate, subset, freeze, freeze_until: as `graphaug.callbacks.during.DuringTraining` has them.
 
     Raises:
         InvalidOption: a value outside its domain; at the start of the training, what `DuringTraining.check` raises.
@@ -30,8 +32,15 @@ class DeepAugmentCallback(TrainerCallback):
         ('encoder.layer.0', 'encoder.layer.1')
     """
 
-    def __init__(self, **options: Any) -> None:
-        self.during = DuringTraining(**options)
+    @checked_names
+    def __init__(
+        self,
+        rate: Course = None,
+        subset: Course = None,
+        freeze: Sequence[str] = (),
+        freeze_until: float = 1.0,
+    ) -> None:
+        self.during = DuringTraining(rate, subset, freeze, freeze_until)
         self._counted: Counted | None = None
         self._open = ExitStack()
 

@@ -22,7 +22,7 @@ from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an
-from graphaug.torch_private import FakeTensor
+from graphaug.torch_private import FakeTensor, quiet_fakes
 
 
 @dataclass
@@ -77,7 +77,7 @@ def capture(
         count_flops=count_flops,
     )
     tables = Tables(model)
-    with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python():
+    with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python(), quiet_fakes():
         try:
             model.train(training)
             draws = python_draws(), tables.states()

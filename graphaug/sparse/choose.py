@@ -14,7 +14,7 @@ from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
-from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError
+from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import Samples
 from graphaug.select.model_structure import ModelStructure, ancestors
@@ -103,9 +103,10 @@ def choose(backward: str, surgery: Surgery, viewed: Viewed | None = None) -> Cho
         return _sparse(backward, surgery, viewed)
     except SparseBackwardError as error:
         if backward in ("sparse", "proved"):
+            way = "" if any(r.stop_grad for r in surgery.requests) else "stop_grad=True, or "
             raise SparseBackwardError(
                 f"backward='{backward}' is not possible at '{surgery.requests[0].target}': {error}. "
-                "Use backward='dense', or 'auto' to be told by aug.plan."
+                f"Use {way}backward='dense'."
             ) from error
         return Choice("dense", str(error))
 
@@ -174,7 +175,7 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     paths = [path for path, _ in norms]
     found = dataclasses.replace(found, two_streams=pair(found.prefix, paths))
     dropped = "the gradient that stopped rows get through the statistics is dropped"
-    reason = f"two streams share the statistics of {len(paths)} BatchNorms, {dropped}; {size}"
+    reason = f"two streams share the statistics of {several(len(paths), 'BatchNorm')}, {dropped}; {size}"
     return Choice("sparse", reason, found, proved=proof.verdict == "statistics")
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT
 from graphaug.torch_private import FSDP_MARKS
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -40,7 +41,7 @@ class Kept:
         """What has changed, as a clause: a child, hook, method or plain attribute; an empty string if nothing has.
 
         Eval mode is one where a module's own code asks for its mode, torch's own aside. Sharding's own hooks and marks
-        are none. While a step is compiled nothing is looked at.
+        are none, nor is gradient checkpointing. While a step is compiled nothing is looked at.
         """
         return "" if torch.compiler.is_compiling() else self._edited() or self._in_another_mode()
 
@@ -69,9 +70,9 @@ class Kept:
 def _description(module: nn.Module) -> tuple[Any, ...]:
     """What decides about a module's forward, beside its tensors and what its attributes refer to; see `_PARTS`."""
     held = vars(module)
-    ours = [(k, v) for k, v in held.items() if k != "training" and k not in FSDP_MARKS]
+    ours = [(k, v) for k, v in held.items() if k not in ("training", *WITHOUT_EFFECT) and k not in FSDP_MARKS]
     plain = [(k, v) for k, v in ours if isinstance(v, _PLAIN)]
-    hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _is_torchs(h)]
+    hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]
     return (type(module).forward, held.get("forward")), plain, hooks, list(module._modules.items())
 
 
@@ -87,6 +88,11 @@ def asks_for_mode(kind: type[nn.Module]) -> bool:
     return False
 
 
-def _is_torchs(hook: Any) -> bool:
-    """Whether torch's own code registered it: sharding and gradient reduction do."""
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
+def _leaves_rows(hook: Any) -> bool:
+    """Whether a hook is of sharding or gradient reduction, or asks embeddings for gradients, to recompute.
+
+    The latter are of transformers and PEFT; transformers 5 adds one in every `Trainer.train` with checkpointing.
+    """
+    home, name = str(getattr(hook, "__module__", "")), str(getattr(hook, "__name__", ""))
+    asks = home.partition(".")[0] in ("transformers", "peft") and name.startswith("make_inputs_require_grad")
+    return asks or home.startswith("torch.distributed")

@@ -77,7 +77,7 @@ class AugmentedModule(fx.GraphModule):
         if parts.split is not None:
             for name, graph in parts.split.graphs().items():
                 setattr(cls, f"_forward_{name}", compiled(graph, AugmentedModule, self._aliases))
-        cls.forward = forward_of(parts.signature)
+        cls.forward = forward_of(parts.signature, parts.model)
         return code
 
     def train(self, mode: bool = True) -> AugmentedModule:

@@ -11,7 +11,7 @@ from typing import Any
 from graphaug.augment.transform import Transform
 from graphaug.augment.transforms.files import from_plain, to_plain
 from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption
+from graphaug.errors import InvalidOption, several
 from graphaug.surgery.freeze import Frozen
 
 FORMAT = 1
@@ -184,9 +184,11 @@ class Plan:
         rows.append(("backward", f"{self.backward}: {self.reason}"))
         if self.freeze is not None:
             where = "up to and including the cut" if self.freeze.side == "before" else "behind the cut"
-            rows.append(("freeze", f"{len(self.freeze.parameters)} parameters {where}"))
+            rows.append(("freeze", f"{several(len(self.freeze.parameters), 'parameter')} {where}"))
             if self.freeze.modules:
-                rows.append(("", f"{len(self.freeze.modules)} modules keep their running statistics"))
+                rows.append(
+                    ("", f"running statistics of {several(len(self.freeze.modules), 'module')} are kept")
+                )
         rows += [("assumes" if i == 0 else "", text) for i, text in enumerate(self.assumptions)]
         rows += [("note", text) for text in self.notes]
         return "\n".join([f"Deep Augmentation of {self.model}", *(f"  {k:<9} {text}" for k, text in rows)])

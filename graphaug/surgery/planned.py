@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import fx, nn
 
 from graphaug.augment.rows import Rows
+from graphaug.augment.site import Augmentation, none_augmented
 from graphaug.capture.capture import Captured
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
@@ -57,6 +58,12 @@ def notes_of(
         *_method_notes(model),
         *_lightning_notes(model, requests[0].target),
     ]
+
+
+def notes_of_rows(augmentations: Iterable[tuple[Target, Augmentation]], rows: int) -> list[str]:
+    """Of which sites no row of an example of so many would be augmented, because of rounding."""
+    said = ((target, none_augmented(augmentation, rows)) for target, augmentation in augmentations)
+    return [f"'{target}': {none} in a batch like the example" for target, none in said if "rounds" in none]
 
 
 def _shape(node: fx.Node) -> tuple[int, ...] | None:

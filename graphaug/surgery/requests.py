@@ -59,11 +59,13 @@ def base_options(
     granularity: str | None,
     pairing: str,
     transform: object = None,
+    at: object = None,
 ) -> Request:
     """The options of every site that has none of its own.
 
     Raises:
-        InvalidOption: a rate is no probability, or options of dropout are given together with a transform.
+        InvalidOption: a rate is no probability, it is given together with a dict of them, or options of dropout are
+            given together with a transform.
     """
     spelled = 0.5 if rate is None else check_probability("rate", rate)
     dropped = "element" if granularity is None else granularity
@@ -72,6 +74,10 @@ def base_options(
             f"granularity={dropped!r} has options of its own: transform=graphaug.Dropout({spelled:g}, {dropped!r}, …)."
         )
     options = Request(Target(""), spelled, subset, stop_grad, sampling, dropped, pairing)
+    if rate is not None and isinstance(at, Mapping) and at:
+        raise InvalidOption(
+            f"rate={rate!r} is of no site, as at= says of each what is done there: leave it out, or give at= a list."
+        )
     if transform is None:
         return options
     for name, value in (("rate", rate), ("granularity", granularity)):

@@ -212,16 +212,26 @@ class Signature:
         """The same signature without the example values."""
         return dataclasses.replace(self, examples={})
 
-    def python_signature(self) -> inspect.Signature:
-        """What ``inspect.signature`` should say of the captured forward."""
-        kind = inspect.Parameter.POSITIONAL_OR_KEYWORD
-        first = [inspect.Parameter(e.name, kind) for e in self.captured if e.default is _EMPTY]
-        rest = [
-            inspect.Parameter(e.name, kind, default=e.default)
-            for e in self.captured
-            if e.default is not _EMPTY
+    def python_signature(self, *forwards: Callable[..., Any]) -> inspect.Signature:
+        """What ``inspect.signature`` should say: all that the forwards name, what was captured beside that, no ``**``.
+
+        Trainers drop the columns of a batch that it lacks, silently; and they take ``**`` for leave to give inputs of
+        their own, as ``num_items_in_batch``.
+        """
+        only = inspect.Parameter.KEYWORD_ONLY
+        own, *inside = ([*inspect.signature(forward).parameters.values()] for forward in forwards)
+        named = {p.name: p for p in own if p.kind is not p.VAR_KEYWORD}
+        beside = {
+            p.name: p.default
+            for more in inside
+            for p in more
+            if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        }
+        beside |= {e.name: e.default for e in self.captured if e.name not in self.positional}
+        more = [
+            inspect.Parameter(n, only, default=default) for n, default in beside.items() if n not in named
         ]
-        return inspect.Signature(first + rest)
+        return inspect.Signature([*named.values(), *more])
 
 
 def _two_rows(examples: dict[str, Any]) -> tuple[dict[str, Any], bool]:

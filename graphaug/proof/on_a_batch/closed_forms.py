@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.augment.deep_augment import DeepAugment, noise_shape
-from graphaug.augment.site import Augmentation
+from graphaug.augment.site import Augmentation, none_augmented
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
 from graphaug.proof.on_a_batch.outputs import first_tensor
@@ -50,6 +50,9 @@ def probe(
     _check_factors(target, augmentation, entries, _decisions(augmentation, value, of_changed))
     _check_gradient(target, request, slope, flat)
     subset = augmentation._subset
+    if said := none_augmented(augmentation, rows):
+        yield f"'{target}': {said}; nothing else of it could be seen"
+        return
     count = f"{augmentation._exactly(rows)} of {rows}"
     if request.sampling != "exact":
         count = f"each of {rows} with probability {subset:g}"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.augment.site import none_augmented
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
@@ -63,6 +64,9 @@ def redraw(
             f"'{target}': stop_grad is on, but gradient of augmented rows passes the cut."
         )
     _check_declared(target, augmentation, value)
+    if said := none_augmented(augmentation, len(rows)):
+        yield f"'{target}': {said}; nothing else of it could be seen"
+        return
     count = f"{int(rows.sum())} of {len(rows)}"
     yield f"'{target}': {count} rows augmented, by {name} with the same draws, other rows untouched"
     if request.stop_grad:

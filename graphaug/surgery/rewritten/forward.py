@@ -6,7 +6,7 @@ import inspect
 import types
 from typing import Any
 
-from torch import fx
+from torch import fx, nn
 
 from graphaug.augment.rows import tell
 from graphaug.capture.inputs.signature import Signature
@@ -21,12 +21,15 @@ def compiled(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> Any
     return function_from_source(code.src, code.globals)
 
 
-def forward_of(signature: Signature) -> Any:
-    """A function to be the forward of a rewritten model's class, with the signature of the original."""
+def forward_of(signature: Signature, model: nn.Module) -> Any:
+    """A function to be the forward of a rewritten model's class; others read off it what the original takes."""
     # a code object of its own: torch.compile counts recompilations by it, and many models may be compiled
     forward: Any = types.FunctionType(_forward.__code__.replace(), _forward.__globals__, "forward")
-    seen = signature.python_signature()
-    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    # PEFT's forward hands on what it does not name
+    get_base: Any = getattr(model, "get_base_model", None)
+    inside = [] if get_base is None else [get_base().forward]
+    seen = signature.python_signature(model.forward, *inside)
+    first = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     forward.__signature__ = seen.replace(parameters=[first, *seen.parameters.values()])
     return forward
 
