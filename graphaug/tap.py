@@ -12,7 +12,7 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_flag
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
-from graphaug.capture.dataflow import before
+from graphaug.capture.dataflow import before, writes
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import assume
@@ -125,9 +125,9 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
     (output,) = (n for n in graph.nodes if n.op == "output")
     graph.erase_node(output)
     needed = set().union(*(before(node) for node in taps.values()))
-    checks = {n for n in graph.nodes if n.target is assume and set(n.all_input_nodes) <= needed}
+    needed |= _checks(graph, needed, last=max(taps.values()))
     for node in reversed(graph.nodes):
-        if node not in needed and node not in checks and node.op != "placeholder":
+        if node not in needed and node.op != "placeholder":
             graph.erase_node(node)
     found: dict[str, fx.Node] = {}
     for name, node in taps.items():
@@ -146,6 +146,19 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
     graph.output({site: found[site] for site in spelled.values() if site in found})
     graph.lint()
     return graph
+
+
+def _checks(graph: fx.Graph, needed: set[fx.Node], last: fx.Node) -> set[fx.Node]:
+    """The checks of what the graph relies on up to the last tap, with what they ask: sizes, switches, modes of torch.
+
+    Those that a module would have to run for, which serves nothing else, are left out.
+    """
+    found: set[fx.Node] = set()
+    for check in (n for n in graph.nodes if n.target is assume and n < last):
+        asked = before(check) - needed
+        if not any(n.op == "call_module" or writes(n) for n in asked):
+            found |= asked
+    return found
 
 
 def copied(value: Any) -> Any:

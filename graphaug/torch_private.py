@@ -48,6 +48,7 @@ __all__ = [
     "quiet_fakes",
     "set_grad_enabled",
     "symbolic_operations",
+    "takes_over",
     "without_fakes",
 ]
 
@@ -116,6 +117,18 @@ def flop_counter_type() -> Any:
             return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
 
     return Telling
+
+
+def takes_over(value: Any) -> bool:
+    """Whether a value has a say in the functions of torch that get it, as a subclass of a tensor may have.
+
+    What ``torch.overrides.has_torch_function`` tells of it where no function mode is active; in one it is always true.
+    """
+    own = getattr(type(value), "__torch_function__", _NO_SAY)
+    return type(value) is not torch.Tensor and own is not _NO_SAY
+
+
+_NO_SAY = torch._C._disabled_torch_function_impl
 
 
 def is_functorch_wrapper(tensor: torch.Tensor) -> bool:

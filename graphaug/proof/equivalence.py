@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.inputs.signature import map_tensors
 
-ANOTHER_SIZE, ANOTHER_LENGTH = "another batch size", "another sequence length"
+THE_EXAMPLE, ANOTHER_SIZE, ANOTHER_LENGTH = "the example", "another batch size", "another sequence length"
 
 
 def as_identities(modules: Iterable[nn.Module]) -> contextlib.AbstractContextManager[None]:
@@ -38,7 +38,7 @@ def with_forwards(forwards: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> I
 
 def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The example, and the same at another batch size and another length: (what it is, the inputs)."""
-    yield "the example", dict(examples)
+    yield THE_EXAMPLE, dict(examples)
     tensors = tensors_in(examples)
     rows = {t.shape[0] for t in tensors if t.dim() > 0}
     if len(rows) == 1 and next(iter(rows)) > 0:

@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 import graphaug as ga
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.recording.nodes import Nodes
+from graphaug.capture.values import assume
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 
@@ -501,3 +502,35 @@ def test_no_false_alarm(library: str, name: str) -> None:
     x = torch.randn(2, 3, 224 if "224" in name else 64, 224 if "224" in name else 64)
     plan = ga.rewrite(model, path, example_inputs=x, allow_bypass=True, dry_run=True)
     assert not [note for note in plan.notes if "compared" in note]
+
+
+class Overrides(nn.Module):
+    """Something else without gradients, where no subclass of a tensor has a say, as torch's encoders do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h: Tensor = self.first(x)
+        slow = torch.overrides.has_torch_function((h,)) or torch.is_grad_enabled()
+        return h if slow else h * 2
+
+
+@pytest.mark.parametrize("relies", [True, False])
+def test_what_the_model_does_without_gradients_is_compared(relies: bool) -> None:
+    model = Overrides()
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    if relies:
+        mode = graph.call_function(torch.is_grad_enabled)
+        graph.call_function(assume, (mode, True, "torch.is_grad_enabled()"))
+    graph.output(graph.call_module("first", (x,)))
+    run = Modes(model, *(fx.GraphModule(model, graph) for _ in range(2)))
+    closed = frozenset({"first"})
+    found = CapturedModel(run, (), {True: closed, False: closed}, {}, falls_back=True)
+    if relies:
+        assert "in eval mode the original runs on the example without gradients" in checked(model, found)
+    else:
+        with pytest.raises(CaptureError, match="without gradients"):
+            checked(model, found)

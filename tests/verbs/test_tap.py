@@ -18,7 +18,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import NotRewritten, SiteNotFound, VerificationError
+from graphaug.errors import AssumptionViolated, NotRewritten, SiteNotFound, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -232,3 +232,41 @@ def test_verify_claims_nothing_of_an_operation() -> None:
         ga.verify(ga.tap(Operation(), "tanh"), torch.randn(3, 4))
     with pytest.raises(NotRewritten, match="not a TextNet"):
         ga.verify(TextNet(), TOKENS)
+
+
+class Asking(nn.Module):
+    """What it computes depends on a size, and on a mode of torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if x.shape[1] > 5:
+            h = h * 2
+        if not torch.is_grad_enabled():
+            h = h + 1
+        out: Tensor = self.b(h)
+        return out if x.shape[2] == 4 and x.shape[1] < 10 else -out
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_what_was_asked_before_the_tap_is_checked_as_in_a_rewritten_model(mode: bool) -> None:
+    tapped = ga.tap(Asking(), "b", side="before", example_inputs=torch.randn(3, 5, 4)).train(mode)
+    tapped(torch.randn(4, 4, 4))
+    with pytest.raises(AssumptionViolated, match="shape"):
+        tapped(torch.randn(3, 7, 4))
+    with torch.no_grad(), pytest.raises(AssumptionViolated, match="is_grad_enabled"):
+        tapped(torch.randn(3, 5, 4))
+
+
+def test_what_is_asked_behind_the_last_tap_is_not_checked() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), Asking())
+    tapped = ga.tap(model, "0", example_inputs=torch.randn(3, 5, 4)).eval()
+    with torch.no_grad():
+        x = torch.randn(3, 12, 4)
+        assert torch.equal(tapped(x)["0"], model[0](x))
+    tapped = ga.tap(model, "1.a", example_inputs=torch.randn(3, 5, 4)).eval()
+    with torch.no_grad():
+        assert torch.equal(tapped(x)["1.a"], model[1].a(model[0](x)))

@@ -383,3 +383,30 @@ def test_a_leak_below_a_second_site_is_caught() -> None:
 def test_only_a_rewritten_model_can_be_verified(thing: nn.Module) -> None:
     with pytest.raises(NotRewritten, match=f"not a {type(thing).__name__}"):
         ga.verify(thing, images())
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_opened_code_may_read_the_mode_of_a_module_that_stays_closed(padded: bool) -> None:
+    # torch's encoder asks its first layer, whose dropout is off while both are compared
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+            self.emb, self.enc, self.fc = (
+                nn.Embedding(20, 8),
+                nn.TransformerEncoder(layer, 2),
+                nn.Linear(8, 3),
+            )
+
+        def forward(self, ids: Tensor) -> Tensor:
+            mask = ids == 0 if padded else None
+            out: Tensor = self.fc(self.enc(self.emb(ids), src_key_padding_mask=mask).mean(1))
+            return out
+
+    ids = torch.randint(1, 20, (6, 5))
+    ids[::2, 3:] = 0 if padded else 1
+    aug = ga.rewrite(Encoder(), at="enc.layers.0", stop_grad=True, example_inputs=ids)
+    assert aug.plan.backward == ("dense" if padded else "sparse")
+    flags = [m.training for m in aug.modules()]
+    assert len(ga.verify(aug, ids).claims) >= 4
+    assert flags == [m.training for m in aug.modules()]

@@ -111,8 +111,12 @@ class Nodes:
 
     def assume_answer(self, function: Any, args: tuple[Any, ...], expected: Any, what: str) -> None:
         """Record that the graph relies on what a function of torch says of its modes."""
-        if all(known.what != what for known in self.assumptions.values()):
-            self._check(self.create("call_function", function, args, {}), expected, what)
+        for node in reversed(self.graph.nodes):
+            if node.target is torch_private.set_grad_enabled:
+                break  # what was said before it may be another answer
+            if node in self.assumptions and self.assumptions[node].what == what:
+                return
+        self._check(self.create("call_function", function, args, {}), expected, what)
 
     def assume_layout(self, node: fx.Node, value: Any, asked: Asked | None = None) -> None:
         """Record that the graph relies on what is where in a nested value; of a dict, on what was asked of it."""

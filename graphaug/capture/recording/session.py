@@ -30,11 +30,12 @@ class Session:
         frames: the opened modules whose forwards run, the innermost last.
         refused: the first refusal, also if opened code caught it.
         guessed: where the examples come from, if the user gave none; else empty.
+        training: the mode of the model.
     """
 
     def __init__(self, model: str, guessed: str = "") -> None:
         self.model, self.guessed = model, guessed
-        self.aside = False
+        self.aside, self.training = False, True
         self.frames: list[Frame] = []
         self.refused: CaptureError | None = None
 

@@ -97,6 +97,7 @@ class Walk:
         """
         recorder = self.recorder
         recorder.modes.begin()
+        self.session.training = self.model.training
         if has_global_hooks():
             raise self.session.refuse(
                 "hooks are registered for all modules of the process", reason=" Remove them first."

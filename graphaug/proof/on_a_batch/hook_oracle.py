@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from graphaug.augment.site import Augmentation
 from graphaug.capture.interpreter import Interpreter
+from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.target import Target
 from graphaug.proof.equivalence import with_forwards
 from graphaug.proof.on_a_batch.outputs import first_tensor
@@ -191,10 +192,15 @@ def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module
 
 
 def quieten(aug: AugmentedModule, model: nn.Module) -> None:
-    """Eval mode for every closed module, so that nothing but the augmentation is random or sees the batch."""
+    """Eval mode for every closed module, so that nothing but the augmentation is random or sees the batch.
+
+    A flag that opened code reads stays as it was read: it decides what that code does, and the graph relies on it.
+    """
     opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
+    facts = (fact for fact in aug._parts.facts.get(True, ()) if isinstance(fact, Fact))
+    read = {model.get_submodule(fact.path): fact.expected for fact in facts if fact.name == "training"}
     for module in model.modules():
-        module.training = module in opened
+        module.training = read.get(module, module in opened)
     kept = getattr(aug._parts.split, "kept", None)
     if kept is not None:
         kept.modes = False

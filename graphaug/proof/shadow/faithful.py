@@ -18,13 +18,13 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature, modes_kept
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.equivalence import ANOTHER_LENGTH, variants
+from graphaug.proof.equivalence import ANOTHER_LENGTH, THE_EXAMPLE, variants
 from graphaug.proof.shadow.differences import Difference, first_difference, line_that_sets
 from graphaug.proof.shadow.readiness import as_traced, with_memory
 from graphaug.proof.shadow.runs import CannotCompare, Runs, Situation
 from graphaug.proof.shadow.stand_ins import StandIns
 from graphaug.proof.shadow.surroundings import Surroundings
-from graphaug.proof.shadow.trial_run import compare_by_trial_run, fixed
+from graphaug.proof.shadow.trial_run import captured_for, compare_by_trial_run, fixed
 from graphaug.surgery.module import AugmentedModule
 
 _MOST_ON_META = 1 << 30
@@ -41,6 +41,7 @@ class CapturedModel:
         closed: by mode (training or not), the paths of the modules that are calls.
         identities: the modules that the model does not have; they return what they are given.
         one_graph: whether both modes run the same graph.
+        falls_back: whether the model itself runs in eval mode where the graph does not hold.
     """
 
     run: nn.Module
@@ -48,6 +49,7 @@ class CapturedModel:
     closed: Mapping[bool, frozenset[str]]
     identities: Mapping[str, nn.Module]
     one_graph: bool = False
+    falls_back: bool = False
 
     def opened_modules(self, model: nn.Module) -> list[nn.Module]:
         """The model itself and its modules that were traced through."""
@@ -63,7 +65,9 @@ def as_captured(aug: AugmentedModule) -> CapturedModel:
         mode: frozenset(str(n.target) for n in graph.nodes if n.op == "call_module") - augmentations.keys()
         for mode, graph in graphs.items()
     }
-    return CapturedModel(aug, parts.plan.opened, calls, augmentations, parts.eval_graph is None)
+    return CapturedModel(
+        aug, parts.plan.opened, calls, augmentations, parts.eval_graph is None, parts.runs_original
+    )
 
 
 def check_faithful(model: nn.Module, captured: CapturedModel, signature: Signature) -> str:
@@ -105,6 +109,8 @@ class _Shadow:
         self.model, self.captured, self.signature, self.shared = model, captured, signature, shared
         self.graph_ids: dict[Any, int] = {}
         self.notes: dict[str, None] = {}
+        self.instead: dict[str, list[str]] = {}  # why the original runs in eval mode: in which situations
+        self.by_results = False  # an operation of the original was not to be recorded
 
     def compare(self) -> list[str]:
         """Compare in both modes and all situations; the notes for the plan."""
@@ -117,8 +123,11 @@ class _Shadow:
         ):
             warnings.simplefilter("ignore")
             with_memory(self.model, self._compare)
+        for why, where in self.instead.items():
+            on = where[0] if where[0] == THE_EXAMPLE else ", ".join(where)
+            self.notes[f"in eval mode the original runs on {on}: {why}"] = None
         # where the model does something else when traced, its results are compared as well
-        if asked:
+        if asked or self.by_results:
             note = compare_by_trial_run(self.model, self.captured.run, self.signature, None)
             if note:
                 self.notes[note] = None
@@ -140,7 +149,7 @@ class _Shadow:
                     try:
                         self._in(situation, mode, runs)
                     except CannotCompare:
-                        if i == 0:
+                        if not self._settled(situation, mode, runs) and i == 0:
                             raise
                     finally:
                         surroundings.restore()
@@ -182,9 +191,15 @@ class _Shadow:
                     "choose a site outside that module, so that it stays closed."
                 )
         found = runs.records(self.captured.run, situation)
-        if isinstance(found, AssumptionViolated) and situation.calls == 1:
-            self.notes[fixed(found)] = None
+        if isinstance(found, AssumptionViolated) and self._noted(found, situation, mode):
             return
+        if isinstance(found, AssumptionViolated):
+            raise CaptureError(
+                f"the captured graph does not hold for example_inputs themselves ({where}): "
+                f"{str(found).partition(' Call ')[0]} It has one path: choose a site outside of the module that asks "
+                "for this, so that it stays closed, or switch off there what asks (enable_nested_tensor=False of an "
+                "nn.TransformerEncoder)."
+            ) from found
         if isinstance(found, Exception):
             raise CaptureError(
                 f"the captured graph fails where the original does not ({where}): {type(found).__name__}: {found}"
@@ -195,6 +210,31 @@ class _Shadow:
             difference = self._again(situation, runs)
         if difference is not None:
             raise self._refusal(where, difference)
+
+    def _noted(self, violated: AssumptionViolated, situation: Situation, mode: str) -> bool:
+        """Note that the graph is not for a situation; False if it has to be, as for the example in training mode."""
+        if mode == "eval" and self.captured.falls_back:
+            self.instead.setdefault(captured_for(violated), []).append(situation.what)
+        elif situation.calls == 1:
+            self.notes[fixed(violated)] = None
+        else:
+            return False
+        return True
+
+    def _settled(self, situation: Situation, mode: str, runs: Runs) -> bool:
+        """Whether a graph need not be compared where the original cannot be run: it does not hold there.
+
+        Kernels of torch for inference alone make nested tensors, of which there are no records.
+        """
+        if mode == "training" or (situation.gradients and situation.what != THE_EXAMPLE):
+            return False
+        found: Any = None
+        with contextlib.suppress(CannotCompare):
+            found = runs.records(self.captured.run, situation)
+        if isinstance(found, AssumptionViolated) and self._noted(found, situation, mode):
+            return True
+        self.by_results |= not situation.gradients
+        return False
 
     def _again(self, situation: Situation, runs: Runs) -> Difference | None:
         """The difference of two runs in which no stand-in has to learn anything."""

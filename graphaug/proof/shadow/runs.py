@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.recording.checks import as_assertion, replaced_by
+from graphaug.capture.recording.opened.function_modes import unnoticed
 from graphaug.capture.state import seed
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token
@@ -99,7 +100,9 @@ class Runs:
         try:
             with torch.set_grad_enabled(situation.gradients), around:
                 modes = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
-                with recorder, replaced_by(as_assertion):  # as in the graph
+                # checks of data as in the graph; and what stays closed is not asked what it sees
+                unseen = unnoticed(lambda _: not recorder.origins.paused)
+                with recorder, replaced_by(as_assertion), unseen:
                     output = module(*arguments[0], **arguments[1])
                 after = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
         finally:

@@ -196,7 +196,12 @@ class _Trial:
 
 def fixed(error: AssumptionViolated) -> str:
     """The note for the plan that a graph does not serve where it was tried."""
-    return f"fixed to this example: {str(error).partition(', but')[0].removeprefix('this model was ')}"
+    return f"fixed to this example: {captured_for(error)}"
+
+
+def captured_for(error: AssumptionViolated) -> str:
+    """What a graph does not serve for, as a note says it."""
+    return str(error).partition(", but")[0].removeprefix("this model was ")
 
 
 def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: bool) -> Any:

@@ -6,7 +6,7 @@ import operator
 from typing import Any
 
 import torch
-from torch import Size, Tensor, fx
+from torch import Size, Tensor, fx, nn
 
 from graphaug.capture.dataflow import why_unknown
 from graphaug.capture.recording.answers import RecordedAnswers
@@ -72,6 +72,8 @@ class Questions:
         value = self.session.call_unrecorded(getattr, held, name)
         if name == "shape":
             return value if is_fact(node) else self._shape(value, node)
+        if name == "requires_grad" and (is_fact(node) or name in node.meta):
+            return self._wants_gradient(tensor, node)
         if isinstance(value, Tensor):
             made = self.nodes.create("call_function", getattr, (node, name), {})
             self.nodes.note_value(made, value)
@@ -100,6 +102,22 @@ class Questions:
         else:
             self.session.call_unrecorded(setattr, tensor, name, self.ledger.evaluable(value))
             self.nodes.create("call_function", setattr, (node, name, self.ledger.lower(value)), {})
+
+    def _wants_gradient(self, tensor: Tensor, node: fx.Node) -> bool:
+        """Whether a tensor of the model or an input requires a gradient: as it is, whatever its fake does.
+
+        In eval mode the model's own are taken to: code that does something else without gradients, as with kernels for
+        inference alone, is left to the original.
+        """
+        if not is_fact(node):
+            value = bool(node.meta["requires_grad"])
+        else:
+            floating = tensor.is_floating_point() and isinstance(tensor, nn.Parameter)
+            value = tensor.requires_grad or (floating and not self.session.training)
+        asked = self.nodes.once(getattr, node, "requires_grad", value=value)
+        self.nodes.vary(asked)  # a parameter may be frozen later
+        self.nodes.assume(asked, value)
+        return value
 
     def _shape(self, shape: Size, node: fx.Node) -> Size:
         sizes = self.answers.sizes(shape, lambda: self.nodes.attribute(node, "shape"))

@@ -39,6 +39,8 @@ def placeholders(recorder: Recorder, signature: Signature, *, watch: bool) -> di
             recorder.nodes.assume(node, default)
             arguments[name] = default
             continue
+        if isinstance(example, Tensor):
+            node.meta["requires_grad"] = example.requires_grad
         example = map_tensors(differentiable, example)
         arguments[name] = recorder.ledger.adopt(example, node)
         node.meta["value"] = example

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.checks import CHECK, as_assertion
+from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
@@ -26,6 +29,7 @@ from graphaug.torch_private import FakeTensor
 # what checkpoint() calls, from version to version, wherever it was imported from
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
 _MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
+_SWITCHES = ((torch.backends.mha, "get_fastpath_enabled"),)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
@@ -36,6 +40,7 @@ class UnseenCalls:
 
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
+        self._files: set[str] = set()
 
     def watch(self) -> None:
         """See all that is reached through torch itself."""
@@ -55,10 +60,17 @@ class UnseenCalls:
         method(torch, CHECK, as_assertion)
         self.patches.getter(FakeTensor, "device", self._device)
         for name in (n for n in _MODES if hasattr(torch, n)):
-            method(torch, name, functools.partial(self._asked_mode, name))
+            method(torch, name, functools.partial(self._asked_mode, f"torch.{name}"))
+        for owner, switch in _SWITCHES:
+            spelled = f"{owner.__name__}.{switch}"
+            method(owner, switch, functools.partial(self._asked_mode, spelled))
+        without_modes(self.patches, self._asks)
 
     def watch_names(self, m: nn.Module) -> None:
-        """See what the file of an opened module has imported by a name of its own."""
+        """See what the file of an opened module has imported by a name of its own, and what its code asks."""
+        for cls in (c for c in type(m).__mro__ if c not in (nn.Module, object)):
+            functions = [inspect.unwrap(value) for value in vars(cls).values() if callable(value)]
+            self._files |= {f.__code__.co_filename for f in functions if isinstance(f, types.FunctionType)}
         for cls in type(m).__mro__:
             scope = global_names(cls)
             if cls.__module__.partition(".")[0] != "torch":
@@ -89,10 +101,15 @@ class UnseenCalls:
     def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch by opened code itself: the graph holds for the answer."""
         value = original(*args, **kwargs)
-        if not is_internal(sys._getframe(2).f_code.co_filename):
-            what = f"torch.{name}({', '.join(map(repr, args))})"
+        if self._asks(sys._getframe(2)):
+            what = f"{name}({', '.join(map(repr, args))})"
             self.recorder.nodes.assume_answer(original, args, value, what)
         return value
+
+    def _asks(self, frame: types.FrameType) -> bool:
+        """Whether a frame runs opened code, which may be torch's own, and no plumbing."""
+        name = frame.f_code.co_filename
+        return name in self._files or not is_internal(name)
 
     def _checkpoint(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.session.refuse(
