@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import text_runs
@@ -224,3 +225,15 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data, tmp_path
         code, _, err = graphaug("paper", "fig8", "--out", out, "--data", text, "--data", sts, *options)
         assert (code, said in " ".join(err.split())) == (2, True), err
     assert not out.exists()
+
+
+def test_the_page_has_the_sizes_there_are():
+    page = (Path(__file__).resolve().parents[2] / "docs/paper.md").read_text(encoding="utf-8")
+    rows = [[c.strip() for c in line.split("|")[1:-1]] for line in page.splitlines() if line.startswith("|")]
+    for name, settings in TEXT_SCALES.items():
+        (row,) = [row for row in rows if row[0] == name]
+        assert settings.get("from_config", settings.get("encoder")) in row[1]
+        assert row[2].replace(",", "") == str(settings.get("sentences", "all"))
+        assert row[3:5] == [str(settings["max_length"]), str(settings["batch_size"])]
+        assert float(row[5]) == settings["lr"]
+        assert settings["epochs"] == 1
