@@ -41,14 +41,12 @@ from graphaug.text.encoders.encoder import TextEncoder
 from graphaug.text.encoders.load import load_encoder
 from graphaug.text.encoders.pooling import POOLERS
 from graphaug.text.model import build
+from graphaug.text.presets import RATES
 from graphaug.text.sts.evaluate import evaluate, sts_dev
 from graphaug.text.sts.tasks import TASKS, load_tasks
 from graphaug.text.train import simcse
 
 SITES = (1, 2, 4)
-RATES = {(True, False): 0.125, (False, False): 0.25, (True, True): 0.5, (False, True): 0.5}
-"""The rates that the paper found best, by stop-gradient and masked language: its presets in `graphaug.text.presets`."""
-
 MEAN = "Avg. of the mean pooler"
 MEASURES = ("alignment", "uniformity")
 LOOKS = 2

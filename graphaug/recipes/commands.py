@@ -33,10 +33,16 @@ def paper(
     ] = "tiny",
     data: Annotated[
         list[str] | None,
-        typer.Option(help="As for pretrain, repeated where a figure takes two; by default the figure's."),
+        typer.Option(
+            help="As for pretrain, repeated where a figure takes two; by default the figure's. Of fig8: a file of "
+            "sentences, then SentEval's directory."
+        ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="As for pretrain; by default the scale's.")
+        str | None,
+        typer.Option(
+            metavar="MODEL", help="As for pretrain, of fig8 a size or an encoder; by default the scale's."
+        ),
     ] = None,
     at: Annotated[
         list[str] | None,

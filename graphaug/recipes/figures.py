@@ -13,7 +13,8 @@ from graphaug.contrastive.config.sites import site
 from graphaug.errors import ConfigError, did_you_mean
 from graphaug.recipes import graphs as graph_figures
 from graphaug.recipes import images as image_figures
-from graphaug.recipes.plan import Figure, graph_settings
+from graphaug.recipes import text as text_figures
+from graphaug.recipes.plan import Figure, graph_settings, text_settings
 from graphaug.recipes.runs.kinds import kind_of
 from graphaug.recipes.sweep import Sweep
 
@@ -43,7 +44,9 @@ FIGURES: tuple[Figure, ...] = (
         "fig8",
         "SimCSE: an encoder a line, the seven STS tasks",
         "with stop-gradient it is ahead of without, at every block",
-        missing="python -m benchmarks.text runs its like; it is not in the sweep yet",
+        text_figures.on_sentences,
+        asks=("a file of sentences", "SentEval's directory with STS/ and SICK/"),
+        base=text_settings,
     ),
     Figure("fig9-10", UNKNOWN, UNKNOWN, also=("fig9", "fig10"), missing="it is not known what to run"),
     Figure("fig11-12", UNKNOWN, UNKNOWN, also=("fig11", "fig12"), missing="it is not known what to run"),
@@ -144,7 +147,7 @@ def planned(
     Args:
         name: of the figure.
         out: the directory of its runs.
-        scale: which of `graphaug.recipes.plan.SCALES`, of graphs `GRAPH_SCALES`.
+        scale: which of `graphaug.recipes.plan.SCALES`, of graphs `GRAPH_SCALES`, of text `TEXT_SCALES`.
         data: the data sets; by default the figure's.
         model, epochs, images: instead of the scale's.
         validation: share of the training images to choose settings by; 0 chooses none.
@@ -154,16 +157,14 @@ def planned(
     Raises:
         ConfigError: no such figure, scale or model, one that cannot be run yet, too many or too few data sets, or a
             model without numbered sites.
+        EncoderError: of text, an encoder that cannot be loaded.
 
     """
     figure = find(name)
     assert figure.make is not None
     base = figure.base(scale, model, epochs, images, validation)
     chosen = tuple(data) or figure.default_data(scale)
-    if len(set(chosen)) != len(figure.data):
-        raise ConfigError(
-            f"{figure.name} takes {len(figure.data)} data set(s), not {len(set(chosen))}: {', '.join(chosen)}."
-        )
+    figure.check_data(chosen)
     sites = list(dict.fromkeys(map(site, at))) or kind_of(base).sites(base)
     if all(isinstance(s, int) for s in sites):
         sites.sort()  # from the input to the head

@@ -10,6 +10,9 @@ from graphaug.errors import ConfigError, did_you_mean
 from graphaug.graphs.config import GraphsConfig
 from graphaug.recipes.choice import CHOSEN_BY, Choice
 from graphaug.recipes.claims import Claim
+from graphaug.text.config import SimCSEConfig
+from graphaug.text.encoders.models import SIZES
+from graphaug.text.presets import PRESETS as TEXT_PRESETS
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
 
@@ -45,6 +48,28 @@ GRAPH_SCALES: Mapping[str, Mapping[str, Any]] = {
     "small": {"epochs": 40, "layers": 4, "width": 64, "batch_size": 128},
 }
 
+TEXT_SCALES: Mapping[str, Mapping[str, Any]] = {
+    "tiny": {
+        "from_config": "bert-tiny",
+        "sentences": 768,
+        "epochs": 1,
+        "batch_size": 64,
+        "lr": 2e-4,
+        "max_length": 16,
+        "checkpoint_every": 0,
+    },
+    "small": {
+        "from_config": "bert-mini",
+        "sentences": 10_000,
+        "epochs": 1,
+        "batch_size": 64,
+        "lr": 2e-4,
+        "max_length": 32,
+        "checkpoint_every": 50,
+    },
+    "full": TEXT_PRESETS["simcse-bert-base"],
+}
+
 MEASURES: Mapping[str, str] = {
     "linear": "linear probe",
     "few_labels.mean": "few labels",
@@ -68,7 +93,8 @@ class Plan:
 
     ``lines``: by the name of a line in the picture, the setting at each mark of its axis; ``level``: settings that are
     drawn across. ``measures``: the figures to show, by their names in an outcome. ``choices``: what is chosen, by
-    ``chosen_by``, where a validation part is held out.
+    ``chosen_by``, where a validation part is held out. ``scores``: what the figures are, a hundred times of which is
+    shown; ``unit``: the same, short; ``tested_on``: what they were read from.
     """
 
     settings: tuple[Setting, ...]
@@ -80,11 +106,19 @@ class Plan:
     measures: Mapping[str, str]
     choices: tuple[Choice, ...] = ()
     chosen_by: str = CHOSEN_BY
+    scores: str = "accuracies in %"
+    unit: str = "%"
+    tested_on: str = "test images"
 
     @property
     def measure(self) -> str:
         """The one that the claims are tested on."""
         return next(iter(self.measures))
+
+    def spoken(self, figures: Mapping[str, float]) -> str:
+        """The measure that the claims are tested on, of a run."""
+        percent = "%" if self.unit == "%" else ""
+        return f"{self.measures[self.measure]} {100 * figures[self.measure]:.1f}{percent}"
 
 
 def image_settings(
@@ -131,6 +165,33 @@ def graph_settings(
     return found
 
 
+def text_settings(
+    scale: str,
+    model: str | None = None,
+    epochs: int | None = None,
+    images: int | None = None,
+    validation: float = 0.0,
+) -> SimCSEConfig:
+    """The same on text, ``model`` a size with random weights or an encoder; the data are not part of them.
+
+    Raises:
+        ConfigError: no such scale, a value outside its domain, or an option of images.
+
+    """
+    if images is not None:
+        raise ConfigError(f"images={images!r}: a figure on text has sentences, as many as its scale says.")
+    if validation:
+        raise ConfigError(
+            f"validation={validation!r}: of text nothing is held out, and nothing is chosen by labels."
+        )
+    base = SimCSEConfig.from_dict(_of_scale(scale, TEXT_SCALES))
+    if model is not None:
+        sized = model in SIZES
+        base = replace(base, from_config=model if sized else None, encoder=None if sized else model)
+    found: SimCSEConfig = _changed(base, epochs)
+    return found
+
+
 def _changed(base: Any, epochs: int | None, **given: Any) -> Any:
     """Settings with what was given; of a shorter run the warm-up is shorter."""
     if epochs is not None:
@@ -157,6 +218,7 @@ class Figure:
         make: from the base settings, the sites and the data its plan; None where it cannot be run yet.
         missing: why not.
         data: the data sets it takes by default, as many as it takes; at full size, ``full_data``.
+        asks: what its data are, in their order, where there are none by default.
     """
 
     name: str
@@ -167,8 +229,22 @@ class Figure:
     missing: str = ""
     data: tuple[str, ...] = ()
     full_data: tuple[str, ...] = ()
+    asks: tuple[str, ...] = ()
     base: Callable[..., Any] = image_settings
 
     def default_data(self, scale: str) -> tuple[str, ...]:
         """The data sets it is run on where none are named."""
         return self.full_data if scale == "full" else self.data
+
+    def check_data(self, chosen: Sequence[str]) -> None:
+        """Refuse another number of data sets than it takes.
+
+        Raises:
+            ConfigError: too many or too few.
+
+        """
+        count = len(self.data or self.asks)
+        if len(set(chosen)) != count:
+            what = f" ({' and '.join(self.asks)})" if self.asks else ""
+            named = ": " + ", ".join(chosen) if chosen else ""
+            raise ConfigError(f"{self.name} takes {count} data set(s){what}, not {len(set(chosen))}{named}.")

@@ -20,11 +20,6 @@ if TYPE_CHECKING:
 
 FILES = ("results.json", "results.txt", "figure.svg", "figure.png")
 
-FOOT = (
-    "accuracies in %, mean over seeds ± half the 95 % confidence interval (Student's t); 'to …' by seed",
-    "no setting was chosen by these numbers: all are shown, and each run read the test images once, at its end",
-)
-
 CHOSEN = (
     "chosen by the linear probe on images held out of the training set, for each seed by the other seeds' runs;",
     "the test accuracy of the choice at this seed, once for each run, and the difference to the baseline by seed",
@@ -44,7 +39,13 @@ def report(figure: str, plan: Plan, outcomes: Outcomes, out: Path | None, width:
     verdicts = [judge(claim, values(outcomes, plan.measure)) for claim in plan.claims]
     found = chosen(plan, outcomes)
     text = "\n".join(
-        [*table(plan, outcomes, width), *FOOT, "", *spoken(verdicts, plan), *spoken_choices(found, outcomes)]
+        [
+            *table(plan, outcomes, width),
+            *foot(plan),
+            "",
+            *spoken(verdicts, plan),
+            *spoken_choices(found, outcomes),
+        ]
     )
     if out is not None:
         whole = text if width is None else report(figure, plan, outcomes, None)
@@ -72,6 +73,15 @@ def table(plan: Plan, outcomes: Outcomes, width: int | None = None) -> list[str]
     return render(columns, width)
 
 
+def foot(plan: Plan) -> list[str]:
+    """What stands below the table: what its numbers are."""
+    return [
+        f"{plan.scores}, mean over seeds ± half the 95 % confidence interval (Student's t); 'to …' by seed",
+        f"no setting was chosen by these numbers: all are shown, and each run read the {plan.tested_on} once, at its "
+        "end",
+    ]
+
+
 def _counted(outcomes: Any) -> str:
     """How many runs came to their end, and how many did not."""
     all_of_them = list(outcomes)
@@ -93,7 +103,7 @@ def _difference(name: str, plan: Plan, found: Values) -> str:
 
 
 def shown(accuracies: list[float], sign: str = "") -> str:
-    """Accuracies in [0, 1] as their mean in %, ± half the 95 % interval; empty if there are none."""
+    """Figures as their mean times 100, ± half the 95 % interval; empty if there are none."""
     middle, half = interval([100 * a for a in accuracies])
     if math.isnan(middle):
         return ""
@@ -191,7 +201,7 @@ def picture(plan: Plan, outcomes: Outcomes) -> Figure:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="site", ylabel=f"{plan.measures[plan.measure]} (%)")
+    axes = figure.add_subplot(xlabel="site", ylabel=f"{plan.measures[plan.measure]} ({plan.unit})")
     found = values(outcomes, plan.measure)
 
     def of(name: str) -> tuple[float, float]:

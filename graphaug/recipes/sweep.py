@@ -124,7 +124,7 @@ class Sweep:
     def _said(self, outcome: Outcome) -> str:
         if outcome.failed or outcome.diverged:
             return f"{'FAILED' if outcome.failed else 'DIVERGED'}: {outcome.failed or outcome.diverged}"
-        return f"{self.plan.measures[self.plan.measure]} {outcome.figures[self.plan.measure]:.1%}"
+        return self.plan.spoken(outcome.figures)
 
     @property
     def _kind(self) -> Kind:
@@ -135,8 +135,9 @@ class Sweep:
         """What tells the data from others, which are read for it once; too few for a batch are refused."""
         found = {}
         for setting in self.plan.settings:
-            if setting.config.data not in found:
-                found[setting.config.data] = self._kind.facts(setting.config)
+            name = self._kind.data(setting.config)
+            if name not in found:
+                found[name] = self._kind.facts(setting.config)
         for setting in self.plan.settings:
             spec = setting.transfer
             if spec is not None and spec not in found:

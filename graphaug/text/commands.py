@@ -42,7 +42,7 @@ def simcse(
 
     from graphaug.contrastive.devices import is_first_process
     from graphaug.contrastive.runs.progress import EpochProgress, interruptible
-    from graphaug.text.corpus.sentences import read_corpus
+    from graphaug.text.corpus.sentences import fewer, read_corpus
     from graphaug.text.listed import PREFIX
     from graphaug.text.sts.report import quiet
 
@@ -50,7 +50,7 @@ def simcse(
     quiet()
     from graphaug.text.train import simcse as run
 
-    corpus = read_corpus(wanted.text) if wanted.text is not None else None
+    corpus = fewer(read_corpus(wanted.text), wanted.sentences) if wanted.text is not None else None
     if first and corpus is not None and corpus.empty:
         print(f"{corpus.empty} empty line(s) left out.", file=sys.stderr)
 

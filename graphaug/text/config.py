@@ -22,6 +22,9 @@ class SimCSEConfig(Settings):
     """
 
     text: str | None = setting(None, "File of sentences, one a line: plain, gzip or xz.")
+    sentences: int | None = setting(
+        None, "Train on so many of the sentences, spread evenly over the file; by default all."
+    )
     encoder: str | None = setting(None, "A transformers encoder or a run: a directory, or a name on the hub.")
     from_config: str | None = setting(
         None,
@@ -73,6 +76,8 @@ class SimCSEConfig(Settings):
         self.shares("mlm_rate")
         if self.clip is not None:
             self.positive("clip")
+        if self.sentences is not None:
+            self.at_least(sentences=2)
         if self.cache is not None:
             self.at_least(cache=1)
             if self.compile:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 _SIMCSE: dict[str, Any] = {
@@ -26,3 +27,10 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 The text, SimCSE's million sentences of Wikipedia, is not part of them.
 """
+
+RATES: Mapping[tuple[bool, bool], float] = {
+    (values.get("stop_grad", False), values.get("mlm", False)): values["rate"]
+    for values in PRESETS.values()
+    if "rate" in values
+}
+"""The published rates, by stop-gradient and masked language."""

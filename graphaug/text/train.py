@@ -18,7 +18,7 @@ from graphaug.contrastive.runs.life import run_task
 from graphaug.contrastive.runs.task import Curve, Task, Training
 from graphaug.errors import ConfigError, DataError, did_you_mean
 from graphaug.text.config import SimCSEConfig, versions
-from graphaug.text.corpus.sentences import Corpus, fingerprint, read_corpus
+from graphaug.text.corpus.sentences import Corpus, fewer, fingerprint, read_corpus
 from graphaug.text.encoders.files import RUN
 from graphaug.text.encoders.load import load_trainable
 from graphaug.text.encoders.models import SIZES
@@ -78,7 +78,7 @@ def simcse(
 
     Raises:
         RunDirectoryError: ``out`` holds another run, or cannot be written.
-        DataError: the text or the STS data are missing, unreadable, or fewer than a batch.
+        DataError: the text or the STS data are missing, unreadable, or fewer than a batch or than ``sentences``.
         ConfigError: neither an encoder nor a size, no text, two passes that would be the same, sites that would never
             act, or the run in ``out`` has other settings or another text.
         EncoderError: the encoder cannot be loaded, or has no mask token while ``mlm``.
@@ -132,6 +132,7 @@ class SimCSETask(Task[Model]):
             if config.text is None:
                 raise ConfigError("no text: name a file with a sentence a line, text= (--text).")
             self.corpus = read_corpus(config.text)
+        self.corpus = fewer(self.corpus, config.sentences)
         _check_batch(config, len(self.corpus))
         self.dev = None if config.sts is None else check_dev(config.sts)
 

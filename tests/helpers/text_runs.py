@@ -12,6 +12,7 @@ import torch
 
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.corpus.sentences import Corpus
+from graphaug.text.sts.tasks import SINGLE, SUBSETS
 from graphaug.text.train import simcse
 
 WORDS = [
@@ -75,4 +76,23 @@ def sts_files(root: Path, count: int = 24) -> Path:
     )
     head = "pair_ID\tsentence_A\tsentence_B\trelatedness_score\tentailment_judgment\n"
     (root / "SICK/SICK_trial.txt").write_text(head + "".join(f"1\t{a}\t{b}\t{s}\tX\n" for a, b, s in rows))
+    return root
+
+
+def seven_tasks(root: Path, count: int = 5) -> Path:
+    """A directory as `sts_files` makes it, with the test files of all seven tasks, too."""
+    sts_files(root)
+    generator = random.Random(2)
+    for split in SINGLE.values():
+        (root / split["test"]).write_text((root / split["dev"]).read_text())
+    for task, subsets in SUBSETS.items():
+        folder = root / f"STS/{task}-en-test"
+        folder.mkdir()
+        for subset in subsets:
+            pairs = [
+                "\t".join(" ".join(generator.choices(WORDS, k=k)) for k in (4, 6)) + "\n"
+                for _ in range(count)
+            ]
+            (folder / f"STS.input.{subset}.txt").write_text("".join(pairs))
+            (folder / f"STS.gs.{subset}.txt").write_text("".join(f"{i % 6}\n" for i in range(count)))
     return root

@@ -33,8 +33,8 @@ class Job:
 class Outcome:
     """What came of a run.
 
-    ``figures``: accuracies in [0, 1] by name, none where it diverged; ``seconds``: of the training; ``diverged``: what
-    was said of it; ``failed``: what kept the run from its end, which is tried again.
+    ``figures``: accuracies in [0, 1] and correlations in [-1, 1] by name, none where it diverged; ``seconds``: of the
+    training; ``diverged``: what was said of it; ``failed``: what kept the run from its end, which is tried again.
     """
 
     figures: Mapping[str, float]

@@ -11,6 +11,7 @@ from graphaug.errors import ConfigError
 from graphaug.recipes.plan import Site
 from graphaug.recipes.runs.of_graphs import GraphRuns
 from graphaug.recipes.runs.of_images import ImageRuns
+from graphaug.recipes.runs.of_text import TextRuns
 
 Made = tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]
 """What a run ended with, and a line of metrics an epoch."""
@@ -22,6 +23,9 @@ class Kind(Protocol):
     @property
     def settings(self) -> type[Settings]:
         """The class of their settings."""
+
+    def data(self, config: Any) -> str:
+        """What the data of a run are called: of one name they are read once for all runs."""
 
     def sites(self, base: Any) -> list[Site]:
         """The sites that the paper numbers in the model of these settings, from the input to the head."""
@@ -44,7 +48,7 @@ class Kind(Protocol):
 
 def kind_of(config: Settings) -> Kind:
     """The kind of runs that settings are of."""
-    for kind in (ImageRuns(), GraphRuns()):
+    for kind in (ImageRuns(), GraphRuns(), TextRuns()):
         if isinstance(config, kind.settings):
             return kind
     raise ConfigError(f"a sweep makes no runs of {type(config).__name__}.")

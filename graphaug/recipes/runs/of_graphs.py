@@ -24,6 +24,10 @@ class GraphRuns:
 
     settings = GraphsConfig
 
+    def data(self, config: GraphsConfig) -> str:
+        """As they were named."""
+        return config.data
+
     def sites(self, base: GraphsConfig) -> list[str | int]:
         """Every layer, by the paper's numbers; 0 is what enters the first."""
         return list(range(base.layers + 1))

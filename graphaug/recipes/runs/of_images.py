@@ -25,6 +25,10 @@ class ImageRuns:
 
     settings = PretrainConfig
 
+    def data(self, config: PretrainConfig) -> str:
+        """As they were named."""
+        return config.data
+
     def sites(self, base: PretrainConfig) -> list[str | int]:
         """The numbered sites.
 

@@ -32,6 +32,23 @@ class Corpus:
         return len(self.lines)
 
 
+def fewer(corpus: Corpus, count: int | None) -> Corpus:
+    """So many of the sentences, spread evenly from the first on; all of them if ``count`` is None.
+
+    A text is often in the order of its sources, so that its head is of few topics.
+
+    Raises:
+        DataError: the text has fewer.
+
+    """
+    total = len(corpus)
+    if count is None or count == total:
+        return corpus
+    if count > total:
+        raise DataError(f"the text has {total} sentences, not {count}: give a longer one, or ask for fewer.")
+    return Corpus(tuple(corpus.lines[i * total // count] for i in range(count)), corpus.empty)
+
+
 def fingerprint(lines: Sequence[str]) -> dict[str, Any]:
     """What tells one text from another: how many lines there are, and their SHA-256."""
     content = "\n".join(lines).encode(errors="surrogateescape")

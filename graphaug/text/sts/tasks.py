@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import lzma
 import math
 import os
@@ -10,7 +11,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from graphaug.errors import DataError, InvalidOption, did_you_mean
 from graphaug.text.corpus.sentences import decode_lines
@@ -97,6 +98,15 @@ def load_tasks(
     files = {name: _files(name, split) for name in wanted}
     content = _read(Path(data).expanduser(), [file for group in files.values() for file in group])
     return [_task(name, files[name], content) for name in wanted]
+
+
+def fingerprint(tasks: Sequence[StsTask]) -> dict[str, Any]:
+    """What tells some tasks from others: how many pairs there are, and the SHA-256 of all that is in them."""
+    content = repr([(t.name, t.first, t.second, t.gold, t.skipped) for t in tasks])
+    return {
+        "sts_pairs": sum(map(len, tasks)),
+        "sts_sha256": hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest(),
+    }
 
 
 def _files(name: str, split: str) -> list[str]:

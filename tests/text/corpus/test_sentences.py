@@ -6,7 +6,7 @@ import lzma
 import pytest
 
 from graphaug.errors import DataError
-from graphaug.text.corpus.sentences import decode_lines, read_corpus
+from graphaug.text.corpus.sentences import Corpus, decode_lines, fewer, read_corpus
 
 TEXT = "One sentence .\n\n  Zwei Sätze…\u2028still the second \r\n\t\nthree"
 
@@ -67,3 +67,13 @@ def test_missing_empty_and_damaged_files(tmp_path):
         (tmp_path / "cut").write_bytes(pack(b"a line\n" * 1000)[:-10])
         with pytest.raises(DataError, match=r"'.*cut' cannot be decompressed"):
             read_corpus(tmp_path / "cut")
+
+
+def test_fewer_sentences_are_spread_over_the_file():
+    whole = Corpus(tuple(f"line {i}" for i in range(10)), 2)
+    assert fewer(whole, None) is fewer(whole, 10) is whole
+    some = fewer(whole, 4)
+    assert some == Corpus(("line 0", "line 2", "line 5", "line 7"), 2)
+    assert fewer(some, 4) is some  # what was taken already is taken as it is
+    with pytest.raises(DataError, match="the text has 10 sentences, not 11"):
+        fewer(whole, 11)
