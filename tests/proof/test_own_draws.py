@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import VerificationError
 
+pytestmark = pytest.mark.few(4)
+
 
 class Vae(nn.Module):
     """It draws behind the cut."""
