@@ -16,6 +16,7 @@ from graphaug.capture.dataflow import before, writes
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.capture.values import assume
+from graphaug.errors import InvalidOption
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.marked import mark
 from graphaug.select.model_structure import ModelStructure
@@ -73,7 +74,8 @@ def tap(
     Raises:
         SiteNotFound, AmbiguousSite, SiteCountMismatch, SelectorError: ``at`` does not say where.
         CaptureError: the forward cannot be captured.
-        InvalidOption: ``rows`` contradicts what is proved, or samples cannot be told for ``rows_first``.
+        InvalidOption: ``rows`` contradicts what is proved, or samples cannot be told for ``rows_first``; or one site
+            lies inside of another that gives its tensors in a tuple or a mapping.
         UnsupportedModel: the model is wrapped, compiled, or no module.
 
     Example:
@@ -95,6 +97,8 @@ def _tapped(
     structure: ModelStructure, targets: Sequence[Target], rows: int | None, rows_first: bool
 ) -> AugmentedModule:
     marked = mark(structure, targets, "tap")
+    for made in (marked.graph, marked.eval_graph):
+        _check_whole(made, targets, marked.names)
     names = marked.names
     readers: dict[str, nn.Module] = {}
     if rows_first:
@@ -110,6 +114,24 @@ def _tapped(
     ]
     assert graphs[0] is not None
     return marked.module(graphs[0], graphs[1], readers, marked.plan)
+
+
+def _check_whole(graph: fx.Graph | None, targets: Sequence[Target], names: Mapping[Target, str]) -> None:
+    """Refuse a site of which the graph holds one tensor alone, and a hook would see a structure that it stands in."""
+    placed = {n.target: n for n in (() if graph is None else graph.nodes) if n.op == "call_module"}
+    for target in targets:
+        node = placed.get(names[target])
+        if node is not None and node.meta.get("in_structure"):
+            inside = next((f", and '{t}' lies inside of it" for t in targets if _lies_in(t, target.path)), "")
+            side = "returns" if target.side == "after" else "takes"
+            raise InvalidOption(
+                f"'{target}' {side} its tensors in a tuple or a mapping, which a tap gives as a whole only where the "
+                f"module stays closed{inside}: tap '{target}' by itself, in a second call."
+            )
+
+
+def _lies_in(target: Target, path: str) -> bool:
+    return target.path.startswith(f"{path}.") or (target.path == path and target.op is not None)
 
 
 def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) -> fx.Graph:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +15,10 @@ from torch import nn
 from graphaug.arguments import checked_names
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
+from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.errors import NotRewritten, VerificationError, an
+from graphaug.errors import CaptureError, NotRewritten, VerificationError, an
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
@@ -77,6 +78,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     Raises:
         VerificationError: a claim does not hold; says which, where, and by how much.
         NotRewritten: ``aug`` was made by none of these.
+        CaptureError: the model does not take the batch, as `graphaug.rewrite` says of ``example_inputs``.
 
     Examples:
         >>> import torch, graphaug as ga
@@ -86,26 +88,28 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.")
-    args, kwargs = ((), dict(x)) if hasattr(x, "keys") else (x if isinstance(x, (tuple, list)) else (x,), {})
+    model = aug._parts.model
+    args, kwargs = _as_call(model, x)
 
     def call(model: nn.Module) -> Any:
-        copies = map_tensors(lambda t: t.detach().clone(), (tuple(args), kwargs))
+        copies = map_tensors(lambda t: t.detach().clone(), (args, kwargs))
         return model(*copies[0], **copies[1])
 
     def plain(model: nn.Module) -> Any:
         views = aug.plan.asked.views
         if views == 1:
             return call(model)
-        values = aug._parts.signature.bind(tuple(args), kwargs)
+        values = aug._parts.signature.bind(args, kwargs)
         dims = aug._parts.row_dims
         copies = {n: repeated(v, dims[n], 1, views) if n in dims else v for n, v in values.items()}
         again, named = aug._parts.signature.arrange(copies)
         return model(*again, **named)
 
-    model = aug._parts.model
     claims = []
     with _untouched(aug, model), unchanged(model):
         if aug.plan.purpose == "tap":
+            with evaluating(model), torch.no_grad():
+                _taken(model, call)
             return Verification(tuple(check_tapped(aug, model, call, tolerance, _seed)))
         claims.append(_eval_equals(aug, model, call))
         if aug.plan.purpose == "skip_rows":
@@ -125,6 +129,13 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     return Verification(tuple(claims))
 
 
+def _as_call(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as the positional and the keyword inputs of a call."""
+    batch = x if isinstance(x, Mapping) or not hasattr(x, "keys") else dict(x)
+    _, _, inputs = given(model, batch, "the batch")
+    return ((), inputs) if isinstance(batch, Mapping) else (tuple(inputs.values()), {})
+
+
 def _seed(number: int) -> None:
     """Seed every generator that a forward may draw from; `_untouched` puts them back."""
     torch.manual_seed(number)
@@ -136,7 +147,7 @@ def _seed(number: int) -> None:
 def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Module], Any]) -> str:
     with evaluating(model), evaluating(aug), torch.no_grad():
         _seed(0)
-        expected = call(model)
+        expected = _taken(model, call)
         _seed(0)
         found = call(aug)
     if not same(expected, found):
@@ -146,6 +157,20 @@ def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Modu
             "an augmentation leaks into eval, or the graph is not the model."
         )
     return "eval mode: output bit-equal to the original"
+
+
+def _taken(model: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
+    """What the original gives for the batch.
+
+    Raises:
+        CaptureError: it does not take it.
+    """
+    try:
+        return call(model)
+    except Exception as error:
+        said = str(error).strip().splitlines()
+        detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
+        raise CaptureError(f"{type(model).__name__}.forward failed on the batch: {detail}") from error
 
 
 @contextlib.contextmanager

@@ -206,7 +206,10 @@ def upstream(node: fx.Node) -> Iterator[fx.Node]:
 
 def why_unknown(node: fx.Node) -> str:
     """The first reason upstream why a node's value could not be computed."""
-    for n in upstream(node):
-        if "unknown_because" in n.meta:
-            return f" Its value depends on data: {describe(n)} ({n.meta['unknown_because']})."
-    return ""
+    n = data_dependent(node)
+    return "" if n is None else f" Its value depends on data: {describe(n)} ({n.meta['unknown_because']})."
+
+
+def data_dependent(node: fx.Node) -> fx.Node | None:
+    """The nearest node upstream whose sizes depend on data; ``meta["unknown_because"]`` says why."""
+    return next((n for n in upstream(node) if "unknown_because" in n.meta), None)

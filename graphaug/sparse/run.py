@@ -14,7 +14,9 @@ from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
-from graphaug.errors import SparseBackwardLost
+from graphaug.capture.state import unchanged, undrawn
+from graphaug.capture.values import assume
+from graphaug.errors import AssumptionViolated, GraphaugError, SparseBackwardLost
 from graphaug.sparse.kept import Kept
 from graphaug.surgery.called.plain import where_counted
 
@@ -75,8 +77,21 @@ class Split:
         return mask if self.views == 1 else mask[: len(mask) // self.views]
 
     def run(self, owner: Any, values: dict[str, Any]) -> Any:
-        """One training forward; see `sparse_forward`."""
-        return sparse_forward(owner, self, values)
+        """One training forward; see `sparse_forward`.
+
+        Raises:
+            AssumptionViolated: the call is not what the graph was captured for, also where a part of it fails by that
+                before it comes to the check.
+        """
+        if torch.compiler.is_compiling():
+            return sparse_forward(owner, self, values)
+        try:
+            return sparse_forward(owner, self, values)
+        except (GraphaugError, torch.OutOfMemoryError, torch.AcceleratorError):
+            raise
+        except Exception as error:
+            _check_assumptions(owner, values, error)
+            raise
 
 
 def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
@@ -144,6 +159,19 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
     return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+
+def _check_assumptions(owner: Any, values: dict[str, Any], error: Exception) -> None:
+    """Look for a reason of an error: the whole graph checks each assumption where the forward came to it."""
+    if not any(node.target is assume for node in owner._parts.training_graph.nodes):
+        return
+    with undrawn(), unchanged(owner.original), torch.no_grad():
+        try:
+            owner._forward_training(**values)
+        except AssumptionViolated as violated:
+            raise violated from error
+        except Exception:
+            return
 
 
 def _both_parts(owner: Any, plan: Split, kept: list[Any], gone: list[Any]) -> tuple[Any, Any]:

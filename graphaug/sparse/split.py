@@ -20,6 +20,7 @@ from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch
+from graphaug.sparse.prefix import check_single
 from graphaug.sparse.run import Split
 from graphaug.surgery.called.views import repeated
 from graphaug.torch_private import set_grad_enabled
@@ -35,8 +36,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     """
     graph, cut, batch = _apart(graph, cut, batch)
     value, views = _once(cut.args[0])
-    if not isinstance(value_of(value), Tensor):
-        raise SparseBackwardError("the value at the cut is no single tensor")
+    check_single(value)
     if any(n.target is set_grad_enabled for n in graph.nodes):
         raise SparseBackwardError("opened code switches gradients off and on itself")
 

@@ -6,7 +6,7 @@ import dataclasses
 import operator
 from typing import Any
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from graphaug.capture.dataflow import behind
 from graphaug.capture.values import UNKNOWN, value_of
@@ -14,7 +14,7 @@ from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.sparse.batch import Batch, Viewed
 from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering
-from graphaug.sparse.prefix import prefix_modules
+from graphaug.sparse.prefix import check_single, prefix_modules
 from graphaug.sparse.split import together
 from graphaug.surgery.called.views import multiplied, repeated
 
@@ -39,8 +39,7 @@ def with_views(surgery: Surgery, times: int) -> Viewed:
             raise SparseBackwardError(
                 f"there are {len(surgery.requests)} sites, and rows become views at one"
             )
-        if not isinstance(value_of(surgery.cuts[0]), Tensor):
-            raise SparseBackwardError("the value at the cut is no single tensor")
+        check_single(surgery.cuts[0])
         return _viewed(surgery, times, two_sizes(surgery))
     except SparseBackwardError as error:
         raise InvalidOption(

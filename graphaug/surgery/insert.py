@@ -59,7 +59,7 @@ def insert(
         node = mapping[original]
         if node.target is mark:
             placed[target] = _after(graph, node.args[0], name, users=list(node.users))  # type: ignore[arg-type]
-            placed[target].meta["entry"] = node.meta["entry"]
+            placed[target].meta.update({key: node.meta[key] for key in ("entry", "in_structure")})
             node.replace_all_uses_with(placed[target])
             graph.erase_node(node)
             mapping[original] = placed[target]

@@ -137,9 +137,10 @@ class AugmentedModule(fx.GraphModule):
 
     @property
     def plan(self) -> Plan:
-        """What was done to the model and why."""
+        """What was done to the model and why; its text also has the numbers of sites that were set since."""
         plan: Plan = self._parts.plan
-        return plan
+        sites = self.augmentations.items()
+        return plan.at_present({t: a.numbers() for t, a in sites if isinstance(a, Augmentation)})
 
     @property
     def original(self) -> nn.Module:
@@ -150,7 +151,7 @@ class AugmentedModule(fx.GraphModule):
     @property
     def augmentations(self) -> Augmentations:
         """The augmentation at every site; a key is spelled as in the plan: ``aug.augmentations["layer4"]``."""
-        named = {site.module: site.request.target for site in self.plan.sites}
+        named = {site.module: site.request.target for site in self._parts.plan.sites}
         return Augmentations({target: self._parts.added[name] for name, target in named.items()})
 
     def set(self, site: Target | str | None = None, /, **numbers: float) -> None:

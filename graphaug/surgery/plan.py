@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from graphaug.augment.transform import Transform
 from graphaug.augment.transforms.files import from_plain, to_plain
@@ -39,6 +39,11 @@ class Request:
         change = self.transform or f"dropout {self.rate:g} per {self.granularity}"
         change = change if isinstance(change, str) else change.in_words()
         return f"{change} on {self.subset:.0%} of the rows ({self.sampling}){side}{stop}"
+
+    def numbers(self) -> dict[str, float]:
+        """The numbers that were asked for, by the names that `AugmentedModule.set` knows them by."""
+        own = {"rate": self.rate} if self.transform is None else self.transform.numbers()
+        return {**own, "subset": self.subset}
 
     @property
     def resizes(self) -> bool:
@@ -86,6 +91,9 @@ class PlannedSite:
 class Plan:
     """What was done to a model and why; ``print`` it.
 
+    It stays what was asked for: its file, and a rewrite by it, have the numbers of the rewrite. Where some were set
+    later, as by `AugmentedModule.set_rate`, the text of ``aug.plan`` has the present ones beside them.
+
     Attributes:
         model: class name of the model.
         sites: where the augmentation acts, in graph order of the selectors.
@@ -119,6 +127,24 @@ class Plan:
     notes: tuple[str, ...] = field(default=())
     asked: Asked = field(default_factory=Asked)
     purpose: str = "rewrite"
+    _present: ClassVar[Mapping[Target, Mapping[str, float]]] = {}  # of a plan by itself nothing was set
+
+    def at_present(self, numbers: Mapping[Target, Mapping[str, float]]) -> Plan:
+        """The same plan, equal to it and the same in a file, whose text has the numbers that are others now.
+
+        Args:
+            numbers: site -> the present numbers of its augmentation.
+        """
+        changed = {}
+        for request in (site.request for site in self.sites):
+            now = numbers.get(request.target, {})
+            if differ := {name: v for name, v in now.items() if v != request.numbers().get(name, v)}:
+                changed[request.target] = differ
+        if not changed:
+            return self
+        found = dataclasses.replace(self)
+        object.__setattr__(found, "_present", changed)  # it is no field
+        return found
 
     def to_json(self) -> str:
         """The plan as a text, for a file; `from_json` reads it, and ``graphaug.rewrite(model, plan)`` repeats it.
@@ -168,7 +194,9 @@ class Plan:
         ]
         for site in self.sites:
             rows.append(("site", f"{site.request.target}  (as {site.module})"))
-            rows.append(("", str(site.request)))
+            now = self._present.get(site.request.target, {})
+            since = ", ".join(f"{name} {value:g}" for name, value in now.items())
+            rows.append(("", str(site.request) + (f"; now {since}" if since else "")))
             rows.append(("", site.note))
             if site.shape is not None:
                 entry = "".join(f"[{key!r}]" for key in site.entry)

@@ -12,7 +12,7 @@ from networks import ConvNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import SparseBackwardError
+from graphaug.errors import AssumptionViolated, SparseBackwardError
 from graphaug.sparse.two_streams import two_stream_batch_norm
 from graphaug.vision.models import build_model
 
@@ -264,3 +264,35 @@ def test_two_streams_compile_without_a_break_or_a_recompile(resnet: nn.Module) -
             sparse.set_rate(rate)
             compiled(images()).square().sum().backward()
     torch._dynamo.reset()
+
+
+class Skips(nn.Module):
+    """A decoder that is asked whether its sizes fit, and fails where they do not and it was not captured so."""
+
+    def __init__(self, norm: bool) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4) if norm else nn.ReLU())
+        self.pool, self.up, self.dec = nn.MaxPool2d(2), nn.Upsample(scale_factor=2), nn.Conv2d(8, 4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        skip = self.stem(x)
+        h = self.up(self.pool(skip))
+        if h.shape[2:] != skip.shape[2:]:
+            h = nn.functional.interpolate(h, size=skip.shape[2:])
+        return self.dec(torch.cat([h, skip], 1)).mean((2, 3))
+
+
+@pytest.mark.parametrize("backward", ["dense", "sparse"])
+@pytest.mark.parametrize("norm", [True, False], ids=["two streams", "two runs"])
+def test_what_fails_by_a_violated_assumption_says_so(norm: bool, backward: str, capfd: Any) -> None:
+    x = torch.randn(4, 3, 8, 8)
+    aug = ga.rewrite(Skips(norm), "dec", stop_grad=True, backward=backward, example_inputs=x)
+    assert (aug._parts.split is not None and aug._parts.split.two_streams is not None) == (
+        norm and backward == "sparse"
+    )
+    with pytest.raises(AssumptionViolated, match="captured"):
+        aug(torch.randn(4, 3, 7, 7))
+    assert capfd.readouterr().err == ""
+    assert aug(x).shape == (4, 4)
+    with pytest.raises(RuntimeError, match="channels"):  # what has another reason keeps it
+        aug(torch.randn(4, 2, 8, 8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 from typing import Any
@@ -67,6 +68,24 @@ def test_a_plan_has_the_numbers_that_its_transform_was_given_with() -> None:
     plan = ga.rewrite(ConvNet(), "layer1", transform=noise, dry_run=True)
     again = ga.rewrite(ConvNet(), ga.Plan.from_json(plan.to_json()))
     assert again.deep_augment.numbers()["sigma"] == 0.7
+
+
+def test_its_text_has_the_numbers_that_were_set_since_and_nothing_else_changes() -> None:
+    aug = ga.rewrite(ConvNet(), {"layer1": 0.5, "layer2": ga.Noise(0.1), "stem": 0.3})
+    plan = aug.plan
+    text = str(plan)
+    aug.set_rate({"layer1": 0.1})
+    aug.set("layer2", sigma=0.3, subset=0.25)
+    lines = dict(zip(text.splitlines(), str(aug.plan).splitlines(), strict=True))
+    since = [now.removeprefix(before) for before, now in lines.items() if now != before]
+    assert since == ["; now rate 0.1", "; now sigma 0.3, subset 0.25"]
+    assert str(copy.deepcopy(aug).plan) == str(aug.plan)
+    assert aug.plan == plan
+    assert aug.plan.to_json() == plan.to_json()
+    assert str(plan) == text
+    aug.set_rate({"layer1": 0.5})
+    aug.set("layer2", sigma=0.1, subset=0.5)
+    assert str(aug.plan) == text
 
 
 def test_a_policy_is_written_with_the_probabilities_that_were_learned() -> None:

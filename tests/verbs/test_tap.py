@@ -18,7 +18,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import AssumptionViolated, NotRewritten, SiteNotFound, VerificationError
+from graphaug.errors import AssumptionViolated, InvalidOption, NotRewritten, SiteNotFound, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -270,3 +270,45 @@ def test_what_is_asked_behind_the_last_tap_is_not_checked() -> None:
     tapped = ga.tap(model, "1.a", example_inputs=torch.randn(3, 5, 4)).eval()
     with torch.no_grad():
         assert torch.equal(tapped(x)["1.a"], model[1].a(model[0](x)))
+
+
+class Inner(nn.Module):
+    """It returns its tensors in a structure."""
+
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.t, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x: Tensor) -> Any:
+        h = self.t(x)
+        return {"h": h} if self.kind is dict else (h, h.relu()) if self.kind is tuple else h
+
+
+class Outer(nn.Module):
+    def __init__(self, kind: type) -> None:
+        super().__init__()
+        self.inner, self.last = Inner(kind), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.inner(x)
+        return self.last(h["h"] if isinstance(h, dict) else h[0] + h[1] if isinstance(h, tuple) else h)
+
+
+@pytest.mark.parametrize("inside", ["inner.t", "inner.relu"])
+def test_a_structure_of_an_opened_site_is_refused_and_given_whole_by_itself(inside: str) -> None:
+    model, x = Outer(tuple), torch.randn(3, 4)
+    with pytest.raises(
+        InvalidOption, match=rf"'inner' returns .* '{inside}' lies inside .* tap 'inner' by itself"
+    ):
+        ga.tap(model, ["inner", inside])
+    alone = ga.tap(model, "inner")(x)["inner"]
+    assert isinstance(alone, tuple)
+    assert all(map(torch.equal, alone, model.inner(x)))
+    assert torch.equal(ga.tap(model, inside)(x)[inside], model.inner(x)[inside == "inner.relu"])
+
+
+def test_so_is_a_mapping_of_one_tensor_and_a_tensor_is_not() -> None:
+    with pytest.raises(InvalidOption, match="tap 'inner' by itself"):
+        ga.tap(Outer(dict), ["inner.t", "inner"])
+    model, x = Outer(Tensor), torch.randn(3, 4)
+    assert torch.equal(ga.tap(model, ["inner", "inner.t"])(x)["inner"], model.inner(x))

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
 from graphaug import DeepAugment
-from graphaug.errors import NotRewritten, VerificationError
+from graphaug.errors import CaptureError, NotRewritten, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -410,3 +410,41 @@ def test_opened_code_may_read_the_mode_of_a_module_that_stays_closed(padded: boo
     flags = [m.training for m in aug.modules()]
     assert len(ga.verify(aug, ids).claims) >= 4
     assert flags == [m.training for m in aug.modules()]
+
+
+class TakesADict(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, batch: dict[str, Tensor], scale: float = 1.0) -> Tensor:
+        return scale * self.b(self.a(batch["x"]))
+
+
+class TakesTwo(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return self.a(x) + y.sum(1, keepdim=True)
+
+
+@pytest.mark.parametrize("verb", [ga.rewrite, ga.tap])
+@pytest.mark.parametrize(
+    ("kind", "right", "wrong", "message"),
+    [
+        (TakesADict, ({"x": features()},), {"x": features()}, "the batch has 'x', which TakesADict.* in a tuple"),
+        (TakesADict, ({"x": features()},), features(), "TakesADict.forward failed on the batch: "),
+        (TakesTwo, (features(), features()), features(), "the batch lacks 'y', which TakesTwo.forward requires"),
+        (TakesTwo, (features(), features()), "a text", "the batch is a str: give a tensor, a tuple"),
+    ],
+    ids=["dict", "no dict", "missing", "no input"],
+)  # fmt: skip
+def test_a_batch_that_does_not_fit_is_answered_as_by_rewrite(
+    verb: Any, kind: Any, right: Any, wrong: Any, message: str
+) -> None:
+    aug = verb(kind(), "a", example_inputs=right)
+    with pytest.raises(CaptureError, match=message):
+        ga.verify(aug, wrong)
+    ga.verify(aug, right)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -13,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.inputs.misfits import as_one_input, batch_of, left_over
+from graphaug.capture.inputs.given import given
 from graphaug.capture.values import taken_from
 from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
@@ -70,55 +69,12 @@ class Signature:
         Raises:
             CaptureError: the examples do not fit the forward.
         """
-        name = type(model).__name__
-        parameters = inspect.signature(model.forward).parameters
-        positional = tuple(
-            p.name for p in parameters.values() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-        )
-        variadic = next((p.name for p in parameters.values() if p.kind is p.VAR_POSITIONAL), None)
-        open_keywords = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-        named = {
-            p.name: p.default for p in parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
-        }
-        required = [p for p, default in named.items() if default is _EMPTY]
-
-        if isinstance(example_inputs, Mapping):
-            examples = dict(example_inputs)
-            for key in examples:
-                left = [p for p in named if p not in examples]
-                misspelled = difflib.get_close_matches(str(key), left, n=1, cutoff=0.85)
-                if key not in named and (misspelled or not open_keywords):
-                    whole = "" if misspelled else as_one_input(example_inputs, required, named)
-                    raise CaptureError(
-                        f"example_inputs has {key!r}, which {name}.forward does not take."
-                        f"{did_you_mean(str(key), named)} It takes: {', '.join(named)}.{whole}"
-                    )
-        else:
-            values = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
-            if not isinstance(values, (tuple, list)):
-                raise CaptureError(
-                    f"example_inputs is {an(example_inputs)}: give a tensor, a tuple of "
-                    f"positional inputs, or a dict of keyword inputs.{batch_of(example_inputs)}"
-                )
-            extra = [f"{variadic}_{i}" for i in range(len(values) - len(positional))] if variadic else []
-            positional = (*positional, *extra)
-            if len(values) > len(positional):
-                raise CaptureError(
-                    f"example_inputs has {len(values)} entries, but {name}.forward takes "
-                    f"{len(positional)} positional inputs: {', '.join(positional)}."
-                    f"{left_over(values, positional, required, named)}"
-                )
-            examples = dict(zip(positional, values, strict=False))
-        missing = [p for p in required if p not in examples]
-        if missing:
-            raise CaptureError(
-                f"example_inputs lacks {', '.join(map(repr, missing))}, which {name}.forward requires."
-            )
-
+        positional, named, examples = given(model, example_inputs, "example_inputs")
         examples, doubled = _two_rows(examples)
         order = [p for p in (*positional, *named, *examples) if p in examples]
         captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
         defaults = {p: default for p, default in named.items() if p not in examples}
+        name = type(model).__name__
         return Signature(name, positional, captured, defaults, guessed, examples, doubled)
 
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -208,7 +208,7 @@ class Walk:
         if isinstance(value, Tensor):
             nodes, held = self.recorder.nodes, self.ledger.evaluable(value)
             node = nodes.create("call_function", mark, (self.ledger.node_of(value),), {})
-            node.meta.update(site=target, entry=entry)
+            node.meta.update(site=target, entry=entry, in_structure=bool(entry))
             nodes.note_value(node, held)
             self.marked.setdefault(target, []).append(node)
             return self.session.call_unrecorded(self.ledger.adopt, held, node)

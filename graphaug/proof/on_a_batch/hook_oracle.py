@@ -12,17 +12,18 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from graphaug.augment.site import Augmentation
 from graphaug.capture.interpreter import Interpreter
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.target import Target
 from graphaug.proof.equivalence import with_forwards
 from graphaug.proof.on_a_batch.outputs import first_tensor
-from graphaug.proof.on_a_batch.recorded import Recorded, again
+from graphaug.proof.on_a_batch.recorded import Aside, Recorded, again
 from graphaug.surgery.called.tokens import followed
 from graphaug.surgery.called.views import multiplied, repeated
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.plan import PlannedSite
+
+Replay = Callable[[Any, Target], Any]
 
 _DROPOUTS = {
     torch.dropout,
@@ -49,19 +50,29 @@ class NoDropout(TorchFunctionMode):
 
 
 @contextlib.contextmanager
-def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Recorded]]) -> Iterator[None]:
+def hooked(
+    aug: AugmentedModule,
+    model: nn.Module,
+    draws: dict[Target, list[Recorded]],
+    aside: Aside = contextlib.nullcontext,
+) -> Iterator[None]:
     """The oracle: forward hooks on the original that do what the plan says, with the recorded masks.
 
     An operation inside a forward has no hook; there the graph without augmentation is interpreted
-    and the value replaced on the way.
+    and the value replaced on the way. What an augmentation does is done ``aside``.
     """
+
+    def replay(value: Any, target: Target) -> Any:
+        with aside():
+            return again(value, draws[target][0], aug.augmentations[target])
+
     targets = [site.request.target for site in aug.plan.sites]
     if any(t.op is not None for t in targets) or following(aug):
-        with _interpreted(aug, model, draws):
+        with _interpreted(aug, model, draws, replay):
             yield
         return
     handles = [
-        _hook(model, site, draws[target], aug.augmentations[target])
+        _hook(model, site, draws[target], replay)
         for site, target in zip(aug.plan.sites, targets, strict=True)
     ]
     try:
@@ -71,11 +82,13 @@ def hooked(aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Reco
             handle.remove()
 
 
-def _hook(model: nn.Module, site: PlannedSite, draws: list[Recorded], augmentation: Augmentation) -> Any:
-    def change(value: Any) -> Any:  # a sparse step without rows to stop draws none
-        return _at(value, site.entry, lambda v: again(v, draws[0], augmentation)) if draws else value
+def _hook(model: nn.Module, site: PlannedSite, draws: list[Recorded], replay: Replay) -> Any:
+    target = site.request.target
 
-    return hook_at(model, site.request.target, change)
+    def change(value: Any) -> Any:  # a sparse step without rows to stop draws none
+        return _at(value, site.entry, lambda v: replay(v, target)) if draws else value
+
+    return hook_at(model, target, change)
 
 
 def _at(value: Any, entry: tuple[int | str, ...], change: Callable[[Any], Any]) -> Any:
@@ -121,7 +134,7 @@ def hook_at(model: nn.Module, target: Target, change: Callable[[Any], Any]) -> A
 
 @contextlib.contextmanager
 def _interpreted(
-    aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Recorded]]
+    aug: AugmentedModule, model: nn.Module, draws: dict[Target, list[Recorded]], replay: Replay
 ) -> Iterator[None]:
     """Let ``model`` run the captured graph node by node, with the oracle in place of the augmentation."""
     sites = {site.module: site.request.target for site in aug.plan.sites}
@@ -130,7 +143,7 @@ def _interpreted(
         def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             if target in sites:
                 place = sites[target]
-                out = again(args[0], draws[place][0], aug.augmentations[place]) if draws[place] else args[0]
+                out = replay(args[0], place) if draws[place] else args[0]
                 return (out, draws[place][0].kept) if len(args) > 1 else out
             return super().call_module(target, args, kwargs)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +17,7 @@ from graphaug.augment.transformed import Transformed
 from graphaug.proof.on_a_batch.outputs import first_tensor
 
 _METHODS = ("draw_rows", "draw_noise", "transformed")
+Aside = Callable[[], contextlib.AbstractContextManager[None]]
 
 
 @dataclass
@@ -38,17 +41,19 @@ class Recorded:
     kept: Tensor | None = None
 
 
-def record(augmentation: Augmentation, into: list[Recorded]) -> None:
-    """Keep what a node draws: by instance attributes, which `stop_recording` takes away again."""
+def record(augmentation: Augmentation, into: list[Recorded], aside: Aside = contextlib.nullcontext) -> None:
+    """Keep what a node draws, ``aside``: by instance attributes, which `stop_recording` takes away again."""
     kind: Any = type(augmentation)
 
     def rows(count: int, device: torch.device) -> Tensor:
-        drawn: Tensor = kind.draw_rows(augmentation, count, device)
+        with aside():
+            drawn: Tensor = kind.draw_rows(augmentation, count, device)
         into.append(Recorded(drawn, state=_state(device)))
         return drawn
 
     def noise(h: Tensor) -> Tensor:
-        drawn: Tensor = kind.draw_noise(augmentation, h)
+        with aside():
+            drawn: Tensor = kind.draw_noise(augmentation, h)
         into[-1].noise = drawn
         return drawn
 
@@ -57,7 +62,8 @@ def record(augmentation: Augmentation, into: list[Recorded]) -> None:
     ) -> Tensor:
         into[-1].state, into[-1].changed, into[-1].index = _state(some.device), True, index
         drawn = [] if drawn is None else drawn
-        out: Tensor = kind.transformed(augmentation, some, rows, index, whole, drawn)
+        with aside():
+            out: Tensor = kind.transformed(augmentation, some, rows, index, whole, drawn)
         transform: Any = augmentation.transform
         into[-1].kept = transform.kept(drawn[-1])
         return out

@@ -17,6 +17,7 @@ from graphaug.capture.state import ModelState
 from graphaug.errors import VerificationError
 from graphaug.proof.on_a_batch.hook_oracle import NoDropout, hook_at, interpreting, quieten
 from graphaug.proof.on_a_batch.outputs import loss_of
+from graphaug.proof.on_a_batch.own_draws import OwnDraws
 from graphaug.proof.on_a_batch.training_step import Call, Seed, compare, gradients
 from graphaug.surgery.called.kept_rows import KeptRows, counted, put_back, taken
 from graphaug.surgery.module import AugmentedModule
@@ -36,7 +37,7 @@ def check_skipped(
     state = ModelState(model)
     skippers = {name: m for name, m in aug._parts.added.items() if isinstance(m, KeptRows)}
     seed(1)
-    with NoDropout(), _counting(skippers) as rows:
+    with NoDropout(), OwnDraws(model), _counting(skippers) as rows:
         found = call(aug)
     for name, skipper in skippers.items():
         yield _rows_kept(str(aug._parts.targets[name]), skipper, rows[name])
@@ -46,7 +47,7 @@ def check_skipped(
 
     state.restore()
     seed(1)
-    with _masked(aug, model, skippers, rows) as how, NoDropout():
+    with _masked(aug, model, skippers, rows) as how, NoDropout(), OwnDraws(model):
         expected = call(model)
     other, _ = loss_of(expected, weights)
     theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))

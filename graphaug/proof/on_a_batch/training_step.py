@@ -15,7 +15,8 @@ from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
 from graphaug.proof.on_a_batch.hook_oracle import NoDropout, following, hooked, quieten, recorder
 from graphaug.proof.on_a_batch.outputs import distance, loss_of
-from graphaug.proof.on_a_batch.recorded import Recorded, record, slices, stop_recording
+from graphaug.proof.on_a_batch.own_draws import OwnDraws
+from graphaug.proof.on_a_batch.recorded import Aside, Recorded, record, slices, stop_recording
 from graphaug.surgery.module import AugmentedModule
 
 Call = Callable[[nn.Module], Any]
@@ -40,10 +41,9 @@ def against_hooks(
         how += f" ({kind}; dropout and batch statistics of the model itself off)"
         quieten(aug, model)  # two runs of the prefix draw other dropout than one
     state = ModelState(model)
-    quiet = NoDropout() if apart else contextlib.nullcontext()
     seed(1)
-    with quiet:
-        found, below = _recorded(aug, call, draws)
+    with _as_one_run(model, apart) as aside:
+        found, below = _recorded(aug, call, draws, aside)
     loss, weights = loss_of(found)
     parameters = dict(model.named_parameters())
     trained = {n: p for n, p in parameters.items() if p.requires_grad}
@@ -53,7 +53,7 @@ def against_hooks(
 
     state.restore()  # the model may also set its buffers
     seed(1)
-    with hooked(aug, model, draws), quiet:
+    with _as_one_run(model, apart) as aside, hooked(aug, model, draws, aside):
         expected = plain(model)
     other, _ = loss_of(expected, weights)
     theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
@@ -71,15 +71,25 @@ def against_hooks(
         yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
 
 
+@contextlib.contextmanager
+def _as_one_run(model: nn.Module, apart: bool) -> Iterator[Aside]:
+    """Let a step whose parts run ``apart`` draw what one run draws; gives what an augmentation is done aside with."""
+    if not apart:
+        yield contextlib.nullcontext
+        return
+    with NoDropout(), OwnDraws(model) as own:
+        yield own.aside
+
+
 def _recorded(
-    aug: AugmentedModule, call: Call, draws: Mapping[Target, list[Recorded]]
+    aug: AugmentedModule, call: Call, draws: Mapping[Target, list[Recorded]], aside: Aside
 ) -> tuple[Any, dict[Target, Tensor]]:
     """The output of one call, and what entered each augmentation; what they draw goes into ``draws``."""
     below: dict[Target, Tensor] = {}
     handles = []
     for target, augmentation in aug.augmentations.items():
         handles.append(augmentation.register_forward_pre_hook(recorder(below, target)))
-        record(augmentation, draws[target])
+        record(augmentation, draws[target], aside)
     try:
         return call(aug), below
     finally:
