@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from graphaug.augment.rows import Rows
@@ -127,8 +128,10 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
         facts=relied_on(made.captured, made.eval_captured),
     )
     parts.runs_original = not writes_into_inputs(made.eval_graph or made.graph)
-    examples = structure.signature.examples.items()
-    parts.row_dims = {name: samples.dims[id(t)] for name, t in examples if id(t) in samples.dims}
+    parts.row_dims = {
+        name: [samples.dims.get(id(v)) for v in torch.utils._pytree.tree_leaves(example)]
+        for name, example in structure.signature.examples.items()
+    }
     return Operation(parts, choice, viewed)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,9 +99,8 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         views = aug.plan.asked.views
         if views == 1:
             return call(model)
-        values = aug._parts.signature.bind(args, kwargs)
-        dims = aug._parts.row_dims
-        copies = {n: repeated(v, dims[n], 1, views) if n in dims else v for n, v in values.items()}
+        values = aug._parts.signature.bind(tuple(args), kwargs)
+        copies = {n: _often(v, aug._parts.row_dims.get(n, ()), views) for n, v in values.items()}
         again, named = aug._parts.signature.arrange(copies)
         return model(*again, **named)
 
@@ -134,6 +133,13 @@ def _as_call(model: nn.Module, x: Any) -> tuple[tuple[Any, ...], dict[str, Any]]
     batch = x if isinstance(x, Mapping) or not hasattr(x, "keys") else dict(x)
     _, _, inputs = given(model, batch, "the batch")
     return ((), inputs) if isinstance(batch, Mapping) else (tuple(inputs.values()), {})
+
+
+def _often(value: Any, dims: Sequence[int | None], times: int) -> Any:
+    """An input with its rows so many times; ``dims`` are the dimensions of rows of all that lies in it."""
+    leaves, made = torch.utils._pytree.tree_flatten(value)
+    pairs = zip(leaves, dims, strict=True)
+    return made.unflatten(repeated(v, d, 1, times) if d is not None else v for v, d in pairs)
 
 
 def _seed(number: int) -> None:

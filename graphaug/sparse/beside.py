@@ -13,6 +13,7 @@ from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.proof.equivalence import same
+from graphaug.sparse.entries import entry_of
 from graphaug.sparse.run import Split
 from graphaug.torch_private import FakeTensorMode, quiet_fakes
 
@@ -85,5 +86,5 @@ def _differs(aug: Any, values: dict[str, Any]) -> bool:
 
 def _is_computed(node: fx.Node) -> bool:
     """Whether a node makes a tensor, in whichever graph it is."""
-    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor)
+    made = node.op.startswith("call_") and isinstance(value_of(node), Tensor) and entry_of(node) is None
     return made and not reads_metadata(node)

@@ -17,6 +17,7 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import assume
 from graphaug.errors import AssumptionViolated, GraphaugError, SparseBackwardLost
+from graphaug.sparse.entries import Entry, found_in
 from graphaug.sparse.kept import Kept
 from graphaug.surgery.called.plain import where_counted
 
@@ -32,11 +33,11 @@ class Split:
         shared: inputs -> what carries no gradient, on all rows; None if nothing is needed.
         prefix: inputs and shared values -> the value at the cut, then the crossing ones.
         suffix: inputs, shared values, the augmented value and the crossing ones -> the output.
-        inputs: names of the graph's inputs that the prefix takes, in its order.
+        inputs: what the prefix takes of the graph's inputs, in its order.
         rows: for each input of the prefix (inputs, then shared values), its dimension of rows or None.
         crossing: how the crossing values of the two runs make that of all rows.
         augmentation: name of the augmentation's module.
-        batch: name of the input and its dimension that tell the number of rows.
+        batch: what of the inputs tells the number of rows, and the dimension of it.
         place: where the rows lie in the value at the cut.
         views: how many views every row becomes at the cut; all of a row are stopped, or none.
         least: so many rows every part must have.
@@ -47,11 +48,11 @@ class Split:
     shared: fx.Graph | None
     prefix: fx.Graph
     suffix: fx.Graph
-    inputs: tuple[str, ...]
+    inputs: tuple[Entry, ...]
     rows: tuple[int | None, ...]
     crossing: tuple[Any, ...]
     augmentation: str
-    batch: tuple[str, int]
+    batch: tuple[Entry, int]
     place: Rows = BATCH
     views: int = 1
     least: int = 1
@@ -67,6 +68,16 @@ class Split:
         """The same split with every graph changed."""
         changed: dict[str, Any] = {name: change(graph) for name, graph in self.graphs().items()}
         return dataclasses.replace(self, **changed)
+
+    def taken(self, values: dict[str, Any]) -> list[Any]:
+        """What the prefix takes of the inputs of a call."""
+        return [found_in(values, entry) for entry in self.inputs]
+
+    def counted(self, values: dict[str, Any]) -> tuple[Tensor, int]:
+        """The input of a call that tells the number of rows, and the number."""
+        entry, dimension = self.batch
+        whole: Tensor = found_in(values, entry)
+        return whole, whole.shape[dimension]
 
     def viewed(self, value: Tensor) -> Tensor:
         """The value at the cut with its rows as many times as there are views."""
@@ -115,15 +126,16 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         with torch.no_grad():
             shared = owner._forward_shared(**values)
         _forget_casts()
-    taken = [*(values[name] for name in plan.inputs), *shared]
-    name, dimension = plan.batch
-    rows = values[name].shape[dimension]
+    taken = [*plan.taken(values), *shared]
+    whole, rows = plan.counted(values)
     views = rows * plan.views
     stopped = augmentation.stopped_rows(views) // plan.views
     if stopped == rows and augmentation._subset < 1:
         # of so small a batch, by rounding alone: a parameter without any gradient is no surprise at subset=1 only
         return owner._forward_training(**values)
     if 0 < stopped < plan.least or 0 < rows - stopped < plan.least:  # what is proved is not of so few rows
+        return owner._forward_training(**values)
+    if any(count not in (1, rows) for count in _counts(taken, plan.rows)):  # of another number of samples
         return owner._forward_training(**values)
 
     if stopped == 0:
@@ -137,10 +149,10 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         _forget_casts()
         augmentation.check_value(h)
         mask = augmentation.draw_rows(views, h.device)  # nothing to choose; the generator moves on as ever
-        whole = plan.viewed(h.detach())  # a forward may switch gradients on for itself
-        h = augmentation.change(whole, mask, None, lambda: whole)
+        stopped_h = plan.viewed(h.detach())  # a forward may switch gradients on for itself
+        h = augmentation.change(stopped_h, mask, None, lambda: stopped_h)
     else:
-        mask = augmentation.draw_rows(views, values[name].device)
+        mask = augmentation.draw_rows(views, whole.device)
         # stopped rows first, each part in the order of the batch
         order = torch.argsort(plan.of_one_view(mask).to(torch.uint8), descending=True, stable=True)
         first, rest = order[:stopped], order[stopped:]
@@ -223,6 +235,12 @@ def _forget_casts() -> None:
     """Where autocast keeps a weight that it cast without grad, it would use it where the weight needs one."""
     if not torch.compiler.is_compiling():  # compiled code has no such cache
         torch.clear_autocast_cache()
+
+
+def _counts(values: list[Any], dimensions: tuple[int | None, ...]) -> list[int]:
+    """How many rows every value has that has rows."""
+    pairs = zip(values, dimensions, strict=True)
+    return [v.shape[d] for v, d in pairs if d is not None and isinstance(v, Tensor)]
 
 
 def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:

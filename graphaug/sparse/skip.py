@@ -15,6 +15,7 @@ from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
 from graphaug.sparse.crossing import Entering, Known, entering
+from graphaug.sparse.entries import looked_up, tensors_by_keys
 from graphaug.sparse.prefix import statistics_modules
 from graphaug.surgery.called.kept_rows import counted, put_back, taken
 
@@ -88,16 +89,18 @@ def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) ->
 def counting_input(
     graph: fx.Graph, dims: Mapping[int, int], examples: Mapping[str, Any]
 ) -> tuple[fx.Node, Rows]:
-    """An input that tells how many rows there are, and where they lie in it.
+    """An input that tells how many rows there are, or what lies in one, and where they lie in it.
 
     Raises:
         SparseBackwardError: there is none.
     """
-    for node in graph.nodes:
-        example = examples.get(str(node.target)) if node.op == "placeholder" else None
-        if id(example) in dims:
-            return node, Rows(dims[id(example)])
-    raise SparseBackwardError("no input counts the rows")
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in inputs:
+        for keys, example in tensors_by_keys(examples.get(str(node.target))):
+            if id(example) in dims:
+                with graph.inserting_before(inputs[-1].next):
+                    return looked_up(graph, node, keys), Rows(dims[id(example)])
+    raise SparseBackwardError("no tensor of the inputs has a dimension that counts the rows")
 
 
 def skip(
@@ -113,7 +116,8 @@ def skip(
         whole: an input of all rows; drawn is at the beginning, before anything of the branch.
         place: where the rows lie in it.
     """
-    with graph.inserting_after([n for n in graph.nodes if n.op == "placeholder"][-1]):
+    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    with graph.inserting_after(inputs[-1] if whole in inputs else whole):
         kept = graph.call_module(name, (whole,))
     for value in branch.values:
         _take(graph, value, replaced.get(value.node, value.node), kept, whole, place)

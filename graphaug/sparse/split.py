@@ -20,6 +20,7 @@ from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch
+from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_inputs
 from graphaug.sparse.prefix import check_single
 from graphaug.sparse.run import Split
 from graphaug.surgery.called.views import repeated
@@ -34,24 +35,25 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     Raises:
         SparseBackwardError: it cannot be split; the message is the reason, as a clause.
     """
-    graph, cut, batch = _apart(graph, cut, batch)
+    graph, cut, batch = _apart(*apart(graph, cut, batch))
     value, views = _once(cut.args[0])
     check_single(value)
     if any(n.target is set_grad_enabled for n in graph.nodes):
         raise SparseBackwardError("opened code switches gradients off and on itself")
 
     ahead = _with_sizes(graph, before(value))
-    trained = {n for n in ahead if n.op != "placeholder" and _differentiable(n)}
+    trained = {n for n in ahead if entry_of(n) is None and _differentiable(n)}
     # what is written in place is made where it is used, with what was written into it by then
     owner = memory(graph)
     written = {owner[n] for n in graph.nodes if writes(n)}
     behind = _behind(graph, cut, ahead, trained)
-    inputs = [n for n in graph.nodes if n.op == "placeholder"]
+    inputs, given = [n for n in graph.nodes if n.op == "placeholder"], in_inputs(graph)
     shared = [
         n
         for n in graph.nodes
         if n in ahead
-        and n.op not in ("placeholder", "get_attr")
+        and n.op != "get_attr"
+        and entry_of(n) is None
         and n not in trained
         and owner[n] not in written
         and isinstance(value_of(n), Tensor)
@@ -60,32 +62,35 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     _check_shared_cost(shared, ahead)
     crossing = _crossing(behind, ahead, trained, set(shared), value)
     outputs = [value, *crossing]
-    in_prefix = _needed(outputs, stop={*inputs, *shared})
-    used = [n for n in inputs if n in in_prefix]
+    in_prefix = _needed(outputs, stop={*given, *shared})
+    used = [n for n in given if n in in_prefix]
     _check_writes(in_prefix, _needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
     prefix_graph = _extract(graph, outputs, [*used, *shared])
     shared_graph = _extract(graph, shared, inputs) if shared else None
     rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
     suffix_graph = _suffix(graph, cut, behind, [*inputs, *shared, cut, *crossing])
     # any input tells how many rows there are, also one that reaches the prefix through shared values only
-    counted, dimension = next(
-        ((n, d) for n in inputs if isinstance(value_of(n), Tensor) and (d := batch.rows_of(n)) is not None),
-        (None, None),
-    )
+    counted, dimension = next(counted_by(given, batch), (None, None))
     if counted is None or dimension is None:
-        raise SparseBackwardError("no input counts the rows")
+        raise SparseBackwardError("no tensor of the inputs has a dimension that counts the rows")
     return Split(
         shared=shared_graph,
         prefix=prefix_graph,
         suffix=suffix_graph,
-        inputs=tuple(str(n.target) for n in used),
+        inputs=tuple(map(_entry, used)),
         rows=tuple(rows),
         crossing=tuple(batch.merge_of(n) for n in crossing),
         augmentation=str(cut.target),
-        batch=(str(counted.target), dimension),
+        batch=(_entry(counted), dimension),
         place=place,
         views=views,
     )
+
+
+def _entry(node: fx.Node) -> Entry:
+    found = entry_of(node)
+    assert found is not None
+    return found
 
 
 def _once(value: Any) -> tuple[fx.Node, int]:
@@ -98,7 +103,7 @@ def _once(value: Any) -> tuple[fx.Node, int]:
 
 def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.Node, Batch]:
     """The graph with tuples of masks or tables (rotary embeddings) taken apart, so that each entry can be shared."""
-    tuples = {n for n in graph.nodes if n.op.startswith("call_") and _is_untrained_tuple(value_of(n))}
+    tuples = {n for n in graph.nodes if entry_of(n) is None and _is_untrained_tuple(n)}
     if not tuples:
         return graph, cut, batch
     found = fx.Graph()
@@ -121,9 +126,11 @@ def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.No
     return found, copies[cut], Batch(found, batch.sizes, other)
 
 
-def _is_untrained_tuple(value: Any) -> bool:
+def _is_untrained_tuple(node: fx.Node) -> bool:
+    value = value_of(node)
     flat = isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
-    return flat and not carries_gradient(value)
+    made = node.op.startswith("call_") and node.target is not type(value)
+    return made and flat and not carries_gradient(value)
 
 
 def _users(node: fx.Node) -> Iterator[fx.Node]:
@@ -140,7 +147,7 @@ def together(*entries: Any) -> tuple[Any, ...]:
 def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
     """The prefix, and what is made of it alone and carries no gradient: sizes and types, and tables made by them."""
     found, tables = set(ahead), set()
-    given = {n for n in graph.nodes if n.op in ("placeholder", "get_attr")}
+    given = {n for n in graph.nodes if n.op == "get_attr" or entry_of(n) is not None}
     for node in graph.nodes:
         if not node.op.startswith("call_") or node in found or node.target is assume or writes(node):
             continue
@@ -224,7 +231,7 @@ def _crossing(
 
     def computable(node: fx.Node) -> bool:
         if node not in known:
-            if node.op in ("placeholder", "get_attr") or node in shared:
+            if node.op == "get_attr" or entry_of(node) is not None or node in shared:
                 known[node] = True
             elif node in trained and not _is_local(node):
                 known[node] = False
@@ -255,7 +262,7 @@ def _is_local(node: fx.Node) -> bool:
     """A trained value made of parameters and sizes only, such as a table of positions: either side can make it."""
     if node.op == "get_attr":
         return True
-    if node.op == "placeholder" or node.op == "call_module":
+    if node.op == "call_module" or entry_of(node) is not None:
         return False
     return all(
         parent.op == "get_attr" or not isinstance(value_of(parent), Tensor) or _is_local(parent)

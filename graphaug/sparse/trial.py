@@ -64,8 +64,7 @@ def tried(aug: Any, plan: Split, values: dict[str, Any]) -> str:
     Returns:
         The reason against splitting, as a clause, or an empty string.
     """
-    name, dimension = plan.batch
-    count = values[name].shape[dimension]
+    _, count = plan.counted(values)
     rows = min(max(count, 4), ROWS)
     try:
         return _on(aug, plan, values, count, rows)
@@ -129,7 +128,7 @@ def _reached(aug: Any, plan: Split, inputs: Any, rows: int) -> str:
         with unchanged(aug.original), undrawn(), torch.no_grad():
             seed(0)
             shared = aug._forward_shared(**values) if plan.shared is not None else ()
-            h = aug._forward_prefix(*(values[n] for n in plan.inputs), *shared)[0]
+            h = aug._forward_prefix(*plan.taken(values), *shared)[0]
         first: Tensor = plan.place.first(h.detach()).nan_to_num().clone()
         return first
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -45,8 +45,8 @@ class Parts:
     """What the graphs of training (True) and eval mode rely on besides their inputs."""
     runs_original: bool = False
     """Whether a call in eval mode that the graph was not captured for runs the original model."""
-    row_dims: Mapping[str, int] = field(default_factory=dict)
-    """The dimension of samples of the inputs that are tensors and have one, as far as it is known."""
+    row_dims: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
+    """The dimension of samples of every leaf of an input, None where it has none or none is known."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """What was named to a verb whose plan has no sites, by the names of the modules there."""
 
