@@ -4,6 +4,7 @@ import copy
 import json
 import operator
 import pickle
+import types
 
 import pytest
 import torch
@@ -120,6 +121,30 @@ class OfAType(Asking):
         return self.last(h if type(batch) is dict else -h)
 
 
+class PastItsMethods(Asking):
+    """It calls a method of the class, which an object cannot see."""
+
+    def forward(self, batch) -> Tensor:
+        h = self.first(batch["x"])
+        return self.last(h if dict.get(batch, "mode") == "train" else -h)
+
+
+class ByAModule(Asking):
+    """A function of another module asks for the type."""
+
+    def forward(self, batch) -> Tensor:
+        return self.last(self.first(batch["x"]) * library.kind(batch))
+
+
+def _kind(batch) -> int:
+    return 2 if type(batch) is dict else 3
+
+
+library = types.ModuleType("library")
+library.kind = _kind
+del _kind
+
+
 def example() -> dict:
     return {
         **{"x": torch.linspace(-1, 1, 8).reshape(2, 4), "mode": "train", "files": ["a", "b"], "epoch": 0},
@@ -187,8 +212,14 @@ def test_a_call_is_computed_as_the_model_does_or_refused(questions, more, missin
 
 @pytest.mark.parametrize(
     ("model", "noticing"),
-    [(HandingOn(), WHOLE), (HandingOn("later"), IN_MODE), (OfAType(), WHOLE)],
-    ids=["closed", "by a function", "type"],
+    [
+        (HandingOn(), WHOLE),
+        (HandingOn("later"), IN_MODE),
+        (OfAType(), WHOLE),
+        (PastItsMethods(), WHOLE),
+        (ByAModule(), WHOLE),
+    ],
+    ids=["closed", "by a function", "type", "past its methods", "by a module"],
 )
 def test_what_is_handed_on_is_relied_on(model, noticing):
     assert noticed(model) == noticing

@@ -103,7 +103,7 @@ class Walk:
                 "hooks are registered for all modules of the process", reason=" Remove them first."
             )
         with self.patches, self.ledger.fake_mode:
-            arguments = placeholders(recorder, self.signature, watch="type" not in self.in_reach.names)
+            arguments = placeholders(recorder, self.signature, watch=not self.in_reach.by_type)
             positional, keywords = self.signature.arrange(arguments)
             self._watch()
             self._running = True

@@ -38,10 +38,15 @@ _HEAP_TYPE = 1 << 9
 
 @dataclass(frozen=True)
 class InReach:
-    """What forwards reach, and the global names that they and the functions that they can call read."""
+    """What forwards reach.
+
+    Attributes:
+        things: each of it.
+        by_type: whether their code may tell a dict from one that stands for it.
+    """
 
     things: list[Reached]
-    names: frozenset[str]
+    by_type: bool
 
 
 def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
@@ -52,7 +57,7 @@ def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
         opened: paths of the modules whose code a graph stands for; the model itself is always one.
     """
     walk = _Walk(model, {"", *opened})
-    return InReach(walk.found, frozenset().union(*(globals_in(f.__code__) for f in walk.functions)))
+    return InReach(walk.found, any(_asks_for_type(f.__code__) for f in walk.with_helpers()))
 
 
 def found_again(
@@ -134,6 +139,16 @@ class _Walk:
                     self._function(value.__wrapped__)
         elif not isinstance(value, (type, nn.Module, Tensor)) and not _is_foreign(type(value).__module__):
             self._method(type(value), "__call__")
+
+    def with_helpers(self) -> Iterator[types.FunctionType]:
+        """The functions, and those of the modules that they name."""
+        yield from self.functions
+        for function in self.functions:
+            names, scope = names_in(function.__code__), function.__globals__
+            for module in map(scope.get, globals_in(function.__code__)):
+                if isinstance(module, types.ModuleType) and not _is_foreign(module.__name__):
+                    held = (vars(module)[name] for name in names & vars(module).keys())
+                    yield from (f for f in held if isinstance(f, types.FunctionType))
 
     # --- what they read -------------------------------------------------------------------------
 
@@ -254,6 +269,11 @@ def can_be_watched(value: Any) -> bool:
     return (
         hasattr(value, "__dict__") and bool(kind.__flags__ & _HEAP_TYPE) and not _is_foreign(kind.__module__)
     )
+
+
+def _asks_for_type(code: types.CodeType) -> bool:
+    """Whether code says ``type(x)``, or calls a method of ``dict`` past the object's own."""
+    return "type" in globals_in(code) or any(owner == "dict" for owner, _ in attributes_in(code))
 
 
 def _content(cell: types.CellType) -> Any:
