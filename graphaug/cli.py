@@ -130,7 +130,7 @@ def draw(
         aug = graphaug.rewrite(
             module,
             at=dict(zip(sites, rates, strict=True)) if rates else sites,
-            rate=rate,
+            rate=None if rates else rate,
             subset=subset,
             stop_grad=stop_grad,
             allow_bypass=allow_bypass,

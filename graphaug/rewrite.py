@@ -80,7 +80,8 @@ def rewrite(
         at: where: a selector, a list of them, or ``{selector: rate or transform}``; see the selection language. Or an
             entry of `graphaug.analysis.advise`, whose site and ``stop_grad`` are taken. Or a `Plan`, which has all
             options in it: what was done to another model of that architecture is done to this one.
-        rate: dropout probability on the augmented rows, in [0, 1]; 0.5 if neither it nor a transform is given.
+        rate: dropout probability on the augmented rows, in [0, 1]; 0.5 if neither it nor a transform is given. Not
+            beside a dict, which says it of each site.
         subset: share of the rows (the batch dimension at the cut) that is augmented, in [0, 1].
         stop_grad: stop the gradient of the augmented rows behind what is done to them.
         transform: what is done to the augmented rows instead of dropout: one of `graphaug.Noise`, `graphaug.Mix`, …, or

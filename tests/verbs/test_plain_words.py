@@ -58,6 +58,19 @@ def test_a_rate_beside_a_dict_of_them_is_refused() -> None:
     )
 
 
+def test_the_settings_of_a_training_give_a_rate_or_a_dict_of_them() -> None:
+    pytest.importorskip("torchvision")
+    from graphaug.vision.config import PretrainConfig
+
+    model = nn.Sequential()
+    for name in ("first", "last", "head"):
+        model.add_module(name, nn.Linear(4, 4))
+    for settings, expected in (({"rates": (0.2, 0.3)}, [0.2, 0.3]), ({"rate": 0.4}, [0.4, 0.4])):
+        config = PretrainConfig(at=("first", "last"), **settings)
+        plan = ga.rewrite(model, config.where(config.at), **config.deep_augmentation()).plan
+        assert [site.request.rate for site in plan.sites] == expected
+
+
 def test_stop_grad_is_the_way_out_where_it_is_off() -> None:
     with pytest.raises(SparseBackwardError, match=r"\. Use stop_grad=True, or backward='dense'\.$"):
         ga.rewrite(chain(), "0", backward="sparse", example_inputs=x(6))

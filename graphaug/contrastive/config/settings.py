@@ -218,7 +218,8 @@ class Settings:
     def deep_augmentation(self) -> dict[str, Any]:
         """The options for ``graphaug.rewrite``."""
         names = ("rate", "subset", "stop_grad", "sampling", "granularity", "pairing", "freeze")
-        return {**{name: getattr(self, name) for name in names}, "views": VIEWS if self.deep_views else 1}
+        options = {**{name: getattr(self, name) for name in names}, "views": VIEWS if self.deep_views else 1}
+        return {**options, "rate": None} if self.rates else options  # `where` says it of each site
 
     @classmethod
     def differences(cls, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
