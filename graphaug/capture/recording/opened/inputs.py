@@ -33,6 +33,7 @@ def placeholders(recorder: Recorder, signature: Signature) -> dict[str, Any]:
             recorder.nodes.assume(node, default)
             arguments[name] = default
             continue
+        recorder.ledger.given[node] = signature.examples[name]
         example = map_tensors(differentiable, example)
         arguments[name] = recorder.ledger.adopt(example, node)
         node.meta["value"] = example
