@@ -18,11 +18,11 @@ from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import proofs_of
+from graphaug.proof.prefix import statistics_modules
 from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
 from graphaug.sparse.choose import SMALLEST_SAVING
-from graphaug.sparse.prefix import statistics_modules
 from graphaug.surgery.unwrap import plain_model
 from graphaug.terminal.printable import printable
 from graphaug.terminal.table import Column, render

@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption
+from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
@@ -178,6 +179,12 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
     detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"
+    if isinstance(error, DATA_DEPENDENT):  # with its numbers the model may well run
+        text = (
+            f"{name}.forward cannot be captured: what it calls{where} needs the numbers in its tensors, and a capture "
+            f"knows those of integer inputs only ({detail}). Keep it inside of a module that stays closed, and choose "
+            "a site outside of that module; of packed sequences the packing, the recurrent layer and the padding."
+        )
     found = CaptureError(text)
     found.failed_in = walk.failed_in  # type: ignore[attr-defined]
     return found

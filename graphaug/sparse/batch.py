@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from graphaug.capture.dataflow import data_dependent
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
 
@@ -76,3 +77,19 @@ def _equal(a: Any, b: Any) -> bool:
         return bool(a == b)
     except Exception:  # arrays, whose comparison has no single answer
         return False
+
+
+def check_single(value: fx.Node) -> None:
+    """Refuse a value at the cut that is not one tensor, or of which that is not known.
+
+    Raises:
+        SparseBackwardError: with the reason, as a clause.
+    """
+    found = value_of(value)
+    if found is UNKNOWN:
+        source, of = data_dependent(value), ""
+        if source is not None:
+            of = f": it depends on the data in '{describe(source)}' ({source.meta['unknown_because']})"
+        raise SparseBackwardError(f"the size of the value at the cut is not known{of}")
+    if not isinstance(found, Tensor):
+        raise SparseBackwardError("the value at the cut is no single tensor")

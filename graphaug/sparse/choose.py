@@ -17,10 +17,10 @@ from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import Samples
+from graphaug.proof.prefix import prefix_modules, statistics_modules
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.batch import Batch, Viewed
 from graphaug.sparse.kept import Kept
-from graphaug.sparse.prefix import prefix_modules, statistics_modules
 from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair

@@ -14,9 +14,9 @@ from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
+from graphaug.proof.prefix import statistics_modules
 from graphaug.sparse.crossing import Entering, Known, entering
 from graphaug.sparse.entries import looked_up, tensors_by_keys
-from graphaug.sparse.prefix import statistics_modules
 from graphaug.surgery.called.kept_rows import counted, put_back, taken
 
 

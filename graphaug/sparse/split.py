@@ -19,9 +19,8 @@ from graphaug.capture.recording.checks import ASSERTIONS
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
-from graphaug.sparse.batch import Batch
+from graphaug.sparse.batch import Batch, check_single
 from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_inputs
-from graphaug.sparse.prefix import check_single
 from graphaug.sparse.run import Split
 from graphaug.surgery.called.views import repeated
 from graphaug.torch_private import set_grad_enabled

@@ -11,10 +11,10 @@ from torch import fx, nn
 from graphaug.capture.dataflow import behind
 from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
-from graphaug.sparse.batch import Batch, Viewed
+from graphaug.proof.prefix import prefix_modules
+from graphaug.sparse.batch import Batch, Viewed, check_single
 from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering
-from graphaug.sparse.prefix import check_single, prefix_modules
 from graphaug.sparse.split import together
 from graphaug.surgery.called.views import multiplied, repeated
 

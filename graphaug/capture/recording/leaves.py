@@ -125,7 +125,9 @@ class Leaves:
             return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
-        """Run on real tensors of the example's shapes, whose numbers mean nothing; its result as fakes.
+        """Run on real tensors of the example's shapes; its result as fakes.
+
+        Integers are those of the example where they come from its inputs alone (lengths); other numbers mean nothing.
 
         Raises:
             the reason why fakes did not do, if these do not either.
@@ -145,7 +147,8 @@ class Leaves:
 
                 def real(t: Tensor) -> Tensor:
                     if id(t) not in made:
-                        made[id(t)] = _real(t, generator)
+                        known = self.ledger.integers(t)
+                        made[id(t)] = _real(t, generator) if known is None else known.detach().clone()
                     return made[id(t)]
 
                 args, kwargs = map_tensors(real, (args, kwargs))

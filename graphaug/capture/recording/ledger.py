@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor, fx, nn
 
+from graphaug.capture.known import integers
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
@@ -44,6 +45,7 @@ class Ledger:
 
     Attributes:
         fake_mode: what makes the model's tensors fake.
+        given: the example's value of every input.
         home: where tensors on the meta device are taken to lie.
     """
 
@@ -54,6 +56,7 @@ class Ledger:
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self.owned = tensor_names(root)
         self.constants: dict[str, Any] = {}
+        self.given: dict[fx.Node, Any] = {}
         self._origins: dict[int, tuple[fx.Node, tuple[Key, ...]]] = {}
         self._whole: dict[int, tuple[fx.Node, tuple[Key, ...], Any]] = {}
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
@@ -143,6 +146,12 @@ class Ledger:
         if isinstance(value, Tensor):
             return self.fake(value) if id(value) in self.owned else value
         return plain(value)
+
+    def integers(self, value: Tensor) -> Tensor | None:
+        """The integers of a fake on the example, where its inputs alone tell them."""
+        if value.is_floating_point() or id(value) not in self._origins:
+            return None
+        return integers(*self._origins[id(value)], self.given)
 
     # --- values as arguments of nodes -----------------------------------------------------------
 

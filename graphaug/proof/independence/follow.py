@@ -33,6 +33,7 @@ _TAKES_SIZES = _FILLED | _DRAWN | _names(
 """Operations in which a number of rows is a size, or an end of a stretch of them."""
 
 _PAD = torch.ops.aten.constant_pad_nd.default
+_PACKS = torch.ops.aten._pack_padded_sequence.default
 _TAKES_APART = {torch.ops.aten.unbind.int, torch.ops.aten.split.Tensor}
 _DECIDES = {
     torch.ops.aten._local_scalar_dense.default,
@@ -70,6 +71,10 @@ class Follow(States, TorchDispatchMode):
         self.ops += 1
         if func in _DECIDES:
             self.decision = self._decided(func, args[0])
+        if func is _PACKS:
+            met = Meets("pack_padded_sequence puts rows where their lengths say", "unknown")
+            self.decision = located(met, "", self.paths)  # not to be tried: the sizes behind it are not known
+            raise met
         if torch.Tag.inplace_view in getattr(func, "tags", ()):
             return self._view_in_place(func, types, args, kwargs)
         if func in _TAKES_APART:

@@ -41,6 +41,7 @@ def placeholders(recorder: Recorder, signature: Signature, *, watch: bool) -> di
             continue
         if isinstance(example, Tensor):
             node.meta["requires_grad"] = example.requires_grad
+        recorder.ledger.given[node] = signature.examples[name]
         example = map_tensors(differentiable, example)
         arguments[name] = recorder.ledger.adopt(example, node)
         node.meta["value"] = example

@@ -1,0 +1,66 @@
+"""What is known of an example's integers: lengths and indices, and what opened code makes of them alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphaug.capture.dataflow import memory, tensors_of, writes
+from graphaug.capture.interpreter import filled
+from graphaug.capture.values import UNKNOWN, value_of
+
+
+def integers(node: fx.Node, keys: Sequence[tuple[str, Any]], given: Mapping[fx.Node, Any]) -> Tensor | None:
+    """The integers that a node has on the example, computed from its inputs; None where they are not known.
+
+    Args:
+        node: of a graph in the making.
+        keys: how they are reached in its value, ("item", 0) or ("attribute", "lengths").
+        given: the example's value of every placeholder.
+    """
+    owner = memory(node.graph)
+    written = {owner[n] for n in node.graph.nodes if writes(n)}
+    env: dict[fx.Node, Any] = {}
+
+    def known(n: fx.Node) -> bool:
+        """Whether a node's value is known; it is in ``env`` then."""
+        value = value_of(n)
+        if n in env:
+            return env[n] is not UNKNOWN
+        env[n] = UNKNOWN
+        if owner[n] in written or value is UNKNOWN:
+            return False
+        if n.op == "placeholder":
+            env[n] = given.get(n, UNKNOWN)
+        elif next(tensors_of(value), None) is None:  # a size, a dtype
+            env[n] = value
+        elif _is_call(n) and not _floats(value) and all(map(known, n.all_input_nodes)):
+            env[n] = _computed(n, env)
+        return env[n] is not UNKNOWN
+
+    if not known(node):
+        return None
+    found = env[node]
+    for kind, key in keys:
+        found = found[key] if kind == "item" else getattr(found, key)
+    return found if isinstance(found, Tensor) and not _floats(found) and not found.is_meta else None
+
+
+def _is_call(n: fx.Node) -> bool:
+    return n.op in ("call_function", "call_method")
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def _computed(n: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = filled(n, env)
+    try:
+        if n.op == "call_method":
+            return getattr(args[0], str(n.target))(*args[1:], **kwargs)
+        return n.target(*args, **kwargs)  # type: ignore[operator]
+    except Exception:  # of what another device holds, or no data at all
+        return UNKNOWN
