@@ -448,3 +448,11 @@ def test_a_batch_that_does_not_fit_is_answered_as_by_rewrite(
     with pytest.raises(CaptureError, match=message):
         ga.verify(aug, wrong)
     ga.verify(aug, right)
+
+
+def test_a_value_at_a_site_keeps_its_order_in_memory_in_which_dropout_behind_it_draws() -> None:
+    # torch's attention gives a transposed view
+    layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.5)
+    model, x = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 2)), torch.randn(4, 3, 8)
+    aug = ga.rewrite(model, at="1.self_attn", allow_bypass=True, stop_grad=True, example_inputs=x)
+    assert len(ga.verify(aug, x).claims) >= 3

@@ -102,7 +102,8 @@ def again(value: Any, recorded: Recorded, augmentation: Augmentation) -> Any:
         noise = noise.index_select(place.dim, index)  # a sparse step draws noise for the augmented rows alone
     dropped = value.index_select(place.dim, index) * noise
     stopped = dropped.detach() if augmentation.stop_grad else dropped
-    return value.index_copy(place.dim, index, stopped.to(value.dtype))
+    # not ``index_copy``, which lays it out anew: the model's own dropout draws in the order of memory
+    return value.clone().index_copy_(place.dim, index, stopped.to(value.dtype))
 
 
 def _redrawn(value: Tensor, recorded: Recorded, augmentation: Transformed) -> Tensor:
