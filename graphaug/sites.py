@@ -49,8 +49,7 @@ class Site:
         flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
         stage: its number in the paper's numbering, if it has one.
         backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
-            types and separation tell ("sparse", "dense: BatchNorm2d 'bn1' couples the rows"); rewriting also probes
-            the rows.
+            types and separation tell ("sparse", "dense: BatchNorm2d 'bn1' couples the rows"); rewriting knows more.
 
     Examples:
         >>> import torch, graphaug as ga
