@@ -14,7 +14,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Run": ("out", "preset", "config", "resume", "force"),
     "Data and model": (
         *("data", "images", "validation", "model", "size", "init", "strict", "resident"),
-        *("text", "encoder", "from_config", "vocab_size", "max_length"),
+        *("text", "sentences", "encoder", "from_config", "vocab_size", "max_length"),
         *("labels", "task", "test", "width", "layers"),
     ),
     "Augmentation": (*("at", "everywhere", *AUGMENTATION, "mlm_augment"),),
