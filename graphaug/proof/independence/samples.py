@@ -121,8 +121,13 @@ def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple
     """
     place = proof.sizes
     shape = tuple(getattr(value_of(cut), "shape", ()))
+    if place is not None and shape and shape[place.dim] != count * place.slices:
+        place = None  # of the trace, which came to another shape than the example
     if place is None and rows is not None and rows < len(shape):
         place = Rows(rows)
+    as_long = [dim for dim, size in enumerate(shape) if size == count]
+    if place is None and len(as_long) == 1:
+        place = Rows(as_long[0])
     if place is None and (not shape or shape[0] == count):
         place = BATCH
     if place is None:
