@@ -136,7 +136,10 @@ def test_a_recurrent_layer_is_skipped_by_whatever_of_it_is_used(name: str) -> No
     model = Uses(*RECURRENT[name])
     model(x)
     aug = ga.rewrite(model, at="inner", stop_grad=True, example_inputs=x)
-    if tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 14):  # of 2.11 the rows of states are not proved
+    if tuple(map(int, torch.__version__.split(".")[:2])) >= (
+        2,
+        14,
+    ):  # of 2.11 the rows of states are not proved
         assert aug.plan.backward == "sparse", aug.plan.reason
     assert aug.plan.sites[0].rows.endswith("6 samples")
     ga.verify(aug, x)  # raises where hooks differ
