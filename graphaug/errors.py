@@ -128,6 +128,12 @@ def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:
     return f" Did you mean {', '.join(repr(name) for name in names)}?"
 
 
+def in_a_line(error: Exception) -> str:
+    """Return an error of somebody else's code in a line: its class, and the first line of what it says."""
+    said = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
+
+
 def an(value: object) -> str:
     """Return the class of a value with its article: "an int", "a ViT", "an LSTM", "a UNet"; "None" for None."""
     if value is None:

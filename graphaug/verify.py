@@ -18,7 +18,7 @@ from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import evaluating, map_tensors
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.errors import CaptureError, NotRewritten, VerificationError, an
+from graphaug.errors import CaptureError, NotRewritten, VerificationError, an, in_a_line
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
 from graphaug.proof.on_a_batch.outputs import by_how_much
@@ -99,7 +99,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         views = aug.plan.asked.views
         if views == 1:
             return call(model)
-        values = aug._parts.signature.bind(tuple(args), kwargs)
+        values = aug._parts.signature.bind(args, kwargs)
         copies = {n: _often(v, aug._parts.row_dims.get(n, ()), views) for n, v in values.items()}
         again, named = aug._parts.signature.arrange(copies)
         return model(*again, **named)
@@ -174,9 +174,9 @@ def _taken(model: nn.Module, call: Callable[[nn.Module], Any]) -> Any:
     try:
         return call(model)
     except Exception as error:
-        said = str(error).strip().splitlines()
-        detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
-        raise CaptureError(f"{type(model).__name__}.forward failed on the batch: {detail}") from error
+        raise CaptureError(
+            f"{type(model).__name__}.forward failed on the batch: {in_a_line(error)}"
+        ) from error
 
 
 @contextlib.contextmanager

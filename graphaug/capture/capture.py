@@ -22,7 +22,7 @@ from graphaug.capture.recording.walk import Walk
 from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
-from graphaug.errors import CaptureError, GraphaugError, an
+from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
 from graphaug.torch_private import FakeTensor, quiet_fakes
 
 
@@ -175,8 +175,7 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
             where = f" ({name.rpartition('/')[2]} line {trace.tb_lineno})"
         trace = trace.tb_next
     name = type(model).__name__
-    said = str(error).strip().splitlines()
-    detail = f"{type(error).__name__}: {said[0] if said else ''}".rstrip(": ")
+    detail = in_a_line(error)
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"
     if isinstance(error, DATA_DEPENDENT):  # with its numbers the model may well run
