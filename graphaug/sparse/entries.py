@@ -18,7 +18,8 @@ from graphaug.sparse.batch import Batch
 
 Entry = tuple[str, tuple[Any, ...]]
 """Where a value is found in the inputs: the name of one, and the keys that lead into it."""
-_MARK = "entry"
+_MARK = "found_in_inputs"
+"""In ``meta``; an augmentation has an ``entry`` of another kind there, of what its site returns."""
 
 
 def found_in(values: Mapping[str, Any], entry: Entry) -> Any:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import graphaug as ga
 from graphaug.errors import SparseBackwardError
+from graphaug.sparse.entries import in_inputs
 
 X, Y = torch.randn(2, 6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -206,3 +207,9 @@ def test_what_has_no_rows_to_take_is_refused_and_says_so(model: Any, batch: Any,
     with pytest.raises(SparseBackwardError, match=message):
         ga.rewrite(model, "body", stop_grad=True, backward="sparse", example_inputs=(batch,))
     assert ga.rewrite(model, "body", stop_grad=True, example_inputs=(batch,)).plan.backward == "dense"
+
+
+def test_of_plain_tensors_the_inputs_are_the_placeholders_and_no_augmentation():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    graph = ga.rewrite(model, "0", stop_grad=True, example_inputs=torch.randn(6, 4))._parts.training_graph
+    assert [n.op for n in in_inputs(graph)] == ["placeholder"]

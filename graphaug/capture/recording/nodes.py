@@ -42,12 +42,15 @@ class Nodes:
         self.assumptions: dict[fx.Node, Assumption] = {}
         self._from_input: set[fx.Node] = set()
         self._reads: dict[tuple[Any, ...], fx.Node] = {}
+        self._answered: set[str] = set()
 
     # --- making ---------------------------------------------------------------------------------
 
     def create(self, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """Make a node; that of a look-up in a known value has a value at once."""
         node = self.graph.create_node(kind, target, args, kwargs)
+        if target is torch_private.set_grad_enabled:
+            self._answered.clear()  # what was said before it may be another answer
         if kind == "placeholder" or any(n in self._from_input for n in node.all_input_nodes):
             self._from_input.add(node)
         if kind == "call_function" and target in (getattr, operator.getitem):
@@ -111,12 +114,9 @@ class Nodes:
 
     def assume_answer(self, function: Any, args: tuple[Any, ...], expected: Any, what: str) -> None:
         """Record that the graph relies on what a function of torch says of its modes."""
-        for node in reversed(self.graph.nodes):
-            if node.target is torch_private.set_grad_enabled:
-                break  # what was said before it may be another answer
-            if node in self.assumptions and self.assumptions[node].what == what:
-                return
-        self._check(self.create("call_function", function, args, {}), expected, what)
+        if what not in self._answered:
+            self._answered.add(what)
+            self._check(self.create("call_function", function, args, {}), expected, what)
 
     def assume_layout(self, node: fx.Node, value: Any, asked: Asked | None = None) -> None:
         """Record that the graph relies on what is where in a nested value; of a dict, on what was asked of it."""
