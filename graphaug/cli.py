@@ -58,7 +58,10 @@ Model = Annotated[
 ]
 Size = Annotated[
     int | None,
-    typer.Option(min=1, help="Height and width of the example image; 32 for CIFAR nets, else 224."),
+    typer.Option(
+        min=1,
+        help="Height and width of the example image; else what a timm model declares, 32 for CIFAR nets, 224.",
+    ),
 ]
 
 
@@ -246,6 +249,8 @@ def _built(model: str, size: int | None) -> tuple[Any, Any]:
     module = build_model(model)
     if size is None and is_own(model):
         return module, own_example(model)
+    if size is None and model.startswith("timm:"):
+        return module, None  # not all were made for 224 pixels
     size = size or (32 if "cifar" in model else 224)
     return module, (torch.zeros(2, 3, size, size),)
 

@@ -175,9 +175,10 @@ def advise(
         sites = candidates(plain, example)
     similarity = cka(plain, data, sites, estimator=estimator, tokens=tokens, batch_size=batch_size)
     if len(similarity.rows) < FEWEST:
+        which = "Without sites= those that separate input from output are compared, of a block its whole or its parts. "
         raise SiteNotFound(
             f"advice needs {FEWEST} sites or more to compare, not {len(similarity.rows)}. "
-            "graphaug.sites(model) lists every site."
+            f"{which if chosen is None else ''}graphaug.sites(model) lists every site."
         )
     through = None if chosen is None else _separating(plain, example)  # candidates are such already
     return advice_of(similarity, threshold=threshold, suggest=through)

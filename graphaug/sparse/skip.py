@@ -134,7 +134,8 @@ def _checks(graph: fx.Graph) -> set[fx.Node]:
     """What ends in checks of assumptions only."""
     checks = set[fx.Node]()
     for node in reversed(graph.nodes):
-        ends = node.op.startswith("call_") and node.users and all(user in checks for user in node.users)
+        reads = node.op in ("call_function", "call_method")  # a module is called for what it does, too
+        ends = reads and node.users and all(user in checks for user in node.users)
         if node.target is assume or ends:
             checks.add(node)
     return checks

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -217,9 +218,26 @@ class Plan:
                 rows.append(
                     ("", f"running statistics of {several(len(self.freeze.modules), 'module')} are kept")
                 )
-        rows += [("assumes" if i == 0 else "", text) for i, text in enumerate(self.assumptions)]
+        rows += [("assumes" if i == 0 else "", text) for i, text in enumerate(_folded(self.assumptions))]
         rows += [("note", text) for text in self.notes]
         return "\n".join([f"Deep Augmentation of {self.model}", *(f"  {k:<9} {text}" for k, text in rows)])
+
+
+_SIZE = re.compile(r"\.shape\[(\d+)\]")
+
+
+def _folded(assumptions: Iterable[str]) -> list[str]:
+    """The assumptions, where two shapes were compared size by size in one line: ``x.shape[:4] == y.shape[:4]``."""
+    alike: dict[str, dict[str, int | None]] = {}
+    for text in assumptions:
+        dims = [int(dim) for dim in _SIZE.findall(text)]
+        same = dims[0] if len(dims) == 2 and dims[0] == dims[1] else None
+        alike.setdefault(text if same is None else _SIZE.sub("", text), {})[text] = same
+    lines: list[str] = []
+    for texts in alike.values():
+        whole = len(texts) > 1 and list(texts.values()) == list(range(len(texts)))
+        lines += [_SIZE.sub(f".shape[:{len(texts)}]", next(iter(texts)))] if whole else texts
+    return lines
 
 
 def _to_plain(value: Any) -> Any:

@@ -36,6 +36,8 @@ def in_options(message: str, options: Collection[str]) -> str:
         for pattern in _ALTERNATIVES:
             message = re.sub(pattern, "", message)
     message = message.replace(*_EXAMPLE)
+    if "size" in options:
+        message = message.replace("failed on example_inputs", "failed on the example image (--size sets it)")
     message = _AT.sub("--at", message)
     if "deep_views" in options:
         message = re.sub(r"\bviews=2\b", "--deep-views", message)

@@ -88,6 +88,31 @@ def test_its_text_has_the_numbers_that_were_set_since_and_nothing_else_changes()
     assert str(aug.plan) == text
 
 
+class Skips(nn.Module):
+    """A U-Net's usual question: whether what came up has the size of what it is joined with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Conv2d(3, 4, 2, 2), nn.ConvTranspose2d(4, 3, 2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        up = self.up(self.down(x))
+        if up.shape != x.shape:
+            up = nn.functional.interpolate(up, x.shape[2:])
+        if up.shape[1] != x.shape[1] or up.shape[3] != x.shape[2]:
+            up = up.mT
+        return up
+
+
+def test_two_shapes_that_are_compared_size_by_size_are_one_line_of_its_text() -> None:
+    plan = ga.rewrite(Skips(), at="down", example_inputs=torch.randn(2, 3, 8, 8)).plan
+    lines = [line.removeprefix("  assumes  ").strip() for line in str(plan).splitlines()]
+    assert "up.shape[:4] == x.shape[:4]" in lines
+    assert not any("up.shape[0]" in line for line in lines)
+    assert "not (up.shape[3] != x.shape[2])" in lines  # of other dimensions, and a question of its own
+    assert {f"up.shape[{i}] == x.shape[{i}]" for i in range(4)} <= set(plan.assumptions)
+
+
 def test_a_policy_is_written_with_the_probabilities_that_were_learned() -> None:
     policy = ga.Policy([ga.Noise(0.1), ga.Mix()])
     policy.set(p_0=0.25, sigma_0=0.7)

@@ -225,6 +225,19 @@ def test_a_pipe_gets_the_whole_table(graphaug, monkeypatch):
 # --- types ---------------------------------------------------------------------------------------
 
 
+def test_a_timm_model_is_shown_at_the_size_that_it_declares(graphaug):
+    code, out, err = graphaug("sites", "timm:test_vit")  # made for 160 pixels
+    assert (code, err) == (0, "")
+    assert "2×3×160×160" in out
+
+
+def test_an_image_of_a_size_that_does_not_fit_is_answered_with_the_option(graphaug):
+    code, out, err = graphaug("sites", "timm:vit_tiny_patch16_224", "--size", "64")
+    assert (code, out) == (2, "")
+    assert "example image (--size sets it)" in err
+    assert "example_inputs" not in err
+
+
 @pytest.mark.long
 def test_the_typed_program_runs(capsys):
     torch.manual_seed(0)

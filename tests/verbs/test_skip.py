@@ -233,6 +233,40 @@ def test_compiled_whole_without_recompiles_and_copies() -> None:
         assert_equal(step(twin, x), found)
 
 
+class Counting(nn.Module):
+    """Counts the rows that it sees, and gives back what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen += x.shape[0]
+        return x.clone()
+
+
+class CountedBranch(nn.Module):
+    """Of what the counter returns only a size is asked, so that nothing but a check of the graph reads it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.counter = nn.Linear(6, 6), nn.Linear(6, 6), Counting()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.counter(h).shape[-1] != 6:
+            h = h * 2
+        return x + self.last(h)
+
+
+def test_a_module_that_is_called_for_what_it_keeps_sees_all_rows() -> None:
+    model = CountedBranch()
+    skipped = ga.skip_rows(model, "last", 0.5, example_inputs=torch.randn(8, 6))
+    model.counter.seen.zero_()
+    skipped(torch.randn(8, 6))
+    assert model.counter.seen == 8
+
+
 @pytest.mark.parametrize(
     ("model", "at", "x", "message"),
     [
