@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks import zoo
-from benchmarks.coverage import brief, limited, versions
+from benchmarks.coverage import Timeout, brief, limited, versions
 
 SECONDS = 900  # for one model
 Record = dict[str, Any]
@@ -53,7 +53,7 @@ def ask(
         try:
             with limited(SECONDS):
                 record = measure(case)
-        except Exception as error:
+        except (Exception, Timeout) as error:
             record = {"name": case.name, "group": case.group, "reason": brief(error)}
         done = sorted({**known(results), case.name: record}.values(), key=lambda m: (m["group"], m["name"]))
         text = json.dumps({"versions": versions(), "totals": totals(done), "models": done}, indent=1)

@@ -127,7 +127,8 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
         choice.split,
         facts=relied_on(made.captured, made.eval_captured),
     )
-    parts.runs_original = not writes_into_inputs(made.eval_graph or made.graph)
+    parts.runs_original = True
+    parts.writes_into_inputs = writes_into_inputs(made.eval_graph or made.graph)
     parts.row_dims = {
         name: [samples.dims.get(id(v)) for v in torch.utils._pytree.tree_leaves(example)]
         for name, example in structure.signature.examples.items()

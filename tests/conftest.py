@@ -32,6 +32,17 @@ def pytest_collection_modifyitems(items):
                 item.add_marker("long")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def graph_in_eval(request):
+    """In the rooms that test graphs those of eval mode run as if compiled: else it is the original that runs there."""
+    with pytest.MonkeyPatch.context() as patch:
+        if {"capture", "proof", "properties", "sparse"} & set(
+            request.path.parts
+        ) or "architectures" in request.path.name:
+            patch.setattr("graphaug.surgery.rewritten.forward.runs_graph_in_eval", lambda: True)
+        yield
+
+
 @pytest.fixture
 def graphaug(capsys, monkeypatch):
     """The command line, in this process: ``graphaug("sites", ...)`` gives exit code, output and messages."""

@@ -70,6 +70,8 @@ class AugmentedModule(fx.GraphModule):
         parts = self.__dict__.get("_parts")
         if parts is None:  # GraphModule.__init__ compiles its empty graph first
             return code
+        if self.__dict__["_own"]:  # somebody edited the graph, and wants that and not the original
+            parts.runs_original = False
         cls: Any = type(self)
         cls._forward_training = cls._forward_eval = cls.forward
         if parts.eval_graph is not None:

@@ -66,7 +66,7 @@ def as_captured(aug: AugmentedModule) -> CapturedModel:
         for mode, graph in graphs.items()
     }
     return CapturedModel(
-        aug, parts.plan.opened, calls, augmentations, parts.eval_graph is None, parts.runs_original
+        aug, parts.plan.opened, calls, augmentations, parts.eval_graph is None, not parts.writes_into_inputs
     )
 
 

@@ -6,9 +6,11 @@ import inspect
 import types
 from typing import Any
 
+import torch
 from torch import fx, nn
 
 from graphaug.augment.rows import tell
+from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature
 from graphaug.errors import AssumptionViolated
 from graphaug.surgery.rewritten.aliases import speakable
@@ -34,13 +36,24 @@ def forward_of(signature: Signature, model: nn.Module) -> Any:
     return forward
 
 
+def runs_graph_in_eval() -> bool:
+    """Whether a call in eval mode is one of the graph: it compiles and exports where the original may not."""
+    return torch.compiler.is_compiling()
+
+
 def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    if self._parts.runs_original and not self.training and not isinstance(args, fx.Proxy):
-        try:
-            return _graph_forward(self, args, kwargs)
-        except AssumptionViolated:  # whatever the model accepts: here it is the model
-            return self._parts.model.forward(*args, **kwargs)
-    return _graph_forward(self, args, kwargs)
+    parts = self._parts
+    if self.training or isinstance(args, fx.Proxy) or not parts.runs_original:
+        return _graph_forward(self, args, kwargs)
+    acts = any(a.training for a in parts.added.values() if isinstance(a, Augmentation))
+    if not acts and not runs_graph_in_eval():
+        return parts.model.forward(*args, **kwargs)
+    try:
+        return _graph_forward(self, args, kwargs)
+    except AssumptionViolated:  # whatever the model accepts: here it is the model
+        if acts or parts.writes_into_inputs:
+            raise
+        return parts.model.forward(*args, **kwargs)
 
 
 def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:

@@ -44,7 +44,12 @@ class Parts:
     facts: Mapping[bool, tuple[Fact | Reached, ...]] = field(default_factory=dict)
     """What the graphs of training (True) and eval mode rely on besides their inputs."""
     runs_original: bool = False
-    """Whether a call in eval mode that the graph was not captured for runs the original model."""
+    """Whether eval mode is the original model's own forward, where no augmentation acts and nothing is compiled.
+
+    Compiled it is the graph, and where that was not captured for a call the original again.
+    """
+    writes_into_inputs: bool = False
+    """Whether the graph of eval mode changes an input: the original cannot begin anew then."""
     row_dims: Mapping[str, Sequence[int | None]] = field(default_factory=dict)
     """The dimension of samples of every leaf of an input, None where it has none or none is known."""
     targets: Mapping[str, Target] = field(default_factory=dict)
