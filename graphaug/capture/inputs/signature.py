@@ -18,19 +18,23 @@ from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
 _EMPTY = inspect.Parameter.empty
 _CONSTANT = (bool, int, float, str, type(None))
+_FILLS_A_CACHE = "use_cache"
+"""Of language models: without it no value is another, and a forward that fills a cache is refused."""
 
 
 @dataclass(frozen=True)
 class Input:
     """One placeholder of the graph.
 
-    ``default`` is set for what the example gives as a plain constant: the graph holds for that value only.
+    ``default`` is set for what the example gives as a plain constant: the graph holds for that value only, and
+    ``otherwise`` is what the forward takes where a call lacks it.
     ``rank`` and ``floating`` describe the example tensor, if there was one.
     """
 
     name: str
     keyword: bool
     default: Any = _EMPTY
+    otherwise: Any = _EMPTY
     rank: int | None = None
     floating: bool | None = None
 
@@ -72,7 +76,9 @@ class Signature:
         positional, named, examples = given(model, example_inputs, "example_inputs")
         examples, doubled = _two_rows(examples)
         order = [p for p in (*positional, *named, *examples) if p in examples]
-        captured = tuple(_input(p, examples[p], p not in positional) for p in dict.fromkeys(order))
+        captured = tuple(
+            _input(p, examples[p], p not in positional, named.get(p, _EMPTY)) for p in dict.fromkeys(order)
+        )
         defaults = {p: default for p, default in named.items() if p not in examples}
         name = type(model).__name__
         return Signature(name, positional, captured, defaults, guessed, examples, doubled)
@@ -109,20 +115,22 @@ class Signature:
             raise AssumptionViolated(
                 f"{self.model} takes {len(self.positional)} positional inputs, not {len(args)}."
             )
-        given = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        by_place = dict(zip(self.positional, args, strict=False))
+        for name in by_place.keys() & kwargs.keys():
+            raise AssumptionViolated(
+                f"{self.model}: this call gives {name!r} twice, by its place and by its name."
+            )
+        given = {**by_place, **kwargs}
         values: dict[str, Any] = {}
         for entry in self.captured:
             if entry.name in given:
                 values[entry.name] = self._checked(entry, given.pop(entry.name))
-            elif entry.default is _EMPTY or (to_the_letter and self.guessed):
-                raise AssumptionViolated(
-                    f"{self.model} was captured with {entry.name!r}, which this call lacks.{taken_from(self.guessed)}"
-                )
+            elif self._lacks(entry, to_the_letter):
+                raise AssumptionViolated(self._lacking(entry))
             else:
                 values[entry.name] = entry.default
         for name, value in given.items():
-            default = self.defaults.get(name, None)
-            if value is None or value is default or (isinstance(value, _CONSTANT) and value == default):
+            if name in self.defaults and _same(value, self.defaults[name]):
                 continue
             hint = "" if name in self.defaults else did_you_mean(name, [e.name for e in self.captured])
             raise AssumptionViolated(
@@ -130,6 +138,19 @@ class Signature:
                 f"rewrite(model, ..., example_inputs={{..., {name!r}: ...}})."
             )
         return values
+
+    def _lacks(self, entry: Input, to_the_letter: bool) -> bool:
+        """Whether a call without this input is none that the graph holds for."""
+        if entry.default is _EMPTY:
+            return True
+        if self.guessed:  # what was guessed was to go without it
+            return to_the_letter
+        return entry.name != _FILLS_A_CACHE and not _same(entry.otherwise, entry.default)
+
+    def _lacking(self, entry: Input) -> str:
+        how = repr(entry.name) if entry.default is _EMPTY else f"{entry.name}={entry.default!r}"
+        then = "" if entry.otherwise is _EMPTY else f": it is {entry.otherwise!r} there"
+        return f"{self.model} was captured with {how}, which this call lacks{then}.{taken_from(self.guessed)}"
 
     def take(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The captured inputs out of the proxies of another tracer: positional ones by their place, others by name."""
@@ -144,6 +165,11 @@ class Signature:
         }
 
     def _checked(self, entry: Input, value: Any) -> Any:
+        if entry.default is not _EMPTY and not _same(value, entry.default):
+            raise AssumptionViolated(
+                f"{self.model} was captured for {entry.name} == {entry.default!r}, but this call has {value!r}."
+                f"{taken_from(self.guessed) or ' Call rewrite again with example_inputs like these.'}"
+            )
         if entry.rank is None:
             return value
         if not isinstance(value, Tensor):
@@ -208,12 +234,19 @@ def _two_rows(examples: dict[str, Any]) -> tuple[dict[str, Any], bool]:
     return found, True
 
 
-def _input(name: str, example: Any, keyword: bool) -> Input:
+def _input(name: str, example: Any, keyword: bool, otherwise: Any) -> Input:
     if isinstance(example, _CONSTANT):
-        return Input(name, keyword, default=example)
+        return Input(name, keyword, default=example, otherwise=otherwise)
     if isinstance(example, Tensor):
         return Input(name, keyword, rank=example.dim(), floating=example.is_floating_point())
     return Input(name, keyword)
+
+
+def _same(value: Any, constant: Any) -> bool:
+    """Whether a value is a constant, and of its type: a forward can tell True from 1."""
+    return value is constant or (
+        type(value) is type(constant) and isinstance(value, _CONSTANT) and bool(value == constant)
+    )
 
 
 def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
