@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import inspect
+import itertools
 import linecache
+import logging
 import os
 import sys
 import types
@@ -49,14 +53,40 @@ def user_line() -> str:
 
 
 def in_message(frame: types.FrameType) -> bool:
-    """Whether a frame is at a statement that makes a message: an assertion, an error, a warning, a log entry."""
-    lines = [linecache.getline(frame.f_code.co_filename, frame.f_lineno - back).strip() for back in range(4)]
-    for line in lines:
-        if line.startswith(_MESSAGES):
-            return True
-        if not line or line.startswith(("if ", "return ", "for ")) or line.endswith(":"):
-            return False
-    return False
+    """Whether a frame is inside of a statement that makes a message: an error, a warning, a log entry, a print."""
+    file, code = frame.f_code.co_filename, frame.f_code
+    if file == logging.__file__:
+        return True
+    line, _, column, _ = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
+    at = (line or frame.f_lineno, column or 0)
+    return any(begin <= at < end for begin, end in _messages("".join(linecache.getlines(file))))
+
+
+@functools.lru_cache(256)
+def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
+    """Where in a file's source messages are made: begin and end as (line, column); none if it cannot be read."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(
+        ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
+        for statement in ast.walk(tree)
+        if (node := _message_of(statement)) is not None
+    )
+
+
+def _message_of(statement: ast.AST) -> ast.expr | ast.stmt | None:
+    """The part of a statement that is there for its message."""
+    if isinstance(statement, ast.Raise):
+        return statement
+    if isinstance(statement, ast.Assert):
+        return statement.msg
+    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        called = ast.unparse(statement.value.func)
+        if called in _MESSAGES or called.rpartition(".")[0].endswith(_LOGS):
+            return statement
+    return None
 
 
 def is_internal(filename: str) -> bool:
@@ -64,10 +94,8 @@ def is_internal(filename: str) -> bool:
     return filename.startswith(("<", *_PACKAGES)) or filename.endswith(_PLUMBING)
 
 
-_MESSAGES = (
-    *("assert ", "raise ", "warnings.warn", "warn(", "logger.", "logging.", "print("),
-    *("torch._assert", "_assert("),
-)
+_MESSAGES = ("print", "warn", "warnings.warn", "torch._assert", "_assert")
+_LOGS = ("logger", "logging", "log")
 # by their place, not by name: a checkout of this project may well lie in a directory called graphaug
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PACKAGES = tuple(

@@ -1,0 +1,92 @@
+"""A size that is spelled in a message is not relied on; spelled anywhere else, it is. Oracle: the model."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import AssumptionViolated
+
+logger = logging.getLogger("graphaug.tests.messages")
+FACTORS = {"6x6": 2.0, "8x8": 3.0}
+
+
+class Base(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1)
+
+    def out(self, h: Tensor, key: Any) -> Tensor:
+        return self.b(h * FACTORS.get(key, 1.0))
+
+
+class BehindAssert(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        assert h.dim() == 4, "an image, please"
+        key = f"{h.shape[2]}x{h.shape[3]}"
+        return self.out(h, key)
+
+
+class BehindLog(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        logger.debug("an image")
+        key = str(h.shape[2]) + "x" + repr(h.shape[3])
+        return self.out(h, key)
+
+
+class BehindRaise(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        if h.dim() != 4:
+            raise ValueError(f"no image: {h.dim()}")
+        key = "%sx%s" % (h.shape[2], h.shape[3])  # noqa: UP031
+        return self.out(h, key)
+
+
+class OnOneLine(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        # fmt: off
+        logger.debug("an image"); key = f"{h.shape[2]}x{h.shape[3]}"  # noqa: E702
+        # fmt: on
+        return self.out(h, key)
+
+
+class Tells(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        logger.warning("of %s pixels", h.shape[2])
+        logger.warning(
+            f"of {h.shape[2]} pixels, and "
+            f"{h.shape[3]}"
+        )  # fmt: skip
+        warnings.warn(f"{h.shape[2]} pixels", stacklevel=1)
+        torch._assert(h.dim() == 4, f"{h.shape[2]} pixels")
+        assert h.shape[1] == 4, f"{h.shape[2]} pixels"
+        return self.out(h, None)
+
+
+@pytest.mark.parametrize("cls", [BehindAssert, BehindLog, BehindRaise, OnOneLine])
+def test_a_size_that_is_spelled_behind_a_message_is_relied_on(cls: type[Base]) -> None:
+    model = cls()
+    aug = ga.rewrite(model, at="a", rate=0.0, example_inputs=torch.randn(4, 2, 6, 6))
+    x = torch.randn(3, 2, 6, 6)
+    assert torch.equal(aug(x), model(x))
+    with pytest.raises(AssumptionViolated, match=r"shape\[2\] == 6"):
+        aug(torch.randn(4, 2, 8, 8))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_size_in_a_message_may_be_another() -> None:
+    model = Tells()
+    aug = ga.rewrite(model, at="a", rate=0.0, example_inputs=torch.randn(4, 2, 6, 6))
+    x = torch.randn(3, 2, 8, 8)
+    assert torch.equal(aug(x), model(x))
