@@ -135,6 +135,9 @@ class Origins:
             return type(value).__name__, repr(value)
         if isinstance(value, torch.memory_format):
             return str(value)
+        if isinstance(value, torch.Generator):
+            number = self._graph_ids.setdefault(("generator", id(value)), len(self._graph_ids))
+            return f"generator {number}"  # one that a forward makes anew is another in each call
         if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, (type, nn.Module)):
             return type(value).__qualname__, tuple((k, self.token(v)) for k, v in vars(value).items())
         return "object", type(value).__qualname__, id(value) if isinstance(value, nn.Module) else 0
