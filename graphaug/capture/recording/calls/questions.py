@@ -74,6 +74,10 @@ class Questions:
             return value if is_fact(node) else self._shape(value, node)
         if name == "requires_grad" and (is_fact(node) or name in node.meta):
             return self._wants_gradient(tensor, node)
+        if name == "grad_fn" and value is not None:
+            raise self.session.refuse(
+                f"it reaches into the backward graph by {describe(node)}.grad_fn, which is another in each call"
+            )
         if isinstance(value, Tensor):
             made = self.nodes.create("call_function", getattr, (node, name), {})
             self.nodes.note_value(made, value)

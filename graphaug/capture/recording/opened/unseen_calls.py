@@ -28,7 +28,11 @@ from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
-_MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
+_MODES = (
+    *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
+    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision"),
+    *("get_autocast_dtype", "get_default_dtype"),
+)
 _SWITCHES = ((torch.backends.mha, "get_fastpath_enabled"),)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
@@ -49,6 +53,7 @@ class UnseenCalls:
             method(torch.utils.checkpoint, name, self._checkpoint)
         self.patches.class_method(torch.autograd.Function, "apply", self._apply)
         method(torch.autocast, "__enter__", self._autocast)
+        method(torch.autograd.graph.saved_tensors_hooks, "__enter__", self._saved_tensors)
         for owner in (torch, torch.utils.dlpack):  # on a fake tensor it ends the process
             if hasattr(owner, "to_dlpack"):
                 method(owner, "to_dlpack", self._dlpack)
@@ -124,6 +129,11 @@ class UnseenCalls:
     def _seed(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.session.refuse(
             "it seeds torch's generator, and a graph would go on drawing from the caller's"
+        )
+
+    def _saved_tensors(self, *_: Any, **__: Any) -> Any:
+        raise self.recorder.session.refuse(
+            "it changes what autograd keeps for the backward (saved_tensors_hooks), which a graph does not do"
         )
 
     def _autocast(self, *_: Any, **__: Any) -> Any:
