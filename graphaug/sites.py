@@ -17,7 +17,7 @@ from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError
 from graphaug.proof.independence.places import Proof
-from graphaug.proof.independence.samples import proofs_of
+from graphaug.proof.independence.samples import proofs_of, sample_dim
 from graphaug.proof.prefix import statistics_modules
 from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
@@ -193,8 +193,8 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
     }
     proofs: dict[fx.Node, Proof] = {}
     if not everything:
-        given = structure.signature.examples, captured.constants
-        proofs = proofs_of(structure.model, captured.graph, list(places.values()), *given)
+        of, given = (structure.model, captured.graph), (structure.signature.examples, captured.constants)
+        proofs = proofs_of(*of, list(places.values()), *given, sample_dim(*of, *given))
     found = []
     for target, node in places.items():
         bypass = find_bypass(flow, node)

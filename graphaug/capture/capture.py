@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphaug.capture.inputs.signature import Signature
+from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.names import Assumption
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
@@ -19,7 +19,7 @@ from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.walk import Walk
-from graphaug.capture.state import python_draws, unchanged, undrawn_in_python
+from graphaug.capture.state import python_draws, unchanged, undrawn, undrawn_in_python
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
@@ -178,6 +178,11 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
     detail = in_a_line(error)
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"
+    if not signature.guessed and _runs(model, signature):
+        text = (
+            f"{name}.forward cannot be captured: it runs on example_inputs, but not on tensors without data{where}: "
+            f"{detail}. Keep what fails inside of a module that stays closed, and choose a site outside of that module."
+        )
     if isinstance(error, DATA_DEPENDENT):  # with its numbers the model may well run
         text = (
             f"{name}.forward cannot be captured: what it calls{where} needs the numbers in its tensors, and a capture "
@@ -187,6 +192,17 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
     found = CaptureError(text)
     found.failed_in = walk.failed_in  # type: ignore[attr-defined]
     return found
+
+
+def _runs(model: nn.Module, signature: Signature) -> bool:
+    """Whether the forward itself runs on the examples."""
+    args, kwargs = signature.arrange(map_tensors(lambda t: t.detach().clone(), dict(signature.examples)))
+    try:
+        with undrawn(), torch.no_grad():
+            model.forward(*args, **kwargs)
+    except Exception:
+        return False
+    return True
 
 
 def _drop_dead(graph: fx.Graph) -> None:

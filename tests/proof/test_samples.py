@@ -122,6 +122,83 @@ def test_samples_are_drawn_stopped_and_split_where_they_lie(name: str) -> None:
     assert torch.equal(per_sample == 0, rows)
 
 
+class Recurrent(nn.Module):
+    """Time first; in front of the LSTM nothing meets along time either."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn, self.head = nn.Linear(16, 16), nn.LSTM(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.rnn(torch.tanh(self.first(x)))[0][-1])
+
+
+class Attentive(nn.Module):
+    """Tokens first, as torch's attention has them by default, and a mask with the samples first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.rnn, self.head = nn.Embedding(20, 16), nn.MultiheadAttention(16, 2), nn.Linear(16, 3)
+
+    def forward(self, tokens: Tensor, pad: Tensor | None = None) -> Tensor:
+        h = torch.tanh(self.first(tokens))
+        return self.head(self.rnn(h, h, h, key_padding_mask=pad)[0].mean(0))
+
+
+class EachToken(nn.Module):
+    """Nothing meets along any dimension but the last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(16, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.first(x)))
+
+
+class Contrasted(EachToken):
+    """The loss is in the forward: samples meet behind every cut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = super().forward(x).mean(1)
+        return z @ z.T
+
+
+TOKENS = torch.randint(20, (7, 4), generator=torch.Generator().manual_seed(0))
+PAD = torch.arange(7) > torch.tensor([6, 4, 5, 6])[:, None]
+FAR: dict[str, tuple[type[nn.Module], Any, int, int]] = {
+    "an LSTM behind": (Recurrent, torch.randn(7, 4, 16), 1, 4),
+    "attention behind": (Attentive, TOKENS, 1, 4),
+    "attention with a mask behind": (Attentive, (TOKENS, PAD), 1, 4),
+    "nothing behind": (EachToken, torch.randn(7, 4, 16), 0, 7),
+    "a loss behind": (Contrasted, torch.randn(7, 4, 16), 0, 7),
+}
+
+
+@pytest.mark.parametrize("name", FAR)
+def test_what_meets_behind_a_cut_tells_where_the_samples_lie_before_it(name: str) -> None:
+    cls, x, dim, count = FAR[name]
+    model = cls()
+    sites = ["first", "head", ["first", "head"]] + (["rnn"] if hasattr(model, "rnn") else [])
+    for at in sites:
+        plan = ga.rewrite(model, at, stop_grad=True, example_inputs=x, dry_run=True)
+        assert f"{count} samples" in plan.sites[0].rows
+        if at != "head":
+            assert plan.sites[0].rows.startswith(f"dimension {dim} of")
+        assert not any("NOT proved" in note for note in plan.notes)
+
+
+def test_sites_has_the_samples_where_a_rewrite_has_them() -> None:
+    found = {site.path: site for site in ga.sites(Recurrent(), example_inputs=torch.randn(7, 4, 16))}
+    assert (found["first"].rows, found["rnn"].rows, found["head"].rows) == ("1", "1", "0")
+    assert found["rnn"].backward == "sparse"
+
+
+def test_rows_that_are_told_are_taken_where_nothing_met_yet() -> None:
+    plan = ga.rewrite(Recurrent(), "first", rows=0, example_inputs=torch.randn(7, 4, 16), dry_run=True)
+    assert plan.sites[0].rows.startswith("dimension 0 of")
+
+
 def out_shape(aug: Any, x: Tensor) -> tuple[int, ...]:
     """The shape of the value at the cut."""
     (site,) = aug.plan.sites

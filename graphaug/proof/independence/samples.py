@@ -50,8 +50,9 @@ def find_samples(
 ) -> Samples:
     """Find the samples of an example, at its inputs and at the cuts.
 
-    It is the dimension along which nothing meets, batch statistics aside: dimension 0 if that holds, else the first
-    other one along which nothing meets in the whole model, else dimension 0.
+    It is the dimension along which nothing meets, batch statistics aside: dimension 0 if that holds in the whole model,
+    else the first other one of which it does, else dimension 0. Before a cut nothing may have met along either: a
+    linear layer in front of an LSTM sees no time steps.
 
     Args:
         model: owner of the modules.
@@ -75,7 +76,10 @@ def find_samples(
     ask = _Asker(model, graph, examples, constants)
     chosen = 0 if rows is None else rows
     proofs = ask(cuts, chosen)
-    other = _other(ask, cuts, lead, chosen) if proofs[0].verdict == "coupled" else None
+    if rows is None or proofs[0].verdict == "coupled":
+        other = _other(ask, cuts, lead, chosen, apart=_apart(proofs[:1]))
+    else:
+        other = None
     if other is not None:
         if rows is not None:
             raise InvalidOption(
@@ -111,6 +115,20 @@ def proofs_of(
         return {}
     found = _Asker(model, graph, examples, constants)(nodes, dim)
     return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
+
+
+def sample_dim(
+    model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
+) -> int:
+    """The dimension of the inputs along which nothing meets in a whole model; 0 where there is none."""
+    lead = _lead(examples)
+    if lead is None:
+        return 0
+    ask = _Asker(model, graph, examples, constants)
+    if _apart(ask(None, 0, stop=True)):
+        return 0
+    others = (dim for dim in range(1, min(lead.dim(), 4)) if lead.shape[dim] > 1)
+    return next((dim for dim in others if _apart(ask(None, dim, stop=True))), 0)
 
 
 def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple[Rows, str]:
@@ -149,16 +167,22 @@ def _leaves(examples: Mapping[str, Any]) -> Iterator[Tensor]:
     yield from (t for t in torch.utils._pytree.tree_leaves(dict(examples)) if isinstance(t, Tensor))
 
 
-def _other(ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int) -> int | None:
-    """Another dimension along which nothing meets in the whole model."""
+def _other(ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int, *, apart: bool) -> int | None:
+    """Another dimension along which nothing meets in the whole model; ``apart``: along this nothing met at the cuts."""
     for dim in range(min(lead.dim(), 4)):
-        if dim == chosen or lead.shape[dim] < 2:
+        if dim == chosen or lead.shape[dim] < 2 or not _apart(ask(cuts, dim, stop=True)[:1]):
             continue
-        if ask(cuts, dim, stop=True)[0].verdict in ("proved", "statistics"):
-            whole = ask(None, dim, stop=True)
-            if all(p.verdict in ("proved", "statistics") for p in whole):
-                return dim
+        if apart and _apart(ask(None, chosen, stop=True)):
+            return None  # nor behind them
+        apart = False
+        if _apart(ask(None, dim, stop=True)):
+            return dim
     return None
+
+
+def _apart(proofs: Sequence[Proof]) -> bool:
+    """Whether no row of these values sees another, batch statistics aside."""
+    return all(p.verdict in ("proved", "statistics") for p in proofs)
 
 
 class _Asker:
