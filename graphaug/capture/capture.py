@@ -79,9 +79,9 @@ def capture(
     )
     tables = Tables(model)
     with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python(), quiet_fakes():
+        draws = python_draws(), tables.states()
         try:
             model.train(training)
-            draws = python_draws(), tables.states()
             walk.recorder.leaves.tables = tables
             graph = walk.record(state)
             if draws != (python_draws(), tables.states()):

@@ -169,7 +169,8 @@ def _leaves(examples: Mapping[str, Any]) -> Iterator[Tensor]:
 
 def _other(ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int, *, apart: bool) -> int | None:
     """Another dimension along which nothing meets in the whole model; ``apart``: along this nothing met at the cuts."""
-    for dim in range(min(lead.dim(), 4)):
+    # where nothing stands against it the conventions are tried alone: samples come first, or behind the time
+    for dim in range(min(lead.dim(), 2 if apart else 4)):
         if dim == chosen or lead.shape[dim] < 2 or not _apart(ask(cuts, dim, stop=True)[:1]):
             continue
         if apart and _apart(ask(None, chosen, stop=True)):

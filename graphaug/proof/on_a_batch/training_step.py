@@ -165,8 +165,8 @@ def _check_stopped(
 def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed) -> Iterator[str]:
     """With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
-    What lies before the cut is found in the run itself: the value there depends on it, and the modules that own it had
-    all returned when the augmentation was called, and were not called again.
+    What lies before the cut is found in the gradient graphs of the run itself: all that uses the parameter there leads
+    to the value at the cut. One that is used elsewhere too, as tied weights are, has a gradient from there.
 
     Raises:
         VerificationError: a parameter has one; names it, and by how much.
@@ -180,26 +180,25 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
             or augmentation.pairing == "one-sided"
         ):
             continue
-        with (
-            acting(augmentation),
-            _every_row(augmentation),
-            aug.dense(),
-            _order_of_calls(aug, model, augmentation) as order,
-        ):
-            seed(2)
-            loss, _ = loss_of(call(aug))
-        before = order.only_before()
-        if order.value is None or not order.value.requires_grad or not before:
+        entered: dict[Target, Tensor] = {}
+        handle = augmentation.register_forward_pre_hook(recorder(entered, site.request.target))
+        try:
+            with acting(augmentation), _every_row(augmentation), aug.dense():
+                seed(2)
+                loss, _ = loss_of(call(aug))
+        finally:
+            handle.remove()
+        before = _only_before(model, entered.get(site.request.target), loss)
+        if not before:
             continue
-        at_cut = gradients(order.value.double().sum(), list(before.values()), keep=True)
         after = gradients(loss, list(before.values()))
-        for name, feeds, gradient in zip(before, at_cut, after, strict=True):
-            if feeds is not None and gradient is not None and bool(gradient.any()):
+        for name, gradient in zip(before, after, strict=True):
+            if gradient is not None and bool(gradient.any()):
                 raise VerificationError(
                     f"'{site.request.target}': with every row stopped, {name!r} below the cut still has a gradient of "
                     f"up to {float(gradient.abs().max()):.2g}: something passes around the augmentation."
                 )
-        count = sum(feeds is not None for feeds in at_cut)
+        count = len(before)
         yield f"'{site.request.target}': with every row stopped, none of {count} parameters below has a gradient"
 
 
@@ -219,54 +218,31 @@ def _every_row(augmentation: Augmentation) -> Iterator[None]:
         augmentation.set_subset(before)
 
 
-class _Order:
-    """Which modules had returned when the augmentation was called, and which were called after that."""
-
-    def __init__(self, model: nn.Module, augmentation: Augmentation) -> None:
-        self.model, self.augmentation = model, augmentation
-        self.value: Tensor | None = None
-        self.returned: set[nn.Module] = set()
-        self.later: set[nn.Module] = set()
-
-    def entered(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if module is self.augmentation:
-            leaves = torch.utils._pytree.tree_leaves(args)
-            self.value = (
-                self.value
-                if self.value is not None
-                else next((t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()), None)
-            )
-        elif self.value is not None:
-            self.later.add(module)
-
-    def left(self, module: nn.Module, *_: Any) -> None:
-        if self.value is None:
-            self.returned.add(module)
-
-    def only_before(self) -> dict[str, Tensor]:
-        """Trainable parameters whose owners ran before the augmentation, and only there."""
-        owners: dict[Tensor, list[nn.Module]] = {}
-        for module in self.model.modules():
-            for parameter in module._parameters.values():
-                if parameter is not None:
-                    owners.setdefault(parameter, []).append(module)
-        return {
-            name: p
-            for name, p in self.model.named_parameters()
-            if p.requires_grad and all(m in self.returned and m not in self.later for m in owners[p])
-        }
+def _only_before(model: nn.Module, value: Tensor | None, loss: Tensor) -> dict[str, Tensor]:
+    """Trainable parameters that the value at a cut is made of, and that a loss does not use but on the way there."""
+    if value is None or value.grad_fn is None:
+        return {}
+    before = _gradient_graph(value)
+    used = {node: _uses(node) for node in {*before, *_gradient_graph(loss)}}
+    there = {id(p) for node in before for p in used[node]}
+    elsewhere = {id(p) for node in used.keys() - before for p in used[node]}
+    named = model.named_parameters()
+    return {name: p for name, p in named if p.requires_grad and id(p) in there - elsewhere}
 
 
-@contextlib.contextmanager
-def _order_of_calls(aug: AugmentedModule, model: nn.Module, augmentation: Augmentation) -> Iterator[_Order]:
-    order = _Order(model, augmentation)
-    # the graph does not call what it has opened, and refuses hooks that are registered there after the capture
-    opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
-    called = [m for m in model.modules() if m not in opened]
-    handles = [m.register_forward_pre_hook(order.entered) for m in (*called, augmentation)]
-    handles += [m.register_forward_hook(order.left) for m in called]
-    try:
-        yield order
-    finally:
-        for handle in handles:
-            handle.remove()
+def _gradient_graph(tensor: Tensor) -> set[Any]:
+    """The nodes that a tensor's gradient passes."""
+    found: set[Any] = set()
+    waiting = [tensor.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found:
+            found.add(node)
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def _uses(node: Any) -> list[Tensor]:
+    """The leaves that a node of a gradient graph uses by itself."""
+    following = (found for found, _ in node.next_functions if found is not None)
+    return [leaf.variable for leaf in following if hasattr(leaf, "variable")]
