@@ -17,7 +17,7 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import evaluating, map_tensors
-from graphaug.capture.state import unchanged, undrawn
+from graphaug.capture.state import ModelState, unchanged, undrawn
 from graphaug.errors import (
     AssumptionViolated,
     CaptureError,
@@ -158,25 +158,26 @@ def _seed(number: int) -> None:
 
 
 def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Module], Any]) -> str:
-    with evaluating(model), evaluating(aug), torch.no_grad():
+    def result(call: Callable[[nn.Module], Any], run: nn.Module) -> Any:
         _seed(0)
-        expected = _taken(model, call)
-        found = [_called(aug, call)]
+        found = map_tensors(lambda t: t.clone(), call(run))
+        state.restore()  # a forward may move the model on, in eval mode too
+        return found
+
+    with evaluating(model), evaluating(aug), torch.no_grad():
+        state = ModelState(model)
+        expected = result(lambda run: _taken(run, call), model)
+        found = [result(call, aug)]
         with contextlib.suppress(AssumptionViolated), aug.only_the_graph():  # as it runs where it is compiled
-            found.append(_called(aug, call))
-    for result in found:
-        if not same(expected, result):
-            gap = by_how_much(expected, result)
+            found.append(result(call, aug))
+    for one in found:
+        if not same(expected, one):
+            gap = by_how_much(expected, one)
             raise VerificationError(
                 f"in eval mode the rewritten {type(model).__name__} differs from the original{gap}: "
                 "an augmentation leaks into eval, or the graph is not the model."
             )
     return "eval mode: output bit-equal to the original"
-
-
-def _called(aug: AugmentedModule, call: Callable[[nn.Module], Any]) -> Any:
-    _seed(0)
-    return call(aug)
 
 
 def _taken(model: nn.Module, call: Callable[[nn.Module], Any]) -> Any:

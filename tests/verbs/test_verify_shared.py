@@ -89,3 +89,27 @@ def test_a_leak_is_found_beside_tied_weights() -> None:
     aug.recompile()
     with pytest.raises(VerificationError):
         ga.verify(aug, TOKENS)
+
+
+class Teacher(nn.Module):
+    """Its forward moves a copy of its weights, in both modes, and returns what the copy says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.register_buffer("mean", self.last.weight.detach() * 0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = torch.tanh(self.first(x))
+        self.mean.lerp_(self.last.weight.detach(), 0.5)
+        return self.last(h) + F.linear(h.detach(), self.mean)
+
+
+@pytest.mark.parametrize("backward", ["dense", "auto"])
+def test_a_model_that_moves_itself_on_in_every_call_raises_no_alarm(backward: str) -> None:
+    x = torch.randn(6, 8)
+    model = Teacher()
+    aug = ga.rewrite(model, "first", stop_grad=True, backward=backward, example_inputs=x)
+    before = model.mean.clone()
+    ga.verify(aug, x)
+    assert torch.equal(model.mean, before)
