@@ -5,19 +5,16 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphaug.contrastive.gather import process_count
 from graphaug.errors import CheckpointError, an, several
-
-if TYPE_CHECKING:
-    from graphaug.contrastive.engine import Engine
 
 LINE = ("epoch", "loss", "lr", "seconds", "views_per_second")
 """Numbers that every line of the metrics has."""
@@ -29,6 +26,34 @@ PROBE = (2, 3)
 """The shape of the parameter that tells what an optimizer keeps."""
 
 
+class Steps(Protocol):
+    """Of a feed: how many steps an epoch has."""
+
+    steps: int
+
+
+class Run(Protocol):
+    """What a state is compared with; see `graphaug.contrastive.engine.Engine`."""
+
+    epochs: int
+
+    @property
+    def objective(self) -> nn.Module:
+        """What is trained."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Of its parameters."""
+
+    @property
+    def feed(self) -> Steps:
+        """Where batches come from."""
+
+    @property
+    def learning_rate(self) -> Callable[[float], float]:
+        """Of the fractional epoch."""
+
+
 def contents(optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> dict[str, Any]:
     """What a state says of itself, so that one with less in it is not taken for whole.
 
@@ -37,12 +62,12 @@ def contents(optimizer: torch.optim.Optimizer, sums: Mapping[str, Tensor]) -> di
     return {"moments": sorted(optimizer.state_dict()["state"]), "sums": sorted(sums)}
 
 
-def check_state(state: Mapping[str, Any], engine: Engine, name: str, step: int | None) -> None:
+def check_state(state: Mapping[str, Any], run: Run, name: str, step: int | None) -> None:
     """Refuse a state that is not whole, or not of this run.
 
     Args:
         state: as `Engine.state_dict` gave it.
-        engine: that is to go on from it.
+        run: the engine that is to go on from it.
         name: of the checkpoint, for the message.
         step: in the name of the file, if there is one.
 
@@ -57,20 +82,20 @@ def check_state(state: Mapping[str, Any], engine: Engine, name: str, step: int |
         raise CheckpointError(
             f"{name} was made by {processes} process(es), and there are {process_count()}: resume with as many devices."
         )
-    _check_position(state, engine, step)
+    _check_position(state, run, step)
     _check_sums(state)
-    _check_settings(state, engine)
-    _check_moments(state, engine)
+    _check_settings(state, run)
+    _check_moments(state, run)
 
 
-def _check_position(state: Mapping[str, Any], engine: Engine, named: int | None) -> None:
+def _check_position(state: Mapping[str, Any], run: Run, named: int | None) -> None:
     """The step is that of the file's name and of this run's length, and the metrics end where they are said to."""
     step, lined, metrics = _count("step", state["step"]), _count("lined", state["lined"]), state["metrics"]
-    steps = engine.feed.steps
+    steps = run.feed.steps
     if named is not None and step != named:
         raise ValueError(f"its step is {step}, and its name says {named}")
-    if step > engine.epochs * steps:
-        raise ValueError(f"its step is {step}, and the run has {engine.epochs * steps}")
+    if step > run.epochs * steps:
+        raise ValueError(f"its step is {step}, and the run has {run.epochs * steps}")
     if not isinstance(metrics, list) or not all(isinstance(line, dict) for line in metrics):
         raise ValueError("its metrics are no list of lines")
     for number, line in enumerate(metrics, 1):
@@ -100,16 +125,16 @@ def _check_sums(state: Mapping[str, Any]) -> None:
             raise ValueError(f"the sum {name!r} is not one number for each process")
 
 
-def _check_settings(state: Mapping[str, Any], engine: Engine) -> None:
+def _check_settings(state: Mapping[str, Any], run: Run) -> None:
     """The optimizer's groups are the run's, but for the learning rate, which is that of the last step."""
     saved = state["optimizer"]["param_groups"]
-    own = engine.optimizer.state_dict()["param_groups"]
+    own = run.optimizer.state_dict()["param_groups"]
     if not isinstance(saved, list) or not all(isinstance(group, dict) for group in saved):
         raise ValueError("the optimizer's groups are no list of settings")
     if len(saved) != len(own):
         raise ValueError(f"the optimizer has {several(len(saved), 'group')}, and {len(own)} in this run")
-    epoch, rest = divmod(max(state["step"] - 1, 0), engine.feed.steps)
-    rate = engine.learning_rate(epoch + rest / engine.feed.steps)
+    epoch, rest = divmod(max(state["step"] - 1, 0), run.feed.steps)
+    rate = run.learning_rate(epoch + rest / run.feed.steps)
     for found, wanted in zip(saved, own, strict=True):
         if found["params"] != wanted["params"]:
             raise ValueError("a group of the optimizer has other parameters than in this run")
@@ -125,7 +150,7 @@ def _check_settings(state: Mapping[str, Any], engine: Engine) -> None:
                 raise ValueError(f"the optimizer's {key} is {found[key]!r}, and {value!r} in this run")
 
 
-def _check_moments(state: Mapping[str, Any], engine: Engine) -> None:
+def _check_moments(state: Mapping[str, Any], run: Run) -> None:
     """Every parameter that had moments has all that this optimizer keeps: a missing one would begin again at 0."""
     saved, said = state["optimizer"]["state"], state["contents"]["moments"]
     _mapping("the optimizer's state", saved)
@@ -134,12 +159,12 @@ def _check_moments(state: Mapping[str, Any], engine: Engine) -> None:
             f"the optimizer has moments of {several(len(saved), 'parameter')}, and had them of {len(said)} when it was "
             "made"
         )
-    names = {id(parameter): name for name, parameter in engine.objective.named_parameters()}
-    packed = engine.optimizer.state_dict()["param_groups"]
-    kept = _kept(engine.optimizer)
+    names = {id(parameter): name for name, parameter in run.objective.named_parameters()}
+    packed = run.optimizer.state_dict()["param_groups"]
+    kept = _kept(run.optimizer)
     if not saved and any(kept) and state["step"]:
         raise ValueError(f"the optimizer has no moments after {several(state['step'], 'step')}")
-    for group, own, wanted in zip(packed, engine.optimizer.param_groups, kept, strict=True):
+    for group, own, wanted in zip(packed, run.optimizer.param_groups, kept, strict=True):
         for number, parameter in zip(group["params"], own["params"], strict=True):
             if number in saved:
                 name = names.get(id(parameter), f"parameter {number}")
