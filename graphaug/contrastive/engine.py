@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from graphaug.contrastive.fitting import fitting
 from graphaug.contrastive.gather import all_rows, process_count, process_rank
-from graphaug.errors import CheckpointError, TrainingDiverged
+from graphaug.contrastive.resumable import check_state, contents
+from graphaug.errors import TrainingDiverged
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -109,6 +110,7 @@ class Engine:
         # DDP around what is compiled, not the other way round: its hooks need no graph of their own.
         self.forward = fabric.setup_module(forward, _reapply_compile=False)
         self.position = Position()
+        self.resumed = ""  # from what, until the first step behind it
 
     def fit(
         self,
@@ -187,6 +189,10 @@ class Engine:
 
     def _add(self, measures: Mapping[str, Tensor]) -> None:
         sums = self.position.sums
+        if self.resumed and sums and sums.keys() != measures.keys():
+            with fitting(self.resumed):
+                raise ValueError(f"it sums {', '.join(sums)}, and this run {', '.join(measures)}")
+        self.resumed = ""
         for name, value in measures.items():
             sums.setdefault(name, torch.zeros((), device=value.device)).add_(value.detach())
 
@@ -243,29 +249,29 @@ class Engine:
             "feed": self.feed.state_dict(position.step % self.feed.steps == 0),
             "generators": _generators(self.fabric.device),
             "processes": process_count(),
+            "contents": contents(self.optimizer, position.sums),
         }
 
-    def load_state_dict(self, state: Mapping[str, Any], name: str = "this checkpoint") -> None:
-        """Go on from a state; ``name`` says in errors where it comes from.
+    def load_state_dict(
+        self, state: Mapping[str, Any], name: str = "this checkpoint", step: int | None = None
+    ) -> None:
+        """Go on from a state; ``name`` says in errors where it comes from, ``step`` where that says it is.
 
         Raises:
             CheckpointError: it was made by another number of processes, or does not fit: a key is missing, a shape is
-                another one.
+                another one, the optimizer's settings are.
 
         """
         with fitting(name):
+            # The objective first: of another model torch says what differs, and the rest what follows of that.
+            self.objective.load_state_dict(state["objective"])
+            check_state(state, self, name, step)
             self._load(state)
+        self.resumed = name
 
     def _load(self, state: Mapping[str, Any]) -> None:
-        if state["processes"] != process_count():
-            raise CheckpointError(
-                f"this checkpoint was made by {state['processes']} process(es), and there are {process_count()}: "
-                "resume with as many devices."
-            )
         device = self.fabric.device
-        self.objective.load_state_dict(state["objective"])
         self.optimizer.load_state_dict(state["optimizer"])
-        _check_moments(self.optimizer)
         self.feed.load_state_dict(state["feed"])
         sums = {name: values[process_rank()].clone().to(device) for name, values in state["sums"].items()}
         self.position = Position(state["step"], state["lined"], sums, list(state["metrics"]))
@@ -274,17 +280,6 @@ class Engine:
         torch.set_rng_state(own["cpu"])
         if device.type == "cuda" and "cuda" in own:
             torch.cuda.set_rng_state(own["cuda"], device)
-
-
-def _check_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Raise ``ValueError`` for a moment of another shape than its parameter's: torch does not look, and broadcasts."""
-    for parameter, moments in optimizer.state.items():
-        for name, moment in moments.items():
-            if isinstance(moment, Tensor) and moment.ndim and moment.shape != parameter.shape:
-                raise ValueError(
-                    f"{name} of the optimizer has the shape {tuple(moment.shape)}, and its parameter "
-                    f"{tuple(parameter.shape)}"
-                )
 
 
 def _generators(device: torch.device) -> dict[str, Tensor]:

@@ -29,9 +29,9 @@ def fitting(name: str) -> Iterator[None]:
         raise
     except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
-            f"{name} does not fit this run: {_what(error)}. It was made by another version of graphaug or of torch, or "
-            "for another model. Go on with the versions in the run's config.yaml, choose another directory, or pass "
-            "--force (force=True) instead of --resume to begin again."
+            f"{name} does not fit this run: {_what(error)}. It is not whole, or was made by another version of "
+            "graphaug or of torch, or for another model. Go on with the versions in the run's config.yaml, choose "
+            "another directory, or pass --force (force=True) instead of --resume to begin again."
         ) from error
 
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from numbers import Real
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from graphaug.contrastive.gather import all_rows, process_count, process_rank
-from graphaug.errors import BatchError, InvalidOption, did_you_mean
+from graphaug.errors import BatchError, InvalidOption, an, did_you_mean
 
 SUPCONTRAST_BASE_TEMPERATURE = 0.07
 """SupContrast multiplies its loss by ``temperature / 0.07``; learning rates published with it depend on that."""
+
+LEAST_TEMPERATURE = 1e-30
+"""Similarities divided by less leave the range of float32, and so do their sums."""
 
 SCALES = ("mean", "supcontrast")
 """What ``scale`` may be: the mean over the anchors, or SupContrast's multiple of it."""
@@ -52,7 +57,7 @@ def info_nce(
         A scalar in nats (times the scale); ``log`` of the number of candidates when all similarities are equal.
 
     Raises:
-        BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
+        BatchError: the shapes differ, are not two-dimensional, there are fewer than 2 rows, or no real numbers in them.
         InvalidOption: the temperature is not a positive number, or no such scale.
 
     Examples:
@@ -92,7 +97,7 @@ def nt_xent(
         equal.
 
     Raises:
-        BatchError: the shapes differ, are not two-dimensional, or there are fewer than 2 rows.
+        BatchError: the shapes differ, are not two-dimensional, there are fewer than 2 rows, or no real numbers in them.
         InvalidOption: the temperature is not a positive number, or no such scale.
 
     Examples:
@@ -261,16 +266,28 @@ def _own_rows(z: Tensor, gather: bool) -> Tensor:
 
 
 def _check(z1: Tensor, z2: Tensor, temperature: float, gather: bool, scale: str) -> float:
+    embeddings: tuple[Any, ...] = (z1, z2)
+    for z in embeddings:
+        if not isinstance(z, Tensor) or not z.is_floating_point():
+            what = z.dtype if isinstance(z, Tensor) else an(z)
+            raise BatchError(f"embeddings are tensors of real numbers of floating point, not {what}.")
     if z1.ndim != 2 or z1.shape != z2.shape:
         raise BatchError(
             f"two batches of embeddings of one shape (N, D) are needed, not {tuple(z1.shape)} and {tuple(z2.shape)}."
         )
     if len(z1) < 2 and not (gather and process_count() > 1 and len(z1) == 1):
         raise BatchError(f"{len(z1)} pair has no negatives: a contrastive loss needs at least 2 pairs.")
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise InvalidOption(f"temperature must be a positive number, not {temperature!r}.")
+    _check_temperature(temperature)
     if scale not in SCALES:
         raise InvalidOption(
             f"scale={scale!r} is unknown.{did_you_mean(scale, SCALES)} Known: {', '.join(map(repr, SCALES))}."
         )
     return temperature / SUPCONTRAST_BASE_TEMPERATURE if scale == "supcontrast" else 1.0
+
+
+def _check_temperature(value: Any) -> None:
+    number = isinstance(value, Real | Tensor) and not isinstance(value, bool)
+    if not (number and math.isfinite(value) and value > 0):
+        raise InvalidOption(f"temperature must be a positive number, not {value!r}.")
+    if value < LEAST_TEMPERATURE:
+        raise InvalidOption(f"temperature={value!r} is too small: give at least {LEAST_TEMPERATURE:g}.")

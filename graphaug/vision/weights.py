@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.runs.checkpoints import read
-from graphaug.errors import CheckpointError, did_you_mean
+from graphaug.errors import CheckpointError, an, did_you_mean, in_a_line
 from graphaug.vision.models import classifier_path
 
 ENCODER = "encoder.safetensors"
@@ -38,29 +38,57 @@ def read_weights(source: str | os.PathLike[str], classifier: str | None = None) 
     if not path.is_file():
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise CheckpointError(f"there are no weights at {str(path)!r}.{did_you_mean(path.name, names)}")
+    found = _content(path)
+    if classifier is not None and isinstance(found, dict) and {"objective", "classifier"} <= found.keys():
+        parts = {
+            name: _state_dict(found[name], path, f" in its {name!r}") for name in ("objective", "classifier")
+        }
+        return _of_checkpoint(parts, classifier)
+    return _state_dict(found, path)
+
+
+def _content(path: Path) -> Any:
+    """What a file holds, by its format."""
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            found = load_file(path)
-        elif path.with_name(path.name + ".sha256").is_file():
-            found = read(path)
-        else:
-            found = torch.load(path, map_location="cpu", weights_only=True)
+            return load_file(path)
+        if path.with_name(path.name + ".sha256").is_file():
+            return read(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except CheckpointError:
         raise
-    except Exception as error:  # each format has errors of its own for what is no file of it
+    except OSError as error:
         raise CheckpointError(
-            f"{str(path)!r} cannot be read as weights: {str(error).splitlines()[0]}"
+            f"{str(path)!r} cannot be read: {error.strerror or in_a_line(error)}."
         ) from error
-    if classifier is not None and isinstance(found, dict) and {"objective", "classifier"} <= found.keys():
-        return _of_checkpoint(found, classifier)
-    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise CheckpointError(f"{str(path)!r} holds no state_dict: names with tensors are expected.")
+    except Exception as error:  # each format has errors of its own for what is no file of it
+        # What torch says of it is about its own options, with codes for a terminal, or the name of a byte.
+        if not path.stat().st_size:
+            raise CheckpointError(f"{str(path)!r} cannot be read as weights: it is empty.") from error
+        kind = (
+            "safetensors'" if path.suffix == ".safetensors" else "torch's with tensors and plain values alone"
+        )
+        raise CheckpointError(f"{str(path)!r} cannot be read as weights: it is no file of {kind}.") from error
+
+
+def _state_dict(found: Any, path: Path, place: str = "") -> dict[str, Tensor]:
+    """What was found, if it is names with tensors."""
+    if not isinstance(found, dict):
+        raise CheckpointError(
+            f"{str(path)!r} holds no state_dict{place}: it is {an(found)}, and names with tensors are expected."
+        )
+    for name, value in found.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CheckpointError(
+                f"{str(path)!r} holds no state_dict{place}: names with tensors are expected, and there is {an(value)} "
+                f"at {name!r}."
+            )
     return found
 
 
-def _of_checkpoint(state: dict[str, Any], classifier: str) -> dict[str, Tensor]:
+def _of_checkpoint(state: dict[str, dict[str, Tensor]], classifier: str) -> dict[str, Tensor]:
     """The whole model's state in that of a run, with the model's own classifier where the head was."""
     network = {
         n.removeprefix("network."): t for n, t in state["objective"].items() if n.startswith("network.")

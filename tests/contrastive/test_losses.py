@@ -232,5 +232,39 @@ def test_one_view_or_views_of_other_shapes_are_refused():
         nt_xent_views([torch.ones(3, 4), torch.ones(3, 4), torch.ones(2, 4)])
 
 
+PAIRS = {
+    "nt_xent": nt_xent,
+    "info_nce": info_nce,
+    "nt_xent_views": lambda z1, z2, temperature=0.5: nt_xent_views([z1, z2], temperature),
+    "supcon": lambda z1, z2, temperature=0.5: losses.supcon(z1, z2, torch.arange(3), temperature),
+}
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize("value", ["0.5", None, [0.5], True, 1e-40, 9e-31, torch.tensor(1e-35), 1j])
+def test_a_temperature_that_is_none_is_refused_in_words(loss, value):
+    z = torch.randn(3, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InvalidOption, match=r"temperature( must be a positive number|=.* is too small)"):
+        PAIRS[loss](z, z.flip(1), value)
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize("value", [losses.LEAST_TEMPERATURE, 1e30, torch.tensor(0.5), 1])
+def test_every_other_temperature_gives_a_number_and_a_gradient(loss, value):
+    z = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    found = PAIRS[loss](*z, value)
+    found.backward()
+    assert found.isfinite()
+    assert z.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("loss", PAIRS)
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.complex64, list])
+def test_embeddings_that_are_no_real_numbers_are_refused(loss, dtype):
+    z = [[1.0] * 4] * 3 if dtype is list else torch.ones(3, 4).to(dtype)
+    with pytest.raises(BatchError, match=f"floating point, not {'a list' if dtype is list else dtype}"):
+        PAIRS[loss](z, z)
+
+
 def test_the_examples_of_the_docstrings_run():
     assert doctest.testmod(losses).failed == 0

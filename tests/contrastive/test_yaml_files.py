@@ -73,3 +73,42 @@ def test_the_limit_of_depth(tmp_path):
 def test_aliases_and_anchors_of_ordinary_settings_are_read(tmp_path):
     (tmp_path / "a.yaml").write_text("jitter: &j [0.4, 0.4, 0.4, 0.1]\nother: *j\nlr: 1.0e-4\n")
     assert read_yaml(tmp_path / "a.yaml") == yaml.safe_load((tmp_path / "a.yaml").read_text())
+
+
+TWICE = {
+    "at the top": ("lr: 1\nsize: 8\nlr: 2\n", "line 3: 'lr' stands in line 1 already"),
+    "quoted": ("lr: 1\n'lr': 2\n", "line 2: 'lr' stands in line 1 already"),
+    "within": ("at:\n  layer1: 0.5\n  layer1: 0.2\n", "line 3: 'layer1' stands in line 2 already"),
+    "in a line": ("at: {layer1: 0.5, layer1: 0.2}", "line 1: 'layer1' stands in line 1 already"),
+    "in a list": ("at: [{a: 1, a: 2}]", "line 1: 'a' stands in line 1 already"),
+    "the same value": ("lr: 1\nlr: 1\n", "line 2: 'lr' stands in line 1 already"),
+}
+
+
+@pytest.mark.parametrize("name", TWICE)
+def test_a_name_that_stands_twice_is_refused(name, tmp_path):
+    text, message = TWICE[name]
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_settings(tmp_path / "a.yaml", PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "z: &z {k: 0, j: 0}\nx: {a: &a {<<: *z, k: 1}}\nb: {<<: *a, j: 2}\n",
+        "z: &z {k: 0}\ny: &y {j: 0}\nx: {<<: *z, <<: *y}\n",
+        "a: {k: 1}\nb: {k: 2}\n",
+        "1: a\n'1': b\n",
+        "? [1, 2]\n: a\n",
+    ],
+)
+def test_a_name_in_another_mapping_is_no_second_one(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    try:
+        wanted = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        with pytest.raises(yaml.YAMLError, match=str(error).splitlines()[0]):
+            read_yaml(tmp_path / "a.yaml")
+    else:
+        assert read_yaml(tmp_path / "a.yaml") == wanted

@@ -21,14 +21,32 @@ class TooMuchYaml(yaml.YAMLError):  # type: ignore[misc]  # yaml has no types
     """A file is larger, deeper or wider than settings are."""
 
 
+class _OneValueAName(yaml.SafeLoader):  # type: ignore[misc]  # yaml has no types
+    """Refuses a name that stands twice in a mapping, of which YAML's own loader takes the last in silence."""
+
+    def compose_mapping_node(self, anchor: str | None) -> Any:
+        # Here and not where values are built: what ``<<`` brings in from another mapping may be said anew.
+        node = super().compose_mapping_node(anchor)
+        lines: dict[tuple[str, str], int] = {}
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode) or key.tag == "tag:yaml.org,2002:merge":
+                continue
+            line, name = key.start_mark.line + 1, (key.tag, key.value)
+            if name in lines:
+                raise yaml.YAMLError(f"line {line}: {key.value!r} stands in line {lines[name]} already")
+            lines[name] = line
+        return node
+
+
 def read_yaml(file: Path) -> Any:
     """The value in a file, of YAML's plain types.
 
     Raises:
         OSError: the file cannot be read.
         UnicodeDecodeError: it is not UTF-8.
-        YAMLError: it is no YAML, or beyond `SIZE`, `DEPTH` or `NODES`; a few bytes with aliases can stand for more
-            values than there is memory, and a few thousand brackets exhaust the interpreter's stack.
+        YAMLError: it is no YAML, has a name twice in a mapping, or is beyond `SIZE`, `DEPTH` or `NODES`; a few bytes
+            with aliases can stand for more values than there is memory, and a few thousand brackets exhaust the
+            interpreter's stack.
     """
     with open(file, "rb") as opened:
         content = opened.read(SIZE + 1)
@@ -37,7 +55,7 @@ def read_yaml(file: Path) -> Any:
     text = content.decode("utf-8")
     _check(text)
     try:
-        return yaml.safe_load(text)
+        return yaml.load(text, Loader=_OneValueAName)  # safe, as what it is made of
     except UnicodeDecodeError as error:  # of !!binary
         raise yaml.YAMLError(str(error)) from error
     except (ValueError, OverflowError) as error:  # a date or a number that is none

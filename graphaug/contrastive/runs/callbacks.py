@@ -51,7 +51,7 @@ class Callbacks:
         """Go to the checkpoint, if there is one."""
         if found is not None:
             name = f"checkpoint {str(found.path)!r}"
-            self.engine.load_state_dict(found.state, name)
+            self.engine.load_state_dict(found.state, name, found.step)
             with fitting(name):
                 self.training.load_state(found.state)
         position = self.engine.position

@@ -148,9 +148,14 @@ def read(path: Path) -> dict[str, Any]:
     """
     try:
         content = path.read_bytes()
-        expected = path.with_name(path.name + ".sha256").read_text().split()[0]
-    except (OSError, ValueError, IndexError) as error:
+        said = path.with_name(path.name + ".sha256").read_text().split()
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"checkpoint {str(path)!r} cannot be read: {error}.") from error
+    if not said:
+        raise CheckpointError(
+            f"checkpoint {str(path)!r} has an empty {path.name}.sha256: it cannot be checked."
+        )
+    expected = said[0]
     found = hashlib.sha256(content).hexdigest()
     if found != expected:
         raise CheckpointError(

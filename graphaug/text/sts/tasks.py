@@ -204,14 +204,20 @@ def _directory(data: Path, files: Iterable[str]) -> dict[str, bytes]:
 
 
 def _archive(data: Path, files: Iterable[str]) -> dict[str, bytes]:
-    """By the end of their names: an archive may have the directories above too."""
+    """By the end of their names: an archive may have the directories above too.
+
+    Of a member that is there twice the last counts, as for tar, which appends what was changed.
+    """
     wanted, found = set(files), {}
+    members: dict[str, str] = {}
     with tarfile.open(data) as archive:
         for member in archive:
             parts = member.name.split("/")
             for depth in (2, 3):
                 name = "/".join(parts[-depth:])
-                if name in wanted and name not in found and (stream := _content(archive, member)):
+                first = members.get(name, member.name) == member.name
+                if name in wanted and first and (stream := _content(archive, member)):
+                    members[name] = member.name
                     found[name] = stream.read()
     return found
 

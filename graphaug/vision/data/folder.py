@@ -25,8 +25,8 @@ TEST_NAMES = ("test", "val", "valid", "validation")
 SHOWN = 5
 """How many unreadable files an error names; the rest are counted."""
 
-Split = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Labels → indices of a training and of a test set, sorted."""
+Split = Callable[[Tensor, Sequence[str]], tuple[Tensor, Tensor]]
+"""Labels, and the classes' names → indices of a training and of a test set, sorted."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _folders(path: Path) -> list[str]:
 
     """
     try:
-        return sorted(e.name for e in os.scandir(path) if e.is_dir() and not e.name.startswith("."))
+        return sorted(e.name for e in os.scandir(path) if _is_folder(e) and not e.name.startswith("."))
     except OSError as error:
         raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}.") from error
 
@@ -172,8 +172,8 @@ def list_folder(root: Path) -> Listing:
 def _images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset()) -> Iterator[Path]:
     """The files that may be images in a folder and in those below it, links to folders included, in any order.
 
-    A link to a folder that it lies in would lead round for ever; what is there is listed without it. A link to nothing
-    is listed too: it is an image that cannot be read, and not one that was never there.
+    A link to a folder that it lies in would lead round for ever; what is there is listed without it. A link to nothing,
+    or to itself, is listed too: it is an image that cannot be read, and not one that was never there.
 
     Raises:
         DataError: a folder cannot be listed.
@@ -186,12 +186,20 @@ def _images_below(folder: Path, above: frozenset[tuple[int, int]] = frozenset())
         raise DataError(f"{str(folder)!r} cannot be read: {error.strerror or error}.") from error
     above |= {(state.st_dev, state.st_ino)}
     for entry in entries:
-        if entry.is_dir():
+        if _is_folder(entry):
             inner = os.stat(entry.path)
             if not entry.name.startswith(".") and (inner.st_dev, inner.st_ino) not in above:
                 yield from _images_below(Path(entry.path), above)
-        elif Path(entry.name).suffix.lower() in EXTENSIONS and (entry.is_file() or _dangles(entry)):
+        elif Path(entry.name).suffix.lower() in EXTENSIONS and (_dangles(entry) or entry.is_file()):
             yield Path(entry.path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Not so a link that leads to itself, of which the system asks no more than that."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
 
 
 def _dangles(entry: os.DirEntry[str]) -> bool:
@@ -199,7 +207,7 @@ def _dangles(entry: os.DirEntry[str]) -> bool:
 
 
 def _state(file: Path) -> os.stat_result:
-    """Of the file, or of a link to nothing itself."""
+    """Of the file, or of a link to nothing."""
     try:
         return file.stat()
     except OSError:
@@ -248,7 +256,8 @@ class _Decoding:
         """Numbers of files in the order of their rows, and how many of them are for training."""
         if self.split is None:
             return list(numbers), len(numbers)
-        train, test = self.split(torch.tensor([self.listing.labels[number] for number in numbers]))
+        labels = torch.tensor([self.listing.labels[number] for number in numbers])
+        train, test = self.split(labels, self.listing.classes)
         return [numbers[i] for i in torch.cat([train, test]).tolist()], len(train)
 
     def _check_classes(self, readable: Sequence[int]) -> None:

@@ -7,7 +7,7 @@ stratified one is drawn with a fixed seed of its own.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,7 @@ from graphaug.terminal.printable import printable
 from graphaug.vision.data.folder import Folder, read_folder, split_roots
 from graphaug.vision.data.idx import PARTS, read_part
 from graphaug.vision.data.image_cache import data_root, map_images
+from graphaug.vision.data.splits import SPLIT_SEED, stratified_split
 from graphaug.vision.data.user_data import numbered, own_data, read_rows
 from graphaug.vision.user_models import is_own
 
@@ -31,9 +32,6 @@ NAMES = ("digits", "cifar10", "cifar100", "fashion-mnist")
 
 FOLDERS = {"folder:": True, "folder-as-stored:": False}
 """How a folder is spelled, and whether its images are turned as their EXIF orientation says."""
-
-SPLIT_SEED = 0
-"""Seed of the train/test split of data without one; not the seed of a run, so that runs compare."""
 
 
 @dataclass(frozen=True)
@@ -169,36 +167,8 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     return replace(data, train=train)
 
 
-def stratified_split(
-    labels: Tensor, test_share: float = 0.2, seed: int = SPLIT_SEED
-) -> tuple[Tensor, Tensor]:
-    """Indices of a training and a test set, with ``test_share`` of every class in the second, at least one image.
-
-    Args:
-        labels: ``(N,)`` class numbers.
-        test_share: in (0, 1).
-        seed: of the draw; the same split for the same labels and seed.
-
-    Returns:
-        Two sorted index tensors that share nothing and together are all N.
-
-    Raises:
-        DataError: a class has a single image.
-
-    """
-    generator = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    for label in torch.unique(labels):
-        members = (labels == label).nonzero()[:, 0]
-        if len(members) < 2:
-            raise DataError(f"class {int(label)} has one image: it cannot be both trained on and tested.")
-        count = min(max(1, round(test_share * len(members))), len(members) - 1)
-        held_out[members[torch.randperm(len(members), generator=generator)[:count]]] = True
-    return (~held_out).nonzero()[:, 0], held_out.nonzero()[:, 0]
-
-
-def _split(images: Tensor, labels: Tensor) -> tuple[ImageSet, ImageSet]:
-    train, test = stratified_split(labels)
+def _split(images: Tensor, labels: Tensor, classes: Sequence[str]) -> tuple[ImageSet, ImageSet]:
+    train, test = stratified_split(labels, classes)
     return ImageSet(images[train], labels[train]), ImageSet(images[test], labels[test])
 
 
@@ -207,8 +177,9 @@ def _digits(view_size: int) -> ImageData:
 
     raw = load_digits()
     images = torch.from_numpy(np.round(raw.images * (255 / 16)).astype(np.uint8))[:, None]
-    train, test = _split(images, torch.from_numpy(raw.target).long())
-    return ImageData("digits", train, test, tuple("0123456789"), view_size, mirror=False)
+    classes = tuple("0123456789")
+    train, test = _split(images, torch.from_numpy(raw.target).long(), classes)
+    return ImageData("digits", train, test, classes, view_size, mirror=False)
 
 
 def _cifar(name: str, root: Path, view_size: int) -> ImageData:
@@ -298,7 +269,7 @@ def _own(spec: str, size: int | None, strict: bool) -> ImageData:
     rows = [read_rows(spec, part, size, strict) for part in (train, test) if part is not None]
     labels, classes = numbered(rows, getattr(train, "classes", None))
     if test is None:
-        parts = _split(rows[0].images, labels[0])
+        parts = _split(rows[0].images, labels[0], classes)
     else:
         parts = ImageSet(rows[0].images, labels[0]), ImageSet(rows[1].images, labels[1])
     view_size = size or min(rows[0].images.shape[-2:])

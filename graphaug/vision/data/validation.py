@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from graphaug.errors import DataError
-from graphaug.vision.data.images import ImageData, ImageSet, stratified_split
+from graphaug.vision.data.images import ImageData, ImageSet
+from graphaug.vision.data.splits import stratified_split
 
 VALIDATION_SEED = 1
 """Of the draw; not the seed of a run, so that all runs of a sweep hold out the same images."""
@@ -34,6 +35,6 @@ def held_out(data: ImageData, share: float) -> ImageData:
             "validation."
         )
     labels = data.train.labels
-    kept, chosen = stratified_split(labels, share, VALIDATION_SEED)
+    kept, chosen = stratified_split(labels, data.classes, share, VALIDATION_SEED)
     train, validation = (ImageSet(data.train.images[rows], labels[rows]) for rows in (kept, chosen))
     return replace(data, train=train, validation=validation)

@@ -201,6 +201,23 @@ def test_a_link_within_an_archive_is_followed(folder, tmp_path):
     assert load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"]) == load_tasks(root, "dev", ["STS-B"])
 
 
+def test_of_a_member_that_is_there_twice_the_last_counts(folder, tmp_path):
+    """As for tar itself, which appends what was changed: what it unpacks is the oracle."""
+    root, name = folder[0], "STS/STSBenchmark/sts-dev.csv"
+    older = tmp_path / "older.csv"
+    older.write_bytes((root / name).read_bytes().replace(b"a ", b"the ", 1))
+    for end in ("", "copy/"):  # of a copy elsewhere in the archive the first counts, as before
+        with tarfile.open(tmp_path / "sts.tar", "w") as archive:
+            for above, file in (("", older), ("", root / name), (end, root / name if not end else older)):
+                archive.add(file, above + name)
+        with tarfile.open(tmp_path / "sts.tar") as archive:
+            archive.extractall(tmp_path / "out", filter="data")
+        assert load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"]) == load_tasks(
+            tmp_path / "out", "dev", ["STS-B"]
+        )
+        assert load_tasks(tmp_path / "sts.tar", "dev", ["STS-B"]) == load_tasks(root, "dev", ["STS-B"])
+
+
 def test_broken_files_are_named_with_their_line(folder):
     root, _ = folder
 

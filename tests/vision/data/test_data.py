@@ -12,7 +12,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from graphaug.errors import DataError, InvalidOption
-from graphaug.vision.data.images import ImageData, ImageSet, load, stratified_split
+from graphaug.vision.data.images import ImageData, ImageSet, load
+from graphaug.vision.data.splits import stratified_split
 
 
 def write_image(path, mode="RGB", size=(20, 10), value=0):
@@ -63,6 +64,34 @@ def test_the_split_is_stratified_disjoint_and_always_the_same():
 def test_a_class_of_one_image_cannot_be_split():
     with pytest.raises(DataError, match="class 1 has one image"):
         stratified_split(torch.tensor([0, 0, 1]))
+
+
+def test_a_class_of_one_image_is_named(tmp_path):
+    for name, count in (("cat", 3), ("dog", 1)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    with pytest.raises(DataError, match="class 'dog' has one image"):
+        load(f"folder:{tmp_path}", size=8)
+
+
+@pytest.mark.parametrize("place", ["cat", "."], ids=["in a class", "beside the classes"])
+@pytest.mark.parametrize("links", [{"a": "a"}, {"a": "b", "b": "a"}, {"a.png": "a.png"}], ids=str)
+def test_links_to_themselves_are_no_folders(place, links, tmp_path):
+    """torchvision's ImageFolder passes over them in a class; one called as an image is listed, and cannot be read."""
+    for name in ("cat", "dog"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.new("RGB", (9, 9), (i, 0, 0)).save(tmp_path / name / f"{i}.png")
+    for name, target in links.items():
+        (tmp_path / place / name).symlink_to(target)
+    data = load(f"folder:{tmp_path}", size=8)
+    assert data.classes == ("cat", "dog")
+    unread = place == "cat" and "a.png" in links
+    assert len(data.train) + len(data.test) == 6
+    if place == "cat":
+        assert len(torchvision.datasets.ImageFolder(tmp_path)) == 6 + unread
+    assert [line.split(": ")[0].strip("'") for line in data.skipped] == [str(tmp_path / "cat/a.png")] * unread
 
 
 def test_statistics_are_those_of_the_training_images():
