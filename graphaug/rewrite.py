@@ -146,7 +146,7 @@ def rewrite(
     if isinstance(at, Plan):
         check_plan(at, options)
 
-    with undisturbed(model):
+    with undisturbed(model, example_inputs):
         wanted = at.asked if isinstance(at, Plan) else asked
         flops = wanted.views != 1 or (may_stop(at, options) and wanted.backward != "dense")
         structure = structure_of(model, example_inputs, count_flops=flops)

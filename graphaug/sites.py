@@ -162,7 +162,7 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
         ['input', '0', '1']
     """
     plain = plain_model(model)
-    with undisturbed(plain):
+    with undisturbed(plain, example_inputs):
         structure = structure_of(plain, example_inputs, count_flops=True)
         return sites_of(structure, depth=depth, everything=False)
 

@@ -86,7 +86,7 @@ def skip_rows(
             "itself, skip_rows(strip(it), ...), with all branches in one call."
         )
     model = plain_model(model)
-    with undisturbed(model):
+    with undisturbed(model, example_inputs):
         structure = structure_of(model, example_inputs)
         rates: dict[Target, float] = {}
         for selector, share in at.items() if isinstance(at, Mapping) else [(at, rate)]:

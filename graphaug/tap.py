@@ -87,7 +87,7 @@ def tap(
     """
     check_flag("rows_first", rows_first)
     model = plain_model(model)
-    with undisturbed(model):
+    with undisturbed(model, example_inputs):
         structure = structure_of(model, example_inputs)
         targets = list(dict.fromkeys(resolve(at, structure, side=side, exclude=exclude, expect=expect)))
         return _tapped(structure, targets, rows, rows_first)

@@ -17,6 +17,7 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import evaluating, map_tensors
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import ModelState, unchanged, undrawn
 from graphaug.errors import (
     AssumptionViolated,
@@ -112,7 +113,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         return model(*again, **named)
 
     claims = []
-    with _untouched(aug, model), unchanged(model):
+    with undisturbed(model, args, kwargs), _untouched(aug, model), unchanged(model):
         if aug.plan.purpose == "tap":
             with evaluating(model), torch.no_grad():
                 _taken(model, call)

@@ -122,7 +122,7 @@ def perturb_weights(
 def _names_before(model: nn.Module, at: At, example_inputs: Any) -> list[str]:
     """The names of the parameters that a site's value is computed with."""
     plain = plain_model(model)
-    with undisturbed(plain):
+    with undisturbed(plain, example_inputs):
         structure = structure_of(plain, example_inputs)
         marked = mark(structure, resolve(at, structure), "perturb_weights")
     used: set[int] = set()

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import builtins
-import types
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,17 +13,19 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.names import Assumption
+from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
+from graphaug.capture.recording.values.inside import any_inside
 from graphaug.capture.recording.walk import Walk
-from graphaug.capture.state import python_draws, unchanged, undrawn, undrawn_in_python
+from graphaug.capture.state import python_draws, unchanged, undrawn
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
-from graphaug.torch_private import FakeTensor, quiet_fakes
+from graphaug.torch_private import quiet_fakes
 
 
 @dataclass
@@ -77,8 +79,15 @@ def capture(
         open_functions=open_functions,
         count_flops=count_flops,
     )
-    tables = Tables(model)
-    with LOCK, unchanged(model) as state, torch.enable_grad(), undrawn_in_python(), quiet_fakes():
+    tables = Tables(model, signature.examples.values())
+    with (
+        LOCK,
+        _restored(tables),
+        unchanged(model) as state,
+        torch.enable_grad(),
+        undrawn(),
+        quiet_fakes(),
+    ):
         draws = python_draws(), tables.states()
         try:
             model.train(training)
@@ -99,9 +108,6 @@ def capture(
             raise
         except Exception as error:
             raise _located(model, error, walk, signature) from error
-        finally:
-            tables.set_states(draws[1])
-            tables.restore()
     _drop_dead(graph)
     return Captured(
         graph,
@@ -116,6 +122,15 @@ def capture(
         tuple(reached),
         changed,
     )
+
+
+@contextlib.contextmanager
+def _restored(tables: Tables) -> Iterator[None]:
+    """Put back what code keeps, after `unchanged`, which has the very objects in a module's attributes again."""
+    try:
+        yield
+    finally:
+        tables.restore()
 
 
 def relied_on(training: Captured, evaluating: Captured) -> dict[bool, tuple[Fact | Reached, ...]]:
@@ -137,7 +152,7 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
         CaptureError: there is one; names the argument that turns it off, if the forward has one.
     """
     for value in walk.constants.values():
-        if isinstance(value, (Tensor, nn.Module)) or not _holds_fake(value):
+        if isinstance(value, (Tensor, nn.Module)) or not any_inside(value, is_of_a_capture):
             continue
         switches = [name for name in walk.signature.defaults if name.startswith("use_") and "cache" in name]
         if switches:
@@ -150,20 +165,6 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
             f"{type(model).__name__}.forward cannot be captured: it makes {an(value)} in every call, "
             f"which its modules fill, and a graph has one for all calls. {fix}"
         )
-
-
-def _holds_fake(value: Any, depth: int = 4) -> bool:
-    if isinstance(value, FakeTensor):
-        return True
-    if depth == 0 or isinstance(value, (type, types.ModuleType, types.FunctionType, nn.Module)):
-        return False
-    if isinstance(value, Mapping):
-        inner: Any = value.values()
-    elif isinstance(value, (list, tuple, set)):
-        inner = value
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    return any(_holds_fake(v, depth - 1) for v in inner)
 
 
 def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signature) -> CaptureError:

@@ -110,7 +110,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 def _is_configuration(value: Any) -> bool:
     """Whether a value is what transformers' models share and some write into: ``problem_type``, from the labels."""
-    return type(value).__name__.endswith("Config") and hasattr(value, "__dict__")
+    return type(value).__name__.endswith("Config") and "__dict__" in dir(type(value))
 
 
 def _entries(container: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from graphaug.proof.shadow.caches import cached_functions
+from graphaug.capture.recording.kept.caches import cached_functions
 from graphaug.proof.shadow.surroundings import Surroundings
 
 

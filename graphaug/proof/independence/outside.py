@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.capture.state import ModelState, python_draws
 from graphaug.proof.independence.scopes import Scopes
 
@@ -63,7 +64,7 @@ class Outside:
 
 def _is_plain_object(value: Any) -> bool:
     kinds = (Tensor, nn.Module, type, types.ModuleType, types.FunctionType, types.MethodType, torch.dtype)
-    return hasattr(value, "__dict__") and not isinstance(value, kinds)
+    return attributes_of(value) is not None and not isinstance(value, kinds)
 
 
 def stated(model: nn.Module, name: str) -> str:

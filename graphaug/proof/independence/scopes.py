@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from graphaug.capture.recording.kept.kinds import kind_of
+from graphaug.capture.recording.values.inside import isinstance_of
 from graphaug.capture.user_code import is_internal
 
 _MOST = 300
@@ -48,8 +50,7 @@ class Scopes:
                 else:
                     kept.cell_contents = value
             if held is not None and not _same(value, held):
-                value.clear()
-                (value.extend if hasattr(value, "extend") else value.update)(held)
+                kind_of(value).put(value, held)  # type: ignore[union-attr]
 
 
 def _functions(model: nn.Module) -> list[types.FunctionType]:
@@ -57,7 +58,7 @@ def _functions(model: nn.Module) -> list[types.FunctionType]:
     waiting = [held for m in model.modules() for held in (type(m).forward, *vars(m).values())]
     found: dict[types.FunctionType, None] = {}
     for held in waiting:  # grows on the way
-        function = getattr(held, "__func__", held)
+        function = held.__func__ if isinstance(held, types.MethodType) else held
         if not isinstance(function, types.FunctionType) or function in found:
             continue
         if is_internal(function.__code__.co_filename) or len(found) == _MOST:
@@ -95,17 +96,18 @@ def _now(name: str, kept: Any) -> Any:
 
 def _held(value: Any) -> Any:
     """What a container holds, or None if it is none."""
-    return value.copy() if isinstance(value, (list, dict, set, collections.deque)) else None
+    kind = None if isinstance(value, _NUMBERS) else kind_of(value)
+    return None if kind is None else kind.taken(value)
 
 
 def _same(value: Any, held: Any) -> bool:
-    if len(value) != len(held):
+    kind = kind_of(value)
+    if kind is None or kind.same(value, held):
+        return kind is not None
+    if isinstance_of(value, set):
         return False
-    if isinstance(value, dict):
-        return all(k in held and _alike(v, held[k]) for k, v in value.items())
-    if isinstance(value, set):
-        return bool(value == held)
-    return all(map(_alike, value, held))
+    before, now = (side if type(side) is tuple else ([], side) for side in (held, kind.taken(value)))
+    return len(now[1]) == len(before[1]) and all(map(_alike, [*now[0], *now[1]], [*before[0], *before[1]]))
 
 
 def _alike(a: Any, b: Any) -> bool:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.proof.shadow.records import Token
 
 _LARGE = 1 << 24
@@ -138,7 +139,11 @@ class Origins:
         if isinstance(value, torch.Generator):
             number = self._graph_ids.setdefault(("generator", id(value)), len(self._graph_ids))
             return f"generator {number}"  # one that a forward makes anew is another in each call
-        if hasattr(value, "__dict__") and not callable(value) and not isinstance(value, (type, nn.Module)):
+        if (
+            attributes_of(value) is not None
+            and not callable(value)
+            and not isinstance(value, (type, nn.Module))
+        ):
             return type(value).__qualname__, tuple((k, self.token(v)) for k, v in vars(value).items())
         return "object", type(value).__qualname__, id(value) if isinstance(value, nn.Module) else 0
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.checks import unchecked
+from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import an
 from graphaug.proof.equivalence import as_identities, with_forwards
@@ -225,7 +226,7 @@ def _holds_tensor(value: Any, depth: int = 3) -> bool:
         return True
     if depth == 0 or isinstance(value, (type, nn.Module)) or callable(value):
         return False
-    inner = value if isinstance(value, (list, tuple, set)) else getattr(value, "__dict__", {}).values()
+    inner = value if isinstance(value, (list, tuple, set)) else (attributes_of(value) or {}).values()
     return any(_holds_tensor(v, depth - 1) for v in inner)
 
 

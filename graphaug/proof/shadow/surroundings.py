@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.kept.caches import cached_functions
+from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.capture.state import python_draws
-from graphaug.proof.shadow.caches import cached_functions
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
     PLAIN,
@@ -153,7 +154,7 @@ class Surroundings:
             for name, value in list(vars(cls).items()):
                 if name.startswith("__") and name not in ("__call__", "__getattr__"):
                     continue
-                value = getattr(value, "__func__", value)
+                value = value.__func__ if isinstance(value, (classmethod, staticmethod)) else value
                 if not callable(value) and not isinstance(value, (property, types.MemberDescriptorType)):
                     self._class_attribute(f"{cls.__name__}.{name}", cls, name)
                 self._walk(value.fget if isinstance(value, property) else value, f"{cls.__name__}.{name}", 4)
@@ -178,8 +179,8 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self._walk(part, name, depth - 1)
-        elif hasattr(value, "__wrapped__"):
-            self._walk(value.__wrapped__, name, depth)
+        elif "__wrapped__" in (attributes_of(value) or ()):
+            self._walk(vars(value)["__wrapped__"], name, depth)
         elif type(value) in _CONTAINERS:
             self._containers.append(Container(name, value))
             for entry in list(value.values() if isinstance(value, dict) else value)[:_ENTRIES]:
@@ -187,7 +188,7 @@ class Surroundings:
         elif isinstance(value, tuple):
             for entry in value[:_ENTRIES]:
                 self._walk(entry, name, depth - 1)
-        elif hasattr(value, "__dict__") and type(value).__module__.partition(".")[0] not in _OF_TORCH:
+        elif attributes_of(value) is not None and type(value).__module__.partition(".")[0] not in _OF_TORCH:
             self._containers.append(Container(name, vars(value)))
             for key, entry in list(vars(value).items()):
                 self._walk(entry, f"{name}.{key}", depth - 1)

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.recording.relied.reached import GONE, Array, Reached, reader
+from graphaug.capture.recording.values.inside import attributes_of
 
 _FOREIGN = {
     *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging"),
@@ -267,7 +268,9 @@ def can_be_watched(value: Any) -> bool:
     """Whether reads of an object's attributes can be seen: it is of a class of the user's, written in Python."""
     kind = type(value)
     return (
-        hasattr(value, "__dict__") and bool(kind.__flags__ & _HEAP_TYPE) and not _is_foreign(kind.__module__)
+        attributes_of(value) is not None
+        and bool(kind.__flags__ & _HEAP_TYPE)
+        and not _is_foreign(kind.__module__)
     )
 
 

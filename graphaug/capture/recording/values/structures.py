@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.values.inside import any_inside, attributes_of
 from graphaug.capture.recording.values.tracked import DATA, is_tracked
 from graphaug.capture.recording.values.watched import Asked, Watched
 
@@ -58,21 +59,9 @@ def _untracked(value: Any) -> Any:
     return 0.5 if value._value is DATA else value._value
 
 
-def holds(value: Any, test: Callable[[Any], bool], depth: int = DEPTH) -> bool:
+def holds(value: Any, test: Callable[[Any], bool]) -> bool:
     """Whether a test holds for anything inside of a value: entries of containers, attributes of objects."""
-    if test(value):
-        return True
-    if depth == 0 or is_tracked(value) or isinstance(value, (Tensor, str, type, types.ModuleType, nn.Module)):
-        return False
-    if isinstance(value, types.FunctionType):
-        return False
-    if isinstance(value, Mapping):
-        inner: Any = list(value.values())
-    elif isinstance(value, (list, tuple, set)):
-        inner = list(value)
-    else:
-        inner = list(getattr(value, "__dict__", {}).values())
-    return any(holds(v, test, depth - 1) for v in inner)
+    return any_inside(value, test)
 
 
 def layout(value: Any, depth: int = WATCHED_DEPTH, asked: Asked | None = None) -> str:
@@ -125,7 +114,7 @@ def is_structure(value: Any) -> bool:
     without = (*PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)
     if is_tracked(value) or isinstance(value, without):
         return False
-    return isinstance(value, (tuple, list, Mapping)) or hasattr(value, "__dict__")
+    return isinstance(value, (tuple, list, Mapping)) or attributes_of(value) is not None
 
 
 def is_container(value: Any) -> bool:
@@ -141,7 +130,7 @@ def entries(value: Any) -> list[tuple[Key, Any]]:
         return [(("item", k), v) for k, v in value.items()]
     if isinstance(value, (tuple, list)):
         return [(("item", i), v) for i, v in enumerate(value)]
-    return [(("attribute", k), v) for k, v in getattr(value, "__dict__", {}).items()]
+    return [(("attribute", k), v) for k, v in (attributes_of(value) or {}).items()]
 
 
 def contents(value: Any) -> list[Any]:

@@ -8,6 +8,11 @@ import sys
 import weakref
 from typing import Any
 
+from graphaug.capture.recording.kept.kinds import is_of_a_capture
+from graphaug.capture.recording.values.inside import any_inside, results_of
+
+_MOST = 300
+"""Objects that are looked at in a table: the last results come first."""
 _KIND = functools._lru_cache_wrapper
 
 
@@ -54,3 +59,20 @@ def cached_functions(but: tuple[str, ...]) -> list[Any]:
         True
     """
     return [t for t in _TABLES.alive() if (t.__module__ or "").partition(".")[0] not in but]
+
+
+class Results:
+    """What a cached function kept of its results: not told by its counts, which begin anew when it is cleared."""
+
+    def __init__(self, cache: Any, reached: bool) -> None:
+        self._cache = cache
+        self._before = {id(v): v for v in results_of(cache)} if reached else None
+
+    def restore(self) -> None:
+        """Empty it if it keeps something of a capture, or if it is the model's and keeps what it did not."""
+        if not _KIND.cache_info(self._cache).currsize:
+            return
+        before = self._before
+        new = before is not None and any(id(v) not in before for v in results_of(self._cache))
+        if new or any_inside(self._cache, is_of_a_capture, _MOST):
+            _KIND.cache_clear(self._cache)

@@ -1,0 +1,68 @@
+"""What is done with the objects of a type, and whose code is the user's."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import types
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from graphaug.capture.recording.kept.kinds import KINDS
+from graphaug.capture.recording.values.inside import bases, package_of
+
+_FOREIGN = frozenset({"torch", "numpy", "graphaug", "builtins", "typing", *sys.stdlib_module_names}) - {
+    "__main__"
+}
+"""Packages whose code keeps nothing of a capture, or what it should."""
+_CONTAINERS = frozenset(
+    {
+        "types",
+        "collections",
+        "functools",
+        "argparse",
+        "queue",
+        "_queue",
+        "weakref",
+        "_thread",
+        "_threading_local",
+    }
+)
+"""Packages of the standard library whose objects hold what users put into them."""
+_ITERATORS = (
+    *(types.GeneratorType, itertools.cycle, itertools.chain, itertools.islice, map, filter, zip, enumerate),
+    *map(type, (iter([]), iter(()), iter({}), iter(set()), iter(range(0)), reversed([]))),
+)
+"""What moves on and cannot be put back."""
+
+
+class Layout:
+    """What is done with the objects of a type.
+
+    Attributes:
+        contents: how they are put back; None if that cannot be done, or need not.
+        own: whether their attributes are the user's.
+        followed: whether what they hold is looked at.
+        may_move: whether they may be generators or counters.
+        is_opaque: whether they may hold something and nothing can be put back, as iterators.
+    """
+
+    def __init__(self, kind: type) -> None:
+        line = bases(kind)
+        self.contents = next((how for base, how in KINDS if base in line), None)
+        package = package_of(kind)
+        self.own = (nn.Module in line or not is_foreign(package) or package in _CONTAINERS) and not (
+            {Tensor, np.ndarray, threading.Thread} & set(line)  # a thread changes its own whenever it likes
+        )
+        self.may_move = package in ("random", "numpy", "itertools") or self.own
+        inner = package in ("builtins", "itertools", "_contextvars", "_collections")
+        self.followed = self.own or inner or self.contents is not None
+        self.is_opaque = inner and self.contents is None and kind in _ITERATORS
+
+
+def is_foreign(module: Any) -> bool:
+    """Whether the code of a module or package keeps nothing of a capture, or what it should."""
+    return type(module) is not str or not module or module.partition(".")[0] in _FOREIGN
