@@ -128,7 +128,7 @@ class Tables:
                     self._function(value, globals_too=False)
             elif isinstance(value, type):
                 continue
-            elif type(value) in _CONTAINERS or hasattr(value, "cache_clear") or _is_own(value):
+            elif type(value) in _CONTAINERS or _is_cache(value) or _is_own(value):
                 self._visit(value, 2)
 
     def _function(self, function: Any, *, globals_too: bool) -> None:
@@ -154,7 +154,7 @@ class Tables:
             return
         if id(value) in self._seen:
             return
-        if hasattr(value, "cache_clear") and hasattr(value, "cache_info"):
+        if _is_cache(value):
             self._seen.add(id(value))
             self._caches.append((value, value.cache_info().misses))
         elif isinstance(value, (random.Random, np.random.Generator, np.random.RandomState)):
@@ -221,6 +221,14 @@ def _is_own(value: Any) -> bool:
         and cls.__module__.partition(".")[0] not in _FOREIGN
         and isinstance(vars(value), dict)
     )
+
+
+def _is_cache(value: Any) -> bool:
+    """Whether a value is a cache of Python's; some objects raise errors of their own for a name that they lack."""
+    try:
+        return hasattr(value, "cache_clear") and hasattr(value, "cache_info")
+    except Exception:
+        return False
 
 
 _EMPTY = object()

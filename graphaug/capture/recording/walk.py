@@ -22,8 +22,9 @@ from graphaug.capture.recording.opened.inputs import assume_asked, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import Fact
-from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
+from graphaug.capture.recording.relied.reach import reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
 from graphaug.capture.recording.values.used import ends
@@ -79,6 +80,12 @@ class Walk:
     def reached(self) -> list[Reached]:
         """What opened code may have read beside them."""
         return [r for r in self.in_reach.things if r.is_read(self.attributes.reads)]
+
+    @property
+    def unwatched(self) -> list[str]:
+        """What it may have read that is too large to be compared in every call."""
+        found = self.in_reach.unwatched
+        return [name for name, within in found if within is None or within.is_read(self.attributes.reads)]
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -178,7 +178,7 @@ class Surroundings:
         elif isinstance(value, functools.partial):
             for part in (value.func, *value.args, *value.keywords.values()):
                 self._walk(part, name, depth - 1)
-        elif hasattr(value, "__wrapped__"):
+        elif callable(value) and hasattr(value, "__wrapped__"):
             self._walk(value.__wrapped__, name, depth)
         elif type(value) in _CONTAINERS:
             self._containers.append(Container(name, value))

@@ -28,7 +28,11 @@ from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
-_MODES = ("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled")
+_MODES = (
+    *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
+    *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
+    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "get_default_dtype"),
+)
 _SWITCHES = ((torch.backends.mha, "get_fastpath_enabled"),)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
