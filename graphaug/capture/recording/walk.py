@@ -110,16 +110,18 @@ class Walk:
                 "hooks are registered for all modules of the process", reason=" Remove them first."
             )
         with self.patches, self.ledger.fake_mode:
-            arguments = placeholders(recorder, self.signature, watch=not self.in_reach.by_type)
+            objects: list[Any] = []
+            by_type = self.in_reach.by_type
+            arguments = placeholders(recorder, self.signature, watch=not by_type, watch_object=objects.append)
             positional, keywords = self.signature.arrange(arguments)
-            self._watch()
+            self._watch(objects)
             self._running = True
             try:
                 with recorder, self.session.unrecorded():
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
-                    assume_asked(recorder, arguments)
+                    assume_asked(recorder, arguments, self.attributes.reads)
                     self._settle_marks()
             finally:
                 self._running = False
@@ -127,14 +129,12 @@ class Walk:
             raise self.session.refused
         return recorder.nodes.graph
 
-    def _watch(self) -> None:
+    def _watch(self, objects: list[Any]) -> None:
         classes = {c for m in self.model.modules() for c in type(m).__mro__ if "__call__" in vars(c)}
         for cls in (classes | {nn.Module}) - {object}:
             self.patches.method(cls, "__call__", self._called)
-        self.attributes.watch(
-            self.patches,
-            (r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)),
-        )
+        held = [r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)]
+        self.attributes.watch(self.patches, [*held, *objects])
         self.unseen_calls.watch()
 
     # --- calls of modules -----------------------------------------------------------------------
