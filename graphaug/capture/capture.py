@@ -52,6 +52,8 @@ class Captured:
     """What opened code reaches beside them, and leaves as it is."""
     changed: frozenset[str] = frozenset()
     """Names of what it reaches and changes itself."""
+    unwatched: tuple[str, ...] = ()
+    """Names of what it reaches that is too large to be compared in every call."""
 
 
 def capture(
@@ -121,6 +123,7 @@ def capture(
         tuple(walk.facts.values()),
         tuple(reached),
         changed,
+        tuple(walk.unwatched),
     )
 
 

@@ -17,7 +17,8 @@ from torch.nn.parameter import is_lazy
 from graphaug.capture.values import UNKNOWN
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
-_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+"""Names of attributes that torch itself gives every module."""
 
 
 FILLED: Any = object()
@@ -57,10 +58,10 @@ class ModelState:
         """Paths of the attributes that were set or filled since; training flags do not count."""
         for path, m, before in self._held:
             for name, value in vars(m).items():
-                if name not in _OF_EVERY_MODULE and before.get(name, UNKNOWN) is not value:
+                if name not in OF_EVERY_MODULE and before.get(name, UNKNOWN) is not value:
                     yield f"{path}.{name}".removeprefix(".")
         for path, name, value, before in self._contents:
-            if name in _OF_EVERY_MODULE - set(_REGISTRIES):
+            if name in OF_EVERY_MODULE - set(_REGISTRIES):
                 changed = []
             elif name in _REGISTRIES:
                 changed = [k for k, v in value.items() if before.get(k) is not v]

@@ -90,8 +90,12 @@ def _placement_notes(requests: Sequence[Request], placed: Mapping[Target, fx.Nod
 
 
 def _state_notes(captured: Captured) -> list[str]:
-    names = ", ".join(captured.assigned)
-    return [f"the forward sets {names} in every call; the rewritten model does not"] if names else []
+    notes = []
+    if names := ", ".join(captured.assigned):
+        notes.append(f"the forward sets {names} in every call; the rewritten model does not")
+    if names := ", ".join(captured.unwatched):
+        notes.append(f"too large to be compared in every call, so call rewrite again after a change: {names}")
+    return notes
 
 
 def _method_notes(model: nn.Module) -> list[str]:

@@ -235,7 +235,7 @@ def _two_rows(examples: dict[str, Any]) -> tuple[dict[str, Any], bool]:
 
 
 def _input(name: str, example: Any, keyword: bool, otherwise: Any) -> Input:
-    if isinstance(example, _CONSTANT):
+    if type(example) in _CONSTANT:  # members of an IntEnum and numbers of NumPy have no spelling in code
         return Input(name, keyword, default=example, otherwise=otherwise)
     if isinstance(example, Tensor):
         return Input(name, keyword, rank=example.dim(), floating=example.is_floating_point())

@@ -41,7 +41,7 @@ class RecordedAnswers:
             return Float(self, value, make)
         if isinstance(value, int):
             return Int(self, value, make)
-        return value if isinstance(value, str) else Handle(self, value, make)
+        return Text(self, value, make) if isinstance(value, str) else Handle(self, value, make)
 
     def sizes(self, shape: Size, make: Callable[[], fx.Node]) -> Size:
         """A shape whose sizes are tracked."""

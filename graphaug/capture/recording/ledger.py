@@ -15,6 +15,7 @@ from graphaug.capture.known import integers
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import (
     DEPTH,
@@ -32,6 +33,9 @@ from graphaug.capture.recording.values.structures import (
 from graphaug.capture.recording.values.tracked import Answers, is_tracked
 from graphaug.capture.recording.values.watched import Watched, watched
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
+
+READ_IN_EVERY_CALL = (int, float, torch.device)
+"""Types of values that remember where they come from; all others are relied on as they are."""
 
 
 class Ledger:
@@ -93,7 +97,10 @@ class Ledger:
             return Int(self.answers, value, lambda: self.entry(node, keys))
         if kind is float:
             return Float(self.answers, value, lambda: self.entry(node, keys))
-        if isinstance(value, np.ndarray):  # made anew in every call, and no constant
+        if kind is torch.device:
+            return Handle(self.answers, value, lambda: self.entry(node, keys))
+        # made anew in every call, and no constant
+        if isinstance(value, (np.ndarray, torch.Generator)):
             self._kept.append(value)
             self._whole[id(value)] = (node, keys, contents(value))
             return value

@@ -13,9 +13,10 @@ from torch import Tensor, fx
 
 from graphaug import torch_private
 from graphaug.capture.dataflow import reads_metadata
-from graphaug.capture.names import PLAIN_NAMES, Assumption, mark
+from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.structures import layout, snapshot
+from graphaug.capture.recording.values.layouts import layout
+from graphaug.capture.recording.values.structures import snapshot
 from graphaug.capture.recording.values.watched import Asked
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
@@ -41,6 +42,8 @@ class Nodes:
         self.graph = fx.Graph()
         self.assumptions: dict[fx.Node, Assumption] = {}
         self._from_input: set[fx.Node] = set()
+        self._of_model: set[fx.Node] = set()
+        self._relied: set[fx.Node] = set()
         self._reads: dict[tuple[Any, ...], fx.Node] = {}
         self._answered: set[str] = set()
 
@@ -53,6 +56,8 @@ class Nodes:
             self._answered.clear()  # what was said before it may be another answer
         if kind == "placeholder" or any(n in self._from_input for n in node.all_input_nodes):
             self._from_input.add(node)
+        if any(n in self._of_model for n in node.all_input_nodes):
+            self._of_model.add(node)
         if kind == "call_function" and target in (getattr, operator.getitem):
             with contextlib.suppress(Exception):
                 operands: list[Any] = [value_of(a) if isinstance(a, fx.Node) else a for a in node.args]
@@ -65,6 +70,8 @@ class Nodes:
         """A node for what the model, or the graph itself, owns under a name."""
         node = self.create("get_attr", name, (), {})
         node.meta["value"] = value
+        if isinstance(value, Tensor) and not name.startswith(CONSTANTS):
+            self._of_model.add(node)
         return node
 
     def once(self, function: Any, *args: Any, value: Any = UNKNOWN) -> fx.Node:
@@ -106,11 +113,16 @@ class Nodes:
     def assume(self, node: fx.Node, expected: Any) -> None:
         """Record that the graph relies on ``node`` having this value, and check it in every call.
 
-        What does not come from an input, and does not `vary`, is a fact of the model and needs no check.
+        What comes from the model's tensors alone is checked as well, and is none of the plan's assumptions: those are
+        about inputs. Anything else is a constant of the graph.
         """
-        if node in self.assumptions or node not in self._from_input:
+        if node in self.assumptions or node in self._relied:
             return
-        self._check(node, expected, describe(node))
+        if node in self._from_input:
+            self._check(node, expected, describe(node))
+        elif node in self._of_model:
+            self._relied.add(node)
+            self.create("call_function", assume, (node, copy.copy(expected), describe(node)), {})
 
     def assume_answer(self, function: Any, args: tuple[Any, ...], expected: Any, what: str) -> None:
         """Record that the graph relies on what a function of torch says of its modes."""

@@ -17,7 +17,7 @@ from graphaug.capture.recording.calls.modes import Modes
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.leaves import Leaves
-from graphaug.capture.recording.ledger import Ledger
+from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, plain, tensors_in
@@ -108,7 +108,7 @@ class Recorder(TorchFunctionMode):
         adopted = self.session.call_unrecorded(self.ledger.adopt, value, node)
         if isinstance(value, bool):
             self.nodes.assume(node, value)
-        elif not isinstance(value, (Tensor, int, float, type(None))):
+        elif not isinstance(value, Tensor) and type(value) not in READ_IN_EVERY_CALL:
             self.nodes.assume_layout(node, value)
         return adopted
 

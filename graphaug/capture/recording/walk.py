@@ -22,8 +22,9 @@ from graphaug.capture.recording.opened.inputs import assume_asked, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import Fact
-from graphaug.capture.recording.relied.reach import can_be_watched, reached_by
+from graphaug.capture.recording.relied.reach import reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
 from graphaug.capture.recording.values.used import ends
@@ -81,6 +82,12 @@ class Walk:
         return [r for r in self.in_reach.things if r.is_read(self.attributes.reads)]
 
     @property
+    def unwatched(self) -> list[str]:
+        """What it may have read that is too large to be compared in every call."""
+        found = self.in_reach.unwatched
+        return [name for name, within in found if within is None or within.is_read(self.attributes.reads)]
+
+    @property
     def constants(self) -> dict[str, Any]:
         """Objects that the graph refers to and no module owns."""
         return self.ledger.constants
@@ -103,16 +110,18 @@ class Walk:
                 "hooks are registered for all modules of the process", reason=" Remove them first."
             )
         with self.patches, self.ledger.fake_mode:
-            arguments = placeholders(recorder, self.signature, watch=not self.in_reach.by_type)
+            objects: list[Any] = []
+            by_type = self.in_reach.by_type
+            arguments = placeholders(recorder, self.signature, watch=not by_type, watch_object=objects.append)
             positional, keywords = self.signature.arrange(arguments)
-            self._watch()
+            self._watch(objects)
             self._running = True
             try:
                 with recorder, self.session.unrecorded():
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
-                    assume_asked(recorder, arguments)
+                    assume_asked(recorder, arguments, self.attributes.reads)
                     self._settle_marks()
             finally:
                 self._running = False
@@ -120,14 +129,12 @@ class Walk:
             raise self.session.refused
         return recorder.nodes.graph
 
-    def _watch(self) -> None:
+    def _watch(self, objects: list[Any]) -> None:
         classes = {c for m in self.model.modules() for c in type(m).__mro__ if "__call__" in vars(c)}
         for cls in (classes | {nn.Module}) - {object}:
             self.patches.method(cls, "__call__", self._called)
-        self.attributes.watch(
-            self.patches,
-            (r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)),
-        )
+        held = [r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)]
+        self.attributes.watch(self.patches, [*held, *objects])
         self.unseen_calls.watch()
 
     # --- calls of modules -----------------------------------------------------------------------

@@ -58,7 +58,9 @@ def _functions(model: nn.Module) -> list[types.FunctionType]:
     waiting = [held for m in model.modules() for held in (type(m).forward, *vars(m).values())]
     found: dict[types.FunctionType, None] = {}
     for held in waiting:  # grows on the way
-        function = held.__func__ if isinstance(held, types.MethodType) else held
+        # by its type: an object of the user's may answer for any name
+        bound = isinstance(held, (types.MethodType, classmethod, staticmethod))
+        function = held.__func__ if bound else held
         if not isinstance(function, types.FunctionType) or function in found:
             continue
         if is_internal(function.__code__.co_filename) or len(found) == _MOST:

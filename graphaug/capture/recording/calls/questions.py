@@ -70,8 +70,12 @@ class Questions:
         """Read an attribute."""
         node, held = self.ledger.node_of(tensor), self.ledger.evaluable(tensor)
         value = self.session.call_unrecorded(getattr, held, name)
+        if name in ("shape", "ndim") and is_fact(node):
+            # a number, so that what is made of it is one: checked, as a parameter may be exchanged for a longer one
+            self.nodes.assume(self.nodes.attribute(node, name), tuple(value) if name == "shape" else value)
+            return value
         if name == "shape":
-            return value if is_fact(node) else self._shape(value, node)
+            return self._shape(value, node)
         if name == "requires_grad" and (is_fact(node) or name in node.meta):
             return self._wants_gradient(tensor, node)
         if name == "grad_fn" and value is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -9,11 +10,13 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.classes import has_no_effect
 from graphaug.capture.recording.relied.code_names import read_names
-from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, Fact, is_plain
+from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
-from graphaug.capture.state import FILLED, ModelState
+from graphaug.capture.state import FILLED, OF_EVERY_MODULE, ModelState
+from graphaug.capture.user_code import is_internal
 
 
 class Attributes:
@@ -43,22 +46,58 @@ class Attributes:
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
-        value = self._note_read(original, m, name)
+        try:
+            value = self._note_read(original, m, name)
+        except AttributeError:
+            with self.recorder.session.unrecorded():
+                self._note_missing(m, name)
+            raise
         if type(value) is float or is_plain(value):
             with self.recorder.session.unrecorded():
                 return self._noted(m, name, value)
+        if name == "__dict__" and not is_internal(sys._getframe(2).f_code.co_filename):
+            with self.recorder.session.unrecorded():
+                self._note_all(m, value)
         return value
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
-        path = self.recorder.ledger.paths.get(m)
-        by_mode = name == "training" and not path  # each mode has its graph
-        if path is None or by_mode or name in WITHOUT_EFFECT or name not in vars(m):
+        if (path := self._path(m, name)) is None:
+            return value
+        if name not in vars(m):
+            held = next((vars(c)[name] for c in type(m).__mro__ if name in vars(c)), None)
+            if is_plain(held):  # of its class; a property reads other names
+                self.facts.setdefault((path, name), Fact(path, name, value))
             return value
         if type(value) is float:
             return Float(self.recorder.answers, value, lambda: self._number(path, name, value))
-        if not name.startswith("_"):
-            self.facts.setdefault((path, name), Fact(path, name, value))
+        self.facts.setdefault((path, name), Fact(path, name, value))
         return value
+
+    def _path(self, m: nn.Module, name: str) -> str | None:
+        """The path of a module of which a name is relied on; None if it is none of this model's, or torch's own."""
+        path = self.recorder.ledger.paths.get(m)
+        by_mode = name == "training" and not path  # each mode has its graph
+        of_torch = name != "training" and (name in OF_EVERY_MODULE or name in vars(nn.Module))
+        return None if by_mode or of_torch or has_no_effect(m, name) else path
+
+    def _note_missing(self, m: nn.Module, name: str) -> None:
+        """A tensor or child may be None, and an attribute may not be there: ``getattr(self, "gain", 1.0)``."""
+        path = None if name.startswith("__") else self._path(m, name)
+        if path is None:
+            return
+        registries = [vars(m).get(r, {}) for r in ("_parameters", "_buffers", "_modules")]
+        if any(name in registry for registry in registries):
+            if all(registry.get(name) is None for registry in registries):
+                self.facts.setdefault((path, name), Fact(path, name, None))
+        elif not hasattr(m, name):
+            self.facts.setdefault((path, name), Fact(path, name, ABSENT))
+
+    def _note_all(self, m: nn.Module, held: dict[str, Any]) -> None:
+        """``vars(self)``: what is read there is not seen."""
+        for name, value in held.items():
+            self.reads.add((id(m), name))
+            if is_plain(value) and (path := self._path(m, name)) is not None:
+                self.facts.setdefault((path, name), Fact(path, name, value))
 
     def _number(self, path: str, name: str, value: float) -> fx.Node:
         if (path, name) not in self._numbers:
@@ -105,8 +144,11 @@ class Attributes:
             if not name or name == "training":
                 continue
             module = self.model.get_submodule(path)
-            set_behind = path not in self.opened and getattr(module, name, None) != fact.expected
-            if set_behind or state.before(path, name) != fact.expected:
+            own = name in vars(module)
+            before = state.before(path, name) if own else fact.expected
+            if not same(before, fact.expected) or (
+                (path not in self.opened or not own) and not fact.holds(module)
+            ):
                 del self.facts[path, name]
 
     def _carries_data(self, value: Any) -> bool:

@@ -30,13 +30,18 @@ from graphaug.torch_private import FakeTensor
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
 _MODES = (
     *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
-    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision"),
-    *("get_autocast_dtype", "get_default_dtype"),
+    *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
+    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "get_default_dtype"),
 )
 _SWITCHES = ((torch.backends.mha, "get_fastpath_enabled"),)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
+
+
+def is_parameter(value: Any) -> bool:
+    """Whether a tensor is a parameter, as opened code asked."""
+    return isinstance(value, nn.Parameter)
 
 
 class UnseenCalls:
@@ -64,6 +69,7 @@ class UnseenCalls:
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
         self.patches.getter(FakeTensor, "device", self._device)
+        method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
         for name in (n for n in _MODES if hasattr(torch, n)):
             method(torch, name, functools.partial(self._asked_mode, f"torch.{name}"))
         for owner, switch in _SWITCHES:
@@ -110,6 +116,15 @@ class UnseenCalls:
             what = f"{name}({', '.join(map(repr, args))})"
             self.recorder.nodes.assume_answer(original, args, value, what)
         return value
+
+    def _is_parameter(self, original: Any, cls: type, value: Any) -> bool:
+        """Whether an input is a parameter: it may be one in another call."""
+        found = bool(original(cls, value))
+        if cls is nn.Parameter and isinstance(value, FakeTensor) and self._asks(sys._getframe(2)):
+            ledger, nodes = self.recorder.ledger, self.recorder.nodes
+            if ledger.knows(value) and (node := ledger.node_of(value)).op == "placeholder":
+                nodes.assume(nodes.once(is_parameter, node, value=found), found)
+        return found
 
     def _asks(self, frame: types.FrameType) -> bool:
         """Whether a frame runs opened code, which may be torch's own, and no plumbing."""

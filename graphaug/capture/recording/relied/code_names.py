@@ -5,14 +5,16 @@ from __future__ import annotations
 import dis
 import functools
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 _NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _NAMED = _GLOBAL | {
     *("LOAD_ATTR", "LOAD_METHOD"),
-    *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF"),
+    *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "IMPORT_FROM"),
 }
+_BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
+"""What reads a name that is a string."""
 _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
 """Methods that fill a container and return nothing of it."""
 
@@ -56,6 +58,32 @@ def _is_written(following: Sequence[dis.Instruction]) -> bool:
         if not step.opname.startswith(("LOAD_", "FORMAT_", "BUILD_STRING", "CONVERT_")):
             return False
     return False
+
+
+@functools.lru_cache(4096)
+def strings_in(code: types.CodeType) -> frozenset[str]:
+    """The strings in code that asks for names by strings: ``getattr(self, "gain", 1.0)``."""
+    if not names_in(code) & _BY_STRING:
+        return frozenset()
+    return frozenset(text for text in _constants(code) if text.isidentifier() and not text.startswith("__"))
+
+
+def _constants(code: types.CodeType) -> Iterator[str]:
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _constants(constant)
+        elif isinstance(constant, str):
+            yield constant
+
+
+@functools.lru_cache(4096)
+def imports_in(code: types.CodeType) -> frozenset[str]:
+    """The modules that code imports while it runs."""
+    found = {str(s.argval) for s in dis.get_instructions(code) if s.opname == "IMPORT_NAME"}
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= imports_in(constant)
+    return frozenset(found)
 
 
 @functools.lru_cache(4096)

@@ -12,7 +12,21 @@ from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))
 WITHOUT_EFFECT = ("gradient_checkpointing", "grad_checkpointing", "use_cache")
-"""Switches that change no value and no gradient; a forward that fills a cache is refused."""
+"""Switches of libraries that change no value and no gradient; a forward that fills a cache is refused."""
+
+
+class _Absent:
+    """Compares and pickles as one object."""
+
+    def __repr__(self) -> str:
+        return "not there"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"
+
+
+ABSENT: Any = _Absent()
+"""Stands for an attribute that was not there."""
 
 
 @dataclass(frozen=True)
@@ -40,12 +54,22 @@ class Fact:
                     "Register it first, and call rewrite again."
                 )
             return
-        found = getattr(module, self.name)
-        if found != self.expected:
+        if not self.holds(module):
+            found = getattr(module, self.name, ABSENT)
+            now = repr(found) if is_plain(found) or found is ABSENT else f"a {type(found).__name__}"
             raise AssumptionViolated(
                 f"this model was captured for {self.path + '.' if self.path else ''}{self.name} == {self.expected!r}, "
-                f"and now it is {found!r}. Call rewrite again."
+                f"and now it is {now}. Call rewrite again."
             )
+
+    def holds(self, module: nn.Module) -> bool:
+        """Whether the attribute of its module is what it was."""
+        if self.expected is ABSENT:
+            return not hasattr(module, self.name)
+        found = getattr(module, self.name, ABSENT)
+        if self.expected is None:
+            return found is None
+        return same(found, self.expected)
 
 
 def is_plain(value: Any, depth: int = 2) -> bool:
@@ -53,3 +77,8 @@ def is_plain(value: Any, depth: int = 2) -> bool:
     if type(value) is tuple and depth:
         return all(is_plain(v, depth - 1) for v in value)
     return type(value) in (*PLAIN, float)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Whether two are equal plain values: of one type, and NaN is NaN."""
+    return type(a) is type(b) and bool(a == b or (a != a and b != b))

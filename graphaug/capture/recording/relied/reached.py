@@ -5,8 +5,12 @@ A graph holds what these were when it was captured, so that it relies on them.
 
 from __future__ import annotations
 
+import collections
+import contextvars
 import functools
 import logging
+import operator
+import threading
 import types
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
@@ -16,18 +20,34 @@ import numpy as np
 import torch
 from torch import nn
 
-from graphaug.capture.recording.relied.facts import is_plain
+from graphaug.capture.recording.relied.classes import can_be_watched
+from graphaug.capture.recording.relied.facts import ABSENT, is_plain
 from graphaug.errors import AssumptionViolated
 
-GONE = object()
+GONE = ABSENT
 """Stands for what is not there any more."""
+CHANGED: Any = object()
+"""Stands for what was there in a copy of a model that was changed before it was copied: nothing is that any more."""
+DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Counter)
+"""Classes whose entries are read as a dict's."""
 
 
 class Array(list[Any]):
     """The numbers of an array."""
 
 
-_NOT_TOLD = (tuple, functools.partial, np.ndarray, Array, logging.Logger)
+_NOT_TOLD = (
+    tuple,
+    functools.partial,
+    np.ndarray,
+    Array,
+    logging.Logger,
+    set,
+    frozenset,
+    contextvars.ContextVar,
+)
+_NOT_COMPILED = ("members", "table", "context", "bytes")
+"""Kinds that torch's compiler cannot look into."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,14 +56,16 @@ class Reached:
 
     Attributes:
         name: as the code spells it, for messages: "cfg['p']".
-        kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure; or
-            the "entries" of a list, the "keys" of a dict, the "numbers" of an array as a whole.
+        kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure,
+            "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of a dict,
+            all of a large dict as a "table", the "numbers" or "bytes" of an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
         told: whether torch's compiler can tell what was there from something else. Seen before it compiles: torch 2.11
             cannot ask whether a logger is an instance of something.
+        number: which of the things with its name it is.
     """
 
     name: str
@@ -53,10 +75,13 @@ class Reached:
     expected: Any
     within: Reached | None = None
     told: bool = field(init=False)
+    number: int = 0
 
     def __post_init__(self) -> None:
         """See what torch's compiler can do with it."""
-        object.__setattr__(self, "told", not isinstance(self.expected, _NOT_TOLD))
+        own_dict = isinstance(self.holder, dict) and type(self.holder) not in DICTS
+        unseen = self.kind in _NOT_COMPILED or own_dict or isinstance(self.holder, threading.local)
+        object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
         """Whether code may have read it.
@@ -67,8 +92,13 @@ class Reached:
         """
         if self.within is not None and not self.within.is_read(reads):
             return False
-        seen = self.kind in ("attribute", "method") and not isinstance(self.holder, types.SimpleNamespace)
-        return not seen or self.key == "forward" or (id(self.holder), self.key) in reads
+        if self.kind not in ("attribute", "method") or self.key == "forward":
+            return True
+        if isinstance(self.holder, nn.Module):
+            return (id(self.holder), self.key) in reads
+        if not can_be_watched(self.holder):
+            return True
+        return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
 
     def check(self, model: nn.Module) -> None:
         """Raise unless it is what it was.
@@ -85,12 +115,20 @@ class Reached:
 
     def holds(self) -> bool:
         """Whether it is what it was."""
+        if self.expected is CHANGED:
+            return False
         if torch.compiler.is_compiling() and not self.told:
             return True
         now = self._now()
         if self.kind in ("entries", "numbers"):
             return len(now) == len(self.expected) and all(map(_is, now, self.expected))
-        return now == self.expected if self.kind == "keys" else _is(now, self.expected)
+        if self.kind == "table":
+            return (
+                len(now) == len(self.expected)
+                and all(map(operator.is_, now, self.expected))
+                and all(map(operator.is_, now.values(), self.expected.values()))
+            )
+        return now == self.expected if self.kind in ("keys", "members", "bytes") else _is(now, self.expected)
 
     def _now(self) -> Any:
         if self.kind == "attribute":
@@ -100,7 +138,21 @@ class Reached:
                 return getattr(type(self.holder), self.key)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
         if self.kind == "item":
-            return self.holder.get(self.key, GONE)
+            if self.told:
+                return self.holder.get(self.key, GONE)
+            return (
+                dict.get(self.holder, self.key, GONE)
+                if isinstance(self.holder, dict)
+                else self.holder.get(self.key, GONE)
+            )
+        if self.kind == "context":
+            return self.holder.get(GONE)
+        if self.kind == "members":
+            return set(self.holder)
+        if self.kind == "table":
+            return self.holder
+        if self.kind == "bytes":
+            return self.holder.tobytes()
         if self.kind == "variable":
             return self.holder()
         if self.kind == "keys":
@@ -109,9 +161,14 @@ class Reached:
             return self.holder.ravel().tolist()
         return list(self.holder)
 
-    def packed(self) -> tuple[str, tuple[Any, ...]]:
-        """Its name, and its value if that is plain: to be found again in a copy of the model."""
-        return self.name, (self.expected,) if is_plain(self.expected) else ()
+    def packed(self) -> tuple[str, int, tuple[Any, ...] | None]:
+        """Its name, and its value if that is plain: to be found again in a copy of the model.
+
+        What was changed since is changed in the copy as well.
+        """
+        if is_plain(self.expected) or self.expected is GONE:
+            return self.name, self.number, (self.expected,)
+        return self.name, self.number, () if self.holds() else None
 
 
 def _is(a: Any, b: Any) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.values.inside import any_inside, attributes_of
 from graphaug.capture.recording.values.tracked import DATA, is_tracked
-from graphaug.capture.recording.values.watched import Asked, Watched
+from graphaug.capture.recording.values.watched import Watched
 
 Key = tuple[str, Any]
 """How an entry is reached: ("item", its key or index) or ("attribute", its name)."""
@@ -62,46 +62,6 @@ def _untracked(value: Any) -> Any:
 def holds(value: Any, test: Callable[[Any], bool]) -> bool:
     """Whether a test holds for anything inside of a value: entries of containers, attributes of objects."""
     return any_inside(value, test)
-
-
-def layout(value: Any, depth: int = WATCHED_DEPTH, asked: Asked | None = None) -> str:
-    """What is where in a nested value: ``(Tensor, None)``, ``Output{logits: Tensor}``.
-
-    Args:
-        value: the value.
-        depth: how many containers deep to look.
-        asked: of a dict, only what was asked of it: ``{image: Tensor, no mask, …}``.
-    """
-    if isinstance(value, Tensor):
-        return "Tensor"
-    if value is None or isinstance(value, (bool, str, bytes, complex, torch.dtype, torch.device)):
-        return repr(value)
-    if isinstance(value, (set, frozenset)):
-        return f"{type(value).__name__}({', '.join(sorted([repr(v) for v in value]))})"
-    if depth > 0 and isinstance(value, Mapping):
-        if asked is not None:
-            return "{" + ", ".join(_asked_parts(value, depth, asked)) + "}"
-        return "{" + ", ".join(f"{k}: {layout(v, depth - 1)}" for k, v in value.items()) + "}"
-    if depth > 0 and isinstance(value, (tuple, list)):
-        inner = ", ".join([layout(v, depth - 1) for v in value])
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return type(value).__name__
-
-
-def _asked_parts(value: Mapping[Any, Any], depth: int, asked: Asked) -> list[str]:
-    """What was asked for; where the keys were gone through, all of them, in their order."""
-    listed, known = asked[0], dict(asked[1])
-    keys = [*value, *(key for key in known if key not in value)] if listed else list(known)
-    parts = []
-    for key in keys:
-        how = known.get(key, False)
-        if key not in value:
-            parts.append(f"no {key}")
-        elif how is False:
-            parts.append(f"{key}: …")
-        else:
-            parts.append(f"{key}: {layout(value[key], depth - 1, None if how is True else how)}")
-    return parts if listed else [*parts, "…"]
 
 
 def tensors_in(value: Any) -> Iterator[Tensor]:

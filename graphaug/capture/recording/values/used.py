@@ -7,7 +7,8 @@ import operator
 from torch import Tensor, fx
 
 from graphaug.capture.dataflow import reads_metadata, reads_no_data
-from graphaug.capture.recording.values.structures import is_container, layout
+from graphaug.capture.recording.values.layouts import layout
+from graphaug.capture.recording.values.structures import is_container
 from graphaug.capture.values import UNKNOWN, assume, value_of
 
 

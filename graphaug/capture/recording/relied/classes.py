@@ -1,0 +1,65 @@
+"""Whose class something is of: the user's, a library's, or one that is taken not to change."""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import configparser
+import enum
+import sys
+import types
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT
+
+_FOREIGN = {
+    *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging"),
+    *sys.stdlib_module_names,
+}
+"""Packages whose globals do not change."""
+_OPTIONS = (
+    argparse.Namespace,
+    *(collections.UserDict, collections.UserList, collections.ChainMap),
+    *(configparser.RawConfigParser, configparser.SectionProxy),
+)
+"""Classes of Python's own that hold what users put into them."""
+_LIBRARIES = {"transformers", "timm", "torchvision", "diffusers", "peft", "sentence_transformers"}
+"""Packages in which the switches of `WITHOUT_EFFECT` mean what they say."""
+_HEAP_TYPE, _IMMUTABLE = 1 << 9, 1 << 8
+"""Flags of types: that Python code may have made it, and that nothing may be set on it."""
+_NO_HOLDERS = (type, enum.Enum, nn.Module, Tensor, types.ModuleType, types.FunctionType)
+
+
+def is_foreign(module: str | None) -> bool:
+    """Whether a module's globals, and the objects of its classes, are taken not to change."""
+    return (module or "").partition(".")[0] in _FOREIGN
+
+
+def can_be_watched(value: Any) -> bool:
+    """Whether reads of an object's attributes can be seen: it is of a class of the user's, written in Python."""
+    kind = type(value)
+    if (
+        isinstance(value, (*_NO_HOLDERS, tuple))
+        or not kind.__flags__ & _HEAP_TYPE
+        or kind.__flags__ & _IMMUTABLE
+    ):
+        return False
+    if not _holds_attributes(kind):
+        return False
+    return not is_foreign(kind.__module__) or issubclass(kind, _OPTIONS)
+
+
+def _holds_attributes(kind: type) -> bool:
+    slots = any(isinstance(v, types.MemberDescriptorType) for c in kind.__mro__ for v in vars(c).values())
+    return bool(kind.__dictoffset__) or slots
+
+
+def has_no_effect(owner: Any, name: Any) -> bool:
+    """Whether an attribute is a switch of a library's that changes no value and no gradient."""
+    if name not in WITHOUT_EFFECT:
+        return False
+    # a class of the user's that reads it itself may do anything with it
+    cls = next((c for c in type(owner).__mro__ if c.__module__.partition(".")[0] not in _FOREIGN), object)
+    return cls.__module__.partition(".")[0] in _LIBRARIES

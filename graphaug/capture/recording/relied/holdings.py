@@ -1,0 +1,232 @@
+"""What lies inside of values that code reaches: entries, members, attributes, as far as it is read."""
+
+from __future__ import annotations
+
+import collections
+import contextvars
+import enum
+import functools
+import inspect
+import threading
+import types
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from graphaug.capture.recording.relied.classes import can_be_watched, has_no_effect, is_foreign
+from graphaug.capture.recording.relied.facts import is_plain
+from graphaug.capture.recording.relied.reached import DICTS, GONE, Array, Reached
+
+DEPTH = 6
+"""Containers within containers that are followed."""
+_MOST = 200
+"""Entries of one container that are followed."""
+_MOST_AS_A_WHOLE = 100_000
+"""Entries of one container, bytes of one array, that are compared in every call."""
+_MANY = 5_000
+"""With so many things found, only attributes that code names are followed: a trainer holds all of a run."""
+_SEQUENCES = (list, collections.deque)
+_NAMESPACES = (types.SimpleNamespace, threading.local)
+"""Objects whose reads nobody sees: what names say of them is all there is."""
+_ENDS = (type, Tensor, nn.Module, types.FunctionType, types.ModuleType)
+
+
+class Holdings:
+    """Notes what code can read through the values that it reaches.
+
+    Args:
+        names: the names of attributes that code reads.
+        asked: those of them that it asks for by a string, where they may be missing.
+        pairs: each with the name of what it is read off.
+        method: what to do about a method of an object that code may call.
+
+    Attributes:
+        found: all that was noted.
+        unwatched: what is too large to be compared in every call, each with what it was reached through.
+    """
+
+    def __init__(
+        self,
+        names: set[str],
+        asked: set[str],
+        pairs: set[tuple[str, str]],
+        method: Callable[[type, str], None],
+    ) -> None:
+        self.names, self.asked, self.pairs, self._method = names, asked, pairs, method
+        self.found: list[Reached] = []
+        self.unwatched: list[tuple[str, Reached | None]] = []
+        self._known: set[tuple[str, int, Any]] = set()
+        self._seen: dict[int, Any] = {}
+        self._count: collections.Counter[str] = collections.Counter()
+
+    def reach(
+        self,
+        name: str,
+        kind: str,
+        holder: Any,
+        key: Any,
+        value: Any,
+        within: Reached | None = None,
+        depth: int = DEPTH,
+    ) -> None:
+        """Note one thing, and what lies inside of it."""
+        known = (kind, id(holder), key) in self._known
+        if (
+            known
+            or (kind == "attribute" and has_no_effect(holder, key))
+            or isinstance(value, types.ModuleType)
+        ):
+            return
+        self._known.add((kind, id(holder), key))
+        self.inside(name, value, self._add(name, kind, holder, key, value, within), depth - 1)
+
+    def _add(
+        self, name: str, kind: str, holder: Any, key: Any, value: Any, within: Reached | None
+    ) -> Reached:
+        self._count[name] += 1
+        made = Reached(name, kind, holder, key, value, within, number=self._count[name])
+        self.found.append(made)
+        return made
+
+    def inside(self, name: str, value: Any, within: Reached | None, depth: int = DEPTH) -> None:
+        """Note what code can read through a value."""
+        if isinstance(value, type) and within is not None:
+            self.of_class(name, value)
+        if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
+            return
+        if isinstance(value, types.MethodType):
+            self.inside(name, value.__self__, within, depth)
+            return
+        if isinstance(value, functools.partial):
+            self._items(name, value.args, within, depth)
+            self._entries(f"{name}.keywords", value.keywords, within, depth)
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, np.ndarray):
+            self._array(name, value, within)
+        elif isinstance(value, dict):
+            self._entries(name, value, within, depth)
+            if type(value) not in DICTS:
+                self._object(name, value, within, depth)
+        elif isinstance(value, (set, frozenset)):
+            self._add(f"the set {name}", "members", value, None, set(value), within)
+        elif type(value) in _SEQUENCES:
+            self._list(name, value, within, depth)
+        elif isinstance(value, tuple):
+            self._items(name, value[:_MOST], within, depth)
+        elif isinstance(value, contextvars.ContextVar):
+            self._add(f"the value of {name}", "context", value, None, value.get(GONE), within)
+        else:
+            self._object(name, value, within, depth)
+
+    def of_class(self, name: str, cls: type) -> None:
+        """Attributes of a class that are read off the class itself: ``Net.scale``, ``type(self).scale``."""
+        if is_foreign(cls.__module__) or issubclass(cls, enum.Enum):
+            return
+        for attribute in sorted(self.names & vars(cls).keys()):
+            value = vars(cls)[attribute]
+            owners = (
+                cls.__name__,
+                "__class__",
+                "cls",
+                "",
+                name.rpartition(".")[2].strip("'").rpartition("'")[2],
+            )
+            if any((owner, attribute) in self.pairs for owner in owners) and _is_value(value):
+                self.reach(f"{cls.__name__}.{attribute}", "attribute", cls, attribute, value)
+
+    # --- kinds of holders -----------------------------------------------------------------------
+
+    def _array(self, name: str, value: np.ndarray[Any, Any], within: Reached | None) -> None:
+        if value.dtype == object:
+            return
+        if value.size <= _MOST:
+            numbers = Array(value.ravel().tolist())
+            self._add(f"the numbers in {name}", "numbers", value, None, numbers, within)
+        elif value.nbytes <= _MOST_AS_A_WHOLE:
+            self._add(f"the numbers in {name}", "bytes", value, None, value.tobytes(), within)
+        else:
+            self.unwatched.append((name, within))
+
+    def _list(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
+        if len(value) > _MOST_AS_A_WHOLE:
+            self.unwatched.append((name, within))
+            return
+        self._add(f"the list {name}", "entries", value, None, list(value), within)
+        if len(value) <= _MOST:
+            self._items(name, value, within, depth)
+
+    def _items(self, name: str, value: Iterable[Any], within: Reached | None, depth: int) -> None:
+        for i, entry in enumerate(value):
+            self.inside(f"{name}[{i}]", entry, within, depth - 1)
+
+    def _entries(self, name: str, value: dict[Any, Any], within: Reached | None, depth: int) -> None:
+        if len(value) > _MOST_AS_A_WHOLE:
+            self.unwatched.append((name, within))
+            return
+        if len(value) > _MOST:
+            self._add(f"the table {name}", "table", value, None, dict(value), within)
+            return
+        entries = list(dict.items(value))
+        if not any(isinstance(v, Tensor) for _, v in entries):  # else it may be a cache, which grows
+            self._add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
+        for key, entry in entries:
+            self.reach(f"{name}[{key!r}]", "item", value, key, entry, within, depth)
+
+    def _object(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
+        """Of an object whose reads are seen every attribute; of others those that code names."""
+        watched = can_be_watched(value)
+        if not watched and not isinstance(value, _NAMESPACES):
+            return
+        owner, held = name.rpartition(".")[2], _own_attributes(value)
+        every = watched and len(self.found) < _MANY
+        for attribute in sorted(map(str, held if every else self.names & held.keys())):
+            of_a_tensor = hasattr(Tensor, attribute) and (owner, attribute) not in self.pairs
+            if watched or not of_a_tensor:
+                now = held[attribute]
+                self.reach(f"{name}.{attribute}", "attribute", value, attribute, now, within, depth)
+        if watched:
+            self._class_of(name, value, held.keys(), within, depth)
+        for attribute in sorted(self.asked - held.keys()):
+            if inspect.getattr_static(value, attribute, GONE) is GONE and _lacks(value, attribute):
+                self.reach(f"{name}.{attribute}", "attribute", value, attribute, GONE, within, depth)
+
+    def _class_of(
+        self, name: str, value: Any, own: Iterable[str], within: Reached | None, depth: int
+    ) -> None:
+        """What an object reads through its class: slots, defaults, and what its methods reach."""
+        shadowed = set(own)
+        for cls in (c for c in type(value).__mro__ if not is_foreign(c.__module__)):
+            for attribute, held in list(vars(cls).items()):
+                if isinstance(held, types.MemberDescriptorType) and not attribute.startswith("__"):
+                    now = getattr(value, attribute, GONE)
+                    self.reach(f"{name}.{attribute}", "attribute", value, attribute, now, within, depth)
+                elif attribute in self.names or (attribute.startswith("__") and attribute not in _NO_READERS):
+                    self._method(cls, attribute)
+                    if attribute not in shadowed and not attribute.startswith("__") and _is_value(held):
+                        self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth)
+
+
+_NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
+_DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property, types.FunctionType, type)
+
+
+def _is_value(value: Any) -> bool:
+    """Whether what a class holds is a value, as it is read off the class or its objects."""
+    return is_plain(value) or not (isinstance(value, _DESCRIPTORS) or hasattr(type(value), "__get__"))
+
+
+def _own_attributes(value: Any) -> dict[str, Any]:
+    try:
+        return dict(vars(value))
+    except TypeError:  # slots alone
+        return {}
+
+
+def _lacks(value: Any, attribute: str) -> bool:
+    try:
+        return not hasattr(value, attribute)
+    except Exception:
+        return False
