@@ -16,7 +16,7 @@ from graphaug.capture.names import Assumption
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
-from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import any_inside
@@ -46,8 +46,8 @@ class Captured:
     """Inputs and outputs of opened modules, marked where asked for."""
     assigned: tuple[str, ...] = ()
     """Attributes that opened code sets in every call."""
-    facts: tuple[Fact, ...] = ()
-    """Numbers and switches of opened modules that the graph relies on."""
+    facts: tuple[Relied, ...] = ()
+    """Children, hooks, numbers and switches of opened modules that the graph relies on."""
     reached: tuple[Reached, ...] = ()
     """What opened code reaches beside them, and leaves as it is."""
     changed: frozenset[str] = frozenset()
@@ -120,7 +120,7 @@ def capture(
         walk.calls,
         walk.edges,
         assigned,
-        tuple(walk.facts.values()),
+        (*walk.held, *walk.facts.values()),
         tuple(reached),
         changed,
         tuple(walk.unwatched),
@@ -136,7 +136,7 @@ def _restored(tables: Tables) -> Iterator[None]:
         tables.restore()
 
 
-def relied_on(training: Captured, evaluating: Captured) -> dict[bool, tuple[Fact | Reached, ...]]:
+def relied_on(training: Captured, evaluating: Captured) -> dict[bool, tuple[Relied, ...]]:
     """What the graphs of training (True) and eval mode rely on besides their inputs.
 
     What the forward changes itself, in either mode, is none of it: whether the graph does the same is compared.

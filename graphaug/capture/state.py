@@ -37,7 +37,10 @@ class ModelState:
     """
 
     def __init__(self, model: nn.Module, tensors: bool = True) -> None:
-        self._held = [(path, m, dict(vars(m))) for path, m in model.named_modules()]
+        # what a scripted module holds lies outside of Python, and its registries cannot be filled
+        scripted = torch.jit.ScriptModule
+        self._scripted = [(m, m.training) for m in model.modules() if isinstance(m, scripted)]
+        self._held = [(p, m, dict(vars(m))) for p, m in model.named_modules() if not isinstance(m, scripted)]
         self._contents = [
             (path, name, value, copy.copy(value))
             for path, _, attributes in self._held
@@ -88,6 +91,8 @@ class ModelState:
 
     def restore(self) -> None:
         """Put everything back."""
+        for scripted, mode in self._scripted:
+            scripted.training = mode
         for _, m, attributes in self._held:
             vars(m).clear()
             vars(m).update(attributes)

@@ -10,8 +10,7 @@ from torch import fx, nn
 
 from graphaug.capture.capture import Captured, relied_on
 from graphaug.capture.inputs.signature import Signature
-from graphaug.capture.recording.relied.facts import Fact
-from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.target import Target
 from graphaug.proof.shadow.faithful import CapturedModel, check_faithful
 from graphaug.select.model_structure import ModelStructure
@@ -47,7 +46,7 @@ class Marked:
     constants: Mapping[str, nn.Module]
     signature: Signature
     plan: Plan
-    facts: Mapping[bool, tuple[Fact | Reached, ...]]
+    facts: Mapping[bool, tuple[Relied, ...]]
 
     def module(
         self, graph: fx.Graph, eval_graph: fx.Graph | None, added: Mapping[str, nn.Module], plan: Plan

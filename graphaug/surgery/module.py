@@ -16,8 +16,10 @@ from graphaug.capture.target import Target
 from graphaug.surgery.by_site import Augmentations, BySite, given, set_numbers
 from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
-from graphaug.surgery.rewritten.aliases import ALIAS, at_path, speakable
+from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
+from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
 from graphaug.surgery.rewritten.forward import compiled, forward_of
+from graphaug.surgery.rewritten.overrides import take_over
 from graphaug.surgery.rewritten.packing import pack_parts, unpack_parts
 from graphaug.surgery.rewritten.parts import Parts
 
@@ -53,8 +55,9 @@ class AugmentedModule(fx.GraphModule):
         self.__dict__["_aliases"] = {}
         for name in _SHARED:
             self.__dict__[name] = model.__dict__[name]
-        self._modules.update(model._modules)
-        self._modules.update(parts.added)
+        self.__dict__["_modules"].update({**model._modules, **parts.added})
+        self.__dict__["_agreed"] = dict(model._modules)
+        take_over(type(self), model)
         self.training = model.training
         self.__dict__["_own"] = frozenset()
         # past nn.Module.__setattr__, which takes it for a child where the model has one called graph
@@ -214,13 +217,24 @@ class AugmentedModule(fx.GraphModule):
 
     # --- being the model ----------------------------------------------------------------------
 
+    @property
+    def _modules(self) -> dict[str, nn.Module | None]:
+        """The children: those of the model, as they are there now, and what was added."""
+        return agree(self) if "_agreed" in self.__dict__ else self.__dict__["_modules"]
+
+    @_modules.setter
+    def _modules(self, value: dict[str, nn.Module | None]) -> None:
+        self.__dict__["_modules"] = value
+
     def __getattr__(self, name: str) -> Any:
-        if name.startswith(ALIAS):
-            return at_path(self, self.__dict__["_aliases"][name])
+        parts = self.__dict__.get("_parts")
+        if parts is not None and name in self.__dict__["_aliases"]:
+            return at_alias(self, name)
+        if parts is not None and name in parts.model._modules:
+            return child_of(self, name)
         try:
             return super().__getattr__(name)
         except AttributeError:
-            parts = self.__dict__.get("_parts")
             if parts is None or name.startswith("__"):
                 raise
             value = getattr(parts.model, name)
@@ -229,19 +243,20 @@ class AugmentedModule(fx.GraphModule):
             return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        super().__setattr__(name, value)
-        parts = self.__dict__.get("_parts")
-        if parts is not None and name in parts.model._modules:
-            setattr(parts.model, name, value)  # a new head is a new head for both
+        if name in INTERNAL and not isinstance(value, (nn.Module, Tensor)):
+            object.__setattr__(self, name, value)  # the model may have a child of that name
+        elif is_of_the_model(self, name):
+            setattr(self._parts.model, name, value)  # a new head is a new head for both
+        else:
+            super().__setattr__(name, value)
 
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a child, or exchange one; a child of the model is exchanged there as well."""
         if name in self._modules:  # its name may be one that this class has an attribute of
-            self._modules[name] = module
+            self.__dict__["_modules"][name] = module
+            agree(self)
         else:
             super().add_module(name, module)
-        if name in self._parts.model._modules:
-            self._parts.model._modules[name] = module
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a path; a child comes before an attribute of this class that has its name."""

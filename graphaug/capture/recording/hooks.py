@@ -35,11 +35,6 @@ def run_forward_hooks(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str
     return output
 
 
-def has_hooks(module: nn.Module) -> bool:
-    """Whether a module has hooks that a graph would have to call."""
-    return bool(module._forward_hooks or module._forward_pre_hooks or has_backward_hooks(module))
-
-
 def has_backward_hooks(module: nn.Module) -> bool:
     """Whether a module has hooks on its gradients."""
     return bool(module._backward_hooks or module._backward_pre_hooks)

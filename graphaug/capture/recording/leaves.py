@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -80,6 +81,8 @@ class Leaves:
 
     def _module(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, str]:
         """A closed module's result, with fakes for all that it owns, and why it is unknown."""
+        if _is_scripted(module):
+            return self._small(module, args, kwargs, RuntimeError("a scripted module takes no fakes")), ""
         try:
             return self._fake(module, args, kwargs), ""
         except DATA_DEPENDENT as error:
@@ -122,6 +125,8 @@ class Leaves:
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
         with unchecked():
+            if _is_scripted(module):  # whose tensors nothing can stand in for
+                return copy.deepcopy(module)(*args, **kwargs)
             return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
@@ -166,6 +171,10 @@ class Leaves:
             return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
 
         return map_tensors(fake, result)
+
+
+def _is_scripted(module: nn.Module) -> bool:
+    return any(isinstance(m, torch.jit.ScriptModule) for m in module.modules())
 
 
 def _why_unknown(reason: Exception) -> str:

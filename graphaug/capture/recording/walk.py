@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -22,8 +22,9 @@ from graphaug.capture.recording.opened.inputs import assume_asked, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched
-from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
 from graphaug.capture.recording.relied.reach import reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
@@ -39,6 +40,8 @@ class Walk:
         calls: how often each module was called.
         edges: marked inputs and outputs of opened modules.
         failed_in: the opened module in which an error came up.
+        hooked: of opened modules, whether the graph calls their forward pre-hooks and their forward hooks.
+        held: what the graph relies on of registries and of hooks; told once the forward was recorded.
     """
 
     def __init__(
@@ -53,6 +56,9 @@ class Walk:
     ) -> None:
         self.model, self.opened, self.signature, self.marks = model, opened, signature, marks
         self.in_reach = reached_by(model, opened)
+        self.registered = Registered(model)
+        self.hooked: dict[str, list[bool]] = {}
+        self.held: tuple[Relied, ...] = ()
         self.recorder = Recorder(model, count_flops=count_flops, guessed=signature.guessed)
         self.session, self.ledger = self.recorder.session, self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
@@ -119,6 +125,7 @@ class Walk:
             try:
                 with recorder, self.session.unrecorded():
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
+                    self.held = tuple(self._held())
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
                     assume_asked(recorder, arguments, self.attributes.reads)
@@ -181,6 +188,8 @@ class Walk:
             raise
         finally:
             self.session.frames.pop()
+        if path:
+            self._note_hooks(path, 1, bool(m._forward_hooks))
         if path and m._forward_hooks:
             result = self._hooks(run_forward_hooks, m, (tuple(args), dict(kwargs), result))
         target = Target(path, None, number, "after")
@@ -193,8 +202,7 @@ class Walk:
                 f"module {path!r}, which has to be opened, has a hook on its gradients",
                 reason=" Remove the hook, or choose a site outside that module.",
             )
-        hooked = True if m._forward_hooks or m._forward_pre_hooks else None
-        self.facts.setdefault((path, ""), Fact(path, "", hooked))
+        self._note_hooks(path, 0, bool(m._forward_pre_hooks))
         if m._forward_pre_hooks:
             args, kwargs = self._hooks(run_pre_hooks, m, (tuple(args), dict(kwargs)))
         target = Target(path, None, number, "before")
@@ -204,6 +212,16 @@ class Walk:
             return (self._mark(target, args[0]), *args[1:]), kwargs
         first = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
         return args, {k: self._mark(target, v) if k == first else v for k, v in kwargs.items()}
+
+    def _note_hooks(self, path: str, which: int, called: bool) -> None:
+        self.hooked.setdefault(path, [True, True])[which] &= called  # of several calls each has to call them
+
+    def _held(self) -> Iterator[Relied]:
+        yield from self.registered.facts(self.opened, self.attributes.reads)
+        for path, (before, behind) in self.hooked.items():
+            yield Fact(path, "", (before, behind))
+        if self.hooked:
+            yield NoGlobalHooks(next(iter(self.hooked)))
 
     def _hooks(self, function: Callable[..., Any], m: nn.Module, args: tuple[Any, ...]) -> Any:
         """One node that calls a module's hooks."""

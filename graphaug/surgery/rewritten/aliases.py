@@ -13,6 +13,10 @@ from typing import Any
 from torch import fx, nn
 
 ALIAS = "graphaug_alias_"
+INTERNAL = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) | {
+    *("_parts", "_aliases", "_own", "_agreed", "_frozen_statistics")
+}
+"""What lies in the ``__dict__`` of a rewritten model itself."""
 _BREAKS_QUOTES = set('"\\\n\r\0')
 
 
@@ -30,9 +34,10 @@ def speakable(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> fx
     return copied
 
 
-def at_path(owner: nn.Module, path: list[str]) -> Any:
-    """The module, parameter, buffer or constant at a path, whatever its names are."""
-    *parents, last = path
+def at_alias(aug: Any, alias: str) -> Any:
+    """What an alias stands for: a module, parameter, buffer, number or tensor at a path, whatever its names are."""
+    *parents, last = aug._aliases[alias]
+    owner: nn.Module = aug
     for parent in parents:
         child = owner._modules[parent]
         assert child is not None
@@ -40,7 +45,7 @@ def at_path(owner: nn.Module, path: list[str]) -> Any:
     for registry in (owner._modules, owner._parameters, owner._buffers):
         if last in registry:
             return registry[last]
-    return getattr(owner, last)
+    return getattr(owner if parents else aug._parts.model, last)
 
 
 def _is_path(node: fx.Node) -> bool:
@@ -50,6 +55,5 @@ def _is_path(node: fx.Node) -> bool:
 def _is_unspeakable(path: str, owner: type) -> bool:
     """Whether torch's generated code would be no Python, or mean something else; it quotes what is no identifier."""
     first, *rest = path.split(".")
-    return hasattr(owner, first) or any(
-        keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest)
-    )
+    taken = hasattr(owner, first) or first in INTERNAL or first.startswith(("_forward_", ALIAS, "__"))
+    return taken or any(keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest))

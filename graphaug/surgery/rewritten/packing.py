@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import fx
 
-from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reach import found_again
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.surgery.rewritten.parts import Parts
@@ -75,11 +75,11 @@ def pack_parts(parts: Parts) -> Parts:
 
 def unpack_parts(packed: Parts) -> Parts:
     """The parts that `pack_parts` packed."""
-    facts: dict[bool, tuple[Fact | Reached, ...]] = {}
-    for mode, kept in packed.facts.items():
-        reached: Any = [f for f in kept if not isinstance(f, Fact)]
+    facts: dict[bool, tuple[Relied, ...]] = {}
+    for mode, kept in packed.facts.items():  # a packed Reached is a tuple
+        reached: list[Any] = [f for f in kept if isinstance(f, tuple)]
         found = found_again(reached, packed.model, packed.plan.opened)
-        facts[mode] = (*(f for f in kept if isinstance(f, Fact)), *found)
+        facts[mode] = (*(f for f in kept if not isinstance(f, tuple)), *found)
     return replace(_with_graphs(packed, unpack_graph), facts=facts)
 
 

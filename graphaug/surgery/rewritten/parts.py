@@ -10,8 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.recording.relied.facts import Fact
-from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.target import Target
 from graphaug.surgery.plan import Plan
 
@@ -41,7 +40,7 @@ class Parts:
     plan: Plan
     split: Steps | None = None
     warned: set[str] = field(default_factory=set)
-    facts: Mapping[bool, tuple[Fact | Reached, ...]] = field(default_factory=dict)
+    facts: Mapping[bool, tuple[Relied, ...]] = field(default_factory=dict)
     """What the graphs of training (True) and eval mode rely on besides their inputs."""
     runs_original: bool = False
     """Whether eval mode is the original model's own forward, where no augmentation acts and nothing is compiled.

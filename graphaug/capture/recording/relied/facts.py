@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from torch import nn
 
-from graphaug.capture.recording.hooks import has_backward_hooks, has_hooks
+from graphaug.capture.recording.hooks import has_backward_hooks, has_global_hooks
 from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))
@@ -29,9 +29,20 @@ ABSENT: Any = _Absent()
 """Stands for an attribute that was not there."""
 
 
+class Relied(Protocol):
+    """Anything that a graph relies on."""
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `AssumptionViolated` unless it still holds in the captured model."""
+
+
 @dataclass(frozen=True)
 class Fact:
-    """What an attribute of an opened module was when its forward read it; without a name, that it has no hooks."""
+    """What an attribute of an opened module was when its forward read it.
+
+    Without a name it tells of hooks: ``expected`` says whether the graph calls the forward pre-hooks and the forward
+    hooks; there may be none of another kind.
+    """
 
     path: str
     name: str
@@ -48,7 +59,9 @@ class Fact:
         """
         module = model.get_submodule(self.path)
         if not self.name:
-            if has_hooks(module) if self.expected is None else has_backward_hooks(module):
+            before, behind = self.expected
+            unheard = (module._forward_pre_hooks and not before) or (module._forward_hooks and not behind)
+            if unheard or has_backward_hooks(module):
                 raise AssumptionViolated(
                     f"a hook was registered on {self.path!r}, which this model's graph has opened, after the capture. "
                     "Register it first, and call rewrite again."
@@ -56,10 +69,11 @@ class Fact:
             return
         if not self.holds(module):
             found = getattr(module, self.name, ABSENT)
-            now = repr(found) if is_plain(found) or found is ABSENT else f"a {type(found).__name__}"
+            gone = found is ABSENT
+            now = repr(found) if is_plain(found) or gone else f"a {type(found).__name__}"
             raise AssumptionViolated(
                 f"this model was captured for {self.path + '.' if self.path else ''}{self.name} == {self.expected!r}, "
-                f"and now it is {now}. Call rewrite again."
+                f"and {'it is gone' if gone else f'now it is {now}'}. Call rewrite again."
             )
 
     def holds(self, module: nn.Module) -> bool:
@@ -70,6 +84,21 @@ class Fact:
         if self.expected is None:
             return found is None
         return same(found, self.expected)
+
+
+@dataclass(frozen=True)
+class NoGlobalHooks:
+    """That no hooks are registered for all modules of the process: those of opened modules would not be called."""
+
+    opened: str
+
+    def check(self, model: nn.Module) -> None:
+        """Raise `AssumptionViolated` if there are any."""
+        if has_global_hooks():
+            raise AssumptionViolated(
+                "hooks were registered for all modules of the process after the capture, and modules that this model's "
+                f"graph has opened ({self.opened!r}) would not call them. Remove them first."
+            )
 
 
 def is_plain(value: Any, depth: int = 2) -> bool:

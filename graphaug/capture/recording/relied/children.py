@@ -1,0 +1,187 @@
+"""What a captured graph relies on of registries: that modules have the children that opened code saw in them.
+
+A module that the graph calls may be exchanged, for it is called by its path; not so one whose own code the graph stands
+for, one of two names of the same module, nor any where the code asks for classes.
+"""
+
+from __future__ import annotations
+
+import types
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphaug.capture.recording.relied.code_names import globals_in, names_in
+from graphaug.errors import AssumptionViolated
+
+_GONE = object()
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+_ITERATE = {"_modules", "children", "named_children", "modules", "named_modules"}
+_ASK_FOR_CLASS = {"isinstance", "issubclass", "type", "__class__"}
+
+
+@dataclass(frozen=True)
+class Children:
+    """What a module's registries held when opened code read them.
+
+    Attributes:
+        path: of the module.
+        names: those of all its children, in their order, where the code went through them.
+        same: children that have to be the very modules.
+        alike: children that may be exchanged for others of their class.
+        modules: names of children that may be exchanged for any module.
+        tensors: names of parameters and buffers.
+        empty: names that were registered with None.
+        absent: names that were asked for and not registered.
+    """
+
+    path: str
+    names: tuple[str, ...] | None
+    same: tuple[tuple[str, nn.Module], ...] = ()
+    alike: tuple[tuple[str, nn.Module], ...] = ()
+    modules: tuple[str, ...] = ()
+    tensors: tuple[str, ...] = ()
+    empty: tuple[str, ...] = ()
+    absent: tuple[str, ...] = ()
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless it still holds.
+
+        Args:
+            model: the captured one.
+
+        Raises:
+            AssumptionViolated: a child was added, removed or exchanged since, or a parameter set to None.
+        """
+        module = model
+        for name in self.path.split(".") if self.path else ():
+            child = module._modules.get(name)
+            if child is None:
+                raise _violated(self.path, "is gone")
+            module = child
+        if self.names is not None and tuple(module._modules) != self.names:
+            raise _violated(self.path, f"has the children {', '.join(module._modules) or 'none'} now")
+        for name, before in self.same:
+            if module._modules.get(name) is not before:
+                raise _violated(self._of(name), "was exchanged")
+        for name, before in self.alike:
+            now = module._modules.get(name)
+            if now is not before and type(now) is not type(before):
+                raise _violated(self._of(name), f"was exchanged for {type(now).__name__}")
+        for name in self.modules:
+            if module._modules.get(name) is None:
+                raise _violated(self._of(name), "was removed")
+        for name in self.tensors:
+            if module._parameters.get(name) is None and module._buffers.get(name) is None:
+                raise _violated(self._of(name), "was removed")
+        for name in self.empty:
+            if any(r.get(name) is not None for r in (module._modules, module._parameters, module._buffers)):
+                raise _violated(self._of(name), "was None, and was set")
+        for name in self.absent:
+            if any(name in r for r in (module._modules, module._parameters, module._buffers)):
+                raise _violated(self._of(name), "was added")
+
+    def _of(self, name: str) -> str:
+        return f"{self.path}.{name}".removeprefix(".")
+
+
+def _violated(path: str, how: str) -> AssumptionViolated:
+    return AssumptionViolated(f"{path or 'the model'} {how} since the capture. Call rewrite again.")
+
+
+class Registered:
+    """What all registries of a model hold before its forward runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.paths = {m: path for path, m in model.named_modules()}
+        self._before = {m: _entries(m) for m in self.paths}
+        self._known_as = Counter(m for _, m in model.named_modules(remove_duplicate=False))
+
+    def facts(self, opened: AbstractSet[str], reads: AbstractSet[tuple[int, str]]) -> Iterator[Children]:
+        """What opened code relies on of them.
+
+        Args:
+            opened: paths of the modules whose code ran.
+            reads: the attributes that it read, with the ids of their modules.
+        """
+        asked = _names_read({type(m) for m, path in self.paths.items() if path in opened})
+        by_module: dict[int, set[str]] = {}
+        for owner, name in reads:
+            by_module.setdefault(owner, set()).add(name)
+        for m, path in self.paths.items():
+            read = by_module.get(id(m), set())
+            found = self._of_module(m, path, read, opened, asked)
+            if found.names is not None or any(
+                vars(found)[k] for k in vars(found) if k not in ("path", "names")
+            ):
+                yield found
+
+    def _of_module(
+        self,
+        m: nn.Module,
+        path: str,
+        read: AbstractSet[str],
+        opened: AbstractSet[str],
+        asked: AbstractSet[str],
+    ) -> Children:
+        before, now = self._before[m], _entries(m)
+        # parameters() goes through all children as well, and looks at nothing else of them
+        whole = "_modules" in read and (isinstance(m, _CONTAINERS) or bool(asked & _ITERATE))
+        seen = {*read, *m._modules} if whole else read
+        found: dict[str, list[Any]] = {
+            k: [] for k in ("same", "alike", "modules", "tensors", "empty", "absent")
+        }
+        for name in sorted(seen):
+            value = before.get(name, _GONE)
+            if value is not now.get(name, _GONE):
+                continue  # the forward itself sets it
+            if isinstance(value, nn.Module):
+                kept = f"{path}.{name}".removeprefix(".") in opened or self._known_as[value] > 1
+                if kept or asked & _ASK_FOR_CLASS:
+                    found["same" if kept else "alike"].append((name, value))
+                else:
+                    found["modules"].append(name)
+            elif isinstance(value, Tensor):
+                found["tensors"].append(name)
+            elif value is None:
+                found["empty"].append(name)
+            elif not hasattr(m, name):
+                found["absent"].append(name)
+        return Children(path, tuple(m._modules) if whole else None, **{k: tuple(v) for k, v in found.items()})
+
+
+def _entries(m: nn.Module) -> Mapping[str, Any]:
+    return {**m._buffers, **m._parameters, **m._modules}
+
+
+def _names_read(classes: Iterable[type]) -> set[str]:
+    """The names in the forwards of classes, in their methods that these name, and in functions of their modules."""
+    bases = {base for cls in classes for base in cls.__mro__} - {nn.Module, object}
+    names, seen, new = {"forward"}, set[types.FunctionType](), True
+    while new:
+        functions = {
+            function
+            for base in bases
+            for name in names & vars(base).keys()
+            if isinstance(function := _function(vars(base)[name]), types.FunctionType)
+        }
+        for function in tuple(functions | seen):
+            named = map(function.__globals__.get, globals_in(function.__code__))
+            functions |= {
+                f
+                for f in named
+                if isinstance(f, types.FunctionType) and f.__module__.partition(".")[0] != "torch"
+            }
+        new = bool(functions - seen)
+        seen |= functions
+        for function in seen:
+            names |= names_in(function.__code__)
+    return names
+
+
+def _function(value: Any) -> Any:
+    return getattr(value, "__func__", getattr(value, "fget", value))
