@@ -13,6 +13,7 @@ from torch import nn
 
 from graphaug.capture.recording.kept.caches import Results, cached_functions
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
+from graphaug.capture.recording.kept.names import Imports
 from graphaug.capture.recording.kept.walk import Found
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.values.inside import any_inside
@@ -20,6 +21,9 @@ from graphaug.errors import CaptureError
 
 _NOT_SEARCHED = ("torch", "numpy", "sympy", "graphaug")
 """Packages whose cached functions keep nothing of a model's."""
+
+_nested = 0
+"""How many of `undisturbed` are open, in the one thread that holds the lock."""
 
 
 class Tables:
@@ -34,19 +38,26 @@ class Tables:
 
     def __init__(self, model: nn.Module, others: Iterable[Any] = ()) -> None:
         self._found = Found(model, others)
-        self._began = self.states()
+        self._began, self._imports = self.states(), Imports()
+        known = cached_functions(_NOT_SEARCHED, search=False)
+        self._elsewhere = [(c, c.cache_info()) for c in known if id(c) not in self._found.caches]
 
-    def restore(self) -> None:
+    def restore(self, *, search: bool = False) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled.
+
+        Args:
+            search: look for cached functions among all that is alive, which takes a tenth of a second.
 
         Raises:
             CaptureError: something keeps what is of the capture, and nothing can take it out.
         """
         found = self._found
         self.set_states(self._began)
-        for kept in (*found.records, *found.names, *found.caches.values()):
+        for kept in (*found.records, *found.names, *found.caches.values(), self._imports):
             kept.restore()
-        for cache in cached_functions(but=_NOT_SEARCHED):
+        # by their counts where a wider one looks at all of them in the end: an inner one's clearing changes counts
+        called = (cache for cache, info in self._elsewhere if cache.cache_info() != info)
+        for cache in cached_functions(_NOT_SEARCHED) if search else called:
             if id(cache) not in found.caches:
                 Results(cache, reached=False).restore()
         for name, value in found.opaque:
@@ -75,9 +86,12 @@ def undisturbed(model: nn.Module, *others: Any) -> Iterator[None]:
         model: the model.
         others: what else its code gets, such as example inputs.
     """
+    global _nested
     with LOCK:
         tables = Tables(model, others)
+        _nested += 1
         try:
             yield
         finally:
-            tables.restore()
+            _nested -= 1
+            tables.restore(search=_nested == 0)
