@@ -310,6 +310,14 @@ def test_what_was_made_on_first_use_may_stay() -> None:
     assert keeping_module.cached(3) is made_before
 
 
+def test_a_counter_in_opened_code_is_named() -> None:
+    held = [itertools.count()]
+    model, at = HOW["opened"](lambda h: (next(held[0]), h)[1])
+    with pytest.raises(CaptureError, match=r"it takes numbers from .*, an itertools\.count"):
+        ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+    assert repr(held[0]) == "count(0)"
+
+
 def test_what_nothing_can_take_out_is_refused() -> None:
     fixed = (itertools.count(),)
     model, at = HOW["closed"](lambda h: (next(fixed[0]), h)[1])
