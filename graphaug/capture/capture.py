@@ -96,10 +96,11 @@ def capture(
             walk.recorder.leaves.tables = tables
             graph = walk.record(state)
             if draws != (python_draws(), tables.states()):
+                what = tables.counted(draws[1]) or "it draws random numbers in Python"
                 raise CaptureError(
-                    f"{type(model).__name__}.forward cannot be captured: it draws random numbers in Python, and a "
-                    "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or "
-                    "choose a site outside the module that does it."
+                    f"{type(model).__name__}.forward cannot be captured: {what}, and a graph would keep those of its "
+                    "capture. Turn that off (layerdrop, a mask that is drawn), or choose a site outside the module "
+                    "that does it."
                 )
             reached = walk.reached
             changed = frozenset(r.name for r in reached if not r.holds())

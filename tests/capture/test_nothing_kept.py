@@ -7,12 +7,14 @@ import collections
 import contextlib
 import contextvars
 import functools
+import importlib
 import itertools
 import queue
 import random
 import threading
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keeping_module
@@ -308,11 +310,55 @@ def test_what_was_made_on_first_use_may_stay() -> None:
     assert keeping_module.cached(3) is made_before
 
 
+def test_a_counter_in_opened_code_is_named() -> None:
+    held = [itertools.count()]
+    model, at = HOW["opened"](lambda h: (next(held[0]), h)[1])
+    with pytest.raises(CaptureError, match=r"it takes numbers from .*, an itertools\.count"):
+        ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+    assert repr(held[0]) == "count(0)"
+
+
 def test_what_nothing_can_take_out_is_refused() -> None:
     fixed = (itertools.count(),)
     model, at = HOW["closed"](lambda h: (next(fixed[0]), h)[1])
     with pytest.raises(CaptureError, match=r"itertools\.count where none can be put back"):
         ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+
+
+def sends() -> Any:
+    kept, n = None, (yield)
+    while True:
+        kept = made(n) if kept is None else kept
+        n = yield kept
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_generator_that_keeps_a_fake_is_named(how: str) -> None:
+    generator = sends()
+    next(generator)
+    model, at = HOW[how](lambda h: h + generator.send(int(h.shape[1])))
+    with pytest.raises(CaptureError, match=r"a generator, .*, keeps what a forward gives it"):
+        ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_cycle_goes_on(how: str) -> None:
+    cycle = itertools.cycle([1.0, 2.0])
+    model, at = HOW[how](lambda h: h * next(cycle))
+    rewritten(model, at)
+    assert {next(cycle), next(cycle)} == {1.0, 2.0}
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_a_module_that_a_forward_imports_first_keeps_no_fake(
+    how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"imported_late_{how}"
+    (tmp_path / f"{name}.py").write_text(Path(str(keeping_module.__file__)).read_text())
+    monkeypatch.syspath_prepend(tmp_path)
+    model, at = HOW[how](lambda h: h + importlib.import_module(name).table(int(h.shape[1])))
+    rewritten(model, at)
+    assert type(model(torch.randn(4, 8))) is Tensor
 
 
 @pytest.mark.parametrize("how", HOW)

@@ -6,20 +6,26 @@ During a capture such a table would be filled with fake tensors, and the user's 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 from graphaug.capture.recording.kept.caches import Results, cached_functions
+from graphaug.capture.recording.kept.generators import Count
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
+from graphaug.capture.recording.kept.names import Imports
 from graphaug.capture.recording.kept.walk import Found
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.values.inside import any_inside
-from graphaug.errors import CaptureError
+from graphaug.errors import CaptureError, in_a_line
 
 _NOT_SEARCHED = ("torch", "numpy", "sympy", "graphaug")
 """Packages whose cached functions keep nothing of a model's."""
+
+_nested = 0
+"""How many of `undisturbed` are open, in the one thread that holds the lock."""
 
 
 class Tables:
@@ -34,21 +40,44 @@ class Tables:
 
     def __init__(self, model: nn.Module, others: Iterable[Any] = ()) -> None:
         self._found = Found(model, others)
-        self._began = self.states()
+        self._began, self._imports = self.states(), Imports()
+        known = cached_functions(_NOT_SEARCHED, search=False)
+        self._elsewhere = [(c, c.cache_info()) for c in known if id(c) not in self._found.caches]
 
-    def restore(self) -> None:
+    def restore(self, *, search: bool = False) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled.
+
+        Args:
+            search: look for cached functions among all that is alive, which takes a tenth of a second.
 
         Raises:
             CaptureError: something keeps what is of the capture, and nothing can take it out.
         """
         found = self._found
-        self.set_states(self._began)
-        for kept in (*found.records, *found.names, *found.caches.values()):
-            kept.restore()
-        for cache in cached_functions(but=_NOT_SEARCHED):
+        failed: list[Exception] = []
+        puts: list[Callable[[], Any]] = [
+            functools.partial(moving.put, state)
+            for moving, state in zip(found.moving, self._began, strict=True)
+            if moving.get() != state
+        ]
+        all_kept = (*found.records, *found.names, *found.caches.values(), self._imports)
+        puts.extend(kept.restore for kept in all_kept)
+        for put in puts:
+            try:
+                put()
+            except Exception as error:  # the others are put back all the same
+                failed.append(error)
+        # by their counts where a wider one looks at all of them in the end: an inner one's clearing changes counts
+        called = (cache for cache, info in self._elsewhere if cache.cache_info() != info)
+        for cache in cached_functions(_NOT_SEARCHED) if search else called:
             if id(cache) not in found.caches:
                 Results(cache, reached=False).restore()
+        for first in failed:
+            if isinstance(first, CaptureError):
+                raise first
+            raise CaptureError(
+                f"the model cannot be captured: what its forward changes cannot be put back ({in_a_line(first)})."
+            ) from first
         for name, value in found.opaque:
             if any_inside(value, is_of_a_capture):
                 raise CaptureError(
@@ -59,6 +88,13 @@ class Tables:
     def states(self) -> list[Any]:
         """The states of the generators and counters, as values that compare."""
         return [moving.get() for moving in self._found.moving]
+
+    def counted(self, states: list[Any]) -> str:
+        """Which counter went on since it was in one of these states, as a clause, or an empty string."""
+        for moving, state in zip(self._found.moving, states, strict=True):
+            if isinstance(moving, Count) and moving.get() != state:
+                return f"it takes numbers from {moving.name}, an itertools.count"
+        return ""
 
     def set_states(self, states: list[Any]) -> None:
         """Put the generators and counters back into these states."""
@@ -75,9 +111,12 @@ def undisturbed(model: nn.Module, *others: Any) -> Iterator[None]:
         model: the model.
         others: what else its code gets, such as example inputs.
     """
+    global _nested
     with LOCK:
         tables = Tables(model, others)
+        _nested += 1
         try:
             yield
         finally:
-            tables.restore()
+            _nested -= 1
+            tables.restore(search=_nested == 0)

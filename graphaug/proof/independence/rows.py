@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.outside import Outside, stated
@@ -59,7 +60,7 @@ def prove(
     lazy = next((n for n, p in model.named_parameters() if is_lazy(p)), None)
     if lazy is not None:
         return [_unknown(f"the parameter '{lazy}' has no shape yet")]
-    with undrawn(), unchanged(model, tensors=False), quiet_fakes():
+    with undisturbed(model, values), undrawn(), unchanged(model, tensors=False), quiet_fakes():
         return _traced(model, run, values, dims, stop)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature, modes_kept
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_LENGTH, THE_EXAMPLE, variants
@@ -118,6 +119,7 @@ class _Shadow:
         with (
             modes_kept(self.model, self.captured.run),
             undrawn(),
+            undisturbed(self.model),
             warnings.catch_warnings(),
             as_traced() as asked,
         ):

@@ -10,6 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.site import Augmentation
 from graphaug.capture.interpreter import Interpreter
+from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import describe, value_of
 from graphaug.errors import InvalidOption
@@ -44,7 +45,7 @@ def check_sizes(surgery: Surgery, graph: fx.Graph, added: Mapping[str, nn.Module
     root._modules.update({**model._modules, **added})
     cut = next(n for n in graph.nodes if n.name == surgery.cuts[number].name)
     try:
-        with undrawn(), unchanged(model, tensors=False), quiet_fakes():
+        with undisturbed(model), undrawn(), unchanged(model, tensors=False), quiet_fakes():
             model.train()
             for more in (0, 3):
                 against = _Sizes(root, graph, cut, tokens, exact=not more).against(_inputs(surgery, more))

@@ -27,9 +27,13 @@ class _Tables:
         self._found: list[weakref.ref[Any]] = []
         self._references = -1
 
+    def known(self) -> list[Any]:
+        """Those of the last look that are still alive."""
+        return [table for ref in self._found if (table := ref()) is not None]
+
     def alive(self) -> list[Any]:
         """Every table, in no order."""
-        found = [table for ref in self._found if (table := ref()) is not None]
+        found = self.known()
         references = sys.getrefcount(
             _KIND
         )  # before the look: of what another thread makes meanwhile, the next knows
@@ -44,11 +48,12 @@ class _Tables:
 _TABLES = _Tables()
 
 
-def cached_functions(but: tuple[str, ...]) -> list[Any]:
+def cached_functions(but: tuple[str, ...], *, search: bool = True) -> list[Any]:
     """The functions alive that keep their results by `functools.lru_cache` or `functools.cache`.
 
     Args:
         but: packages whose functions are left out.
+        search: look for new ones, too.
 
     Example:
         >>> import functools
@@ -58,7 +63,11 @@ def cached_functions(but: tuple[str, ...]) -> list[Any]:
         >>> square in cached_functions(but=("torch",))
         True
     """
-    return [t for t in _TABLES.alive() if (t.__module__ or "").partition(".")[0] not in but]
+    return [
+        t
+        for t in (_TABLES.alive() if search else _TABLES.known())
+        if (t.__module__ or "").partition(".")[0] not in but
+    ]
 
 
 class Results:

@@ -28,7 +28,7 @@ class Moving:
         self.name, self.get, self.put = name, get, put
 
 
-class _Count(Moving):
+class Count(Moving):
     """An `itertools.count`: nothing sets it, so that another takes its place."""
 
     def __init__(self, name: str, count: Any, replace: Replace) -> None:
@@ -74,7 +74,7 @@ def moving(value: Any, name: str, replace: Replace) -> Moving | None:
             lambda state: value.set_state(_plain(state)),
         )
     if itertools.count in line and _is_readable(repr(value)):
-        return _Count(name, value, replace)
+        return Count(name, value, replace)
     return None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import sys
 import threading
 import types
@@ -58,9 +59,14 @@ class Layout:
             {Tensor, np.ndarray, threading.Thread} & set(line)  # a thread changes its own whenever it likes
         )
         self.may_move = package in ("random", "numpy", "itertools") or self.own
-        inner = package in ("builtins", "itertools", "_contextvars", "_collections")
+        # not into those of itertools: what they keep for later is their own
+        inner = package in ("builtins", "_contextvars", "_collections")
         self.followed = self.own or inner or self.contents is not None
-        self.is_opaque = inner and self.contents is None and kind in _ITERATORS
+        self.is_opaque = self.contents is None and kind in _ITERATORS
+
+
+INSTALLED = os.sep + "site-packages" + os.sep
+"""What the path of an installed library has in it."""
 
 
 def is_foreign(module: Any) -> bool:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import sys
 import types
 from typing import Any
 
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
-from graphaug.capture.recording.values.inside import NOTHING, any_inside, content_of, entries_of_class
+from graphaug.capture.recording.kept.layouts import INSTALLED, is_foreign
+from graphaug.capture.recording.values.inside import (
+    NOTHING,
+    any_inside,
+    attributes_of,
+    content_of,
+    entries_of_class,
+)
 
 
 class Names:
@@ -51,6 +59,24 @@ class Names:
             type.__delattr__(self._owner, name)
         else:
             del self._owner[name]
+
+
+class Imports:
+    """The modules that were loaded: one that a forward imports first is loaded again if it keeps what it should not."""
+
+    def __init__(self) -> None:
+        self._before = set(sys.modules)
+
+    def restore(self) -> None:
+        """Forget the user's modules that were loaded since and keep something of a capture."""
+        for name in set(sys.modules) - self._before:
+            module = sys.modules[name]
+            held = attributes_of(module) or {}
+            path = held.get("__file__")
+            if is_foreign(name) or type(path) is not str or INSTALLED in path:
+                continue
+            if any(any_inside(value, is_of_a_capture) for value in list(held.values())):
+                del sys.modules[name]
 
 
 class Cell:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import os
 import sys
 import types
 from collections.abc import Iterable
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.kept.caches import Results
 from graphaug.capture.recording.kept.generators import Moving, moving
 from graphaug.capture.recording.kept.kinds import DICT, SLOTS, SMALL, Record
-from graphaug.capture.recording.kept.layouts import Layout, is_foreign
+from graphaug.capture.recording.kept.layouts import INSTALLED, Layout, is_foreign
 from graphaug.capture.recording.kept.names import Attributes, Cell, Names
 from graphaug.capture.recording.values.inside import (
     ATOMS,
@@ -33,7 +32,6 @@ _MOST = 30_000
 """Objects that are looked at: beyond, those are left out that are the farthest from the model."""
 _FUNCTIONS = 700
 """Functions of installed libraries that are followed: their own layers and tables, not what downloads their weights."""
-_INSTALLED = os.sep + "site-packages" + os.sep
 _WITHOUT_EFFECT = frozenset(
     {"__dict__", "__weakref__", "__repr__", "__eq__", "__hash__", "__str__", "__reduce__"}
 )
@@ -119,7 +117,7 @@ class Found:
         if kind in ATOMS or id(value) in self._seen:
             return
         if kind is types.FunctionType:
-            if _INSTALLED in value.__code__.co_filename:
+            if INSTALLED in value.__code__.co_filename:
                 self._of_libraries.append((name, value))
             else:
                 self._function(name, value)
