@@ -60,6 +60,6 @@ def has_no_effect(owner: Any, name: Any) -> bool:
     """Whether an attribute is a switch of a library's that changes no value and no gradient."""
     if name not in WITHOUT_EFFECT:
         return False
-    # a class of the user's that reads it itself may do anything with it
-    cls = next((c for c in type(owner).__mro__ if c.__module__.partition(".")[0] not in _FOREIGN), object)
-    return cls.__module__.partition(".")[0] in _LIBRARIES
+    packages = [c.__module__.partition(".")[0] for c in type(owner).__mro__ if not is_foreign(c.__module__)]
+    # a module of the user's own class may do anything with it; a configuration of one does nothing
+    return bool(_LIBRARIES.intersection(packages[:1] if isinstance(owner, nn.Module) else packages))
