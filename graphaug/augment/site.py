@@ -152,6 +152,10 @@ class Augmentation(nn.Module):
 
     # --- what was drawn, and what is given ------------------------------------------------------
 
+    def __dir__(self) -> list[str]:
+        """The names of its attributes; torch.jit reads whatever is listed, and ``drawn`` may not be there yet."""
+        return [name for name in super().__dir__() if name != "drawn" or self._drawn is not None]
+
     @property
     def drawn(self) -> Drawn:
         """What the last forward in training mode drew.

@@ -250,6 +250,13 @@ class AugmentedModule(fx.GraphModule):
         else:
             super().__setattr__(name, value)
 
+    def __delattr__(self, name: str) -> None:
+        if is_of_the_model(self, name):
+            delattr(self._parts.model, name)
+            agree(self)
+        else:
+            super().__delattr__(name)
+
     def add_module(self, name: str, module: nn.Module | None) -> None:
         """Add a child, or exchange one; a child of the model is exchanged there as well."""
         if name in self._modules:  # its name may be one that this class has an attribute of

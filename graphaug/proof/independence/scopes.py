@@ -55,7 +55,9 @@ class Scopes:
 
 def _functions(model: nn.Module) -> list[types.FunctionType]:
     """The user's functions that a forward may run, those that they name included."""
-    waiting = [held for m in model.modules() for held in (type(m).forward, *vars(m).values())]
+    waiting = [
+        held for m in model.modules() for held in (getattr(type(m), "forward", None), *vars(m).values())
+    ]
     found: dict[types.FunctionType, None] = {}
     for held in waiting:  # grows on the way
         # by its type: an object of the user's may answer for any name

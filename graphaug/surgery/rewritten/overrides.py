@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 _OF_THE_MODEL = (
-    *("get_extra_state", "set_extra_state", "_save_to_state_dict", "_load_from_state_dict"),
+    *("get_extra_state", "set_extra_state", "_save_to_state_dict"),
     *("__len__", "__iter__", "__getitem__", "__setitem__", "__delitem__", "__contains__"),
 )
 """What concerns the model alone, and what its containers can do."""
@@ -50,6 +50,7 @@ def take_over(cls: Any, model: nn.Module) -> None:
         **dict.fromkeys(_NAMED, _named),
         **dict.fromkeys(_UNNAMED, _unnamed),
         "eval": lambda _: _eval,
+        "_load_from_state_dict": lambda _: _load_from_state_dict,
         "state_dict": lambda _: _state_dict,
         "load_state_dict": lambda _: _load_state_dict,
     }
@@ -104,6 +105,14 @@ def _unnamed(name: str) -> Callable[..., Any]:
             yield from getattr(module, name)()
 
     return method
+
+
+def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -> None:
+    unexpected: list[str] = args[3]
+    known = tuple(unexpected)
+    self._parts.model._load_from_state_dict(state_dict, prefix, *args)
+    starts = tuple(f"{prefix}{name}." for name in _rest(self))  # of which the model does not know
+    unexpected[:] = [key for key in unexpected if key in known or not key.startswith(starts)]
 
 
 def _eval(self: Any) -> Any:
