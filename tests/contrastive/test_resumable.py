@@ -6,15 +6,18 @@ import re
 import shutil
 from dataclasses import replace
 
+import graph_runs
 import pytest
 import resumed
 import torch
+from graph_runs import GraphTask
 from torch import nn
 
 from graphaug.contrastive.devices import make_fabric
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.optim import build_optimizer
 from graphaug.contrastive.runs.checkpoints import Checkpoints
+from graphaug.contrastive.runs.life import run_task
 from graphaug.errors import CheckpointError
 from graphaug.vision.pretrain import pretrain
 
@@ -263,6 +266,23 @@ def test_a_run_is_left_as_it_was_where_its_checkpoint_is_refused(change, halted,
     with pytest.raises(CheckpointError, match=f"^checkpoint '{re.escape(str(file))}' does not fit this run"):
         pretrain(CONFIG, out, data=resumed.images(), resume=True)
     assert {p: p.read_bytes() for p in out.rglob("*") if p.is_file()} == before
+
+
+class Stepped(GraphTask):
+    unit = "step"
+
+
+def test_a_line_without_what_lines_are_named_by_is_refused_before_the_end_of_the_run(tmp_path):
+    def stop(line):
+        if line["epoch"] == 2:
+            raise Stop
+
+    config = replace(graph_runs.CONFIG, at=(), stop_grad=False, checkpoint_every=1)
+    with pytest.raises(Stop):
+        run_task(Stepped(config), tmp_path, on_line=stop)
+    rewritten(tmp_path, drop("metrics", 0, "step"))
+    with pytest.raises(CheckpointError, match=r"^checkpoint .*\.pt' does not fit this run: it has no 'step'"):
+        run_task(Stepped(config), tmp_path, resume=True)
 
 
 def test_an_empty_checksum_is_named(halted, tmp_path):

@@ -53,6 +53,8 @@ class Callbacks:
             name = f"checkpoint {str(found.path)!r}"
             self.engine.load_state_dict(found.state, name, found.step)
             with fitting(name):
+                if not all(self.task.unit in line for line in self.engine.position.metrics):
+                    raise KeyError(self.task.unit)  # the picture of the run would miss it, at its very end
                 self.training.load_state(found.state)
         position = self.engine.position
         self.began, self.told = (position.step, time.monotonic()), 0.0
