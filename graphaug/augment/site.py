@@ -154,7 +154,8 @@ class Augmentation(nn.Module):
 
     def __dir__(self) -> list[str]:
         """The names of its attributes; torch.jit reads whatever is listed, and ``drawn`` may not be there yet."""
-        return [name for name in super().__dir__() if name != "drawn" or self._drawn is not None]
+        names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
+        return [name for name in names if name != "drawn" or self._drawn is not None]
 
     @property
     def drawn(self) -> Drawn:

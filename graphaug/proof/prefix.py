@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from torch import fx, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from graphaug.capture.dataflow import before
+from graphaug.capture.state import unchanged
 
 
 def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -22,8 +24,21 @@ def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[
 
 
 def statistics_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The norms up to the cut that use or keep statistics of the batch, with their paths."""
-    for path, module in prefix_modules(graph, cut, model):
-        tracked = isinstance(module, _InstanceNorm) and module.track_running_stats
-        if tracked or (isinstance(module, _BatchNorm) and not isinstance(module, _InstanceNorm)):
-            yield path, module
+    """The norms up to the cut that use or keep statistics of the batch in training, with their paths.
+
+    One that its model keeps in eval mode (a ``train`` of its own) uses what it has kept, if it has kept any.
+    """
+    norms = [n for n in prefix_modules(graph, cut, model) if isinstance(n[1], _NormBase)]
+    if not norms:
+        return
+    with unchanged(model, tensors=False):
+        model.train()
+        coupling = [_couples(module) for _, module in norms]
+    yield from itertools.compress(norms, coupling)
+
+
+def _couples(norm: nn.Module) -> bool:
+    if isinstance(norm, _InstanceNorm):
+        return norm.track_running_stats and norm.training
+    kept = norm.running_mean is not None and norm.running_var is not None
+    return norm.training or not kept

@@ -93,3 +93,11 @@ def check_single(value: fx.Node) -> None:
         raise SparseBackwardError(f"the size of the value at the cut is not known{of}")
     if not isinstance(found, Tensor):
         raise SparseBackwardError("the value at the cut is no single tensor")
+
+
+def single(node: fx.Node, rows: int | None) -> tuple[int, tuple[int, ...]] | None:
+    """Of a tensor without rows, its dimensions and those of size 1; where these grow, it may have rows."""
+    value = value_of(node)
+    if rows is not None or not isinstance(value, Tensor):
+        return None
+    return value.dim(), tuple(d for d, size in enumerate(value.shape) if size == 1)

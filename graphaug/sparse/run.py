@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx
+from torch.nn.utils import parametrize
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
@@ -35,6 +36,7 @@ class Split:
         suffix: inputs, shared values, the augmented value and the crossing ones -> the output.
         inputs: what the prefix takes of the graph's inputs, in its order.
         rows: for each input of the prefix (inputs, then shared values), its dimension of rows or None.
+        single: for each that has none, how many dimensions it had, and which of them were 1.
         crossing: how the crossing values of the two runs make that of all rows.
         augmentation: name of the augmentation's module.
         batch: what of the inputs tells the number of rows, and the dimension of it.
@@ -50,6 +52,7 @@ class Split:
     suffix: fx.Graph
     inputs: tuple[Entry, ...]
     rows: tuple[int | None, ...]
+    single: tuple[tuple[int, tuple[int, ...]] | None, ...]
     crossing: tuple[Any, ...]
     augmentation: str
     batch: tuple[Entry, int]
@@ -136,6 +139,10 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     if 0 < stopped < plan.least or 0 < rows - stopped < plan.least:  # what is proved is not of so few rows
         return owner._forward_training(**values)
     if any(count not in (1, rows) for count in _counts(taken, plan.rows)):  # of another number of samples
+        return owner._forward_training(**values)
+    if any(
+        map(_has_grown, taken, plan.single)
+    ):  # of one row for all in the example, and now perhaps one for each
         return owner._forward_training(**values)
 
     if stopped == 0:
@@ -232,15 +239,29 @@ def _still_proved(parts: Any, kept: Kept) -> bool:
 
 
 def _forget_casts() -> None:
-    """Where autocast keeps a weight that it cast without grad, it would use it where the weight needs one."""
-    if not torch.compiler.is_compiling():  # compiled code has no such cache
-        torch.clear_autocast_cache()
+    """Where autocast keeps a weight that it cast without grad, it would use it where the weight needs one.
+
+    So would ``parametrize.cached()`` a weight that it made.
+    """
+    if torch.compiler.is_compiling():  # compiled code has no such cache
+        return
+    torch.clear_autocast_cache()
+    for key in [k for k, v in parametrize._cache.items() if v is not None and not v.requires_grad]:
+        del parametrize._cache[key]
 
 
 def _counts(values: list[Any], dimensions: tuple[int | None, ...]) -> list[int]:
     """How many rows every value has that has rows."""
     pairs = zip(values, dimensions, strict=True)
     return [v.shape[d] for v, d in pairs if d is not None and isinstance(v, Tensor)]
+
+
+def _has_grown(value: Any, single: tuple[int, tuple[int, ...]] | None) -> bool:
+    """Whether a value that was the same for all rows has entries where it had one."""
+    if single is None or not isinstance(value, Tensor):
+        return False
+    dimensions, ones = single
+    return value.dim() != dimensions or any(value.shape[d] != 1 for d in ones)
 
 
 def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:

@@ -19,7 +19,7 @@ from graphaug.capture.recording.checks import ASSERTIONS
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 from graphaug.errors import SparseBackwardError
-from graphaug.sparse.batch import Batch, check_single
+from graphaug.sparse.batch import Batch, check_single, single
 from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_inputs
 from graphaug.sparse.run import Split
 from graphaug.surgery.called.views import repeated
@@ -78,6 +78,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         suffix=suffix_graph,
         inputs=tuple(map(_entry, used)),
         rows=tuple(rows),
+        single=tuple(map(single, [*used, *shared], rows)),
         crossing=tuple(batch.merge_of(n) for n in crossing),
         augmentation=str(cut.target),
         batch=(_entry(counted), dimension),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,11 +45,19 @@ class Outside:
             return "the prefix seeds torch's generator"
         return ""
 
-    def changed(self, fakes: Mapping[str, Any], given: Mapping[str, Any]) -> str:
-        """What changed since, as a clause, or an empty string."""
+    def changed(
+        self, fakes: Mapping[str, Any], given: Mapping[str, Any], of_rows: Callable[[Tensor], bool]
+    ) -> str:
+        """What changed since, as a clause, or an empty string; of a tensor ``of_rows`` tells whether it has any."""
         for name in self.state.changes():
             path, _, attribute = name.rpartition(".")
-            if counts(getattr(self.model.get_submodule(path), attribute, None)):
+            now = getattr(self.model.get_submodule(path), attribute, None)
+            if isinstance(now, Tensor) and now.requires_grad and not of_rows(now):
+                # a weight that a hook makes of parameters (torch's old weight_norm, pruning): the code of a loss may
+                # read it, and would find the one of the run without gradient
+                made = f"{stated(self.model, name)} is made anew in every forward"
+                return f"{made}, and a run without gradient would leave one that has none"
+            if counts(now):
                 return f"{stated(self.model, name)} keeps state of the batch"
         for name, tensor in given.items():
             if fakes.get(name) is not tensor:

@@ -17,7 +17,7 @@ from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.outside import Outside, stated
 from graphaug.proof.independence.places import NOTHING, Meeting, Proof, Rows, State, Verdict
 from graphaug.proof.independence.symbols import PRIME, RowCount
-from graphaug.proof.independence.watch import Watch, following
+from graphaug.proof.independence.watch import Watch, following, names_the_question
 from graphaug.proof.independence.where import module_paths
 from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode, quiet_fakes
 
@@ -92,6 +92,10 @@ def _traced(
     follow, watch = Follow(count, module_paths(model), owned, stop), Watch(count)
     for tensor in fakes.values():
         follow.states[tensor] = None
+
+    def has_rows(tensor: Tensor) -> bool:
+        return follow.state(tensor) is not None
+
     outside = first = Outside(model)
     call = _Call(Forward(model, run), fakes, follow, watch, fake)
     changed = ""
@@ -104,11 +108,17 @@ def _traced(
             call.gradients = False  # a forward that asks its input for a gradient: it has to be a leaf
             out = call(values, dims)
         drawn = outside.drawn()
-        if not drawn and outside.changed(fakes, call.given):  # a table that is made once and kept is no state
+        if not drawn and outside.changed(
+            fakes, call.given, has_rows
+        ):  # a table that is made once and kept is no state
             outside = Outside(model)
             call.given = dict(fakes)
             out = call(values, dims)
-        changed = drawn or outside.changed(fakes, call.given)
+        changed = drawn or outside.changed(fakes, call.given, has_rows)
+        if not watch.mode:
+            watch.mode = names_the_question(model)
+        if watch.mode and not watch.hooked and not changed and call.follows_the_mode(values, dims):
+            watch.differs = True
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")[:160]
         seen = follow.decision or Meeting("unknown", "", f"tracing fails: {type(error).__name__}: {said}")
@@ -147,13 +157,31 @@ class _Call:
         self, forward: Forward, fakes: dict[str, Tensor], follow: Follow, watch: Watch, fake: FakeTensorMode
     ) -> None:
         self.forward, self.follow, self.watch, self.fake = forward, follow, watch, fake
-        self.given = dict(fakes)
-        self.gradients = True
+        self.fakes, self.given = fakes, dict(fakes)
+        self.gradients = self.mode = True
+
+    def follows_the_mode(self, values: Mapping[str, Any], dims: Mapping[int, int]) -> bool:
+        """Whether the forward computes something else without gradients: which functions it calls, and of what."""
+        records = []
+        for mode in (True, False):
+            follow = Follow(self.follow.count, self.follow.paths, self.follow.owned)
+            watch = Watch(self.follow.count, calls=[])
+            call = _Call(self.forward, self.fakes, follow, watch, self.fake)
+            for tensor in self.fakes.values():
+                follow.states[tensor] = None
+                watch.number(tensor)
+            call.gradients, call.mode = self.gradients and mode, mode
+            try:
+                out = call(values, dims)
+            except Exception:
+                return True
+            records.append((watch.calls, watch.number(out)))
+        return records[0] != records[1]
 
     def __call__(self, values: Mapping[str, Any], dims: Mapping[int, int]) -> Any:
         with self.fake, self.follow.count.kernel():
             inputs = torch.utils._pytree.tree_map(lambda v: self._input(v, dims), dict(values))
-        with following(self.follow, self.watch, self.fake):
+        with following(self.follow, self.watch, self.fake, self.mode):
             # writes back into `given` what the forward puts in the place of a buffer
             try:
                 return torch.func.functional_call(self.forward, self.given, (inputs,), tie_weights=False)
@@ -191,6 +219,8 @@ def _against(model: nn.Module, follow: Follow, watch: Watch, changed: str) -> Me
         return Meeting("unknown", "", f"the number of rows becomes a plain number{count.fixed.rstrip()}")
     if watch.hooked:
         return Meeting("unknown", "", f"the forward looks into its own backward ({watch.hooked})")
+    if watch.differs:
+        return Meeting("unknown", "", f"the forward computes something else without gradients ({watch.mode})")
     if changed:
         return Meeting("state", "", changed)
     kept = ("running_mean", "running_var", "num_batches_tracked")

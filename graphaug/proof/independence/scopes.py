@@ -1,11 +1,12 @@
-"""The plain values beside a model that its code reads and may write: globals and closed-over variables."""
+"""The plain values beside a model that its code may write: globals, closed-over variables, class attributes."""
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from torch import nn
@@ -17,6 +18,9 @@ from graphaug.capture.user_code import is_internal
 _MOST = 300
 """So many functions are looked through: those of a model, and those that they refer to by name."""
 _NUMBERS = (bool, int, float)
+_PLAIN = (*_NUMBERS, list, dict, set, collections.deque)
+_HEAP_TYPE = 1 << 9
+"""The flag of types that Python code made (Py_TPFLAGS_HEAPTYPE)."""
 
 
 class Scopes:
@@ -25,11 +29,14 @@ class Scopes:
     def __init__(self, model: nn.Module) -> None:
         self.before: list[tuple[str, Any, Any, Any]] = []  # name, where it is kept, its value, what that held
         seen: set[tuple[int, str]] = set()
-        for function in _functions(model):
-            for name, kept, value in _read_by(function):
-                if (id(kept), name) not in seen:
-                    seen.add((id(kept), name))
-                    self.before.append((name, kept, value, _held(value)))
+        functions = _functions(model)
+        named = [entry for function in functions for entry in _named(function)]
+        classes = _classes(model, (value for _, _, value in named))
+        of_classes = [(name, cls, value) for cls in classes for name, value in vars(cls).items()]
+        for name, kept, value in (*named, *(e for e in of_classes if not e[0].startswith("__"))):
+            if isinstance(value, _PLAIN) and (id(kept), name) not in seen:
+                seen.add((id(kept), name))
+                self.before.append((name, kept, value, _held(value)))
 
     def changed(self) -> str:
         """The first name whose value has changed, or an empty string."""
@@ -45,7 +52,9 @@ class Scopes:
         """Put back what has changed."""
         for name, kept, value, held in self.before:
             if _now(name, kept) is not value:
-                if isinstance(kept, dict):
+                if isinstance(kept, type):
+                    setattr(kept, name, value)
+                elif isinstance(kept, dict):
                     kept[name] = value
                 else:
                     kept.cell_contents = value
@@ -53,13 +62,29 @@ class Scopes:
                 kind_of(value).put(value, held)  # type: ignore[union-attr]
 
 
+def _classes(model: nn.Module, named: Iterable[Any]) -> list[type]:
+    """The user's classes whose attributes a forward may count in: of modules, of what these hold, and those named."""
+    held = (value for m in model.modules() for value in (m, *vars(m).values()))
+    kinds = [*map(type, held), *(value for value in named if isinstance(value, type))]
+    bases = dict.fromkeys(cls for kind in dict.fromkeys(kinds) for cls in kind.__mro__)
+    return [cls for cls in bases if cls.__flags__ & _HEAP_TYPE and not is_internal(_file_of(cls))]
+
+
+def _file_of(cls: type) -> str:
+    """Where a class was written; of one that is nowhere a name that is taken for plumbing."""
+    module = sys.modules.get(cls.__module__)
+    return getattr(module, "__file__", None) or ("<builtin>" if module is None else cls.__module__)
+
+
 def _functions(model: nn.Module) -> list[types.FunctionType]:
     """The user's functions that a forward may run, those that they name included."""
-    waiting = [
-        held for m in model.modules() for held in (getattr(type(m), "forward", None), *vars(m).values())
+    waiting: list[tuple[Any, type | None]] = [
+        (held, type(m))
+        for m in model.modules()
+        for held in (getattr(type(m), "forward", None), *vars(m).values())
     ]
     found: dict[types.FunctionType, None] = {}
-    for held in waiting:  # grows on the way
+    for held, cls in waiting:  # grows on the way
         # by its type: an object of the user's may answer for any name
         bound = isinstance(held, (types.MethodType, classmethod, staticmethod))
         function = held.__func__ if bound else held
@@ -68,7 +93,9 @@ def _functions(model: nn.Module) -> list[types.FunctionType]:
         if is_internal(function.__code__.co_filename) or len(found) == _MOST:
             continue
         found[function] = None
-        waiting.extend(value for _, _, value in _named(function))
+        waiting.extend((value, None) for _, _, value in _named(function))
+        methods = (getattr(cls, name, None) for name in function.__code__.co_names) if cls else ()
+        waiting.extend((getattr(method, "fget", method), cls) for method in methods)
     return list(found)
 
 
@@ -83,16 +110,9 @@ def _named(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
             yield name, cell, cell.cell_contents
 
 
-def _read_by(function: types.FunctionType) -> Iterator[tuple[str, Any, Any]]:
-    """The numbers and containers among what a function names."""
-    for name, kept, value in _named(function):
-        if isinstance(value, (*_NUMBERS, list, dict, set, collections.deque)):
-            yield name, kept, value
-
-
 def _now(name: str, kept: Any) -> Any:
-    if isinstance(kept, dict):
-        return kept.get(name)
+    if isinstance(kept, (dict, type)):
+        return (vars(kept) if isinstance(kept, type) else kept).get(name)
     with contextlib.suppress(ValueError):
         return kept.cell_contents
     return None

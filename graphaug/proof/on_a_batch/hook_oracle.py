@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from graphaug.capture.interpreter import Interpreter
@@ -214,6 +215,17 @@ def quieten(aug: AugmentedModule, model: nn.Module) -> None:
     read = {model.get_submodule(fact.path): fact.expected for fact in facts if fact.name == "training"}
     for module in model.modules():
         module.training = read.get(module, module in opened)
+        if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
+            _give_statistics(module, model)
     kept = getattr(aug._parts.split, "kept", None)
     if kept is not None:
         kept.modes = False
+
+
+def _give_statistics(norm: _BatchNorm, model: nn.Module) -> None:
+    """Without any that it has kept, a norm uses those of the batch in eval mode too; who quietens puts it back."""
+    like = next(
+        (p for p in (*norm.parameters(), *model.parameters()) if p.is_floating_point()), torch.empty(0)
+    )
+    norm.running_mean = like.new_zeros(norm.num_features)
+    norm.running_var = like.new_ones(norm.num_features)

@@ -24,7 +24,7 @@ def batch_normalised(call: Call) -> Outcome:
     training = call["training"]
     if call.name == "_batch_norm_with_update":
         training = True
-    elif call.name == "_batch_norm_no_update":
+    elif call.name in ("_batch_norm_no_update", "_native_batch_norm_legit_no_training"):
         training = False
     others = [t for t in call.tensors if t is not x]
     if rows is not None and rows.dim == 1:  # an instance norm: the channels of all samples behind each other

@@ -1,0 +1,211 @@
+"""A prefix that is not what it was proved to be runs dense. Oracle: the plain model, since nothing is augmented."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.utils import parametrizations, parametrize
+
+import graphaug as ga
+from graphaug.errors import SparseBackwardLost
+
+X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
+PAD = torch.arange(6) >= torch.tensor([6, 3, 2, 5, 6, 1, 4, 3])[:, None]
+FLAGS = {"centred": False}
+CENTRED = False
+
+
+def centre(h: Tensor) -> Tensor:
+    return h - h.mean(0)
+
+
+def same(h: Tensor) -> Tensor:
+    return h
+
+
+class Options:
+    """An object of a class of the user's."""
+
+    def __init__(self) -> None:
+        self.centred = False
+
+
+class Block(nn.Module):
+    """Lets its rows meet, if one of many options says so."""
+
+    centred = False
+    steps = (0,)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.dropout = nn.Linear(6, 6), nn.Dropout(0.0)
+        self.act: Callable[[Tensor], Tensor] = torch.tanh
+        self.options, self.names, self.pair = {"centred": False}, ["a"], (0, 1)
+        self.space, self.held, self.functions = types.SimpleNamespace(centred=False), Options(), [same]
+
+    def helper(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.helper(self.act(self.linear(x)))
+        for function in self.functions:
+            h = function(h)
+        asked = (self.options["centred"], "centred" in self.names, self.pair[0], self.space.centred)
+        more = (self.held.centred, self.centred, self.steps[0], CENTRED, FLAGS["centred"])
+        modes = (not self.dropout.training, not self.linear.weight.requires_grad)
+        return centre(h) if any(asked) or any(more) or any(modes) else h
+
+
+def network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(Block(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 3))
+
+
+CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
+    "a function": lambda b, patch: setattr(b, "act", centre),
+    "a method of the instance": lambda b, patch: setattr(b, "helper", centre),
+    "a method of the class": lambda b, patch: patch.setattr(Block, "helper", lambda self, h: centre(h)),
+    "the class": lambda b, patch: setattr(b, "__class__", type("Other", (Block,), {"helper": staticmethod(centre)})),
+    "an item of a dict": lambda b, patch: b.options.update(centred=True),
+    "an item of a list": lambda b, patch: b.names.append("centred"),
+    "a function in a list": lambda b, patch: b.functions.append(centre),
+    "a tuple": lambda b, patch: setattr(b, "pair", (1, 1)),
+    "a namespace": lambda b, patch: setattr(b.space, "centred", True),
+    "an object": lambda b, patch: setattr(b.held, "centred", True),
+    "a class attribute": lambda b, patch: patch.setattr(Block, "centred", True),
+    "a class attribute, shadowed": lambda b, patch: setattr(b, "steps", (1,)),
+    "a global": lambda b, patch: patch.setitem(globals(), "CENTRED", True),
+    "an item of a global": lambda b, patch: patch.setitem(FLAGS, "centred", True),
+    "the mode of a child that is asked": lambda b, patch: b.dropout.eval(),
+    "what is trained, where that is asked": lambda b, patch: b.linear.requires_grad_(False),
+    "a child": lambda b, patch: setattr(b, "dropout", nn.BatchNorm1d(6)),
+    "a hook": lambda b, patch: b.register_forward_hook(lambda m, args, out: centre(out)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+@pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
+def test_what_its_code_reaches_counts(change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network()
+    aug = ga.rewrite(model, "1", rate=0.0, stop_grad=True, example_inputs=X).train()
+    for _ in range(2):
+        aug(X)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    change(model[0], monkeypatch)
+    torch.testing.assert_close(aug(X), model(X))
+    assert aug.plan.backward == "dense"
+    assert "since it was rewritten" in aug.plan.reason
+
+
+@pytest.fixture
+def hook_on_all() -> Iterator[Callable[[], Any]]:
+    handles: list[Any] = []
+    yield lambda: handles.append(register_module_forward_hook(lambda m, args, out: out * 2))
+    for handle in handles:
+        handle.remove()
+
+
+def test_a_hook_of_every_module_counts(hook_on_all: Callable[[], Any]) -> None:
+    aug = ga.rewrite(network(), "1", rate=0.0, stop_grad=True, example_inputs=X).train()
+    hook_on_all()
+    kept = aug._parts.split.kept
+    assert "hook of every module" in kept.changed()
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda aug: pickle.loads(pickle.dumps(aug))])
+def test_a_copy_watches_what_is_its_own(copied: Callable[[Any], Any]) -> None:
+    aug = ga.rewrite(network(), "1", rate=0.0, stop_grad=True, example_inputs=X).train()
+    other = copied(aug)
+    aug.original[0].options["centred"] = True
+    other(X)
+    assert other.plan.backward == "sparse"
+    other.original[0].options["centred"] = True
+    with pytest.warns(SparseBackwardLost, match="centred"):
+        torch.testing.assert_close(other(X), other.original(X))
+
+
+class Padded(nn.Module):
+    """Torch's encoder, whose kernels for inference zero what is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        layer = nn.TransformerEncoderLayer(6, 2, 8, 0.0, batch_first=True)
+        self.encoder, self.linear, self.head = (
+            nn.TransformerEncoder(layer, 2),
+            nn.Linear(6, 6),
+            nn.Linear(6, 3),
+        )
+
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        h = self.linear(self.encoder(x, src_key_padding_mask=padding))
+        return self.head(torch.tanh(h).mean(1))
+
+
+@pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
+@pytest.mark.parametrize("part", ["encoder", "encoder.layers.0", "encoder.layers.1.self_attn"])
+def test_torchs_encoder_in_eval_mode_has_other_kernels_without_gradients(part: str) -> None:
+    model, x = Padded(), torch.randn(8, 6, 6)
+    aug = ga.rewrite(model, "linear", rate=0.0, stop_grad=True, example_inputs=(x, PAD)).train()
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    model.get_submodule(part).eval()
+    torch.testing.assert_close(aug(x, PAD), model(x, PAD))
+    assert "is in eval mode" in aug.plan.reason
+
+
+class Added(nn.Module):
+    """A second input is added to the first, before the cut or behind the cast of a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.linear, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, c: Tensor) -> Tensor:
+        return self.head(torch.tanh(self.linear(torch.tanh(self.first(x) + (c > 0).to(x.dtype) + c))))
+
+
+@pytest.mark.parametrize("rows", [2, 4, 8])
+def test_an_input_of_one_row_in_the_example_may_have_one_for_each(rows: int) -> None:
+    model, example = Added(), torch.randn(1, 6)
+    aug = ga.rewrite(model, "linear", rate=0.0, stop_grad=True, example_inputs=(X, example)).train()
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    for c in (torch.randn(rows, 6), example):
+        x = torch.randn(rows, 6)
+        torch.testing.assert_close(aug(x, c), model(x, c))
+
+
+class Tied(nn.Module):
+    """One parametrised layer before and behind the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.mix, self.linear = parametrizations.weight_norm(nn.Linear(6, 6)), nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.mix(torch.tanh(self.linear(torch.tanh(self.mix(x)))))
+
+
+@pytest.mark.parametrize("subset", [0.5, 1.0])
+def test_a_cached_weight_keeps_its_gradient(subset: float) -> None:
+    model = Tied()
+    aug = ga.rewrite(
+        model, "linear", rate=0.0, subset=subset, stop_grad=True, backward="sparse", example_inputs=X
+    ).train()
+    found = []
+    for dense in (False, True):
+        torch.manual_seed(1)
+        model.zero_grad()
+        with aug.dense() if dense else parametrize.cached():
+            aug(X).square().sum().backward()
+        found.append([p.grad.clone() for p in model.mix.parameters()])
+    torch.testing.assert_close(*found)
