@@ -154,7 +154,7 @@ class Augmentation(nn.Module):
 
     def __dir__(self) -> list[str]:
         """The names of its attributes; torch.jit reads whatever is listed, and ``drawn`` may not be there yet."""
-        return [name for name in super().__dir__() if name != "drawn" or self._drawn is not None]
+        return [name for name in super().__dir__() if name != "drawn" or self._drawn is not None]  # type: ignore[no-untyped-call]
 
     @property
     def drawn(self) -> Drawn:

@@ -130,7 +130,7 @@ def test_what_is_exchanged_acts_in_both(name: str, on: str) -> None:
 @pytest.mark.parametrize("name", REFUSED)
 @pytest.mark.parametrize("on", ["model", "aug"])
 def test_what_the_graph_has_not_recorded_is_refused(name: str, on: str) -> None:
-    model, aug, plain, x = pair(Net)
+    model, aug, _, x = pair(Net)
     REFUSED[name](aug if on == "aug" else model)
     with pytest.raises(AssumptionViolated):
         aug.train()(x)
