@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 
+from graphaug.capture.recording.kept.layouts import INSTALLED
 from graphaug.capture.recording.relied.code_names import attributes_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.recording.relied.reach import found_again, reached_by
@@ -154,7 +156,8 @@ class _Reach:
         owner = nn.Module()  # no forward of its own: nothing but the modules is asked about
         owner._modules.update(modules)
         if packed is None:
-            self.things = reached_by(owner, modules).things
+            found = reached_by(owner, modules)
+            self.things = [thing for thing in found.things if _counts(thing, found.names)]
         else:
             self.things = list(found_again(packed, owner, modules))
         self.quick: list[tuple[Callable[[Any], Any], Any, Any, Reached]] = []
@@ -193,6 +196,22 @@ class _Reach:
     def packed(self) -> list[Packed]:
         """What to find again in a copy."""
         return [thing.packed() for thing in self.things]
+
+
+def _counts(thing: Reached, names: frozenset[str]) -> bool:
+    """Whether a change of a thing may be one of the prefix: the code of its modules has the name.
+
+    What closed code reads is not seen, and a library's configuration is written to by much that is none of the
+    forward, as when a model is saved. Defaults are changed by code alone.
+    """
+    of_an_object = thing.kind in ("attribute", "method") and not isinstance(thing.holder, nn.Module)
+    if of_an_object and (thing.key not in names or _is_of_a_library(type(thing.holder))):
+        return False
+    return "a default of " not in thing.name and (thing.within is None or _counts(thing.within, names))
+
+
+def _is_of_a_library(kind: type) -> bool:
+    return INSTALLED in (getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 
 def _holds(thing: Reached) -> bool:

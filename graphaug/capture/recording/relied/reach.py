@@ -37,11 +37,13 @@ class InReach:
         things: each of it.
         by_type: whether their code may tell a dict from one that stands for it.
         unwatched: names of what is too large to be compared in every call, with what it was reached through.
+        names: the names of attributes and globals in their code.
     """
 
     things: list[Reached]
     by_type: bool
     unwatched: list[tuple[str, Reached | None]] = field(default_factory=list)
+    names: frozenset[str] = frozenset()
 
 
 def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
@@ -53,7 +55,8 @@ def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
     """
     walk = _Walk(model, {"", *opened})
     by_type = any(_asks_for_type(f.__code__) for f in walk.with_helpers())
-    return InReach(walk.holdings.found, by_type, walk.holdings.unwatched)
+    names = frozenset(walk._names | walk._strings)
+    return InReach(walk.holdings.found, by_type, walk.holdings.unwatched, names)
 
 
 def found_again(
