@@ -96,12 +96,7 @@ def capture(
             walk.recorder.leaves.tables = tables
             graph = walk.record(state)
             if draws != (python_draws(), tables.states()):
-                what = tables.counted(draws[1]) or "it draws random numbers in Python"
-                raise CaptureError(
-                    f"{type(model).__name__}.forward cannot be captured: {what}, and a graph would keep those of its "
-                    "capture. Turn that off (layerdrop, a mask that is drawn), or choose a site outside the module "
-                    "that does it."
-                )
+                raise _drew(model, tables.counted(draws[1]))
             reached = walk.reached
             changed = frozenset(r.name for r in reached if not r.holds())
             _refuse_filled_constants(walk, model)
@@ -135,6 +130,14 @@ def _restored(tables: Tables) -> Iterator[None]:
         yield
     finally:
         tables.restore()
+
+
+def _drew(model: nn.Module, counted: str) -> CaptureError:
+    return CaptureError(
+        f"{type(model).__name__}.forward cannot be captured: {counted or 'it draws random numbers in Python'}, and a "
+        "graph would keep those of its capture. Turn that off (layerdrop, a mask that is drawn), or choose a site "
+        "outside the module that does it."
+    )
 
 
 def relied_on(training: Captured, evaluating: Captured) -> dict[bool, tuple[Relied, ...]]:

@@ -108,17 +108,13 @@ def _traced(
             call.gradients = False  # a forward that asks its input for a gradient: it has to be a leaf
             out = call(values, dims)
         drawn = outside.drawn()
-        if not drawn and outside.changed(
-            fakes, call.given, has_rows
-        ):  # a table that is made once and kept is no state
+        # a table that is made once and kept is no state
+        if not drawn and outside.changed(fakes, call.given, has_rows):
             outside = Outside(model)
             call.given = dict(fakes)
             out = call(values, dims)
         changed = drawn or outside.changed(fakes, call.given, has_rows)
-        if not watch.mode:
-            watch.mode = names_the_question(model)
-        if watch.mode and not watch.hooked and not changed and call.follows_the_mode(values, dims):
-            watch.differs = True
+        call.note_mode(model, values, dims, changed)
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")[:160]
         seen = follow.decision or Meeting("unknown", "", f"tracing fails: {type(error).__name__}: {said}")
@@ -159,6 +155,15 @@ class _Call:
         self.forward, self.follow, self.watch, self.fake = forward, follow, watch, fake
         self.fakes, self.given = fakes, dict(fakes)
         self.gradients = self.mode = True
+
+    def note_mode(
+        self, model: nn.Module, values: Mapping[str, Any], dims: Mapping[int, int], changed: str
+    ) -> None:
+        """Note whether the forward asks for the grad mode and, if nothing it keeps has changed, acts by it."""
+        if not self.watch.mode:
+            self.watch.mode = names_the_question(model)
+        if self.watch.mode and not self.watch.hooked and not changed and self.follows_the_mode(values, dims):
+            self.watch.differs = True
 
     def follows_the_mode(self, values: Mapping[str, Any], dims: Mapping[int, int]) -> bool:
         """Whether the forward computes something else without gradients: which functions it calls, and of what."""
