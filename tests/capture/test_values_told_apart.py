@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import AssumptionViolated
+from graphaug.errors import AssumptionViolated, CaptureError
 
 
 class Size(enum.Enum):
@@ -189,7 +189,12 @@ RESULTS = {
 }
 
 
-@pytest.mark.parametrize("kind", RESULTS)
+def test_an_array_of_a_helper_is_made_anew_and_what_is_read_of_it_compared():
+    with pytest.raises(CaptureError, match="another batch size"):
+        ga.rewrite(Net(RESULTS["an array"]), at="a", example_inputs=torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in RESULTS if kind != "an array"])
 def test_what_a_helper_returns(kind):
     net, x = Net(RESULTS[kind]), torch.randn(4, 8)
     net.closed = Closed()

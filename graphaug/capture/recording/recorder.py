@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
@@ -108,8 +109,8 @@ class Recorder(TorchFunctionMode):
         adopted = self.session.call_unrecorded(self.ledger.adopt, value, node)
         if isinstance(value, bool):
             self.nodes.assume(node, value)
-        elif not isinstance(value, Tensor) and type(value) not in READ_IN_EVERY_CALL:
-            self.nodes.assume_layout(node, value)
+        elif not isinstance(value, (Tensor, np.ndarray)) and type(value) not in READ_IN_EVERY_CALL:
+            self.nodes.assume_layout(node, value)  # an array is made anew, as of masks that are drawn
         return adopted
 
     def record(self, call: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
