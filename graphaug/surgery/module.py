@@ -220,11 +220,13 @@ class AugmentedModule(fx.GraphModule):
     @property
     def _modules(self) -> dict[str, nn.Module | None]:
         """The children: those of the model, as they are there now, and what was added."""
-        return agree(self) if "_agreed" in self.__dict__ else self.__dict__["_modules"]
+        return agree(self) if "_agreed" in self.__dict__ else self.__dict__["_registry"]
 
     @_modules.setter
     def _modules(self, value: dict[str, nn.Module | None]) -> None:
-        self.__dict__["_modules"] = value
+        # torch's own look-ups want the one; by the other name it is found past the property, also while torch 2.11
+        # compiles, which takes an entry of __dict__ for the attribute
+        self.__dict__["_modules"] = self.__dict__["_registry"] = value
 
     def __getattr__(self, name: str) -> Any:
         parts = self.__dict__.get("_parts")

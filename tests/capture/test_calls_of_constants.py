@@ -11,6 +11,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
 
+pytestmark = pytest.mark.few(8)
+
 
 class Net(nn.Module):
     """What ``how`` does it does behind the site."""

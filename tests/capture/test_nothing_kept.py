@@ -26,6 +26,8 @@ from torch import Tensor, manual_seed, nn
 import graphaug as ga
 from graphaug.errors import CaptureError
 
+pytestmark = pytest.mark.few(10)
+
 
 class Slots:
     __slots__ = ("entry",)

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
 
+pytestmark = pytest.mark.few(10)
+
 settings = types.ModuleType("settings_of_this_test")
 settings.scale, settings.Options = 2.0, type("Options", (), {"scale": 2.0, "__module__": "settings"})
 sys.modules["settings_of_this_test"] = settings

@@ -21,6 +21,8 @@ from graphaug.contrastive.runs.life import run_task
 from graphaug.errors import CheckpointError
 from graphaug.vision.pretrain import pretrain
 
+pytestmark = pytest.mark.few(8)
+
 
 class Regression(nn.Module):
     def __init__(self):

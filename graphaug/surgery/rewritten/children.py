@@ -16,7 +16,7 @@ _GONE: Any = object()
 
 def child_of(aug: Any, name: str) -> nn.Module | None:
     """A child of both, as it is now."""
-    own, theirs = aug.__dict__["_modules"], aug.__dict__["_parts"].model._modules
+    own, theirs = aug.__dict__["_registry"], aug.__dict__["_parts"].model._modules
     mine, its = own.get(name), theirs[name]
     if mine is its:
         return its  # type: ignore[no-any-return]
@@ -27,7 +27,7 @@ def child_of(aug: Any, name: str) -> nn.Module | None:
 
 def agree(aug: Any) -> dict[str, nn.Module | None]:
     """The registry of the rewritten model, brought to the state of the user's model, or that to its state."""
-    own: dict[str, nn.Module | None] = aug.__dict__["_modules"]
+    own: dict[str, nn.Module | None] = aug.__dict__["_registry"]
     parts = aug.__dict__["_parts"]
     theirs, before, added = parts.model._modules, aug.__dict__["_agreed"], parts.added
     if len(theirs) == len(before) and all(
