@@ -166,6 +166,7 @@ TAKEN = (
     "_graph",
     "_code",
     "_parts",
+    "_registry",
     "_own",
 )
 

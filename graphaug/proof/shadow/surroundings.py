@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.caches import cached_functions
-from graphaug.capture.recording.values.inside import attributes_of
+from graphaug.capture.recording.values.inside import NOTHING, attributes_of, content_of
 from graphaug.capture.state import python_draws
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
@@ -197,10 +197,10 @@ class Surroundings:
         if (function.__module__ or "").partition(".")[0] in _OF_TORCH:
             return
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            if id(cell) not in self._seen and (content := _content(cell)) is not _NOTHING:
+            if id(cell) not in self._seen and (content := content_of(cell)) is not NOTHING:
                 self._seen.add(id(cell))
                 read, write = (
-                    functools.partial(_content, cell),
+                    functools.partial(content_of, cell),
                     functools.partial(setattr, cell, "cell_contents"),
                 )
                 self._bindings.add(f"{variable} of {name}", read, write)
@@ -262,14 +262,3 @@ class Surroundings:
             return False
         self._generators.append(Generator(name, read, write))
         return True
-
-
-_NOTHING = object()
-"""Stands for the content of a cell whose name is bound later."""
-
-
-def _content(cell: types.CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return _NOTHING

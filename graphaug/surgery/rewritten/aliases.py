@@ -14,7 +14,7 @@ from torch import fx, nn
 
 ALIAS = "graphaug_alias_"
 INTERNAL = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) | {
-    *("_parts", "_aliases", "_own", "_agreed", "_frozen_statistics")
+    *("_parts", "_aliases", "_own", "_agreed", "_registry", "_frozen_statistics")
 }
 """What lies in the ``__dict__`` of a rewritten model itself."""
 _BREAKS_QUOTES = set('"\\\n\r\0')
