@@ -5,7 +5,9 @@ All of it is found by what the code of a model can reach.
 
 from __future__ import annotations
 
+import array
 import collections
+import contextvars
 import functools
 import itertools
 import random
@@ -15,11 +17,20 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.caches import cached_functions
-from graphaug.capture.recording.values.inside import NOTHING, attributes_of, content_of
+from graphaug.capture.recording.kept.kinds import SLOTS, kind_of
+from graphaug.capture.recording.values.inside import (
+    NOTHING,
+    attributes_of,
+    content,
+    content_of,
+    isinstance_of,
+    slots_of,
+)
 from graphaug.capture.state import python_draws
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
@@ -29,6 +40,7 @@ from graphaug.proof.shadow.watched import (
     Cache,
     Container,
     Generator,
+    Kept,
     Modes,
     Registries,
     TensorFacts,
@@ -51,6 +63,8 @@ _ENTRIES = 1000
 _OF_TORCH = (
     "torch", "numpy", "builtins", "typing", "functools", "graphaug", "collections", "logging", "warnings",
 )  # fmt: skip
+_OF_USERS = (np.ndarray, bytearray, array.array, collections.UserDict, collections.UserList)
+"""What is of those packages, and filled by users."""
 _REGISTRIES = frozenset(vars(nn.Module()))
 
 
@@ -65,8 +79,9 @@ class Surroundings:
 
     def __init__(self, model: nn.Module, opened: list[nn.Module]) -> None:
         self._attributes: list[Attributes] = []
-        self._containers: list[Container | Registries] = []
+        self._containers: list[Container | Kept | Registries] = []
         self._bindings = Bindings()
+        self._contexts: list[Watched] = []
         self._generators: list[Watched] = []
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
@@ -97,7 +112,10 @@ class Surroundings:
         Attributes of opened modules are left out: closed code does not read them.
         """
         if path not in self._own:
-            of_modules: list[Attributes | Container | Registries] = [*self._of_closed, *self._containers]
+            of_modules: list[Attributes | Container | Kept | Registries] = [
+                *self._of_closed,
+                *self._containers,
+            ]
             self._own[path] = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
         for own in self._own[path]:
             yield from own.changes()
@@ -126,7 +144,9 @@ class Surroundings:
 
     def _all(self) -> Iterator[Watched]:
         yield from itertools.chain(self._attributes, self._containers, [self._modes])
-        yield from itertools.chain([self._bindings], self._generators, self._tensors, self._caches)
+        yield from itertools.chain(
+            [self._bindings], self._contexts, self._generators, self._tensors, self._caches
+        )
 
     # --- what code can reach ------------------------------------------------------------------------
 
@@ -188,23 +208,39 @@ class Surroundings:
         elif isinstance(value, tuple):
             for entry in value[:_ENTRIES]:
                 self._walk(entry, name, depth - 1)
-        elif attributes_of(value) is not None and type(value).__module__.partition(".")[0] not in _OF_TORCH:
-            self._containers.append(Container(name, vars(value)))
-            for key, entry in list(vars(value).items()):
-                self._walk(entry, f"{name}.{key}", depth - 1)
+        elif isinstance(value, _OF_USERS) or type(value).__module__.partition(".")[0] not in _OF_TORCH:
+            self._object(value, name, depth)
+
+    def _object(self, value: Any, name: str, depth: int) -> None:
+        """Watch what an object holds, in whatever way its class has."""
+        held = {f"{name}.{key}": entry for key, entry in (attributes_of(value) or {}).items()}
+        held |= {f"{name}.{key}": content(descriptor, value) for key, descriptor in slots_of(value)}
+        if (kind := kind_of(value)) is not None:
+            # around a call, libraries set context variables that closed code of theirs reads
+            context = isinstance_of(value, contextvars.ContextVar)
+            (self._contexts if context else self._containers).append(Kept(name, value, kind))
+            entries = dict.values(value) if isinstance(value, dict) else value
+            if isinstance(value, (dict, list, collections.deque)):
+                held |= {f"{name}[{i}]": entry for i, entry in enumerate([*entries][:_ENTRIES])}
+        if slots_of(value):
+            self._containers.append(Kept(name, value, SLOTS))
+        if (attributes := attributes_of(value)) is not None:
+            self._containers.append(Container(name, attributes))
+        for where, entry in held.items():
+            self._walk(entry, where, depth - 1)
 
     def _function(self, function: types.FunctionType, name: str, depth: int) -> None:
         if (function.__module__ or "").partition(".")[0] in _OF_TORCH:
             return
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-            if id(cell) not in self._seen and (content := content_of(cell)) is not NOTHING:
+            if id(cell) not in self._seen and (held := content_of(cell)) is not NOTHING:
                 self._seen.add(id(cell))
                 read, write = (
                     functools.partial(content_of, cell),
                     functools.partial(setattr, cell, "cell_contents"),
                 )
                 self._bindings.add(f"{variable} of {name}", read, write)
-                self._walk(content, f"{variable} of {name}", depth - 1)
+                self._walk(held, f"{variable} of {name}", depth - 1)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._walk(default, f"a default of {name}", depth - 1)
         if vars(function):

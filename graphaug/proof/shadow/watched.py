@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.kept.kinds import Record
 from graphaug.torch_private import UninitializedTensorMixin
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -81,6 +82,16 @@ class Container:
             holder.clear()
             sequence = isinstance(holder, (list, collections.deque))
             holder.extend(before) if sequence else holder.update(before)
+
+
+class Kept(Record):
+    """What a subclass of a container, an array, or an object with slots holds."""
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """All that it holds now, if that is something else."""
+        if not self.kind.same(self.held, self.before):
+            now = self.kind.taken(self.held)
+            yield self.name, now.tobytes() if hasattr(now, "tobytes") else now
 
 
 class _Together:
