@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import CONSTANTS
@@ -56,15 +56,11 @@ class Parts:
 
 
 class Constants(nn.Module):
-    """What opened code refers to and no module owns: tensors as non-persistent buffers, other objects as they are."""
+    """What opened code refers to and no module owns, as it is: no buffers, which ``.to(dtype)`` would convert."""
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         super().__init__()
-        for name, value in values.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value, persistent=False)
-            else:
-                self.__dict__[name] = value  # not a child, even if it is a module
+        self.__dict__.update(values)  # no child, even if it is a module
 
 
 def constants_module(values: Mapping[str, Any]) -> dict[str, nn.Module]:
