@@ -176,14 +176,17 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
 
 def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signature) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
-    trace, where = error.__traceback__, ""
+    trace, where, detail = error.__traceback__, "", in_a_line(error)
     while trace is not None:
         name = trace.tb_frame.f_code.co_filename
         if not is_internal(name):
             where = f" ({name.rpartition('/')[2]} line {trace.tb_lineno})"
+        elif "_functorch" in name:  # its own errors tell of torch's insides
+            detail = (
+                "it calls a transform of torch.func (vmap, grad), which works on wrapped tensors of its own"
+            )
         trace = trace.tb_next
     name = type(model).__name__
-    detail = in_a_line(error)
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"
     if not signature.guessed and _runs(model, signature):

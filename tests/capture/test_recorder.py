@@ -600,3 +600,16 @@ def test_functions_of_code_that_no_module_holds_are_seen(name: str) -> None:
     assert "pooled" in {getattr(node.target, "__name__", "") for node in aug.graph.nodes}
     assert scope["pooled"] is before
     assert torch.equal(aug.eval()(x), model.eval()(x))
+
+
+def test_a_transform_of_torch_func_is_named() -> None:
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.outer(torch.vmap(lambda row: row * 2)(self.inner(x)))
+
+    with pytest.raises(CaptureError, match=r"test_recorder\.py line \d+.*torch\.func \(vmap, grad\)"):
+        ga.rewrite(Rows(), "inner", example_inputs=features())

@@ -106,3 +106,71 @@ def test_other_noise_behind_the_cut_is_found(other: Any) -> None:
     aug.recompile()
     with pytest.raises(VerificationError, match="in training mode the output differs"):
         ga.verify(aug, x)
+
+
+class Drawing(nn.Module):
+    """It draws in front of the cut, in the way that is asked for."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.a, self.always, self.b, self.c = nn.Linear(6, 6), Call(draw), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.b(self.always(self.a(x))))
+
+
+class Call(nn.Module):
+    """A closed module that draws in both modes."""
+
+    def __init__(self, draw: Any) -> None:
+        super().__init__()
+        self.draw = draw
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.draw(x)
+
+
+DRAWS = {
+    "normal": lambda x: x + torch.randn_like(x),
+    "in place": lambda x: x * torch.empty_like(x).uniform_(0.5, 1.5),
+    "yes or no": lambda x: x * torch.bernoulli(torch.full_like(x, 0.5)),
+    "integers": lambda x: x + torch.randint(1, 9, x.shape),
+    "order": lambda x: x + x.detach()[torch.randperm(len(x))],
+    "categories": lambda x: x[:, torch.multinomial(torch.ones(x.shape[1]), 6)] + torch.randn(len(x), 1),
+}
+
+
+@pytest.mark.parametrize("options", [{}, {"views": 2}, {"views": 2, "pairing": "together"}], ids=str)
+@pytest.mark.parametrize("name", DRAWS)
+def test_closed_modules_that_draw_in_front_of_the_cut_are_no_false_alarm(
+    name: str, options: dict[str, Any]
+) -> None:
+    x = torch.randn(8, 6)
+    aug = ga.rewrite(Drawing(DRAWS[name]), "b", stop_grad=True, example_inputs=x, **options)
+    apart = aug.plan.backward == "sparse" or bool(options)
+    assert ("its noise the same number everywhere" in str(ga.verify(aug, x))) == apart
+
+
+def test_a_branch_that_draws_is_compared_too() -> None:
+    class Noisy(Residual):
+        def __init__(self) -> None:
+            super().__init__()
+            self.b = nn.Sequential(nn.Linear(6, 6), Call(DRAWS["normal"]))
+
+    x = torch.randn(8, 6)
+    claims = str(ga.verify(ga.skip_rows(Noisy(), "b", rate=0.5, example_inputs=x), x))
+    assert "its noise the same number everywhere" in claims
+
+
+@pytest.mark.parametrize("options", [{}, {"views": 2, "pairing": "together"}], ids=str)
+def test_with_noise_in_front_of_it_a_wrong_suffix_is_found(options: dict[str, Any]) -> None:
+    x = torch.randn(8, 6)
+    model = Drawing(DRAWS["normal"])
+    aug = ga.rewrite(model, "b", stop_grad=True, backward="sparse", example_inputs=x, **options)
+    (last,) = (n for n in aug._parts.split.suffix.nodes if n.target == "c")
+    with aug._parts.split.suffix.inserting_after(last):
+        more = aug._parts.split.suffix.call_function(torch.mul, (last, 1.01))
+    last.replace_all_uses_with(more, delete_user_cb=lambda user: user is not more)
+    aug.recompile()
+    with pytest.raises(VerificationError, match="in training mode the output differs"):
+        ga.verify(aug, x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,39 +35,71 @@ def check_skipped(
         VerificationError: other rows than the rate says, or an output or a gradient that differs.
     """
     quieten(aug, model)
-    state = ModelState(model)
     skippers = {name: m for name, m in aug._parts.added.items() if isinstance(m, KeptRows)}
-    seed(1)
-    with NoDropout(), OwnDraws(model), _counting(skippers) as rows:
-        found = call(aug)
+    off = "dropout and batch statistics of the model itself off"
+    step, rows = _both_steps(aug, model, call, seed, skippers)
+    if not step.draws_alike:
+        step, rows = _both_steps(aug, model, call, seed, skippers, level=True)
+        off += ", its noise the same number everywhere"
     for name, skipper in skippers.items():
         yield _rows_kept(str(aug._parts.targets[name]), skipper, rows[name])
+    compare(step.expected, step.found, step.theirs, step.mine, tolerance, step.oracle)
+    yield f"training mode ({off}): output and {len(step.mine)} gradients equal those of {step.oracle}"
+
+
+@dataclass
+class _Steps:
+    """One step with skipped rows and one with masked branches: outputs, gradients, and whether both drew the same."""
+
+    found: Any
+    expected: Any
+    mine: dict[str, Tensor | None]
+    theirs: dict[str, Tensor | None]
+    oracle: str
+    draws_alike: bool
+
+
+def _both_steps(
+    aug: AugmentedModule,
+    model: nn.Module,
+    call: Call,
+    seed: Seed,
+    skippers: dict[str, KeptRows],
+    level: bool = False,
+) -> tuple[_Steps, dict[str, int]]:
+    """The two steps, and how many rows each branch was given."""
+    state = ModelState(model)
+    seed(1)
+    with NoDropout(), OwnDraws(model, level=level) as drawn, _counting(skippers, drawn) as rows:
+        found = call(aug)
     loss, weights = loss_of(found)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     mine = dict(zip(trained, gradients(loss, list(trained.values())), strict=True))
 
     state.restore()
     seed(1)
-    with _masked(aug, model, skippers, rows) as how, NoDropout(), OwnDraws(model):
+    masked = OwnDraws(model, level=level)
+    with _masked(aug, model, skippers, rows) as oracle, NoDropout(), masked:
         expected = call(model)
     other, _ = loss_of(expected, weights)
     theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
-    compare(expected, found, theirs, mine, tolerance, how)
-    yield (
-        f"training mode (dropout and batch statistics of the model itself off): output and {len(trained)} gradients "
-        f"equal those of {how}"
-    )
+    return _Steps(found, expected, mine, theirs, oracle, drawn.count == masked.count), rows
 
 
 @contextlib.contextmanager
-def _counting(skippers: dict[str, KeptRows]) -> Iterator[dict[str, int]]:
-    """How many rows the batch has, as every branch is told."""
+def _counting(skippers: dict[str, KeptRows], own: OwnDraws) -> Iterator[dict[str, int]]:
+    """How many rows the batch has, as every branch is told; which are kept is drawn aside."""
     rows: dict[str, int] = {}
 
-    def count(name: str) -> Any:
-        return lambda m, args: rows.__setitem__(name, m.place.count(args[0].shape))
+    def begin(name: str, skipper: KeptRows, args: tuple[Any, ...]) -> None:
+        rows[name] = skipper.place.count(args[0].shape)
+        own.is_aside = True
 
-    handles = [m.register_forward_pre_hook(count(name)) for name, m in skippers.items()]
+    def end(*_: Any) -> None:
+        own.is_aside = False
+
+    handles = [m.register_forward_pre_hook(functools.partial(begin, name)) for name, m in skippers.items()]
+    handles += [m.register_forward_hook(end) for m in skippers.values()]
     try:
         yield rows
     finally:

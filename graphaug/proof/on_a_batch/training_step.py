@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,52 +34,98 @@ def against_hooks(
     Raises:
         VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
     """
-    draws: dict[Target, list[Recorded]] = {t: [] for t in aug.augmentations}
     how = "training mode"
     apart = aug.plan.backward == "sparse" or aug.plan.asked.views > 1
     if apart:
         kind = "sparse" if aug.plan.backward == "sparse" else f"{aug.plan.asked.views} views"
-        how += f" ({kind}; dropout and batch statistics of the model itself off)"
+        how += f" ({kind}; dropout and batch statistics of the model itself off"
         quieten(aug, model)  # two runs of the prefix draw other dropout than one
-    state = ModelState(model)
-    seed(1)
-    with _as_one_run(model, apart) as aside:
-        found, below = _recorded(aug, call, draws, aside)
-    loss, weights = loss_of(found)
-    parameters = dict(model.named_parameters())
-    trained = {n: p for n, p in parameters.items() if p.requires_grad}
-    reached = {t: v for t, v in below.items() if v.requires_grad}
-    grads = gradients(loss, [*trained.values(), *reached.values()])
-    mine = dict(zip(trained, grads, strict=False))
-
-    state.restore()  # the model may also set its buffers
-    seed(1)
-    with _as_one_run(model, apart) as aside, hooked(aug, model, draws, aside):
-        expected = plain(model)
-    other, _ = loss_of(expected, weights)
-    theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
-    compare(expected, found, theirs, mine, tolerance)
-    yield f"{how}: output and {len(trained)} gradients equal those of forward hooks with the same draws"
+    step = _both_steps(aug, model, call, plain, seed, apart)
+    if apart and step.draws_differ_in_front:
+        step = _both_steps(aug, model, call, plain, seed, apart, level=True)
+        how += ", its noise the same number everywhere"
+    how += ")" if apart else ""
+    compare(step.expected, step.found, step.theirs, step.mine, tolerance)
+    yield f"{how}: output and {len(step.mine)} gradients equal those of forward hooks with the same draws"
     if count := following(aug):
         values = "1 value" if count == 1 else f"{count} values"
         yield f"{values} from elsewhere (masks, positions) keep the tokens that each row keeps, picked row by row"
 
-    _check_stopped(aug, dict(zip(reached, grads[len(trained) :], strict=True)), draws)
+    _check_stopped(aug, step.reaching, step.draws)
     if aug.plan.freeze is not None:
+        parameters = dict(model.named_parameters())
         still = [n for n in aug.plan.freeze.parameters if parameters[n].requires_grad]
         if still:
             raise VerificationError(f"frozen parameters are trainable: {', '.join(still[:5])}.")
         yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
 
 
+@dataclass
+class _Steps:
+    """One step of a rewritten model and of the original with hooks.
+
+    Attributes:
+        found: the output of the rewritten model; ``expected`` is the other's.
+        mine: the gradients of the rewritten model by the names of the parameters; ``theirs`` are the other's.
+        reaching: the gradients that come out of the cuts.
+        draws: what the augmentations drew.
+        draws_differ_in_front: whether they drew for other sizes otherwise, and that in front of the last cut only.
+    """
+
+    found: Any
+    expected: Any
+    mine: dict[str, Tensor | None]
+    theirs: dict[str, Tensor | None]
+    reaching: dict[Target, Tensor | None]
+    draws: dict[Target, list[Recorded]]
+    draws_differ_in_front: bool
+
+
+def _both_steps(
+    aug: AugmentedModule,
+    model: nn.Module,
+    call: Call,
+    plain: Call,
+    seed: Seed,
+    apart: bool,
+    level: bool = False,
+) -> _Steps:
+    """The two steps; if the parts of one run ``apart``, both draw what one run draws."""
+    draws: dict[Target, list[Recorded]] = {t: [] for t in aug.augmentations}
+    state = ModelState(model)
+    seed(1)
+    with _as_one_run(model, apart, level) as mine_drawn:
+        found, below = _recorded(aug, call, draws, mine_drawn.aside)
+    loss, weights = loss_of(found)
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    reached = {t: v for t, v in below.items() if v.requires_grad}
+    grads = gradients(loss, [*trained.values(), *reached.values()])
+
+    state.restore()  # the model may also set its buffers
+    seed(1)
+    with _as_one_run(model, apart, level) as drawn, hooked(aug, model, draws, drawn.aside):
+        expected = plain(model)
+    other, _ = loss_of(expected, weights)
+    return _Steps(
+        found,
+        expected,
+        dict(zip(trained, grads, strict=False)),
+        dict(zip(trained, gradients(other, list(trained.values())), strict=True)),
+        dict(zip(reached, grads[len(trained) :], strict=True)),
+        draws,
+        mine_drawn.differs_in_front(drawn),
+    )
+
+
 @contextlib.contextmanager
-def _as_one_run(model: nn.Module, apart: bool) -> Iterator[Aside]:
-    """Let a step whose parts run ``apart`` draw what one run draws; gives what an augmentation is done aside with."""
+def _as_one_run(model: nn.Module, apart: bool, level: bool) -> Iterator[OwnDraws]:
+    """Let a step whose parts run ``apart`` draw what one run draws."""
+    own = OwnDraws(model, level=level)
     if not apart:
-        yield contextlib.nullcontext
+        yield own
         return
-    with NoDropout(), OwnDraws(model) as own:
-        yield own.aside
+    with NoDropout(), own:
+        yield own
 
 
 def _recorded(
