@@ -22,6 +22,7 @@ from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import any_inside
 from graphaug.capture.recording.walk import Walk
 from graphaug.capture.state import python_draws, unchanged, undrawn
+from graphaug.capture.switches import switched_back
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
@@ -84,6 +85,7 @@ def capture(
     tables = Tables(model, signature.examples.values())
     with (
         LOCK,
+        switched_back(),
         _restored(tables),
         unchanged(model) as state,
         torch.enable_grad(),

@@ -95,10 +95,11 @@ class Recorder(TorchFunctionMode):
         Returns:
             The node, and the value on the example.
         """
-        self.modes.check()
+        self.modes.check(module=kind == "call_module")
         kwargs = dict(kwargs or {})
         lowered = self.ledger.lower(args), {k: self.ledger.lower(v) for k, v in kwargs.items()}
         outcome = self.leaves.run(run, args, kwargs)
+        self.modes.follow()
         node = self.nodes.create(kind, target, *lowered)
         node.meta.update(flops=outcome.flops, uncounted=outcome.uncounted)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)

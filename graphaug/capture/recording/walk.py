@@ -125,6 +125,7 @@ class Walk:
             try:
                 with recorder, self.session.unrecorded():
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
+                    recorder.modes.check()
                     self.held = tuple(self._held())
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})

@@ -16,6 +16,7 @@ from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.recording.checks import as_assertion, replaced_by
 from graphaug.capture.recording.opened.function_modes import unnoticed
 from graphaug.capture.state import seed
+from graphaug.capture.switches import switched_back, switches
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token
 from graphaug.proof.shadow.stand_ins import CannotStandIn, StandIns
@@ -68,12 +69,13 @@ class Runs:
         """
         recorders: list[Recorder] = []
         try:
-            for number in range(situation.calls):
-                arguments = map_tensors(self._own, self.signature.arrange(situation.inputs))
-                recorder = Recorder(self._named(arguments), self.graph_ids)
-                recorders.append(recorder)
-                self._call(module, recorder, arguments, situation, number)
-                recorder.record.left.update(self.surroundings.left(recorder.origins.token))
+            with switched_back():
+                for number in range(situation.calls):
+                    arguments = map_tensors(self._own, self.signature.arrange(situation.inputs))
+                    recorder = Recorder(self._named(arguments), self.graph_ids)
+                    recorders.append(recorder)
+                    self._call(module, recorder, arguments, situation, number)
+                    recorder.record.left.update(self.surroundings.left(recorder.origins.token))
         except CannotStandIn as error:
             raise CannotCompare(str(error)) from error
         except Exception as error:
@@ -111,6 +113,7 @@ class Runs:
         record, origins = recorder.record, recorder.origins
         record.left["the grad mode of the caller"] = (after[0], modes[0])
         record.left["autocast of the caller"] = (after[1], modes[1])
+        record.left["the switches of torch of the caller"] = switches()
         tensors = [t for t in _leaves(output) if isinstance(t, Tensor)]
         gradients = tuple((origins.gradient(t), t.requires_grad) for t in tensors)
         record.output = (origins.token(output), gradients)

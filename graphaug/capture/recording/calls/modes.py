@@ -12,6 +12,7 @@ from torch import fx
 
 from graphaug.capture.recording.nodes import IS_GRAD_ENABLED, Nodes
 from graphaug.capture.recording.session import Session
+from graphaug.capture.switches import switched, switches
 from graphaug.capture.user_code import is_internal
 
 
@@ -30,6 +31,7 @@ class Modes:
         """Remember the modes that the forward starts in; what differs later, it set itself."""
         self._autocast = _autocast_state()
         self._grad_mode = torch.is_grad_enabled()
+        self._switches, self._device = switches(), torch.get_default_device()
 
     def set_grad_mode(self, function: Any, mode: bool, caller: FrameType) -> None:
         """Keep ``with torch.no_grad():`` as it nests: at its end comes back what the caller had.
@@ -55,13 +57,26 @@ class Modes:
             return
         create("call_function", function, (outer,), {})
 
-    def check(self) -> None:
+    def follow(self) -> None:
+        """What closed code left switched it leaves so in every call of the graph, too."""
+        self._switches = switches()
+
+    def check(self, *, module: bool = False) -> None:
         """Refuse what a graph does not keep.
 
+        Args:
+            module: whether a closed module is called next; an operation of opened code has its device as an argument.
+
         Raises:
-            CaptureError: opened code runs in an autocast or inference region of its own, or seeded torch's generator.
+            CaptureError: opened code runs in an autocast or inference region of its own, set a switch of torch, or
+                seeded its generator.
         """
         refuse = self.session.refuse
+        around = " Set it around the call of the model, or choose a site outside that module, so that it stays closed."
+        if name := switched(self._switches):
+            raise refuse(f"it sets {name}, which a graph does not keep", reason=around)
+        if module and torch.get_default_device() != self._device:
+            raise refuse("it sets torch's default device, which a graph does not keep", reason=around)
         if self._autocast != _autocast_state():
             raise refuse("it opens an autocast region of its own, which a graph does not keep")
         if torch.is_grad_enabled() != self._grad_mode:

@@ -1,0 +1,152 @@
+"""Switches of torch that a forward sets: a graph does not keep them, and closed code would compute otherwise.
+
+Oracle: how the switches are set, as a closed module sees them in the model itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import graphaug as ga
+from graphaug.capture.switches import _SWITCHES, switches
+from graphaug.errors import CaptureError
+
+Around = Callable[[], contextlib.AbstractContextManager[Any]]
+
+
+@contextlib.contextmanager
+def put(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> Iterator[None]:
+    before = read()
+    write(value)
+    try:
+        yield
+    finally:
+        write(before)
+
+
+def attribute(owner: Any, name: str, value: Any) -> Around:
+    return lambda: put(lambda: getattr(owner, name), lambda v: setattr(owner, name, v), value)
+
+
+REGIONS: dict[str, Around] = {
+    "cudnn.enabled": lambda: torch.backends.cudnn.flags(enabled=False),
+    "cudnn.deterministic": attribute(torch.backends.cudnn, "deterministic", True),
+    "mkldnn.enabled": attribute(torch.backends.mkldnn, "enabled", False),
+    "sdpa_kernel": lambda: sdpa_kernel([SDPBackend.MATH]),
+    "set_detect_anomaly": lambda: torch.autograd.set_detect_anomaly(True),
+    "use_deterministic_algorithms": lambda: put(
+        torch.are_deterministic_algorithms_enabled, torch.use_deterministic_algorithms, True
+    ),
+    "set_default_dtype": lambda: put(torch.get_default_dtype, torch.set_default_dtype, torch.float64),
+    "set_float32_matmul_precision": lambda: put(
+        torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "high"
+    ),
+    "set_fastpath_enabled": lambda: put(
+        torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False
+    ),
+    "allow_fp16_reduced": attribute(
+        torch.backends.cuda.matmul, "allow_fp16_reduced_precision_reduction", False
+    ),
+    "default device": lambda: torch.device("meta"),
+}
+SEEN: list[tuple[Any, ...]] = []
+
+
+class Looks(nn.Module):
+    """A closed module that notes the switches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        SEEN.append(switches())
+        return self.inner(x)
+
+
+class InRegion(nn.Module):
+    def __init__(self, around: Around) -> None:
+        super().__init__()
+        self.first, self.looks, self.last, self.around = nn.Linear(8, 8), Looks(), nn.Linear(8, 3), around
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        with self.around():
+            h = self.looks(h)
+        return self.last(h)
+
+
+@pytest.mark.parametrize("name", REGIONS)
+def test_a_region_of_opened_code_is_refused_by_its_name(name: str) -> None:
+    before = switches()
+    with pytest.raises(CaptureError, match=rf"sets .*{name}.*test_switches\.py line \d+"):
+        ga.rewrite(InRegion(REGIONS[name]), "last", example_inputs=torch.randn(4, 8))
+    assert switches() == before
+
+
+@pytest.mark.parametrize("name", set(REGIONS) - {"default device"})
+def test_a_region_of_closed_code_is_kept(name: str) -> None:
+    model = nn.Sequential(InRegion(REGIONS[name]), nn.Linear(3, 3))
+    x, before = torch.randn(4, 8), switches()
+    aug = ga.rewrite(model, "1", rate=0.0, example_inputs=x)
+    SEEN.clear()
+    assert torch.equal(aug(x), model(x))
+    assert SEEN[0] == SEEN[1] != before
+
+
+@pytest.mark.parametrize("name", ["sdpa_kernel", "set_default_dtype"])
+def test_a_region_around_the_call_of_the_model_acts(name: str) -> None:
+    model, x = InRegion(contextlib.nullcontext), torch.randn(4, 8)
+    aug = ga.rewrite(model, "last", rate=0.0, example_inputs=x)
+    SEEN.clear()
+    with REGIONS[name]():
+        aug(x), model(x)
+    assert SEEN[0] == SEEN[1] != switches()
+
+
+class Leaves(nn.Module):
+    """Sets a switch behind all of its operations, for good."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.last(self.first(x))
+        torch.backends.cudnn.deterministic = True
+        return h
+
+
+def test_a_switch_that_is_left_is_refused_and_put_back() -> None:
+    before = switches()
+    with pytest.raises(CaptureError, match=r"torch\.backends\.cudnn\.deterministic"):
+        ga.rewrite(Leaves(), "first", example_inputs=torch.randn(4, 8))
+    assert switches() == before
+
+
+def test_regions_that_change_nothing_are_no_reason_to_refuse() -> None:
+    @contextlib.contextmanager
+    def same() -> Iterator[None]:
+        with (
+            torch.device("cpu"),
+            torch.profiler.record_function("region"),
+            torch.backends.cudnn.flags(enabled=True),
+        ):
+            yield
+
+    model, x = InRegion(same), torch.randn(4, 8)
+    aug = ga.rewrite(model, "last", rate=0.0, example_inputs=x)
+    assert torch.equal(aug(x), model(x))
+
+
+def test_every_switch_is_read_and_set() -> None:
+    for switch, value in zip(_SWITCHES, switches(), strict=True):
+        switch.write(value)
+        assert switch.read() == value, switch.name
