@@ -27,6 +27,9 @@ from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
 from torch.nn import parameter
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
@@ -42,8 +45,10 @@ __all__ = [
     "UninitializedTensorMixin",
     "WeakIdKeyDictionary",
     "assert_async",
+    "dispatch_modes",
     "flop_counter_type",
     "function_from_source",
+    "function_modes",
     "is_functorch_wrapper",
     "quiet_fakes",
     "set_grad_enabled",
@@ -134,6 +139,16 @@ _NO_SAY = torch._C._disabled_torch_function_impl
 def is_functorch_wrapper(tensor: torch.Tensor) -> bool:
     """Whether a tensor is what a transform of torch.func hands to its function."""
     return torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
+def function_modes() -> list[Any]:
+    """The modes that see torch's functions here, the innermost last, without those that are a default device."""
+    return [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
+
+
+def dispatch_modes() -> list[Any]:
+    """The modes that see torch's operations here, the innermost last, without those that make tensors fake."""
+    return [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _FakeTensorMode)]
 
 
 FSDP_MARKS = frozenset({"_is_fsdp_managed_module", "_fsdp_use_orig_params"})

@@ -12,6 +12,10 @@ from typing import Any
 
 import torch
 
+from graphaug.torch_private import dispatch_modes, function_modes
+
+_PACKAGE = __name__.partition(".")[0]
+
 
 @dataclass(frozen=True)
 class _Switch:
@@ -117,6 +121,12 @@ def switched(before: tuple[Any, ...]) -> str:
     if now == before:
         return ""
     return next(switch.name for switch, a, b in zip(_SWITCHES, before, now, strict=True) if a != b)
+
+
+def entered(*, of_functions: bool) -> list[Any]:
+    """The modes that a user's code entered here, which see torch's functions or its operations: no mode of ours."""
+    modes = function_modes() if of_functions else dispatch_modes()
+    return [mode for mode in modes if not type(mode).__module__.startswith(f"{_PACKAGE}.")]
 
 
 @contextlib.contextmanager

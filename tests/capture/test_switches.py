@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed import get_rank, is_initialized
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphaug as ga
 from graphaug.capture.switches import _SWITCHES, switches
-from graphaug.errors import CaptureError
+from graphaug.errors import AssumptionViolated, CaptureError
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -150,3 +154,78 @@ def test_every_switch_is_read_and_set() -> None:
     for switch, value in zip(_SWITCHES, switches(), strict=True):
         switch.write(value)
         assert switch.read() == value, switch.name
+
+
+class Doubles(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is nn.functional.linear else result
+
+
+class DoublesOperations(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        return result * 2 if func is torch.ops.aten.addmm.default else result
+
+
+@pytest.mark.parametrize("mode", [Doubles, DoublesOperations])
+def test_a_mode_around_a_closed_module_is_refused(mode: Any) -> None:
+    with pytest.raises(CaptureError, match=r"enters a mode .*test_switches\.py line \d+"):
+        ga.rewrite(InRegion(mode), "last", example_inputs=torch.randn(4, 8))
+
+
+@pytest.mark.parametrize("mode", [Doubles, DoublesOperations])
+def test_a_mode_around_the_model_or_in_closed_code_acts(mode: Any) -> None:
+    x = torch.randn(4, 8)
+    model = nn.Sequential(InRegion(mode), nn.Linear(3, 3))
+    assert torch.equal(ga.rewrite(model, "1", rate=0.0, example_inputs=x)(x), model(x))
+    plain = InRegion(contextlib.nullcontext)
+    with mode():
+        aug = ga.rewrite(plain, "last", rate=0.0, example_inputs=x)
+        assert torch.equal(aug(x), plain(x))
+
+
+def ranks() -> int:
+    """As many write it."""
+    try:
+        return get_rank() + torch.distributed.get_world_size()
+    except (RuntimeError, ValueError):
+        return 0
+
+
+class Gathers(nn.Module):
+    """Does something else with processes than without."""
+
+    def __init__(self, asks: Callable[[], int]) -> None:
+        super().__init__()
+        self.first, self.last, self.asks = nn.Linear(8, 8), nn.Linear(8, 3), asks
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h * 10 if self.asks() else h)
+
+
+ASKS: dict[str, Callable[[], int]] = {
+    "torch.distributed.is_initialized": lambda: int(torch.distributed.is_initialized()),
+    "a name bound earlier": lambda: int(is_initialized()),
+    "in a try": ranks,
+}
+
+
+@pytest.mark.parametrize("name", ASKS)
+def test_processes_that_begin_later_are_noticed(name: str, tmp_path: Path) -> None:
+    model, x = Gathers(ASKS[name]), torch.randn(4, 8)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=x)
+    assert torch.equal(aug(x), model(x))
+    torch.distributed.init_process_group("gloo", f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with pytest.raises(AssumptionViolated, match=r"torch\.distributed\.is_initialized\(\) == False"):
+            aug(x)
+        again = ga.rewrite(model, "first", rate=0.0, example_inputs=x)
+        assert torch.equal(again(x), model(x))
+        compiled = torch.compile(again, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(x), model(x))
+    finally:
+        torch.distributed.destroy_process_group()
+    with pytest.raises(AssumptionViolated):
+        again(x)

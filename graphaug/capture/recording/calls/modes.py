@@ -12,7 +12,7 @@ from torch import fx
 
 from graphaug.capture.recording.nodes import IS_GRAD_ENABLED, Nodes
 from graphaug.capture.recording.session import Session
-from graphaug.capture.switches import switched, switches
+from graphaug.capture.switches import entered, switched, switches
 from graphaug.capture.user_code import is_internal
 
 
@@ -32,6 +32,7 @@ class Modes:
         self._autocast = _autocast_state()
         self._grad_mode = torch.is_grad_enabled()
         self._switches, self._device = switches(), torch.get_default_device()
+        self._of_functions, self._of_operations = entered(of_functions=True), entered(of_functions=False)
 
     def set_grad_mode(self, function: Any, mode: bool, caller: FrameType) -> None:
         """Keep ``with torch.no_grad():`` as it nests: at its end comes back what the caller had.
@@ -65,7 +66,8 @@ class Modes:
         """Refuse what a graph does not keep.
 
         Args:
-            module: whether a closed module is called next; an operation of opened code has its device as an argument.
+            module: whether a closed module is called next; a function of opened code has its device as an argument, and
+                passed the modes of functions on its way here.
 
         Raises:
             CaptureError: opened code runs in an autocast or inference region of its own, set a switch of torch, or
@@ -77,6 +79,11 @@ class Modes:
             raise refuse(f"it sets {name}, which a graph does not keep", reason=around)
         if module and torch.get_default_device() != self._device:
             raise refuse("it sets torch's default device, which a graph does not keep", reason=around)
+        within = entered(of_functions=False) != self._of_operations
+        if within or (module and entered(of_functions=True) != self._of_functions):
+            raise refuse(
+                "it enters a mode that sees what torch runs, which a graph does not keep", reason=around
+            )
         if self._autocast != _autocast_state():
             raise refuse("it opens an autocast region of its own, which a graph does not keep")
         if torch.is_grad_enabled() != self._grad_mode:

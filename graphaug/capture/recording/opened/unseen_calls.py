@@ -33,7 +33,15 @@ _MODES = (
     *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
     *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "get_default_dtype"),
 )
-_SWITCHES = ((torch.backends.mha, "get_fastpath_enabled"),)
+_OF_PROCESSES = ("is_initialized", "get_rank", "get_world_size", "get_backend")
+_IS_INITIALIZED: Any = getattr(torch.distributed, "is_initialized", None)  # not in every build
+_ASKED = (
+    (torch, _MODES),
+    (torch.backends.mha, ("get_fastpath_enabled",)),
+    (torch.distributed, _OF_PROCESSES),
+)
+"""What says how torch is set: modules, and names of functions in them."""
+_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
@@ -50,6 +58,7 @@ class UnseenCalls:
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
         self._files: set[str] = set()
+        self._by_function: dict[Any, Callable[..., Any]] = {}
 
     def watch(self) -> None:
         """See all that is reached through torch itself."""
@@ -70,11 +79,11 @@ class UnseenCalls:
         method(torch, CHECK, as_assertion)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
-        for name in (n for n in _MODES if hasattr(torch, n)):
-            method(torch, name, functools.partial(self._asked_mode, f"torch.{name}"))
-        for owner, switch in _SWITCHES:
-            spelled = f"{owner.__name__}.{switch}"
-            method(owner, switch, functools.partial(self._asked_mode, spelled))
+        for owner, names in _ASKED:
+            for name in (n for n in names if hasattr(owner, n)):
+                asked = functools.partial(self._asked_mode, f"{owner.__name__}.{name}")
+                self._by_function[getattr(owner, name)] = asked
+                method(owner, name, asked)
         without_modes(self.patches, self._asks)
 
     def watch_names(self, m: nn.Module) -> None:
@@ -87,6 +96,10 @@ class UnseenCalls:
             if cls.__module__.partition(".")[0] != "torch":
                 for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
                     self.patches.entry(scope, name, self._dlpack)
+                named = {n: v for n, v in scope.items() if isinstance(v, _FUNCTIONS)}
+                for name, value in named.items():
+                    if value in self._by_function:
+                        self.patches.entry(scope, name, self._by_function[value])
 
     # --- what becomes of them -------------------------------------------------------------------
 
@@ -110,11 +123,16 @@ class UnseenCalls:
         return handle_torch_function(_DEVICE, (tensor,), tensor)
 
     def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
-        """A question about a mode of torch by opened code itself: the graph holds for the answer."""
+        """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""
+        if not self._asks(sys._getframe(2)):
+            return original(*args, **kwargs)
+        ledger, nodes = self.recorder.ledger, self.recorder.nodes
+        if _IS_INITIALIZED is not None and name.rpartition(".")[2] in _OF_PROCESSES:
+            # without processes the others raise, which may be caught
+            nodes.assume_answer(_IS_INITIALIZED, (), _IS_INITIALIZED(), "torch.distributed.is_initialized()")
         value = original(*args, **kwargs)
-        if self._asks(sys._getframe(2)):
-            what = f"{name}({', '.join(map(repr, args))})"
-            self.recorder.nodes.assume_answer(original, args, value, what)
+        given = (*args, *kwargs.values())
+        nodes.assume_answer(original, ledger.lower(given), value, f"{name}({', '.join(map(repr, given))})")
         return value
 
     def _is_parameter(self, original: Any, cls: type, value: Any) -> bool:
