@@ -54,6 +54,7 @@ __all__ = [
     "set_grad_enabled",
     "symbolic_operations",
     "takes_over",
+    "unsharded",
     "without_fakes",
 ]
 
@@ -149,6 +150,13 @@ def function_modes() -> list[Any]:
 def dispatch_modes() -> list[Any]:
     """The modes that see torch's operations here, the innermost last, without those that make tensors fake."""
     return [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _FakeTensorMode)]
+
+
+def unsharded(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
+    """A module's class before `torch.distributed.fsdp.fully_shard`, which makes one of it and of its own."""
+    mixed_in, *rest = kind.__bases__
+    of_fsdp = mixed_in.__name__ == "FSDPModule" and mixed_in.__module__.startswith("torch.distributed.")
+    return rest[0] if of_fsdp and rest else kind
 
 
 FSDP_MARKS = frozenset({"_is_fsdp_managed_module", "_fsdp_use_orig_params"})

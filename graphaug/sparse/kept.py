@@ -18,7 +18,7 @@ from graphaug.capture.recording.relied.code_names import attributes_in
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.recording.relied.reach import found_again, reached_by
 from graphaug.capture.recording.relied.reached import Reached
-from graphaug.torch_private import FSDP_MARKS
+from graphaug.torch_private import FSDP_MARKS, unsharded
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _EVERY_MODULES = (
@@ -230,7 +230,7 @@ def _description(module: nn.Module) -> tuple[Any, ...]:
     ours = [(k, v) for k, v in held.items() if k not in ("training", *WITHOUT_EFFECT) and k not in FSDP_MARKS]
     plain = [(k, v) for k, v in ours if _is_plain(v)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]
-    kind = type(module)
+    kind = unsharded(type(module))
     return kind, (kind.forward, held.get("forward")), plain, hooks, list(module._modules.items())
 
 

@@ -78,3 +78,38 @@ def test_a_call_that_lacks_a_constant_says_what_it_takes_instead() -> None:
     aug = ga.rewrite(ByDefault(), at="first", example_inputs={"x": X, "how": True})
     with pytest.raises(AssumptionViolated, match="with how=True, which this call lacks: it is False there"):
         aug(X)
+
+
+class TakesAlong(nn.Module):
+    """Takes keywords along, and looks at some of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, **options: Any) -> Any:
+        h = self.first(x)
+        if options.get("doubled"):
+            h = h * 2
+        h = h * options.get("factor", 1.0)
+        h = self.last(h)
+        return (h, h) if options.get("both") else h
+
+
+def test_a_keyword_that_makes_no_difference_may_be_given_or_not() -> None:
+    model, x = TakesAlong(), torch.randn(4, 8)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs={"x": x, "modality": "text", "number": 3})
+    for options in ({}, {"modality": "text"}, {"number": 3}, {"modality": "text", "number": 3}):
+        assert torch.equal(aug(x, **options), model(x))
+    with pytest.raises(AssumptionViolated, match="modality"):
+        aug(x, modality="image")
+
+
+@pytest.mark.parametrize("options", [{"doubled": True}, {"factor": 3.0}, {"both": True}], ids=str)
+def test_a_keyword_that_makes_a_difference_is_missed(options: dict[str, Any]) -> None:
+    model, x = TakesAlong(), torch.randn(4, 8)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs={"x": x, "modality": "text", **options})
+    found, expected = (m(x, **options) for m in (aug, model))
+    assert all(map(torch.equal, *(v if isinstance(v, tuple) else (v,) for v in (found, expected))))
+    with pytest.raises(AssumptionViolated, match="which this call lacks"):
+        aug(x)

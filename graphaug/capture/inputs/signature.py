@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.inputs.given import given
+from graphaug.capture.inputs.spare import makes_no_difference
 from graphaug.capture.values import taken_from
 from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
@@ -76,8 +77,13 @@ class Signature:
         positional, named, examples = given(model, example_inputs, "example_inputs")
         examples, doubled = _two_rows(examples)
         order = [p for p in (*positional, *named, *examples) if p in examples]
+        otherwise = dict(named)
+        for p in examples.keys() - {*positional, *named}:
+            if type(examples[p]) in _CONSTANT and makes_no_difference(model, examples, positional, p):
+                otherwise[p] = examples[p]  # a call without it is no other
         captured = tuple(
-            _input(p, examples[p], p not in positional, named.get(p, _EMPTY)) for p in dict.fromkeys(order)
+            _input(p, examples[p], p not in positional, otherwise.get(p, _EMPTY))
+            for p in dict.fromkeys(order)
         )
         defaults = {p: default for p, default in named.items() if p not in examples}
         name = type(model).__name__
