@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.proof.shadow.records import SWITCHES, Entry, Record, Result, live, renumbered
+from graphaug.proof.shadow.records import Entry, Record, Result, live, renumbered
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,6 @@ def _name(entry: Entry) -> str:
 
 def _modes(first: Entry, second: Entry) -> str:
     for (kind, *mine), (_, *theirs) in zip(first.modes, second.modes, strict=True):
-        if mine != theirs and kind == SWITCHES:
-            return f"under other {kind} in the model than in the graph"
         if mine != theirs:
             on, off = ("with", "without") if any(mine) else ("without", "with")
             return f"{on} {kind} in the model, and {off} in the graph"

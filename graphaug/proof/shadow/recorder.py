@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.switches import switches
 from graphaug.capture.user_code import user_line
 from graphaug.proof.shadow.origins import Origins
-from graphaug.proof.shadow.records import SWITCHES, Entry, Record, Result, Token, results
+from graphaug.proof.shadow.records import Entry, Record, Result, Token, results
 
 # Python sees the numbers, or the memory itself: what is done with them is in no record
 _UNSEEN = {
@@ -69,7 +68,6 @@ class Recorder(TorchDispatchMode):
             ("gradients", torch.is_grad_enabled()),
             ("autocast", *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))),
             ("inference", torch.is_inference_mode_enabled()),
-            (SWITCHES, *switches()),
         )
         entry = Entry(name, args, modes, user_line(), effect, frozenset(results(args)))
         self.record.entries.append(entry)

@@ -8,8 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-SWITCHES = "switches of torch"
-"""The name of the mode that says how the switches of torch are set."""
 Token = Any
 """Something that compares: what stands for an argument in a record."""
 

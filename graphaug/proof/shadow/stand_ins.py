@@ -14,6 +14,7 @@ from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.capture.state import unchanged, undrawn
+from graphaug.capture.switches import switches
 from graphaug.errors import an
 from graphaug.proof.equivalence import as_identities, with_forwards
 from graphaug.proof.shadow.origins import Origins
@@ -102,6 +103,7 @@ class StandIns:
             origins.token(kwargs),
             tuple(origins.gradient(t) for t in given),
             ("training", tuple(dict.fromkeys(m.training for m in module.modules()))),
+            ("switches", *switches()),
             tuple((name, origins.token(value)) for name, value in self.changes(path, module)),
         )
         with origins.pause():
