@@ -613,3 +613,43 @@ def test_a_transform_of_torch_func_is_named() -> None:
 
     with pytest.raises(CaptureError, match=r"test_recorder\.py line \d+.*torch\.func \(vmap, grad\)"):
         ga.rewrite(Rows(), "inner", example_inputs=features())
+
+
+OPERATORS = [
+    *("h + 2", "2 + h", "h + h", "h - 2", "2 - h", "h * 2", "2 * h", "h / 2", "2 / h", "h % 2"),
+    *("h + h.detach() // 2", "h + 2 // h.detach()"),
+    *("h + 2 % (h.detach().abs() + 1)", "h ** 2", "2 ** h", "h.abs() ** h", "h.abs() ** 0.5", "-h", "+h", "abs(h)", "h @ h.mT @ h"),
+    *("h * (h > 0)", "h * (h >= 0)", "h * (h < 0)", "h * (0 <= h)", "h * (h == h)", "h * (h != 0)", "h * ~(h > 0)"),
+    *("h * ((h > 0) & (h < 1))", "h * ((h > 0) | (h < -1))", "h * ((h > 0) ^ (h < 1))", "h * True"),
+    *("h * (h.long() << 1)", "h * (h.long() >> 1)", "h * (1 << h.long().abs())", "h[:, 1:] + h[..., :-1]", "h[0] + h"),
+]  # fmt: skip
+IN_PLACE = ["+= 2", "-= 2", "*= 2", "/= 2", "%= 2", "**= 2", "+= h", "*= h.detach().clone()"]
+
+
+class Operates(nn.Module):
+    def __init__(self, code: str) -> None:
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, 4), nn.Linear(4, 2)
+        scope: dict[str, Any] = {}
+        exec(f"def operate(h):\n    {code}", scope)
+        self.operate = scope["operate"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.operate(self.inner(x))
+        return self.outer(torch.nn.functional.pad(h, (0, 4 - h.shape[-1])))
+
+
+@pytest.mark.parametrize(
+    "code", [*(f"return {o}" for o in OPERATORS), *(f"h = h + 0; h {o}; return h" for o in IN_PLACE)]
+)
+def test_every_operator_is_recorded(code: str) -> None:
+    torch.manual_seed(0)
+    model = Operates(code)
+    aug = ga.rewrite(model, "inner", rate=0.0, example_inputs=features())
+    for rows in (6, 9):
+        x = torch.rand(rows, 4)
+        found, expected = aug(x), model(x)
+        assert torch.equal(found, expected)
+        assert bool(found.isfinite().all())
+        grads = [torch.autograd.grad(out.sum(), model.inner.weight)[0] for out in (found, expected)]
+        assert torch.equal(*grads)

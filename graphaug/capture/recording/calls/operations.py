@@ -51,6 +51,10 @@ _WRITTEN = {
     "eq": operator.eq, "ne": operator.ne, "add_": operator.iadd, "sub_": operator.isub, "mul_": operator.imul,
     "div_": operator.itruediv, "remainder_": operator.imod, "pow_": operator.ipow,
 }  # fmt: skip
+# some arrive as functions of Python's, which have the name of another method: Tensor.__pow__ that of pow
+_BY_FUNCTION = {
+    getattr(Tensor, name): operator for name, operator in _DUNDERS.items() if hasattr(Tensor, name)
+}
 _OPERATORS = ("BINARY_", "COMPARE_", "UNARY_", "INPLACE_")
 
 
@@ -62,7 +66,7 @@ def classify(function: Any, frame: FrameType | None) -> Call:
         attribute = getattr(owner, "__name__", None) or getattr(getattr(owner, "fget", None), "__name__", "")
         return Call({"__get__": "get", "__set__": "set", "__delete__": "delete"}[name], attribute)
     if getattr(Tensor, name, None) is not function:
-        return Call("function", function)
+        return Call("function", _BY_FUNCTION.get(function, function))
     if name in _SWAPPED:
         return Call("function", _SWAPPED[name], swapped=True)
     if name in _DUNDERS:
