@@ -176,6 +176,9 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
         )
 
 
+_TRANSFORMS = ("_functorch/vmap.py", "_functorch/eager_transforms.py")
+
+
 def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signature) -> CaptureError:
     """Turn what went wrong inside opened code into a `CaptureError` that says where and what to do."""
     trace, where, detail = error.__traceback__, "", in_a_line(error)
@@ -183,7 +186,7 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
         name = trace.tb_frame.f_code.co_filename
         if not is_internal(name):
             where = f" ({name.rpartition('/')[2]} line {trace.tb_lineno})"
-        elif "_functorch" in name:  # its own errors tell of torch's insides
+        elif name.endswith(_TRANSFORMS):  # their own errors tell of torch's insides
             detail = (
                 "it calls a transform of torch.func (vmap, grad), which works on wrapped tensors of its own"
             )

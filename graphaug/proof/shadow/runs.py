@@ -17,6 +17,7 @@ from graphaug.capture.recording.checks import as_assertion, replaced_by
 from graphaug.capture.recording.opened.function_modes import unnoticed
 from graphaug.capture.state import seed
 from graphaug.capture.switches import switched_back, switches
+from graphaug.proof.equivalence import quiet
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token
 from graphaug.proof.shadow.stand_ins import CannotStandIn, StandIns
@@ -105,7 +106,7 @@ class Runs:
                 # checks of data as in the graph; and what stays closed is not asked what it sees
                 unseen = unnoticed(lambda _: not recorder.origins.paused)
                 with recorder, replaced_by(as_assertion), unseen:
-                    output = module(*arguments[0], **arguments[1])
+                    output = quiet(module)(*arguments[0], **arguments[1])
                 after = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
         finally:
             self.stand_ins.recorder = None

@@ -26,8 +26,8 @@ from graphaug.capture.recording.kept.kinds import SLOTS, kind_of
 from graphaug.capture.recording.values.inside import (
     NOTHING,
     attributes_of,
-    content,
     content_of,
+    inside,
     isinstance_of,
     slots_of,
 )
@@ -213,21 +213,16 @@ class Surroundings:
 
     def _object(self, value: Any, name: str, depth: int) -> None:
         """Watch what an object holds, in whatever way its class has."""
-        held = {f"{name}.{key}": entry for key, entry in (attributes_of(value) or {}).items()}
-        held |= {f"{name}.{key}": content(descriptor, value) for key, descriptor in slots_of(value)}
         if (kind := kind_of(value)) is not None:
             # around a call, libraries set context variables that closed code of theirs reads
             context = isinstance_of(value, contextvars.ContextVar)
             (self._contexts if context else self._containers).append(Kept(name, value, kind))
-            entries = dict.values(value) if isinstance(value, dict) else value
-            if isinstance(value, (dict, list, collections.deque)):
-                held |= {f"{name}[{i}]": entry for i, entry in enumerate([*entries][:_ENTRIES])}
         if slots_of(value):
             self._containers.append(Kept(name, value, SLOTS))
         if (attributes := attributes_of(value)) is not None:
             self._containers.append(Container(name, attributes))
-        for where, entry in held.items():
-            self._walk(entry, where, depth - 1)
+        for how, entry in itertools.islice(inside(value), _ENTRIES):
+            self._walk(entry, f"{name}{how}", depth - 1)
 
     def _function(self, function: types.FunctionType, name: str, depth: int) -> None:
         if (function.__module__ or "").partition(".")[0] in _OF_TORCH:

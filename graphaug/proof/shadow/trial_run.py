@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from graphaug.capture.inputs.signature import Signature, evaluating, map_tensors, modes_kept
 from graphaug.capture.state import SMALL, seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
-from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, same, tensors_in, variants
+from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, quiet, same, tensors_in, variants
 from graphaug.proof.shadow.differences import Difference, first_difference
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Record
@@ -238,7 +238,7 @@ def _call(
     def run() -> Any:
         copies = map_tensors(lambda t: t.clone(), (args, kwargs))  # a forward may change its inputs
         seed(0)
-        output = model(*copies[0], **copies[1])
+        output = quiet(model)(*copies[0], **copies[1])
         then()
         return output
 
