@@ -52,6 +52,7 @@ __all__ = [
     "is_functorch_wrapper",
     "quiet_fakes",
     "set_grad_enabled",
+    "settable_backends",
     "symbolic_operations",
     "takes_over",
     "unsharded",
@@ -150,6 +151,10 @@ def function_modes() -> list[Any]:
 def dispatch_modes() -> list[Any]:
     """The modes that see torch's operations here, the innermost last, without those that make tensors fake."""
     return [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _FakeTensorMode)]
+
+
+settable_backends: Any = getattr(torch.backends, "__allow_nonbracketed_mutation")  # no class mangles it
+"""A context in which ``torch.backends`` can be set, also after ``torch.backends.disable_global_flags``."""
 
 
 def unsharded(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:

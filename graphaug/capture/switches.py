@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from graphaug.torch_private import dispatch_modes, function_modes
+from graphaug.torch_private import dispatch_modes, function_modes, settable_backends
 
 _PACKAGE = __name__.partition(".")[0]
 
@@ -137,6 +137,7 @@ def switched_back() -> Iterator[None]:
         yield
     finally:
         if switched(before):
-            for switch, value in zip(_SWITCHES, before, strict=True):
-                if switch.read() != value:
-                    switch.write(value)
+            with settable_backends():
+                for switch, value in zip(_SWITCHES, before, strict=True):
+                    if switch.read() != value:
+                        switch.write(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import functools
 import pickle
@@ -654,3 +655,42 @@ def test_every_operator_is_recorded(code: str) -> None:
         assert bool(found.isfinite().all())
         grads = [torch.autograd.grad(out.sum(), model.inner.weight)[0] for out in (found, expected)]
         assert torch.equal(*grads)
+
+
+class Table(nn.Module):
+    """Makes a tensor of an array or a list of its own."""
+
+    def __init__(self, make: Any) -> None:
+        super().__init__()
+        self.inner, self.outer, self.make = nn.Linear(4, 4), nn.Linear(4, 2), make
+        self.array, self.list = np.ones(4, np.float32), [1.0, 2.0, 3.0, 4.0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.outer(self.inner(x) * self.make(self))
+
+
+TABLES = {
+    "from_numpy": lambda m: torch.from_numpy(m.array),
+    "as_tensor": lambda m: torch.as_tensor(m.array),
+    "tensor of an array": lambda m: torch.tensor(m.array),
+    "tensor of a list": lambda m: torch.tensor(m.list),
+    "of the moment": lambda m: torch.from_numpy(np.arange(4, dtype=np.float32)),
+    "new": lambda m: m.inner.bias.new(m.inner.bias.shape).zero_() + m.inner.bias.new([2.0]),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tensors_of_arrays_and_lists_are_current_or_refused(name: str) -> None:
+    model, x = Table(TABLES[name]), features()
+    aug = ga.rewrite(model, "inner", rate=0.0, example_inputs=x)
+    assert torch.equal(aug(x), model(x))
+    model.array *= 3
+    model.list[0] = 9.0
+    with contextlib.suppress(AssumptionViolated):
+        assert torch.equal(aug(x), model(x))
+
+
+def test_old_constructors_are_named() -> None:
+    for make in (lambda m: torch.Tensor(m.list), lambda m: torch.FloatTensor([2.0])):
+        with pytest.raises(CaptureError, match=r"test_recorder\.py line \d+\).*Write torch\.tensor"):
+            ga.rewrite(Table(make), "inner", example_inputs=features())

@@ -21,6 +21,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import graphaug as ga
 from graphaug.capture.switches import _SWITCHES, switches
 from graphaug.errors import AssumptionViolated, CaptureError
+from graphaug.torch_private import settable_backends
+
+pytestmark = pytest.mark.few(8)
 
 Around = Callable[[], contextlib.AbstractContextManager[Any]]
 
@@ -28,11 +31,13 @@ Around = Callable[[], contextlib.AbstractContextManager[Any]]
 @contextlib.contextmanager
 def put(read: Callable[[], Any], write: Callable[[Any], Any], value: Any) -> Iterator[None]:
     before = read()
-    write(value)
+    with settable_backends():
+        write(value)
     try:
         yield
     finally:
-        write(before)
+        with settable_backends():
+            write(before)
 
 
 def attribute(owner: Any, name: str, value: Any) -> Around:
@@ -124,13 +129,13 @@ class Leaves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.last(self.first(x))
-        torch.backends.cudnn.deterministic = True
+        torch.backends.mha.set_fastpath_enabled(False)
         return h
 
 
 def test_a_switch_that_is_left_is_refused_and_put_back() -> None:
     before = switches()
-    with pytest.raises(CaptureError, match=r"torch\.backends\.cudnn\.deterministic"):
+    with pytest.raises(CaptureError, match=r"torch\.backends\.mha\.set_fastpath_enabled"):
         ga.rewrite(Leaves(), "first", example_inputs=torch.randn(4, 8))
     assert switches() == before
 
@@ -152,7 +157,8 @@ def test_regions_that_change_nothing_are_no_reason_to_refuse() -> None:
 
 def test_every_switch_is_read_and_set() -> None:
     for switch, value in zip(_SWITCHES, switches(), strict=True):
-        switch.write(value)
+        with settable_backends():
+            switch.write(value)
         assert switch.read() == value, switch.name
 
 

@@ -24,6 +24,8 @@ from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, plain, tensors_in
 from graphaug.capture.recording.values.tracked import is_tracked
 
+_MADE_UNSEEN: Any = torch.ops.aten.lift_fresh.default
+
 
 class Recorder(TorchFunctionMode):
     """A function mode that records what opened code calls as nodes of an fx graph.
@@ -61,12 +63,19 @@ class Recorder(TorchFunctionMode):
             if holds((args, named), is_tracked):
                 return self.answers.derived(func, (*args, *named))
             return func(*args, **kwargs)
+        if func is _MADE_UNSEEN:
+            raise self.session.refuse(
+                "it makes a tensor by torch.Tensor(...), or by another of torch's old constructors, which nothing sees",
+                reason=" Write torch.tensor(...), or choose a site outside that module, so that it stays closed.",
+            )
         call = operations.classify(func, sys._getframe(1))
         if call.kind == "get":
             return self._questions.attribute(args[0], call.target)
         if call.kind in ("set", "delete"):
             return self._questions.assign(args[0], call.target, args[1] if len(args) > 1 else None)
         if call.kind == "method":
+            if call.target == "new" and len(args) == 2 and type(args[1]) is Size:
+                args = (args[0], *args[1])  # a plain tuple, which a node would hold, is taken for numbers
             found = self._questions.method(call.target, args, kwargs)
             if found is not NotImplemented:
                 return found

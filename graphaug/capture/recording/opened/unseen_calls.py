@@ -74,6 +74,7 @@ class UnseenCalls:
         for name in _SEEDS:
             for owner in (o for o in (torch, torch.random) if hasattr(o, name)):
                 method(owner, name, self._seed)
+        method(torch, "from_numpy", self._from_numpy)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
@@ -109,6 +110,13 @@ class UnseenCalls:
             self._checkpoint()
         with self.recorder.session.unrecorded():
             return self.recorder.record(Call("function", AutogradCall(cls)), apply, args, kwargs)
+
+    def _from_numpy(self, original: Any, values: Any) -> Any:
+        """An array of the user's as a tensor: the array itself, as it is in every call."""
+        if not self._asks(sys._getframe(2)):
+            return original(values)
+        with self.recorder.session.unrecorded():
+            return self.recorder.record(Call("function", original), original, (values,), {})
 
     def _type_info(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """``torch.finfo(h.dtype)``, read in every call."""
