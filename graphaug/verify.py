@@ -165,7 +165,8 @@ def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Modu
         state.restore()  # a forward may move the model on, in eval mode too
         return found
 
-    with evaluating(model), evaluating(aug), torch.no_grad():
+    gradients = not _runs_without_gradients(model, call)
+    with evaluating(model), evaluating(aug), torch.set_grad_enabled(gradients):
         state = ModelState(model)
         expected = result(lambda run: _taken(run, call), model)
         found = [result(call, aug)]
@@ -179,6 +180,16 @@ def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Modu
                 "an augmentation leaks into eval, or the graph is not the model."
             )
     return "eval mode: output bit-equal to the original"
+
+
+def _runs_without_gradients(model: nn.Module, call: Callable[[nn.Module], Any]) -> bool:
+    """Whether the original takes the batch without gradients: one that hooks them does not, which is no error."""
+    with evaluating(model), unchanged(model), undrawn(), torch.no_grad():
+        try:
+            call(model)
+        except Exception:
+            return False
+        return True
 
 
 def _taken(model: nn.Module, call: Callable[[nn.Module], Any]) -> Any:

@@ -84,9 +84,14 @@ _WRITES = {operator.setitem, setattr} | {
 }
 
 
+_OF_GRADIENTS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+
+
 def writes(node: fx.Node) -> bool:
-    """True for what changes its first argument in place, or ``out``."""
+    """True for what changes its first argument in place, its gradient or ``grad`` included, or ``out``."""
     if _out(node) is not None:
+        return True
+    if node.op == "call_method" and node.target in _OF_GRADIENTS:
         return True
     if node.op == "call_method":
         return str(node.target).endswith("_") and not str(node.target).startswith("_")

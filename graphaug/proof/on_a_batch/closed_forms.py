@@ -145,7 +145,7 @@ def value_at(augmentation: Augmentation, aug: AugmentedModule, call: Callable[[n
     seen: list[Tensor] = []
     handle = augmentation.register_forward_pre_hook(lambda _, args: seen.append(first_tensor(args[0])))
     try:
-        with torch.no_grad():
+        with torch.enable_grad():  # a graph may be one of a model with gradients
             call(aug)
     finally:
         handle.remove()

@@ -32,17 +32,26 @@ class Attributes:
         self.facts: dict[tuple[str, str], Fact] = {}
         self.reads: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
+        self._sets: set[tuple[int, str]] = set()
+        self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
         """See every attribute that opened code reads off a module, or off one of these other objects."""
         for cls in {type(m) for m in self.recorder.ledger.paths}:
             patches.method(cls, "__getattribute__", self._read)
+            patches.method(cls, "__setattr__", self._set)
         for cls in {type(value) for value in objects} - {type(m) for m in self.recorder.ledger.paths}:
             patches.method(cls, "__getattribute__", self._note_read)
 
     def _note_read(self, original: Callable[..., Any], value: Any, name: str) -> Any:
         self.reads.add((id(value), name))
+        if (id(value), name) not in self._sets:
+            self._reads_before.add((id(value), name))
         return original(value, name)
+
+    def _set(self, original: Callable[..., Any], m: nn.Module, name: str, value: Any) -> None:
+        original(m, name, value)
+        self._sets.add((id(m), name))
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
@@ -96,6 +105,7 @@ class Attributes:
         """``vars(self)``: what is read there is not seen."""
         for name, value in held.items():
             self.reads.add((id(m), name))
+            self._reads_before.add((id(m), name))
             if is_plain(value) and (path := self._path(m, name)) is not None:
                 self.facts.setdefault((path, name), Fact(path, name, value))
 
@@ -125,7 +135,7 @@ class Attributes:
             if is_plain(value) and is_plain(before) and value == before:
                 continue
             kept = isinstance(before, Tensor) and isinstance(value, Tensor)
-            if not kept and (attribute in read_names(type(module)) or before is FILLED):
+            if not kept and (self._is_read(module, attribute) or before is FILLED):
                 if before is None and isinstance(value, Tensor) and not self._carries_data(value):
                     continue  # a table that is made of sizes alone; the graph makes it in every call
                 raise self.recorder.session.refuse(
@@ -137,6 +147,12 @@ class Attributes:
             self.facts.pop((path, attribute), None)
             lower = self.recorder.ledger.lower
             self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
+
+    def _is_read(self, module: nn.Module, attribute: str) -> bool:
+        """Whether what an attribute was before the call may be read: it was, or the call did not set it by its name."""
+        if (id(module), attribute) in self._reads_before:
+            return True
+        return (id(module), attribute) not in self._sets and attribute in read_names(type(module))
 
     def _drop_what_is_set(self, state: ModelState) -> None:
         """Rely on nothing that the forward itself sets before it is read, nor on what it sets on closed modules."""
