@@ -149,10 +149,10 @@ class Attributes:
             self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
 
     def _is_read(self, module: nn.Module, attribute: str) -> bool:
-        """Whether what an attribute was before the call may be read: it was, or the call did not set it by its name."""
-        if (id(module), attribute) in self._reads_before:
-            return True
-        return (id(module), attribute) not in self._sets and attribute in read_names(type(module))
+        """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
+        key = (id(module), attribute)
+        set_first = key in self._sets and key not in self._reads_before
+        return attribute in read_names(type(module)) and not set_first
 
     def _drop_what_is_set(self, state: ModelState) -> None:
         """Rely on nothing that the forward itself sets before it is read, nor on what it sets on closed modules."""
