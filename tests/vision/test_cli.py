@@ -148,6 +148,20 @@ def test_resume_on_the_command_line(graphaug, tmp_path):
     assert "give one of them" in err
 
 
+def test_resume_alone_begins_no_run_where_there_is_none(graphaug, tmp_path):
+    run = run_directory(tmp_path / "first")
+    for options in ([], ["--keep", "3"], ["--devices", "1"]):
+        code, _, err = graphaug("pretrain", "--out", tmp_path / "frist", "--resume", *options)
+        assert code == 2
+        assert f"nothing to resume: '{tmp_path / 'frist'}' does not exist. Did you mean '{run}'?" in err
+    assert not (tmp_path / "frist").exists()
+    (tmp_path / "empty").mkdir()
+    code, _, err = graphaug("graphs", "--out", tmp_path / "empty", "--resume")
+    assert code == 2
+    assert "empty' holds no run. --resume begins a new run where" in err
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

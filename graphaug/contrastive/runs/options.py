@@ -16,7 +16,8 @@ from graphaug.contrastive.config.settings import Settings
 from graphaug.contrastive.config.sites import sites_and_rates
 from graphaug.contrastive.devices import is_first_process
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.errors import ConfigError
+from graphaug.contrastive.runs.files import runs_beside
+from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.terminal.help import HelpAll, default_of
 
 S = TypeVar("S", bound=Settings)
@@ -34,6 +35,9 @@ Resume = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Replace another run in the output directory.")]
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
+
+_HOW = ("devices", "accelerator", "compile")
+"""Settings that say how a run is computed and not what it does."""
 
 UNSET = "none"
 """What is typed for None, and for no site at all."""
@@ -90,10 +94,15 @@ def settled(
 
     Raises:
         ConfigError: no such preset, file or setting, or a run to go on with that has other settings.
-        RunDirectoryError: the output directory holds another run.
+        RunDirectoryError: the output directory holds another run; or none, and ``resume`` is all that was asked for.
 
     """
     earlier = earlier_settings(out, resume, force)
+    said = preset is not None or config is not None or not settings.keys() <= {*kind.FREE, *_HOW}
+    if resume and earlier is None:
+        if not said:
+            raise _nothing_to_resume(out)
+        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
     wanted = named.settle(kind, settings, preset, config, earlier, presets)
     if is_first_process():
         RunDirectory(out, force, resume)
@@ -110,11 +119,18 @@ def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | N
         return None
     run = RunDirectory.at(out)
     earlier = run.settings()
-    if earlier is None:
-        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
-    elif run.begins_again():
+    if earlier is not None and run.begins_again():
         print(f"the run in {out} has no checkpoint yet: it begins again.", file=sys.stderr)
     return earlier
+
+
+def _nothing_to_resume(out: Path) -> RunDirectoryError:
+    """The error for --resume where there is no run, and nothing that says what another one should do."""
+    what = "holds no run" if out.is_dir() else "does not exist"
+    return RunDirectoryError(
+        f"nothing to resume: {str(out)!r} {what}.{runs_beside(out)} --resume begins a new run where other options say "
+        "what it should do, such as --data, --preset or --config."
+    )
 
 
 def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
