@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+from graphaug.contrastive.config.names import setting_meant
 from graphaug.contrastive.config.settings import Settings
-from graphaug.errors import ConfigError, an, did_you_mean
+from graphaug.errors import ConfigError, an, did_you_mean, meant
 from graphaug.terminal.options import refuse_idle
 
 S = TypeVar("S", bound=Settings)
@@ -45,20 +46,20 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
         found = read_yaml(path)
     except OSError as error:
         names = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise ConfigError(
-            f"{str(path)!r} cannot be read: {error.strerror}.{did_you_mean(path.name, names)}"
-        ) from error
+        own = path / "config.yaml"
+        hint = meant([str(own)]) if own.is_file() else did_you_mean(path.name, names)
+        raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}.{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
     if found is None:
-        return {}
+        raise ConfigError(f"{str(path)!r} is empty; lines 'setting: value' are expected.")
     if not isinstance(found, dict):
         raise ConfigError(f"{str(path)!r} holds {an(found)}; lines 'setting: value' are expected.")
     settings = {name: value for name, value in found.items() if name not in ("resolved", "versions")}
     known = kind.names()
     for name in settings:
         if name not in known:
-            raise ConfigError(f"{path}: no setting is called {name!r}.{did_you_mean(str(name), known)}")
+            raise ConfigError(f"{path}: no setting is called {name!r}.{setting_meant(str(name), known)}")
     return settings
 
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import graphaug
 from graphaug.augment.choices import CHOICES
 from graphaug.contrastive.config.deep_views import VIEWS, check_deep_views
+from graphaug.contrastive.config.names import setting_meant
 from graphaug.contrastive.config.sites import site
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
@@ -195,7 +196,7 @@ class Settings:
         """Make a configuration of named values; raises ``ConfigError`` on a name that does not exist."""
         for name in values:
             if name not in cls.names():
-                raise ConfigError(f"no setting is called {name!r}.{did_you_mean(str(name), cls.names())}")
+                raise ConfigError(f"no setting is called {name!r}.{setting_meant(str(name), cls.names())}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
