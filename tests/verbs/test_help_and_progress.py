@@ -187,6 +187,7 @@ def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp
     _, _, err = graphaug("simcse", *words, "--at", "layer9")
     assert "'graphaug sites encoder:bert-tiny' lists every site" in err
     assert "named encoder:bert-tiny" in graphaug("sites", "bert-tiny")[2]
+    assert "Did you mean 'encoder:bert-tiny'?" in graphaug("sites", "encoder:bert-tinny")[2]
     assert "--size does nothing" in graphaug("sites", "encoder:bert-tiny", "--size", "9")[2]
     assert (
         "'nothing/here' is no model"

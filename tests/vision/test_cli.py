@@ -239,6 +239,10 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--at", "layer4", "--freeze", "befor"], "'before'"),
         (["--model", "resnet81"], "ConfigError: .*Did you mean .*resnet18"),
         (["--data", "digit"], "DataError: .*Did you mean 'digits'"),
+        (["--data", "folder:"], "DataError: folder: needs a path"),
+        (["--data", "folder-as-stored:"], "DataError: folder-as-stored: needs a path"),
+        (["--data", "idx:"], "DataError: idx: needs a path"),
+        (["--jitter", "0.4"], "ConfigError: --jitter must be four strengths, not 1"),
         (["--data", "folder:/no/such/folder"], "DataError: .*does not exist"),
         (["--batch-size", "100000"], "DataError: a batch of 100000 is larger than the 1438"),
         (["--batch-size", "1"], "ConfigError: --batch-size must be"),
@@ -424,6 +428,16 @@ def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
     code, _, err = graphaug("demo", "--out", out_dir)
     assert code == 2
     assert "not empty" in err
+
+
+def test_a_demo_whose_folder_cannot_be_made_trains_nothing(graphaug, tmp_path, monkeypatch):
+    from graphaug.vision import demo
+
+    monkeypatch.setattr(demo, "_run_all", lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    code, _, err = graphaug("demo", "--out", tmp_path / "file" / "demo")
+    assert code == 2
+    assert "cannot be written" in err
 
 
 @pytest.mark.long
