@@ -115,6 +115,7 @@ class PretrainConfig(Settings):
         "collapse",
         "resident",
     )
+    TAKEN_BACK: ClassVar[tuple[str, ...]] = ("loss", "loss_scale", "temperature")
 
     def __post_init__(self) -> None:
         """Fill in what None means to the method; then as for every kind of run."""

@@ -252,3 +252,12 @@ def test_what_is_kept_before_there_is_a_checkpoint(tmp_path: Any) -> None:
     assert "nothing was written" in progress.kept(tmp_path, "simcse")
     (tmp_path / "config.yaml").write_text("")
     assert f"begin again: graphaug simcse --out {tmp_path} --resume" in progress.kept(tmp_path, "simcse")
+
+
+def test_the_help_of_graphs_offers_what_it_takes(graphaug):
+    _, out, _ = graphaug("graphs", "--help-all")
+    assert "--deep-views" not in out
+    assert "--compile" not in out
+    assert "--views drop|edges|mask|subgraph" in out
+    assert "--freeze-schedule MODULE" in graphaug("pretrain", "--help-all")[1]
+    assert graphaug("graphs", "--out", "x", "--deep-views")[0] == 2

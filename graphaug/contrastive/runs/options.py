@@ -36,6 +36,9 @@ Force = Annotated[bool, typer.Option("--force", help="Replace another run in the
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
 
+_METAVARS = {"at": "SITE[=RATE]", "freeze_schedule": "MODULE"}
+_WORDS = {"str": "TEXT", "int": "INT", "float": "FLOAT"}
+
 _HOW = ("devices", "accelerator", "compile")
 """Settings that say how a run is computed and not what it does."""
 
@@ -49,9 +52,12 @@ def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callabl
     The word `UNSET` is the way back from what a preset or a file gives, for settings that may be None or empty.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
-    options = [_option(item) for item in kind.items()]
+    options = [
+        _option(item, item.name in kind.TAKEN_BACK) for item in kind.items() if item.name not in kind.REFUSED
+    ]
     names = [option.name for option in options]
     optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
+    optional |= set(kind.TAKEN_BACK)
 
     def run(**given: Any) -> None:
         given.pop("help_all")
@@ -149,32 +155,33 @@ def _unset(value: Any) -> Any:
     return None if value == UNSET else value
 
 
-def _metavar(name: str, kind: str) -> str:
+def _metavar(item: Field[Any], unset: bool) -> str:
     """What stands for the value in the help."""
-    if name == "at":
-        return "SITE[=RATE]"
-    if name == "freeze_schedule":
-        return "MODULE"
-    word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(kind.split(" ")[0], "FLOAT")
-    return f"{word}|{UNSET}" if "None" in kind else word
+    if item.name in _METAVARS:
+        return _METAVARS[item.name]
+    if item.metadata["choices"]:
+        return "|".join(item.metadata["choices"])
+    word = next(word for name, word in _WORDS.items() if name in str(item.type))
+    return f"{word}|{UNSET}" if unset else word
 
 
-def _option(item: Field[Any]) -> inspect.Parameter:
-    """The command-line option of a setting: --batch-size for ``batch_size``."""
+def _option(item: Field[Any], unset: bool = False) -> inspect.Parameter:
+    """The command-line option of a setting: --batch-size for ``batch_size``; ``unset``: it takes `UNSET`."""
     kind, flag = str(item.type), "--" + item.name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
     described: dict[str, Any] = {
         "help": f"{item.metadata['help']} {default_of(item.default)}",
         "show_default": False,
     }
+    unset = unset or "None" in kind
     plain: Any = _KINDS.get(kind.split(" ")[0])
     if kind.startswith("tuple"):
         annotation: Any = list[float] | None if "float" in kind else list[str] | None
     else:
         annotation = plain | None
     if not kind.startswith("bool"):
-        described["metavar"] = _metavar(item.name, kind)
-    if "None" in kind and plain in (int, float):  # typer would refuse the word
+        described["metavar"] = _metavar(item, unset)
+    if unset and plain in (int, float):  # typer would refuse the word
         described |= {
             "parser": _or_unset(plain),
         }
