@@ -323,6 +323,28 @@ def run_directory(path, **settings):
     return path
 
 
+def test_settings_that_do_not_come_with_the_weights_are_told(graphaug, tmp_path):
+    first = run_directory(tmp_path / "first", at=("layer4",), stop_grad=True)
+    small = ["--model", "resnet18-cifar:4", "--size", "8", "--epochs", "1", "--batch-size", "512"]
+    code, _, err = graphaug("pretrain", *small, "--init", first, "--out", tmp_path / "bare")
+    assert code == 0, err
+    line = err.splitlines()[0]
+    takes = f"--init takes its weights alone, --config {first / 'config.yaml'} its settings too."
+    assert line == f"{first} had --at layer4, --stop-grad: {takes}"
+    settled = ["--config", first / "config.yaml", "--init", first, *small]
+    code, _, err = graphaug("pretrain", *settled, "--out", tmp_path / "whole")
+    assert code == 0, err
+    assert "its settings too" not in err
+
+
+def test_weights_of_another_model_name_the_model_of_their_run(graphaug, tmp_path):
+    first = run_directory(tmp_path / "first")
+    code, _, err = graphaug("pretrain", *TINY, "--init", first, "--out", tmp_path / "run")
+    assert code == 2
+    assert "first' is of another model: " in err
+    assert "Its run was of --model resnet18-cifar:4: give that one." in err
+
+
 def test_runs_on_other_images_have_no_mean(graphaug, folder, tmp_path, monkeypatch):
     from graphaug.vision.probes import probe
 
