@@ -120,12 +120,20 @@ class LaunchError(GraphaugError, RuntimeError):
     """The processes of a run cannot be started or reach each other."""
 
 
+def nearest(wrong: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.5) -> list[str]:
+    """Return the names that are like a wrong one, nearest first; never the very name."""
+    return difflib.get_close_matches(wrong, [name for name in known if name != wrong], n=limit, cutoff=cutoff)
+
+
 def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:
     """Return ``" Did you mean 'a', 'b'?"``, nearest first, or an empty string."""
-    names = difflib.get_close_matches(wrong, list(known), n=limit, cutoff=0.5)
-    if not names:
-        return ""
-    return f" Did you mean {', '.join(repr(name) for name in names)}?"
+    return meant(nearest(wrong, known, limit))
+
+
+def meant(names: Iterable[str]) -> str:
+    """Return ``" Did you mean 'a', 'b'?"`` of these names, or an empty string if there are none."""
+    spelled = ", ".join(map(repr, names))
+    return f" Did you mean {spelled}?" if spelled else ""
 
 
 def in_a_line(error: Exception) -> str:

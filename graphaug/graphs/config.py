@@ -38,7 +38,7 @@ class GraphsConfig(Settings):
     )
     method: str = setting("graphcl", "graphcl or simgrace.")
     views: tuple[str, ...] = setting(
-        VIEWS, "Of graphcl: drop, edges, mask or subgraph; each view is one of them at random. Repeatable."
+        VIEWS, "Of graphcl: each view is one of these at random. Repeatable.", choices=VIEWS
     )
     ratio: float = setting(0.2, "Of graphcl: share of the nodes or edges that a view changes.")
     eta: float = setting(
@@ -57,6 +57,7 @@ class GraphsConfig(Settings):
     )
 
     FREE: ClassVar[tuple[str, ...]] = ("strict", "checkpoint_every", "keep", "snapshot_every", "collapse")
+    REFUSED: ClassVar[tuple[str, ...]] = ("deep_views", "compile")
 
     def check(self) -> None:
         """Check the values that no other part of the library checks."""

@@ -8,10 +8,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from graphaug.errors import EncoderError, meant, nearest
 from graphaug.text.simcse import SimCSE
 
 PREFIX = "encoder:"
 """What stands before the name of an encoder, where models of images can be named too."""
+
+_MISSPELT = 0.85
+"""How like a size a name is that is not looked for on the hub, by difflib; bert-base-uncased has 0.69."""
 
 ROWS, TOKENS = 2, 16
 """Of the example."""
@@ -51,6 +55,8 @@ def encoder_in_training(name: str) -> tuple[SimCSE, dict[str, Tensor]]:
 
         words = train_wordpiece(["any words: a run's own are learned from its text"])
         encoder: nn.Module = from_config(name, words, vocab_size=SimCSEConfig().vocab_size)
+    elif not Path(name).exists() and (sizes := nearest(name, SIZES, limit=1, cutoff=_MISSPELT)):
+        raise EncoderError(f"no encoder is called {name!r}.{meant(PREFIX + size for size in sizes)}")
     else:
         encoder, _, _ = load_trainable(name)
     ones = torch.ones(ROWS, TOKENS, dtype=torch.long)

@@ -15,7 +15,7 @@ from graphaug.errors import ConfigError
 from graphaug.terminal.help import Help
 from graphaug.terminal.options import refuse_without
 from graphaug.terminal.printable import print_names as print
-from graphaug.terminal.spoken import about
+from graphaug.terminal.spoken import about, in_options
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
 
@@ -60,8 +60,12 @@ def pretrain(
     from graphaug.contrastive.runs.progress import EpochProgress, interruptible
     from graphaug.vision.data.images import load
     from graphaug.vision.pretrain import pretrain as run
+    from graphaug.vision.weights import settings_left
 
     first = is_first_process()
+    begins = not (resume and (out / "config.yaml").exists())
+    if first and begins and (line := settings_left(wanted)):
+        print(in_options(line, wanted.names()), file=sys.stderr)
     images = load(wanted.data, size=wanted.size, strict=wanted.strict)
     if first:
         _report_skipped(images)

@@ -115,6 +115,7 @@ class PretrainConfig(Settings):
         "collapse",
         "resident",
     )
+    TAKEN_BACK: ClassVar[tuple[str, ...]] = ("loss", "loss_scale", "temperature")
 
     def __post_init__(self) -> None:
         """Fill in what None means to the method; then as for every kind of run."""
@@ -148,10 +149,10 @@ class PretrainConfig(Settings):
         if self.validation == 1:
             raise ConfigError("validation=1.0 holds out all images, and leaves none to train on: give less.")
         if len(self.jitter) != 4:
-            raise ConfigError(f"jitter takes four strengths, not {len(self.jitter)}.")
+            raise ConfigError(f"jitter must be four strengths, not {len(self.jitter)}.")
         if not all(math.isfinite(s) and s >= 0 for s in self.jitter) or self.jitter[3] > 0.5:
             raise ConfigError(
-                f"jitter strengths must be at least 0, and that of the hue at most 0.5, not {list(self.jitter)}."
+                f"jitter must be strengths of at least 0, and that of the hue at most 0.5, not {list(self.jitter)}."
             )
         self._check_freezing()
         changes = self.subset_end not in (None, self.subset)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from graphaug.contrastive.runs.files import make_folder
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import RunDirectoryError
 from graphaug.vision.config import PretrainConfig
@@ -90,11 +91,12 @@ def run_demo(out: Path, *, epochs: int, seeds: int, workers: int, force: bool, r
         report: told of every run that is done.
 
     Raises:
-        RunDirectoryError: ``out`` holds something, and not ``force``.
+        RunDirectoryError: ``out`` holds something, and not ``force``; or it cannot be made.
 
     """
     if not force and out.is_dir() and any(out.iterdir()):
         raise RunDirectoryError(f"{str(out)!r} is not empty. Choose another directory, or pass --force.")
+    make_folder(out)
     start = time.perf_counter()
     jobs = [
         Job(name, replace(BASE, epochs=epochs, seed=seed, **(options or {})), directory, force)

@@ -48,7 +48,7 @@ def image_training(
             f"cuda_graphs needs one GPU, not {fabric.world_size} process(es) on {fabric.device}."
         )
     if config.init is not None and fresh:
-        load_weights(model, config.init)
+        load_weights(model, config.init, config.model)
     path = classifier_path(model)
     own = model.get_submodule(path)
     head = config.head(own, len(data.classes))

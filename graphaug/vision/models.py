@@ -40,6 +40,10 @@ def build_model(name: str) -> nn.Module:
         return own_model(name)
     if match := _CIFAR_RESNET.fullmatch(name):
         return _cifar_resnet(int(match["width"] or 64))
+    if name.startswith(f"{CIFAR_RESNET}:"):
+        raise ConfigError(
+            f"{name!r}: the width must be a whole number of at least 1, not {name.partition(':')[2]!r}."
+        )
     if name.startswith("timm:"):
         return _timm_model(name.removeprefix("timm:"))
     import torchvision

@@ -10,10 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.runs.checkpoints import read
-from graphaug.errors import CheckpointError, an, did_you_mean, in_a_line
+from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.errors import CheckpointError, GraphaugError, an, did_you_mean, in_a_line
 from graphaug.vision.models import classifier_path
 
 ENCODER = "encoder.safetensors"
+
+LEFT = ("at", "everywhere", "stop_grad", "rate", "rates", "data")
+"""Settings of a run that whoever begins with its weights may take to come with them."""
 
 
 def read_weights(source: str | os.PathLike[str], classifier: str | None = None) -> dict[str, Tensor]:
@@ -97,8 +101,41 @@ def _of_checkpoint(state: dict[str, dict[str, Tensor]], classifier: str) -> dict
     return kept | {f"{classifier}.{name}": tensor for name, tensor in state["classifier"].items()}
 
 
-def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
+def settings_of(source: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]] | None:
+    """The ``config.yaml`` of the run whose directory, or whose file, a source of weights is; or None."""
+    path = Path(source)
+    for folder in (path,) if path.is_dir() else (path.parent, path.parent.parent):
+        try:
+            settings = RunDirectory.at(folder).settings()
+        except (GraphaugError, OSError):
+            continue
+        if settings is not None:
+            return folder / "config.yaml", settings
+    return None
+
+
+def settings_left(config: Any) -> str:
+    """A line about the settings that ``init`` does not bring from its run, and that this one has not; or nothing."""
+    found = settings_of(config.init) if config.init is not None else None
+    if found is None:
+        return ""
+    file, earlier = found
+    own = config.to_dict()
+    other = [name for name in LEFT if name in earlier and earlier[name] != own[name]]
+    if not other:
+        return ""
+    values = {n: v if isinstance(v, list) and v else [v] for n, v in ((n, earlier[n]) for n in other)}
+    had = ", ".join(f"{name}={value!r}" for name, several in values.items() for value in several)
+    return f"{config.init} had {had}: --init takes its weights alone, --config {file} its settings too."
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike[str], name: str | None = None) -> None:
     """Load weights into a whole model; a classifier of another number of classes is left as the model has it.
+
+    Args:
+        model: takes them.
+        source: as for `read_weights`.
+        name: of the model, where another could be named: the error says the name of the one that has the weights.
 
     Raises:
         CheckpointError: there are none at ``source``, or they are of another model.
@@ -119,6 +156,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str]) -> None:
         if n in state and state[n].shape != own[n].shape
     ]
     if wrong:
+        trained = (settings_of(source) or (None, {}))[1].get("model") if name is not None else None
+        hint = f" Its run was of model={trained!r}: give that one." if trained not in (None, name) else ""
         more = f", and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise CheckpointError(f"{str(source)!r} is of another model: {'; '.join(wrong[:3])}{more}.")
+        raise CheckpointError(f"{str(source)!r} is of another model: {'; '.join(wrong[:3])}{more}.{hint}")
     model.load_state_dict(state)

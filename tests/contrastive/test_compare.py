@@ -102,9 +102,13 @@ def test_what_is_no_finished_run_of_one_kind(graphaug, sweep, tmp_path):
     code, _, err = graphaug("compare", running)
     assert code == 2
     assert "not finished" in err
-    code, _, err = graphaug("compare", tmp_path / "nowhere")
-    assert code == 2
-    assert "no run directory" in err
+    for command in ("compare", "probe"):
+        code, _, err = graphaug(command, tmp_path / "runing")
+        assert code == 2
+        assert f"there is no folder '{tmp_path / 'runing'}'. Did you mean '{running}'?" in err
+        code, _, err = graphaug(command, tmp_path)
+        assert code == 2
+        assert "no run directory" in err
     text = write_run(tmp_path / "text", {"stsb_dev": 0.7}, from_config="bert-base")
     code, _, err = graphaug("compare", *sweep.values(), text)
     assert code == 2

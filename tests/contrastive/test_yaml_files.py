@@ -112,3 +112,42 @@ def test_a_name_in_another_mapping_is_no_second_one(text, tmp_path):
             read_yaml(tmp_path / "a.yaml")
     else:
         assert read_yaml(tmp_path / "a.yaml") == wanted
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("learning_rate", " Did you mean 'lr'?"),
+        ("Learning-Rate", " Did you mean 'lr'?"),
+        ("wd", " Did you mean 'weight_decay'?"),
+        ("num_epochs", " Did you mean 'epochs'?"),
+        ("batch", " Did you mean 'batch_size'?"),
+        ("temprature", " Did you mean 'temperature'?"),
+        ("zebra", ""),
+    ],
+)
+def test_a_setting_is_suggested_where_one_is_near_or_has_that_name_elsewhere(name, hint, tmp_path):
+    (tmp_path / "a.yaml").write_text(f"{name}: 1")
+    with pytest.raises(ConfigError) as caught:
+        read_settings(tmp_path / "a.yaml", PretrainConfig)
+    assert str(caught.value).endswith(f"no setting is called {name!r}.{hint}")
+    with pytest.raises(ConfigError) as caught:
+        PretrainConfig.from_dict({name: 1})
+    assert str(caught.value) == f"no setting is called {name!r}.{hint}"
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n"])
+def test_a_file_that_says_nothing_is_refused(text, tmp_path):
+    (tmp_path / "a.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"a\.yaml' is empty"):
+        read_settings(tmp_path / "a.yaml", PretrainConfig)
+
+
+def test_what_cannot_be_read_is_not_suggested(tmp_path):
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    with pytest.raises(ConfigError, match=r"empty' cannot be read: Is a directory\.$"):
+        read_settings(folder, PretrainConfig)
+    (folder / "config.yaml").write_text("lr: 0.1")
+    with pytest.raises(ConfigError, match=r"Is a directory\. Did you mean '.*empty.config\.yaml'"):
+        read_settings(folder, PretrainConfig)

@@ -187,6 +187,7 @@ def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp
     _, _, err = graphaug("simcse", *words, "--at", "layer9")
     assert "'graphaug sites encoder:bert-tiny' lists every site" in err
     assert "named encoder:bert-tiny" in graphaug("sites", "bert-tiny")[2]
+    assert "Did you mean 'encoder:bert-tiny'?" in graphaug("sites", "encoder:bert-tinny")[2]
     assert "--size does nothing" in graphaug("sites", "encoder:bert-tiny", "--size", "9")[2]
     assert (
         "'nothing/here' is no model"
@@ -251,3 +252,12 @@ def test_what_is_kept_before_there_is_a_checkpoint(tmp_path: Any) -> None:
     assert "nothing was written" in progress.kept(tmp_path, "simcse")
     (tmp_path / "config.yaml").write_text("")
     assert f"begin again: graphaug simcse --out {tmp_path} --resume" in progress.kept(tmp_path, "simcse")
+
+
+def test_the_help_of_graphs_offers_what_it_takes(graphaug):
+    _, out, _ = graphaug("graphs", "--help-all")
+    assert "--deep-views" not in out
+    assert "--compile" not in out
+    assert "--views drop|edges|mask|subgraph" in out
+    assert "--freeze-schedule MODULE" in graphaug("pretrain", "--help-all")[1]
+    assert graphaug("graphs", "--out", "x", "--deep-views")[0] == 2

@@ -148,6 +148,20 @@ def test_resume_on_the_command_line(graphaug, tmp_path):
     assert "give one of them" in err
 
 
+def test_resume_alone_begins_no_run_where_there_is_none(graphaug, tmp_path):
+    run = run_directory(tmp_path / "first")
+    for options in ([], ["--keep", "3"], ["--devices", "1"]):
+        code, _, err = graphaug("pretrain", "--out", tmp_path / "frist", "--resume", *options)
+        assert code == 2
+        assert f"nothing to resume: '{tmp_path / 'frist'}' does not exist. Did you mean '{run}'?" in err
+    assert not (tmp_path / "frist").exists()
+    (tmp_path / "empty").mkdir()
+    code, _, err = graphaug("graphs", "--out", tmp_path / "empty", "--resume")
+    assert code == 2
+    assert "empty' holds no run. --resume begins a new run where" in err
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
@@ -225,6 +239,10 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--at", "layer4", "--freeze", "befor"], "'before'"),
         (["--model", "resnet81"], "ConfigError: .*Did you mean .*resnet18"),
         (["--data", "digit"], "DataError: .*Did you mean 'digits'"),
+        (["--data", "folder:"], "DataError: folder: needs a path"),
+        (["--data", "folder-as-stored:"], "DataError: folder-as-stored: needs a path"),
+        (["--data", "idx:"], "DataError: idx: needs a path"),
+        (["--jitter", "0.4"], "ConfigError: --jitter must be four strengths, not 1"),
         (["--data", "folder:/no/such/folder"], "DataError: .*does not exist"),
         (["--batch-size", "100000"], "DataError: a batch of 100000 is larger than the 1438"),
         (["--batch-size", "1"], "ConfigError: --batch-size must be"),
@@ -303,6 +321,28 @@ def run_directory(path, **settings):
     with torch.random.fork_rng():
         save_file(build_model(config.model).state_dict(), path / "encoder.safetensors")
     return path
+
+
+def test_settings_that_do_not_come_with_the_weights_are_told(graphaug, tmp_path):
+    first = run_directory(tmp_path / "first", at=("layer4",), stop_grad=True)
+    small = ["--model", "resnet18-cifar:4", "--size", "8", "--epochs", "1", "--batch-size", "512"]
+    code, _, err = graphaug("pretrain", *small, "--init", first, "--out", tmp_path / "bare")
+    assert code == 0, err
+    line = err.splitlines()[0]
+    takes = f"--init takes its weights alone, --config {first / 'config.yaml'} its settings too."
+    assert line == f"{first} had --at layer4, --stop-grad: {takes}"
+    settled = ["--config", first / "config.yaml", "--init", first, *small]
+    code, _, err = graphaug("pretrain", *settled, "--out", tmp_path / "whole")
+    assert code == 0, err
+    assert "its settings too" not in err
+
+
+def test_weights_of_another_model_name_the_model_of_their_run(graphaug, tmp_path):
+    first = run_directory(tmp_path / "first")
+    code, _, err = graphaug("pretrain", *TINY, "--init", first, "--out", tmp_path / "run")
+    assert code == 2
+    assert "first' is of another model: " in err
+    assert "Its run was of --model resnet18-cifar:4: give that one." in err
 
 
 def test_runs_on_other_images_have_no_mean(graphaug, folder, tmp_path, monkeypatch):
@@ -410,6 +450,16 @@ def test_demo_reports_every_setting(graphaug, tmp_path, monkeypatch):
     code, _, err = graphaug("demo", "--out", out_dir)
     assert code == 2
     assert "not empty" in err
+
+
+def test_a_demo_whose_folder_cannot_be_made_trains_nothing(graphaug, tmp_path, monkeypatch):
+    from graphaug.vision import demo
+
+    monkeypatch.setattr(demo, "_run_all", lambda *_: pytest.fail("trained"))
+    (tmp_path / "file").write_text("")
+    code, _, err = graphaug("demo", "--out", tmp_path / "file" / "demo")
+    assert code == 2
+    assert "cannot be written" in err
 
 
 @pytest.mark.long

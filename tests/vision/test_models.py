@@ -109,11 +109,17 @@ def test_timm_models():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("resnet81", "resnet18"), ("resnet18_cifar", "resnet18-cifar"), ("resnet18-cifar:0", "resnet18")],
+    [("resnet81", "resnet18"), ("resnet18_cifar", "resnet18-cifar")],
 )
 def test_unknown_models(name, near):
     with pytest.raises(ConfigError, match=f"no model is called '{name}'. Did you mean .*'{near}"):
         build_model(name)
+
+
+@pytest.mark.parametrize("width", ["0", "x", "", "-8", "16.0"])
+def test_a_width_that_is_none_is_said_to_be_wrong(width):
+    with pytest.raises(ConfigError, match=f"'resnet18-cifar:{width}': the width must be .*, not '{width}'"):
+        build_model(f"resnet18-cifar:{width}")
 
 
 def test_a_model_without_a_classifier():

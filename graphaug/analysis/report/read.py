@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.config.settings import Settings
+from graphaug.contrastive.runs.files import runs_beside
 from graphaug.errors import ConfigError, RunDirectoryError, an
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
@@ -133,7 +134,9 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     directory = Path(path)
     if not directory.is_dir():
-        raise RunDirectoryError(f"{str(directory)!r} is no run directory: there is no such directory.")
+        raise RunDirectoryError(
+            f"{str(directory)!r} is no run directory: there is no such directory.{runs_beside(directory)}"
+        )
     try:
         resolved = read_yaml(directory / "config.yaml")
         settings = {k: v for k, v in resolved.items() if k not in NOT_SETTINGS}

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, TypeVar
 import graphaug
 from graphaug.augment.choices import CHOICES
 from graphaug.contrastive.config.deep_views import VIEWS, check_deep_views
+from graphaug.contrastive.config.names import setting_meant
 from graphaug.contrastive.config.sites import site
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
@@ -24,9 +25,9 @@ PRECISIONS = ("32-true", "bf16-mixed")
 ACCELERATORS = ("auto", "cpu", "cuda")
 
 
-def setting(default: T, help: str) -> T:
-    """A field of a `Settings` class, with a sentence that ``--help`` prints."""
-    return field(default=default, metadata={"help": help})
+def setting(default: T, help: str, choices: Sequence[str] = ()) -> T:
+    """A field of a `Settings` class, with a sentence that ``--help`` prints, and the words that it may be."""
+    return field(default=default, metadata={"help": help, "choices": tuple(choices)})
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class Settings:
 
     Each field has a sentence in ``metadata["help"]``, which ``--help`` prints. ``FREE`` names the settings that do not
     change what is computed: a run may be resumed with others. ``SHAPES``: the learning-rate schedules it can have.
+    ``TAKEN_BACK``: settings that are never None, and for which the command line's ``none`` is their default;
+    ``REFUSED``: switches of every run that this kind cannot have, and that are no options of its command.
 
     Raises:
         ConfigError: a value of the wrong type or outside its domain.
@@ -84,6 +87,8 @@ class Settings:
 
     FREE: ClassVar[tuple[str, ...]] = ()
     SHAPES: ClassVar[tuple[str, ...]] = SHAPES
+    TAKEN_BACK: ClassVar[tuple[str, ...]] = ()
+    REFUSED: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         """Bring the values into their types, and check them."""
@@ -195,7 +200,7 @@ class Settings:
         """Make a configuration of named values; raises ``ConfigError`` on a name that does not exist."""
         for name in values:
             if name not in cls.names():
-                raise ConfigError(f"no setting is called {name!r}.{did_you_mean(str(name), cls.names())}")
+                raise ConfigError(f"no setting is called {name!r}.{setting_meant(str(name), cls.names())}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

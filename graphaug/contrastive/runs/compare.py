@@ -11,6 +11,7 @@ from statistics import mean, stdev
 from typing import Any
 
 from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.runs.files import runs_beside
 from graphaug.errors import CheckpointError, ConfigError, did_you_mean
 from graphaug.terminal.table import Column, render
 
@@ -63,9 +64,11 @@ def read(path: Path) -> Run:
     """A run as it lies on the disk.
 
     Raises:
-        CheckpointError: ``path`` holds no run, or one that is not finished.
+        CheckpointError: there is no such folder, it holds no run, or one that is not finished.
 
     """
+    if not path.exists():
+        raise CheckpointError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
     directory = RunDirectory.at(path) if path.is_dir() else None
     settings = None if directory is None else directory.settings()
     if directory is None or settings is None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from graphaug.errors import RunDirectoryError
+from graphaug.errors import RunDirectoryError, meant, nearest
 
 PART = ".part-"
 """How the name of a file begins while it is written; a kill may leave one behind."""
@@ -56,6 +56,15 @@ def make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def runs_beside(path: Path) -> str:
+    """The end of a message about a run that is not there: the run beside it whose name is nearest, if one is near."""
+    try:
+        runs = {p.name: p for p in path.parent.iterdir() if (p / "config.yaml").is_file()}
+    except OSError:
+        return ""
+    return meant(str(runs[name]) for name in nearest(path.name, runs, limit=1))
 
 
 @contextmanager

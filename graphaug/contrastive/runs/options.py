@@ -16,7 +16,8 @@ from graphaug.contrastive.config.settings import Settings
 from graphaug.contrastive.config.sites import sites_and_rates
 from graphaug.contrastive.devices import is_first_process
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.errors import ConfigError
+from graphaug.contrastive.runs.files import runs_beside
+from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.terminal.help import HelpAll, default_of
 
 S = TypeVar("S", bound=Settings)
@@ -35,6 +36,12 @@ Force = Annotated[bool, typer.Option("--force", help="Replace another run in the
 
 _KINDS: dict[str, Any] = {"str": str, "int": int, "float": float, "bool": bool}
 
+_METAVARS = {"at": "SITE[=RATE]", "freeze_schedule": "MODULE"}
+_WORDS = {"str": "TEXT", "int": "INT", "float": "FLOAT"}
+
+_HOW = ("devices", "accelerator", "compile")
+"""Settings that say how a run is computed and not what it does."""
+
 UNSET = "none"
 """What is typed for None, and for no site at all."""
 
@@ -45,9 +52,12 @@ def with_settings(command: Callable[..., None], kind: type[Settings]) -> Callabl
     The word `UNSET` is the way back from what a preset or a file gives, for settings that may be None or empty.
     """
     own = inspect.signature(command, eval_str=True).parameters.values()
-    options = [_option(item) for item in kind.items()]
+    options = [
+        _option(item, item.name in kind.TAKEN_BACK) for item in kind.items() if item.name not in kind.REFUSED
+    ]
     names = [option.name for option in options]
     optional = {item.name for item in kind.items() if "None" in str(item.type) or item.default == ()}
+    optional |= set(kind.TAKEN_BACK)
 
     def run(**given: Any) -> None:
         given.pop("help_all")
@@ -90,10 +100,15 @@ def settled(
 
     Raises:
         ConfigError: no such preset, file or setting, or a run to go on with that has other settings.
-        RunDirectoryError: the output directory holds another run.
+        RunDirectoryError: the output directory holds another run; or none, and ``resume`` is all that was asked for.
 
     """
     earlier = earlier_settings(out, resume, force)
+    said = preset is not None or config is not None or not settings.keys() <= {*kind.FREE, *_HOW}
+    if resume and earlier is None:
+        if not said:
+            raise _nothing_to_resume(out)
+        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
     wanted = named.settle(kind, settings, preset, config, earlier, presets)
     if is_first_process():
         RunDirectory(out, force, resume)
@@ -110,11 +125,18 @@ def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | N
         return None
     run = RunDirectory.at(out)
     earlier = run.settings()
-    if earlier is None:
-        print(f"nothing to resume in {out}: a new run.", file=sys.stderr)
-    elif run.begins_again():
+    if earlier is not None and run.begins_again():
         print(f"the run in {out} has no checkpoint yet: it begins again.", file=sys.stderr)
     return earlier
+
+
+def _nothing_to_resume(out: Path) -> RunDirectoryError:
+    """The error for --resume where there is no run, and nothing that says what another one should do."""
+    what = "holds no run" if out.is_dir() else "does not exist"
+    return RunDirectoryError(
+        f"nothing to resume: {str(out)!r} {what}.{runs_beside(out)} --resume begins a new run where other options say "
+        "what it should do, such as --data, --preset or --config."
+    )
 
 
 def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
@@ -133,32 +155,33 @@ def _unset(value: Any) -> Any:
     return None if value == UNSET else value
 
 
-def _metavar(name: str, kind: str) -> str:
+def _metavar(item: Field[Any], unset: bool) -> str:
     """What stands for the value in the help."""
-    if name == "at":
-        return "SITE[=RATE]"
-    if name == "freeze_schedule":
-        return "MODULE"
-    word = {"str": "TEXT", "int": "INT", "float": "FLOAT"}.get(kind.split(" ")[0], "FLOAT")
-    return f"{word}|{UNSET}" if "None" in kind else word
+    if item.name in _METAVARS:
+        return _METAVARS[item.name]
+    if item.metadata["choices"]:
+        return "|".join(item.metadata["choices"])
+    word = next(word for name, word in _WORDS.items() if name in str(item.type))
+    return f"{word}|{UNSET}" if unset else word
 
 
-def _option(item: Field[Any]) -> inspect.Parameter:
-    """The command-line option of a setting: --batch-size for ``batch_size``."""
+def _option(item: Field[Any], unset: bool = False) -> inspect.Parameter:
+    """The command-line option of a setting: --batch-size for ``batch_size``; ``unset``: it takes `UNSET`."""
     kind, flag = str(item.type), "--" + item.name.replace("_", "-")
     names = [f"{flag}/--no-{flag[2:]}"] if kind == "bool" else [flag]
     described: dict[str, Any] = {
         "help": f"{item.metadata['help']} {default_of(item.default)}",
         "show_default": False,
     }
+    unset = unset or "None" in kind
     plain: Any = _KINDS.get(kind.split(" ")[0])
     if kind.startswith("tuple"):
         annotation: Any = list[float] | None if "float" in kind else list[str] | None
     else:
         annotation = plain | None
     if not kind.startswith("bool"):
-        described["metavar"] = _metavar(item.name, kind)
-    if "None" in kind and plain in (int, float):  # typer would refuse the word
+        described["metavar"] = _metavar(item, unset)
+    if unset and plain in (int, float):  # typer would refuse the word
         described |= {
             "parser": _or_unset(plain),
         }

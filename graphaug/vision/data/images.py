@@ -121,6 +121,8 @@ def load(
     """
     if size is not None and size < 1:
         raise InvalidOption(f"the image size must be at least 1 pixel, not {size}.")
+    if spec in (*FOLDERS, "idx:"):
+        raise DataError(f"{spec} needs a path, such as {spec}images; {spec}. is the current directory.")
     for prefix in FOLDERS:
         if spec.startswith(prefix):
             return _folder(prefix, Path(spec.removeprefix(prefix)), size or 32, strict)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.runs.files import runs_beside
 from graphaug.errors import CheckpointError, DataError
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
@@ -69,6 +70,8 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         CheckpointError: ``path`` is no run directory, or the run is not finished.
 
     """
+    if not path.exists():
+        raise CheckpointError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
     settings = RunDirectory.at(path).settings() if path.is_dir() else None
     if settings is None or "model" not in settings:
         raise CheckpointError(

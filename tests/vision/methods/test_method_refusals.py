@@ -103,3 +103,40 @@ def test_the_command_line_refuses_what_a_method_does_not_have_even_at_its_defaul
     assert code != 0
     assert "--augment-teacher does nothing without a site" in err
     assert not (tmp_path / "run").exists()
+
+
+def test_what_a_preset_sets_for_its_method_is_said_to_be_its_and_can_be_taken_back(
+    graphaug, tmp_path, monkeypatch
+):
+    typed = ["pretrain", "--out", tmp_path / "run", "--preset", "simclr-cifar10", "--method", "byol"]
+    code, _, err = graphaug(*typed)
+    assert code == 2
+    assert (
+        "The preset 'simclr-cifar10' sets --loss-scale supcontrast: --loss-scale none takes it back." in err
+    )
+    code, _, err = graphaug(*typed, "--loss-scale", "supcontrast")
+    assert code == 2
+    assert "The preset" not in err  # it was typed
+    seen = []
+
+    def load(data, **options):
+        raise DataError(seen.append(data) or "all settings were taken")
+
+    monkeypatch.setattr("graphaug.vision.data.images.load", load)
+    code, _, err = graphaug(
+        *typed, *(word for name in ("--loss", "--loss-scale", "--temperature") for word in (name, "none"))
+    )
+    assert code == 2
+    assert "all settings were taken" in err
+    assert seen == ["cifar10"]
+
+
+def test_a_value_taken_back_is_the_default():
+    from graphaug.contrastive.config.presets import settle
+    from graphaug.vision.presets import PRESETS
+
+    given = {"loss_scale": None, "temperature": None}
+    found = settle(PretrainConfig, given, "simclr-cifar10", presets=PRESETS)
+    named = settle(PretrainConfig, {}, "simclr-cifar10", presets=PRESETS)
+    assert found == replace(named, loss_scale="mean", temperature=0.5)
+    assert given == {"loss_scale": None, "temperature": None}
