@@ -110,7 +110,7 @@ FAULTS: dict[str, Fault] = {
     "seeds are set while capturing only": Fault(
         lambda: both(
             patch(UnseenCalls, "_seed", lambda self, original, *a, **k: original(*a, **k)),
-            patch(Modes, "check", lambda self: None),
+            patch(Modes, "check", lambda self, **_: None),
         ),
         "seeded",
     ),
@@ -119,7 +119,7 @@ FAULTS: dict[str, Fault] = {
     ),
     "autocast regions are left out": Fault(
         lambda: both(
-            patch(Modes, "check", lambda self: None),
+            patch(Modes, "check", lambda self, **_: None),
             patch(UnseenCalls, "_autocast", lambda self, enter, region: enter(region)),
         ),
         "autocast_on",
