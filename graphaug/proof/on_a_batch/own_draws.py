@@ -62,6 +62,7 @@ class OwnDraws(TorchDispatchMode):
         held = [*model.parameters(), *model.buffers()]
         self.devices = sorted({t.device.index or 0 for t in held if t.device.type == "cuda"})
         self.count: Counter[str] = Counter()
+        self.sampled: Counter[str] = Counter()
         self.in_front: Counter[str] = Counter()
         self.is_aside = False
 
@@ -74,15 +75,15 @@ class OwnDraws(TorchDispatchMode):
     def aside(self) -> Iterator[None]:
         """Draw as ever in this block, and count nothing: an augmentation draws here what the oracle is told."""
         before, self.is_aside = self.is_aside, True
-        self.in_front = self.count.copy()
+        self.in_front = self.sampled.copy()
         try:
             yield
         finally:
             self.is_aside = before
 
     def differs_in_front(self, other: OwnDraws) -> bool:
-        """Whether two runs drew other sizes, and that only in front of what was done aside last: the cut."""
-        mine, theirs = self.count - other.count, other.count - self.count
+        """Whether two runs sampled other sizes, and that only in front of what was done aside last: the cut."""
+        mine, theirs = self.sampled - other.sampled, other.sampled - self.sampled
         return bool(mine or theirs) and mine <= self.in_front and theirs <= other.in_front
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -93,11 +94,10 @@ class OwnDraws(TorchDispatchMode):
             return func(*args, **kwargs)
         kind = repr((str(func), torch.utils._pytree.tree_map_only(Tensor, _size, (args, kwargs))))
         self.count[kind] += 1
+        name = func._schema.name.removeprefix("aten::").rstrip("_")
+        self.sampled[kind] += name in _SAMPLERS  # attention without dropout samples nothing
         with torch.random.fork_rng(devices=self.devices):
-            if (
-                not self.level
-                or (name := func._schema.name.removeprefix("aten::").rstrip("_")) not in _SAMPLERS
-            ):
+            if not self.level or name not in _SAMPLERS:
                 torch.manual_seed(zlib.crc32(f"{kind} {self.count[kind]}".encode()))
                 return func(*args, **kwargs)
             torch.manual_seed(0)

@@ -83,7 +83,7 @@ def _both_steps(
         expected = call(model)
     other, _ = loss_of(expected, weights)
     theirs = dict(zip(trained, gradients(other, list(trained.values())), strict=True))
-    return _Steps(found, expected, mine, theirs, oracle, drawn.count == masked.count), rows
+    return _Steps(found, expected, mine, theirs, oracle, drawn.sampled == masked.sampled), rows
 
 
 @contextlib.contextmanager
