@@ -145,8 +145,13 @@ def value_at(augmentation: Augmentation, aug: AugmentedModule, call: Callable[[n
     seen: list[Tensor] = []
     handle = augmentation.register_forward_pre_hook(lambda _, args: seen.append(first_tensor(args[0])))
     try:
-        with torch.enable_grad():  # a graph may be one of a model with gradients
-            call(aug)
+        try:
+            with torch.no_grad():
+                call(aug)
+        except Exception:  # the graph may be one of a model with gradients, as where it hooks them
+            seen.clear()
+            with torch.enable_grad():
+                call(aug)
     finally:
         handle.remove()
     if not seen:
