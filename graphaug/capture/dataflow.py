@@ -91,10 +91,9 @@ def writes(node: fx.Node) -> bool:
     """True for what changes its first argument in place, its gradient or ``grad`` included, or ``out``."""
     if _out(node) is not None:
         return True
-    if node.op == "call_method" and node.target in _OF_GRADIENTS:
-        return True
     if node.op == "call_method":
-        return str(node.target).endswith("_") and not str(node.target).startswith("_")
+        name = str(node.target)
+        return name in _OF_GRADIENTS or (name.endswith("_") and not name.startswith("_"))
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
