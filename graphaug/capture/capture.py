@@ -102,7 +102,10 @@ def capture(
             reached = walk.reached
             changed = frozenset(r.name for r in reached if not r.holds())
             _refuse_filled_constants(walk, model)
-            assigned = tuple(name for name in state.changes() if name.rpartition(".")[0] in walk.opened)
+            again = walk.attributes.set_again
+            assigned = tuple(
+                n for n in state.changes() if n.rpartition(".")[0] in walk.opened and n not in again
+            )
         except GraphaugError as error:
             error.failed_in = walk.failed_in  # type: ignore[attr-defined]
             raise

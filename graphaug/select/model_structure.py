@@ -12,7 +12,7 @@ from graphaug.capture.capture import Captured, capture
 from graphaug.capture.examples import captured_on_a_guess
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
-from graphaug.errors import CaptureError, SelectorError
+from graphaug.errors import CaptureError, InvalidOption, SelectorError
 from graphaug.select.stages import CONTAINERS, blocks_of, find_network, is_block_list, numbered_calls
 
 
@@ -253,6 +253,8 @@ def _is_torch_leaf(module: nn.Module) -> bool:
 
 def openable(model: nn.Module, depth: int | None, everything: bool) -> list[str]:
     """Modules worth opening for a table: wrappers and those that hold lists of blocks, or all down to ``depth``."""
+    if depth is not None and (type(depth) is not int or depth < 0):
+        raise InvalidOption(f"depth is a number of levels, 0 or more, not {depth!r}.")
     paths = [p for p, m in model.named_modules() if list(m.children()) and not _is_torch_leaf(m)]
     if everything:
         return paths

@@ -131,3 +131,9 @@ def test_what_is_read_before_it_is_set_is_refused(how: Any) -> None:
     with pytest.raises(CaptureError):
         ga.rewrite(model, "first", example_inputs=torch.randn(4, 8))
     assert vars(model) == before
+
+
+@pytest.mark.parametrize("how", [set_then_read, set_alone])
+def test_the_plan_names_no_attribute_that_the_graph_sets(how: Any) -> None:
+    aug = ga.rewrite(Keeps(how), "first", example_inputs=torch.randn(4, 8))
+    assert "kept" not in str(aug.plan)

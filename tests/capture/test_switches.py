@@ -235,3 +235,11 @@ def test_processes_that_begin_later_are_noticed(name: str, tmp_path: Path) -> No
         torch.distributed.destroy_process_group()
     with pytest.raises(AssumptionViolated):
         again(x)
+
+
+def test_the_callers_inference_mode_is_told_from_the_forwards() -> None:
+    model, x = InRegion(contextlib.nullcontext), torch.randn(4, 8)
+    with torch.inference_mode(), pytest.raises(CaptureError, match="call this outside of it"):
+        ga.rewrite(model, "last", example_inputs=x)
+    with pytest.raises(CaptureError, match="opens an inference_mode region"):
+        ga.rewrite(InRegion(torch.inference_mode), "last", example_inputs=x)

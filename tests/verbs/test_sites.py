@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
-from graphaug.errors import CaptureError, UnsupportedModel
+from graphaug.errors import CaptureError, InvalidOption, UnsupportedModel
 
 pytestmark = pytest.mark.few(1)
 
@@ -276,3 +276,9 @@ def test_the_table_says_where_the_backward_would_be_sparse() -> None:
     assert "dense: BatchNorm2d 'bn1'" in str(ga.sites(resnet, example_inputs=image))
     guessed = {str(s): s.backward for s in ga.sites(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)))}
     assert guessed == {"input": "dense: nothing trained before", "0": "sparse", "1": "sparse"}
+
+
+@pytest.mark.parametrize("depth", ["a", -1, 1.5, True])
+def test_a_depth_that_is_none_is_refused(depth: object) -> None:
+    with pytest.raises(InvalidOption, match="depth is a number of levels"):
+        ga.sites(torch.nn.Sequential(torch.nn.Linear(4, 4)), depth=depth)  # type: ignore[arg-type]

@@ -155,8 +155,9 @@ class Signature:
 
     def _lacking(self, entry: Input) -> str:
         how = repr(entry.name) if entry.default is _EMPTY else f"{entry.name}={entry.default!r}"
+        advice = taken_from(self.guessed) or " Give it, or call rewrite again with example_inputs like these."
         then = "" if entry.otherwise is _EMPTY else f": it is {entry.otherwise!r} there"
-        return f"{self.model} was captured with {how}, which this call lacks{then}.{taken_from(self.guessed)}"
+        return f"{self.model} was captured with {how}, which this call lacks{then}.{advice}"
 
     def take(self, args: Any, kwargs: Any) -> dict[str, Any]:
         """The captured inputs out of the proxies of another tracer: positional ones by their place, others by name."""

@@ -14,6 +14,7 @@ from graphaug.capture.recording.nodes import IS_GRAD_ENABLED, Nodes
 from graphaug.capture.recording.session import Session
 from graphaug.capture.switches import entered, switched, switches
 from graphaug.capture.user_code import is_internal
+from graphaug.errors import CaptureError
 
 
 class Modes:
@@ -28,7 +29,16 @@ class Modes:
         self.begin()
 
     def begin(self) -> None:
-        """Remember the modes that the forward starts in; what differs later, it set itself."""
+        """Remember the modes that the forward starts in; what differs later, it set itself.
+
+        Raises:
+            CaptureError: they are those of ``torch.inference_mode()``, in which nothing is trained.
+        """
+        if torch.is_inference_mode_enabled():
+            raise CaptureError(
+                f"{self.session.model} cannot be captured inside of torch.inference_mode(), whose tensors never have "
+                "gradients: call this outside of it."
+            )
         self._autocast = _autocast_state()
         self._grad_mode = torch.is_grad_enabled()
         self._switches, self._device = switches(), torch.get_default_device()
@@ -86,13 +96,13 @@ class Modes:
             )
         if self._autocast != _autocast_state():
             raise refuse("it opens an autocast region of its own, which a graph does not keep")
+        if torch.is_inference_mode_enabled():
+            raise refuse("it opens an inference_mode region, which a graph does not keep")
         if torch.is_grad_enabled() != self._grad_mode:
             raise refuse(
                 "it calls an autograd function by a name bound earlier (`f = Function.apply`)",
                 reason=" Call Function.apply itself, or choose a site outside that module.",
             )
-        if torch.is_inference_mode_enabled():
-            raise refuse("it opens an inference_mode region, which a graph does not keep")
         if torch.initial_seed() != self._seed and threading.active_count() == 1:  # else it may be another's
             raise refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
 

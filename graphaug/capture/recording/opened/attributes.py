@@ -25,6 +25,7 @@ class Attributes:
     Attributes:
         facts: what the graph relies on, by module and attribute; without an attribute, what is known of its hooks.
         reads: what was read, by the id of the module or other object and the attribute.
+        set_again: paths of the attributes that the graph sets, as the forward does.
     """
 
     def __init__(self, model: nn.Module, opened: frozenset[str], recorder: Recorder) -> None:
@@ -32,6 +33,7 @@ class Attributes:
         self.facts: dict[tuple[str, str], Fact] = {}
         self.reads: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
+        self.set_again: set[str] = set()
         self._sets: set[tuple[int, str]] = set()
         self._reads_before: set[tuple[int, str]] = set()
 
@@ -145,6 +147,7 @@ class Attributes:
             if type(value) is bool:
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
             self.facts.pop((path, attribute), None)
+            self.set_again.add(name)
             lower = self.recorder.ledger.lower
             self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
 
