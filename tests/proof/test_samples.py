@@ -220,6 +220,21 @@ def test_a_dimension_that_contradicts_the_proof_is_an_error() -> None:
     assert told.plan.sites[0].rows == "dimension 1 of 5×6×16, 6 samples"
 
 
+@pytest.mark.parametrize("at", ["input", "1"])
+def test_a_dimension_that_the_forward_takes_in_one_size_only_is_an_error(at: str) -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+    with pytest.raises(InvalidOption, match=r"another size of dimension 1 the forward fails.* give rows=0"):
+        ga.rewrite(model, at, rows=1, stop_grad=True, example_inputs=torch.randn(4, 8))
+
+
+def test_an_example_of_one_sample_without_a_batch_dimension_is_pointed_out() -> None:
+    model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 6))
+    (note,) = ga.rewrite(model, "1", example_inputs=torch.randn(8)).plan.notes
+    assert "if the example is one sample, add a batch dimension" in note
+    with pytest.raises(InvalidOption, match="if the example is one sample, add a batch dimension"):
+        ga.rewrite(model, "2", example_inputs=torch.randn(8))
+
+
 def test_where_several_dimensions_would_do_it_is_the_first() -> None:
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     plan = ga.rewrite(model, "1", example_inputs=torch.randn(3, 5, 4)).plan

@@ -24,7 +24,7 @@ __all__ = [
     "reshaped",
 ]
 
-Kind = Literal["coupled", "statistics", "place", "draw", "state", "decision", "unknown"]
+Kind = Literal["coupled", "statistics", "place", "draw", "state", "decision", "failure", "unknown"]
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]
 NOTHING = "the value holds nothing of any row"
 
@@ -43,7 +43,8 @@ class Meeting:
     Attributes:
         kind: "coupled": rows see each other; "statistics": by batch normalisation; "place": a row sees its own number
             or the number of rows; "draw": rows share one draw; "state": something is kept from call to call;
-            "decision": the forward asks for the value of a tensor; "unknown": there is no rule for it.
+            "decision": the forward asks for the value of a tensor; "failure": it raises an error with
+            the rows' number left open; "unknown": there is no rule for it.
         op: the operation, as torch names it.
         why: what it does, as a clause.
         module: path of the module in whose forward it happened, if there is one.

@@ -117,7 +117,7 @@ def _traced(
         call.note_mode(model, values, dims, changed)
     except Exception as error:
         said = next(iter(str(error).strip().splitlines()), "")[:160]
-        seen = follow.decision or Meeting("unknown", "", f"tracing fails: {type(error).__name__}: {said}")
+        seen = follow.decision or Meeting("failure", "", f"tracing fails: {type(error).__name__}: {said}")
         return [_verdict(follow, seen)]
     finally:
         first.restore()
@@ -284,7 +284,7 @@ def _verdict(
         meeting = Meeting("place", "", NOTHING)
     verdict: Verdict = "proved"
     if meeting is not None:
-        verdict = "unknown" if meeting.kind == "unknown" else "coupled"
+        verdict = "unknown" if meeting.kind in ("unknown", "failure") else "coupled"
     elif follow.statistics:
         verdict, meeting = "statistics", follow.statistics[0]
     return Proof(verdict, place, meeting, tuple(follow.statistics), follow.ops, sizes, follow.count.least)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,15 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import BATCH, Rows
-from graphaug.capture.dataflow import before
-from graphaug.capture.inputs.signature import plain_containers
-from graphaug.capture.interpreter import Interpreter, filled
-from graphaug.capture.names import CONSTANTS
 from graphaug.capture.state import unchanged
-from graphaug.capture.values import assume, value_of
+from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.rows import prove
+from graphaug.proof.part import Run, cut_input, inputs_of
 
 
 @dataclass(frozen=True)
@@ -74,19 +72,7 @@ def find_samples(
     if rows is not None and not 0 <= rows < lead.dim():
         raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
     ask = _Asker(model, graph, examples, constants)
-    chosen = 0 if rows is None else rows
-    proofs = ask(cuts, chosen)
-    if rows is None or proofs[0].verdict == "coupled":
-        other = _other(ask, cuts, lead, chosen, apart=_apart(proofs[:1]))
-    else:
-        other = None
-    if other is not None:
-        if rows is not None:
-            raise InvalidOption(
-                f"rows={rows}: along dimension {rows} {proofs[0].meeting}, and along dimension {other} nothing meets. "
-                f"Leave rows= away, or give rows={other}."
-            )
-        chosen, proofs = other, ask(cuts, other)
+    chosen, proofs = _choose(ask, cuts, lead, rows)
     places: list[Rows] = []
     notes: list[str] = []
     for i, cut in enumerate(cuts):
@@ -100,6 +86,47 @@ def find_samples(
         places.append(found)
     count = int(lead.shape[chosen])
     return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
+
+
+def _choose(
+    ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, rows: int | None
+) -> tuple[int, Sequence[Proof]]:
+    """The dimension of the leading input that holds the samples, and what is proved of the cuts along it.
+
+    Raises:
+        InvalidOption: it is told, and nothing meets along another one, while rows meet along it or its size is fixed.
+    """
+    chosen = 0 if rows is None else rows
+    proofs = ask(cuts, chosen)
+    whole = (
+        proofs if rows is None else ask(None, chosen, stop=True)
+    )  # a told one may be fixed behind the cuts
+    fixed = ask.fixed_by(proofs) or ask.fixed_by(whole)
+    other = None
+    if rows is None or fixed or proofs[0].verdict == "coupled":
+        other = _other(ask, cuts, lead, chosen, apart=_apart(proofs[:1]) and not fixed)
+    if other is None:
+        return chosen, [_as_one_sample(p, chosen) for p in proofs] if fixed else proofs
+    if rows is not None:
+        against = f"with another size of dimension {rows} the forward fails, and"
+        if not fixed:
+            against = f"along dimension {rows} {proofs[0].meeting}, and"
+        raise InvalidOption(
+            f"rows={rows}: {against} along dimension {other} nothing meets. "
+            f"Leave rows= away, or give rows={other}."
+        )
+    return other, ask(cuts, other)
+
+
+def _as_one_sample(proof: Proof, dim: int) -> Proof:
+    """The same with the likeliest reason why a forward takes no other size of its samples' dimension."""
+    if proof.meeting is None or proof.meeting.kind != "failure":
+        return proof
+    why = (
+        f"{proof.meeting.why.rstrip('.')} (the forward fails for another size of dimension {dim}: if the example is "
+        "one sample, add a batch dimension)"
+    )
+    return dataclasses.replace(proof, meeting=dataclasses.replace(proof.meeting, why=why))
 
 
 def proofs_of(
@@ -207,82 +234,19 @@ class _Asker:
                 found[id(t)] = list(t.shape).index(count)
         return found
 
-    def __call__(self, cuts: Sequence[fx.Node] | None, dim: int, stop: bool = False) -> list[Proof]:
-        """The proofs of the cuts' values, or of everything that the graph returns."""
+    def __call__(self, cuts: Sequence[fx.Node] | None, dim: int | None, stop: bool = False) -> list[Proof]:
+        """The proofs of the cuts' values, or of everything that the graph returns; without ``dim`` nothing has rows."""
         ends = None if cuts is None else [cut_input(c) for c in cuts]
         run = Run.up_to(self.model, self.graph, ends, self.constants)
+        dims = {} if dim is None else self.dims(dim)
         with unchanged(self.model, tensors=False):
             self.model.train()
-            return prove(self.model, run, self.examples, self.dims(dim), stop)
+            return prove(self.model, run, self.examples, dims, stop)
+
+    def fixed_by(self, proofs: Sequence[Proof]) -> bool:
+        """Whether the forward failed, and does not with the example's own sizes."""
+        return _failed(proofs) and not _failed(self(None, None))
 
 
-def inputs_of(graph: fx.Graph, examples: Mapping[str, Any]) -> dict[str, Any]:
-    """An example for every input of a graph; what was not given has its default."""
-    placeholders = [n for n in graph.nodes if n.op == "placeholder"]
-    default = {str(n.target): n.args[0] if n.args else None for n in placeholders}
-    return {name: examples.get(name, default[name]) for name in default}
-
-
-def cut_input(cut: fx.Node) -> fx.Node:
-    """The value that enters an augmentation."""
-    return cut.all_input_nodes[0] if cut.meta.get("augmentation") else cut
-
-
-class Run(Interpreter):
-    """Runs a part of a graph on a model's own modules, its augmentations doing nothing."""
-
-    def __init__(
-        self,
-        model: nn.Module,
-        graph: fx.Graph,
-        needed: set[fx.Node],
-        ends: Sequence[fx.Node] | None,
-        constants: Mapping[str, Any],
-    ) -> None:
-        super().__init__(model, garbage_collect_values=False, graph=graph)
-        self.needed, self.ends, self.constants = needed, ends, constants
-
-    @staticmethod
-    def up_to(
-        model: nn.Module, graph: fx.Graph, ends: Sequence[fx.Node] | None, constants: Mapping[str, Any]
-    ) -> Run:
-        """The part that some values are computed from, or all of it."""
-        needed = set(graph.nodes) if ends is None else set[fx.Node]().union(*map(before, ends))
-        return Run(model, graph, needed, ends, constants)
-
-    def __call__(self, values: dict[str, Any]) -> list[Any]:
-        """The first tensor of every end."""
-        env: dict[fx.Node, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = values[str(node.target)]
-            elif node.op == "output" or node.target is assume:
-                continue
-            elif node in self.needed and node.meta.get("augmentation"):
-                env[node] = env[node.all_input_nodes[0]]
-            elif node in self.needed:
-                args, kwargs = filled(node, env)
-                env[node] = getattr(self, node.op)(node.target, args, kwargs)
-        if self.ends is not None:
-            return [_first(env[end]) for end in self.ends]
-        (output,) = (n for n in self.graph.nodes if n.op == "output")
-        returned = fx.node.map_arg(output.args[0], env.__getitem__)
-        leaves = torch.utils._pytree.tree_leaves(plain_containers(returned))
-        return [t for t in leaves if isinstance(t, Tensor) and t.dim() > 0]
-
-    def get_attr(self, target: Any, args: Any, kwargs: Any) -> Any:
-        """A parameter, a buffer or a constant."""
-        room, _, name = str(target).rpartition(".")
-        return self.constants[name] if room == CONSTANTS else super().get_attr(target, args, kwargs)
-
-
-def _first(value: Any) -> Any:
-    """The tensor that an augmentation acts on: a value, or its first entry."""
-    while not isinstance(value, Tensor):
-        if isinstance(value, Mapping):
-            value = next(iter(value.values()), None)
-        elif isinstance(value, (tuple, list)) and value:
-            value = value[0]
-        else:
-            return value
-    return value
+def _failed(proofs: Sequence[Proof]) -> bool:
+    return any(p.meeting is not None and p.meeting.kind == "failure" for p in proofs)

@@ -13,7 +13,8 @@ from graphaug.capture.inputs.signature import evaluating
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption, did_you_mean
-from graphaug.proof.independence.samples import Run, Samples, cut_input, inputs_of
+from graphaug.proof.independence.samples import Samples
+from graphaug.proof.part import Run, cut_input, inputs_of
 
 
 def told_samples(
