@@ -9,7 +9,7 @@ from typing import Any
 from torch import fx, nn
 
 from graphaug.arguments import checked_names
-from graphaug.augment.choices import check_probability
+from graphaug.augment.choices import check_rate
 from graphaug.augment.rows import Rows
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
@@ -90,7 +90,7 @@ def skip_rows(
         structure = structure_of(model, example_inputs)
         rates: dict[Target, float] = {}
         for selector, share in at.items() if isinstance(at, Mapping) else [(at, rate)]:
-            share = check_probability("rate", share)
+            share = check_rate(share)
             if share == 1:
                 raise InvalidOption("rate=1 would skip every row of a branch: give less.")
             count = None if isinstance(at, Mapping) else expect

@@ -36,6 +36,7 @@ from graphaug.proof.on_a_batch.tapped import check_tapped
 from graphaug.proof.on_a_batch.training_step import acting, against_hooks, nothing_below
 from graphaug.surgery.called.views import repeated
 from graphaug.surgery.module import AugmentedModule
+from graphaug.surgery.unwrap import unwrap_hint
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         ok  eval mode: output bit-equal to the original
     """
     if not isinstance(aug, AugmentedModule):
-        raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.")
+        raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.{unwrap_hint(aug)}")
     model = aug._parts.model
     args, kwargs = _as_call(model, x)
 

@@ -28,10 +28,24 @@ def check_probability(name: str, value: object) -> float:
         InvalidOption: it is no number, NaN, or outside [0, 1].
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidOption(f"{name}={value!r} is no number: give a float between 0 and 1.")
+        raise InvalidOption(f"{name}={value!r} is no number: give a float between 0 and 1{as_number(value)}.")
     if not 0.0 <= float(value) <= 1.0:  # false for NaN too
         raise InvalidOption(f"{name}={value!r} is outside [0, 1].")
     return float(value)
+
+
+def check_rate(value: object) -> float:
+    """Return the one rate of all sites, as `check_probability`; of several it says where each one's is given."""
+    if isinstance(value, (list, tuple)):
+        raise InvalidOption(
+            f"rate={value!r} is no number: a rate for each site is given as at={{site: rate}}."
+        )
+    return check_probability("rate", value)
+
+
+def as_number(value: object) -> str:
+    """How to make a number of what holds a single one, as a tensor; or nothing."""
+    return ", as its .item() is" if getattr(value, "shape", None) == () and hasattr(value, "item") else ""
 
 
 def check_choice(name: str, value: object, known: Iterable[str | None] | None = None) -> str:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 from numbers import Real
 
+from graphaug.augment.choices import as_number
 from graphaug.errors import InvalidOption
 
 
@@ -28,7 +29,7 @@ class Domain:
             InvalidOption: it is no number, not finite, or outside the domain.
         """
         if isinstance(value, bool) or not isinstance(value, Real):
-            raise InvalidOption(f"{name}={value!r} is no number: give one in {self}.")
+            raise InvalidOption(f"{name}={value!r} is no number: give one in {self}{as_number(value)}.")
         number = float(value)
         inside = self.low < number if self.above else self.low <= number
         if not (math.isfinite(number) and inside and number <= self.high):

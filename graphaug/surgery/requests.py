@@ -9,7 +9,7 @@ from typing import Any, TypedDict
 
 from torch import Tensor, fx
 
-from graphaug.augment.choices import CHOICES, check_choice, check_flag, check_probability
+from graphaug.augment.choices import CHOICES, check_choice, check_flag, check_probability, check_rate
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
@@ -67,7 +67,7 @@ def base_options(
         InvalidOption: a rate is no probability, it is given together with a dict of them, or options of dropout are
             given together with a transform.
     """
-    spelled = 0.5 if rate is None else check_probability("rate", rate)
+    spelled = 0.5 if rate is None else check_rate(rate)
     dropped = "element" if granularity is None else granularity
     if dropped in GRANULARITIES and dropped not in CHOICES["granularity"]:
         raise InvalidOption(

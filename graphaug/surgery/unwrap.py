@@ -12,7 +12,7 @@ def plain_model(model: object) -> nn.Module:
     """Return the user's own model behind ``model``.
 
     Raises:
-        UnsupportedModel: it is wrapped for data parallelism, compiled, scripted, or no module.
+        UnsupportedModel: it is wrapped for data parallelism, compiled, scripted, has no forward, or is no module.
     """
     if isinstance(model, AugmentedModule):
         return model.original
@@ -32,8 +32,23 @@ def plain_model(model: object) -> nn.Module:
         raise UnsupportedModel("this model is scripted: rewrite the Python module it was made from.")
     if not isinstance(model, nn.Module):
         what = "the class" if isinstance(model, type) else an(model)
-        raise UnsupportedModel(f"graphaug rewrites an nn.Module, and this is {what}{_class_hint(model)}.")
+        raise UnsupportedModel(f"graphaug takes an nn.Module, and this is {what}{_class_hint(model)}.")
+    if not _has_forward(model):
+        raise UnsupportedModel(f"{type(model).__name__} has no forward: {_instead(model)}.")
     return model
+
+
+def _has_forward(module: nn.Module) -> bool:
+    return getattr(module.forward, "__func__", module.forward) is not nn.Module.forward
+
+
+def _instead(model: nn.Module) -> str:
+    """What to rewrite of a module that is never called itself, as many a LightningModule and every ModuleList."""
+    names = [name for name, child in model.named_children() if _has_forward(child)]
+    if not names:
+        return "give a module that is called"
+    more = ", …" if len(names) > 5 else ""
+    return f"rewrite a module in it that is called ({', '.join(names[:5])}{more}), and put the result in its place"
 
 
 def _class_hint(model: object) -> str:
@@ -41,6 +56,10 @@ def _class_hint(model: object) -> str:
 
 
 def unwrap_hint(aug: object) -> str:
-    """What to do if a wrapper was given and what is inside it was meant; or nothing."""
+    """What to do if a module was given and a rewritten one inside it was meant; or nothing."""
     inner = getattr(aug, "_orig_mod", None) or getattr(aug, "module", None)
-    return " Give it the module inside the wrapper." if isinstance(inner, AugmentedModule) else ""
+    if isinstance(inner, AugmentedModule):
+        return " Give it the module inside the wrapper."
+    inside = aug.named_modules() if isinstance(aug, nn.Module) else ()
+    paths = [repr(path) for path, module in inside if isinstance(module, AugmentedModule)]
+    return f" Give it what was rewritten in it: {', '.join(paths)}." if paths else ""

@@ -95,9 +95,13 @@ class _Walk:
         }
         for cls in self._classes:
             self._method(cls, "forward")
+        for m in self._modules.values():
+            if "forward" in vars(m):  # set on the object, whose class may have none
+                self._function(vars(m)["forward"])
         self._names: set[str] = {"forward"}
         self._strings: set[str] = set()
         self._pairs: set[tuple[str, str]] = set()
+        self.holdings = Holdings(set(), set(), set(), self._of_object)
         while self._follow():  # objects have methods, whose code has names, which lead to objects
             self.holdings = Holdings(self._names | self._strings, self._strings, self._pairs, self._of_object)
             for path, m in self._modules.items():
