@@ -9,19 +9,22 @@ from typing import Any, overload
 from torch import Tensor, fx, nn
 
 from graphaug.arguments import checked_names
+from graphaug.augment.rows import Members, Rows
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of, reads_no_data
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.recording.values.used import used_entry
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
-from graphaug.errors import CaptureError
+from graphaug.errors import CaptureError, InvalidOption
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import proofs_of, sample_dim
+from graphaug.proof.independence.told import told_index, told_place
 from graphaug.proof.prefix import statistics_modules
 from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
 from graphaug.select.model_structure import ModelStructure, openable
 from graphaug.select.nodes import target_of
+from graphaug.select.shares import Shares
 from graphaug.sparse.choose import SMALLEST_SAVING
 from graphaug.surgery.unwrap import plain_model
 from graphaug.terminal.printable import printable
@@ -44,8 +47,9 @@ class Site:
         bypass: what leads around it, in words; empty if it separates.
         params_before: share of the parameters up to and including the site, in [0, 1].
         shape: shape of its value on the example.
-        rows: where the samples lie in its value: the dimension, "0, 5 each" for five slices of each sample, and with a
-            question mark where only its size tells.
+        rows: where the samples lie in its value: the dimension, "0, 5 each" for five slices of each sample, "0, by
+            'batch'" where that input tells the sample of every entry, and with a question mark where only its size
+            tells.
         flops_before: share of the forward FLOPs up to and including the site, in [0, 1], if counted.
         stage: its number in the paper's numbering, if it has one.
         backward: what ``backward="auto"`` would choose there with ``stop_grad=True`` and ``subset=0.5``, as far as
@@ -139,7 +143,9 @@ class Sites(Sequence[Site]):
 
 
 @checked_names
-def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = None) -> Sites:
+def sites(
+    model: nn.Module, example_inputs: Any = None, *, depth: int | None = None, rows: int | str | None = None
+) -> Sites:
     """List what can be targeted in a model.
 
     Args:
@@ -147,12 +153,14 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
         example_inputs: a tensor, tuple or dict of inputs, for shapes and FLOPs (torch's own counter); without it
             they are those of inputs that the model declares, or that its first layers tell, and the table says which.
         depth: how many levels of modules to open; by default wrappers, and those that hold lists of blocks.
+        rows: where the samples lie in the inputs, as for `graphaug.rewrite`.
 
     Returns:
         A sequence of `Site`; ``print`` shows it as a table.
 
     Raises:
         CaptureError: the model's own forward cannot be captured.
+        InvalidOption: ``rows`` is no dimension or input of the example.
         UnsupportedModel: the object is no plain model.
 
     Examples:
@@ -164,7 +172,9 @@ def sites(model: nn.Module, example_inputs: Any = None, *, depth: int | None = N
     plain = plain_model(model)
     with undisturbed(plain, example_inputs):
         structure = structure_of(plain, example_inputs, count_flops=True)
-        return sites_of(structure, depth=depth, everything=False)
+        if rows and structure.signature.guessed:
+            raise InvalidOption(f"rows={rows!r} is about your inputs: pass example_inputs with it.")
+        return sites_of(structure, depth=depth, everything=False, rows=rows)
 
 
 def structure_of(
@@ -180,11 +190,13 @@ def structure_of(
     )
 
 
-def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) -> Sites:
+def sites_of(
+    structure: ModelStructure, *, depth: int | None, everything: bool, rows: int | str | None = None
+) -> Sites:
     """The table behind `sites`, over a model that may already be captured in part."""
     captured = structure.capture_deep(openable(structure.model, depth, everything))
     stages = _stage_numbers(structure, captured)
-    reach = _Before(structure.model, captured)
+    reach = Shares(structure.model, captured)
     flow = data_graph(captured.graph)
     places = {  # a module is what the model goes on with of its result
         target: n if target.side == "before" else used_entry(n)
@@ -192,13 +204,18 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
         if (target := target_of(n)) is not None and n in flow and not reads_no_data(n)
     }
     proofs: dict[fx.Node, Proof] = {}
-    if not everything:
+    lying: dict[fx.Node, tuple[Rows | None, bool]] = {}  # where the samples are, and whether that is sure
+    if isinstance(rows, str):
+        index, count = told_index(captured.graph, structure.signature.examples, rows)
+        lying = {n: (told_place(value_of(n), index, count, rows), True) for n in places.values()}
+    elif not everything:
         of, given = (structure.model, captured.graph), (structure.signature.examples, captured.constants)
-        proofs = proofs_of(*of, list(places.values()), *given, sample_dim(*of, *given))
+        proofs = proofs_of(*of, list(places.values()), *given, sample_dim(*of, *given, rows))
+        lying = {n: (p.place or p.sizes, p.place is not None) for n, p in proofs.items()}
     found = []
     for target, node in places.items():
         bypass = find_bypass(flow, node)
-        value = value_of(node)
+        value, flops = value_of(node), reach.flops(node)
         module = structure.model.get_submodule(target.path)
         calls = captured.calls.get(target.path, 1) if target.path else 1
         found.append(
@@ -214,12 +231,12 @@ def sites_of(structure: ModelStructure, *, depth: int | None, everything: bool) 
                 bypass="" if bypass is None else around(bypass, captured),
                 params_before=reach.parameters(node),
                 shape=tuple(value.shape) if isinstance(value, Tensor) else None,
-                flops_before=reach.flops(node),
+                flops_before=flops,
                 stage=stages.get(target),
-                backward=_backward(
-                    structure, captured, node, bypass is None, reach.flops(node), proofs.get(node)
-                ),
-                rows=_rows(proofs.get(node)),
+                backward="dense: samples are told by an input"
+                if isinstance(rows, str)
+                else _backward(structure, captured, node, bypass is None, flops, proofs.get(node)),
+                rows=_rows(*lying[node]) if node in lying else "",
             )
         )
     nothing = FROM_NO_TENSOR if not found and structure.signature.examples else ""
@@ -253,14 +270,13 @@ def _backward(
     return "dense: no example_inputs to try" if structure.signature.guessed else "sparse: if a trial agrees"
 
 
-def _rows(proof: Proof | None) -> str:
+def _rows(place: Rows | None, sure: bool) -> str:
     """Where the samples lie, in few words."""
-    if proof is None:
-        return ""
-    if (place := proof.place or proof.sizes) is None:
+    if place is None:
         return "?"
-    each = f", {place.slices} each" if place.slices > 1 else ""
-    return f"{place.dim}{each}{'' if proof.place else '?'}"
+    if isinstance(place, Members):
+        return f"{place.dim}, by '{place.owner.name}'"
+    return f"{place.dim}{f', {place.slices} each' if place.slices > 1 else ''}{'' if sure else '?'}"
 
 
 def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target, int]:
@@ -276,25 +292,3 @@ def _stage_numbers(structure: ModelStructure, captured: Captured) -> dict[Target
             for target in (Target(name, None, int(call or 0)), Target(path, op, int(call or 0))):
                 numbers[target] = number
     return numbers
-
-
-class _Before:
-    """How much of a model lies up to a node."""
-
-    def __init__(self, model: nn.Module, captured: Captured) -> None:
-        self.per_node = {
-            n: {id(p): p.numel() for p in parameters_of(n, model.get_submodule, model.get_parameter)}
-            for n in captured.graph.nodes
-        }
-        self.total = sum(p.numel() for p in model.parameters())
-        self.all_flops = sum(n.meta.get("flops", 0) for n in captured.graph.nodes)
-
-    def parameters(self, node: fx.Node) -> float:
-        used: dict[int, int] = {}
-        for n in before(node):
-            used.update(self.per_node[n])
-        return sum(used.values()) / self.total if self.total else 0.0
-
-    def flops(self, node: fx.Node) -> float | None:
-        up_to = sum(n.meta.get("flops", 0) for n in before(node))
-        return float(up_to / self.all_flops) if self.all_flops else None

@@ -55,6 +55,7 @@ def notes_of(
     return [
         *_placement_notes(requests, placed),
         *_state_notes(captured),
+        *_mode_notes(model),
         *_method_notes(model),
         *_lightning_notes(model, requests[0].target),
     ]
@@ -96,6 +97,14 @@ def _state_notes(captured: Captured) -> list[str]:
     if names := ", ".join(captured.unwatched):
         notes.append(f"too large to be compared in every call, so call rewrite again after a change: {names}")
     return notes
+
+
+def _mode_notes(model: nn.Module) -> list[str]:
+    return (
+        []
+        if model.training
+        else ["the model is in eval mode, in which nothing is augmented: call train() first"]
+    )
 
 
 def _method_notes(model: nn.Module) -> list[str]:

@@ -160,3 +160,30 @@ def test_a_site_of_neither_nodes_nor_graphs_is_an_error() -> None:
 
     with pytest.raises(InvalidOption, match="choose a site with one of these"):
         ga.rewrite(Edges(), "pooled", rows="batch", example_inputs=graphs())
+
+
+def test_the_table_of_sites_shows_what_is_told() -> None:
+    table = {s.path: s for s in ga.sites(GIN(), graphs(), rows="batch")}
+    assert {table[p].rows for p in ("first", "second")} == {"0, by 'batch'"}
+    assert table["pooled"].rows == "0"  # behind the sum every row is a graph
+    plan = rewritten("second", stop_grad=True).plan
+    assert {s.backward for s in table.values()} == {"dense: samples are told by an input"}
+    assert plan.backward == "dense"
+    assert plan.reason.startswith("samples are told by an input")
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [("bach", "Did you mean 'batch'"), ("x", "whole numbers"), (7, "dimensions 0 to 1")],
+)
+def test_the_table_refuses_what_tells_nothing(rows: Any, said: str) -> None:
+    with pytest.raises(InvalidOption, match=said):
+        ga.sites(GIN(), graphs(), rows=rows)
+
+
+def test_the_table_takes_a_told_dimension() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    x = torch.randn(5, 6, 4)
+    assert [s.rows for s in ga.sites(model, x, rows=1)] == ["1"] * 4
+    with pytest.raises(InvalidOption, match="example_inputs"):
+        ga.sites(model, rows=1)

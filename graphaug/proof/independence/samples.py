@@ -69,8 +69,8 @@ def find_samples(
         place = BATCH if rows is None else Rows(rows)
         note = assumed or "rows: dimension 0 is taken for the batch: no input is a tensor"
         return Samples(0, {}, (place,) * len(cuts), (), note)
-    if rows is not None and not 0 <= rows < lead.dim():
-        raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
+    if rows is not None:
+        _check_dim(lead, rows)
     ask = _Asker(model, graph, examples, constants)
     chosen, proofs = _choose(ask, cuts, lead, rows)
     places: list[Rows] = []
@@ -145,12 +145,23 @@ def proofs_of(
 
 
 def sample_dim(
-    model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
+    model: nn.Module,
+    graph: fx.Graph,
+    examples: Mapping[str, Any],
+    constants: Mapping[str, Any],
+    rows: int | None = None,
 ) -> int:
-    """The dimension of the inputs along which nothing meets in a whole model; 0 where there is none."""
+    """The dimension of the inputs that holds the samples: the told one, else that along which nothing meets, or 0.
+
+    Raises:
+        InvalidOption: there is no such dimension.
+    """
     lead = _lead(examples)
     if lead is None:
-        return 0
+        return rows or 0
+    if rows is not None:
+        _check_dim(lead, rows)
+        return rows
     ask = _Asker(model, graph, examples, constants)
     if _apart(ask(None, 0, stop=True)):
         return 0
@@ -182,6 +193,11 @@ def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple
         )
     because = "is as long as the batch" if shape else "is taken, of a size that is not known"
     return place, f"rows NOT proved to be samples, dimension {place.dim} {because}: {proof.meeting}"
+
+
+def _check_dim(lead: Tensor, rows: int) -> None:
+    if not 0 <= rows < lead.dim():
+        raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
 
 
 def _lead(examples: Mapping[str, Any]) -> Tensor | None:

@@ -37,6 +37,26 @@ def told_samples(
     Raises:
         InvalidOption: there is no such input, it tells nothing of a cut's value, or a trial contradicts it.
     """
+    index, count = told_index(graph, examples, name)
+    places = [_place(cut, index, count, name) for cut in cuts]
+    against = _together(model, graph, cuts, places, inputs_of(graph, examples), constants, index)
+    if against is not None:
+        raise InvalidOption(
+            f"rows={name!r} does not fit the example: at '{against.meta.get('site') or against.name}' other samples "
+            "change when sample 0 of the inputs does."
+        )
+    note = (
+        f"rows: told by the input '{name}'; that no sample sees another was tried on the example, not proved"
+    )
+    return Samples(count, {}, tuple(places), (), note)
+
+
+def told_index(graph: fx.Graph, examples: Mapping[str, Any], name: str) -> tuple[Tensor, int]:
+    """The input that tells the sample of every entry, and how many samples there are.
+
+    Raises:
+        InvalidOption: there is no such input, or it tells nothing.
+    """
     inputs = [str(n.target) for n in graph.nodes if n.op == "placeholder"]
     if name not in inputs:
         raise InvalidOption(
@@ -55,25 +75,21 @@ def told_samples(
             f"rows={name!r} tells of {count} samples with {len(index)} entries in example_inputs: give two samples or "
             "more, and more entries than samples."
         )
-    places = [_place(cut, index, count, name) for cut in cuts]
-    against = _together(model, graph, cuts, places, inputs_of(graph, examples), constants, index)
-    if against is not None:
-        raise InvalidOption(
-            f"rows={name!r} does not fit the example: at '{against.meta.get('site') or against.name}' other samples "
-            "change when sample 0 of the inputs does."
-        )
-    note = (
-        f"rows: told by the input '{name}'; that no sample sees another was tried on the example, not proved"
-    )
-    return Samples(count, {}, tuple(places), (), note)
+    return index, count
+
+
+def told_place(value: Any, index: Tensor, count: int, name: str) -> Rows | None:
+    """Where the samples lie in a value: as many entries as the input has, or as many as samples; else None."""
+    shape = tuple(getattr(value, "shape", ()))
+    if shape and shape[0] == len(index):
+        return Members(0, owner=Owner(name))
+    return BATCH if shape and shape[0] == count else None
 
 
 def _place(cut: fx.Node, index: Tensor, count: int, name: str) -> Rows:
+    if (place := told_place(value_of(cut), index, count, name)) is not None:
+        return place
     shape = tuple(getattr(value_of(cut), "shape", ()))
-    if shape and shape[0] == len(index):
-        return Members(0, owner=Owner(name))
-    if shape and shape[0] == count:
-        return BATCH
     raise InvalidOption(
         f"rows={name!r} tells of {count} samples with {len(index)} entries, and the value at "
         f"'{cut.meta.get('site') or cut.name}' is {'×'.join(map(str, shape)) or 'no tensor'}: choose a site with "
