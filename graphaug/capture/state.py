@@ -24,6 +24,8 @@ OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 FILLED: Any = object()
 """Stands for the earlier contents of a container that was filled."""
 
+_CONTAINERS = (list, dict, set, OrderedDict)  # hooks are in these
+
 SMALL = 1 << 20
 """Parameters of at most so many numbers are put back: prototypes that a forward writes, not whole weights."""
 
@@ -42,10 +44,10 @@ class ModelState:
         self._scripted = [(m, m.training) for m in model.modules() if isinstance(m, scripted)]
         self._held = [(p, m, dict(vars(m))) for p, m in model.named_modules() if not isinstance(m, scripted)]
         self._contents = [
-            (path, name, value, copy.copy(value))
+            (path, name, value, _copied(name, value))
             for path, _, attributes in self._held
             for name, value in attributes.items()
-            if name in _REGISTRIES or type(value) in (list, dict, set, OrderedDict)  # hooks are in these
+            if name in _REGISTRIES or type(value) in _CONTAINERS
         ]
         configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
         self._configs = [(config, dict(vars(config))) for config in configs.values()]
@@ -107,6 +109,13 @@ class ModelState:
                 # not by version counters: a BatchNorm's kernels write its statistics and count nothing
                 if not tensor.is_meta and not _equal(tensor, before):
                     tensor.copy_(before)
+
+
+def _copied(name: str, value: Any) -> Any:
+    """The contents of a container. Most are empty: torch gives every module a dozen, for hooks."""
+    if type(value) not in _CONTAINERS:  # a registry of a kind of its own
+        return copy.copy(value)
+    return value.copy() if value or name in _REGISTRIES else ()
 
 
 def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:

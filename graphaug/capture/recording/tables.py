@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.capture.recording.kept.caches import Results, cached_functions
+from graphaug.capture.recording.kept.caches import Results, cached_functions, filled_since
 from graphaug.capture.recording.kept.generators import Count
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.kept.names import Imports
@@ -42,7 +42,7 @@ class Tables:
         self._found = Found(model, others)
         self._began, self._imports = self.states(), Imports()
         known = cached_functions(_NOT_SEARCHED, search=False)
-        self._elsewhere = [(c, c.cache_info()) for c in known if id(c) not in self._found.caches]
+        self._elsewhere = {c: c.cache_info() for c in known if id(c) not in self._found.caches}
 
     def restore(self, *, search: bool = False) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled.
@@ -67,10 +67,8 @@ class Tables:
                 put()
             except Exception as error:  # the others are put back all the same
                 failed.append(error)
-        # by their counts where a wider one looks at all of them in the end: an inner one's clearing changes counts
-        called = (cache for cache, info in self._elsewhere if cache.cache_info() != info)
-        for cache in cached_functions(_NOT_SEARCHED) if search else called:
-            if id(cache) not in found.caches:
+        for cache in cached_functions(_NOT_SEARCHED, search=search):
+            if id(cache) not in found.caches and filled_since(cache, self._elsewhere.get(cache)):
                 Results(cache, reached=False).restore()
         for first in failed:
             if isinstance(first, CaptureError):

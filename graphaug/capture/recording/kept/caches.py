@@ -70,6 +70,15 @@ def cached_functions(but: tuple[str, ...], *, search: bool = True) -> list[Any]:
     ]
 
 
+_EMPTIED: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Tables that were emptied here: their counts began anew, and may be equal to earlier ones by chance."""
+
+
+def filled_since(cache: Any, before: Any) -> bool:
+    """Whether a cached function may keep other results than when its `cache_info` was this one; None: it is new."""
+    return bool(_KIND.cache_info(cache) != before or cache in _EMPTIED)
+
+
 class Results:
     """What a cached function kept of its results: not told by its counts, which begin anew when it is cleared."""
 
@@ -85,3 +94,4 @@ class Results:
         new = before is not None and any(id(v) not in before for v in results_of(self._cache))
         if new or any_inside(self._cache, is_of_a_capture, _MOST):
             _KIND.cache_clear(self._cache)
+            _EMPTIED.add(self._cache)
