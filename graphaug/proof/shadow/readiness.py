@@ -1,11 +1,12 @@
-"""What a model needs before it runs in the shadow: real memory for what is on the meta device, and its traced way."""
+"""What a model needs to run in the shadow: real memory for what is on the meta device, and its traced way."""
 
 from __future__ import annotations
 
 import contextlib
 import inspect
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,3 +70,12 @@ def as_traced() -> Iterator[list[bool]]:
     finally:
         for scope, before in patched:
             scope["is_tracing"] = before
+
+
+def but_collectors(changes: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """All but the hooks that transformers installs when a model is first asked for hidden states.
+
+    They hand what a module returns to whoever asked, and change nothing.
+    """
+    by = "transformers.utils.output_capturing"
+    return ((name, value) for name, value in changes if getattr(value, "__module__", None) != by)

@@ -32,6 +32,7 @@ from graphaug.capture.recording.values.inside import (
     slots_of,
 )
 from graphaug.capture.state import python_draws
+from graphaug.proof.shadow.readiness import but_collectors
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
     PLAIN,
@@ -104,7 +105,7 @@ class Surroundings:
     def changes(self) -> Iterator[tuple[str, Any]]:
         """What is not as it was: (its name, what it is now)."""
         for watched in self._all():
-            yield from watched.changes()
+            yield from but_collectors(watched.changes())
 
     def seen_by(self, path: str, module: nn.Module) -> Iterator[tuple[str, Any]]:
         """What is not as it was of what a closed module may read: its own and, of user's code, what is no module's.
@@ -118,7 +119,7 @@ class Surroundings:
             ]
             self._own[path] = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
         for own in self._own[path]:
-            yield from own.changes()
+            yield from but_collectors(own.changes())
         if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
             for watched in self._beside:
                 yield from watched.changes()
