@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import itertools
 import warnings
 from collections.abc import Iterator
@@ -32,6 +34,22 @@ class Checked:
     proved: int = 0
     refused: int = 0
     wrong: list[str] = field(default_factory=list)
+
+
+@contextlib.contextmanager
+def set_aside() -> Iterator[None]:
+    """What is alive now is no garbage in this block, and torch keeps no shapes of what is computed in it.
+
+    A proof looks for what was left behind: not among the thousands of samples of a database. And hardly two of those
+    have the same shapes, which torch would hold for good: a gigabyte of them.
+    """
+    gc.collect()
+    gc.freeze()
+    try:
+        with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+            yield
+    finally:
+        gc.unfreeze()
 
 
 def check(info: Any, samples_of: int = SAMPLES, places_of: int = PLACES) -> Checked:

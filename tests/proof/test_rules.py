@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
-import torch
 
 pytest.importorskip("expecttest", reason="torch's own database of operations needs it")
 
@@ -16,7 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
-from operations import check
+from operations import check, set_aside
 
 UNINITIALISED = {
     "empty",
@@ -32,16 +30,9 @@ COVERED = [info for info in op_db if info.name not in UNINITIALISED]
 
 
 @pytest.fixture(autouse=True)
-def _only_new_garbage() -> Iterator[None]:
-    """A proof looks for what was left behind: not among the thousands of samples of the database.
-
-    Nor are its shapes kept: hardly two samples have the same, and torch would hold a gigabyte of them for good.
-    """
-    gc.collect()
-    gc.freeze()
-    with torch._dynamo.config.patch(fake_tensor_cache_enabled=False):
+def _samples_set_aside() -> Iterator[None]:
+    with set_aside():
         yield
-    gc.unfreeze()
 
 
 def _wrong(entries: list[Any], *limits: int) -> tuple[set[str], list[str]]:

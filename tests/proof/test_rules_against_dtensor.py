@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from typing import Any
 
@@ -15,6 +14,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from torch.testing._internal.common_methods_invocations import op_db
 
+from operations import set_aside
 from sharding import Sharded, propagated, ruled, two_devices
 
 from graphaug.torch_private import quiet_fakes
@@ -41,12 +41,8 @@ def _compared(infos: list[Any], samples_of: int, places_of: int) -> tuple[dict[s
         pytest.skip("another process group is running")
     with quiet_fakes(), two_devices() as mesh:
         calls = propagated(infos, mesh, samples_of, places_of)
-    gc.collect()
-    gc.freeze()
-    try:
+    with set_aside():
         found = [(call, _judged(call)) for call in calls]
-    finally:
-        gc.unfreeze()
     agreed: dict[str, set[str]] = {"independent": set(), "meet": set(), "folded": set(), "unknown": set()}
     for call, said in found:
         agreed.get(said, set()).add(str(call.op))
