@@ -451,6 +451,7 @@ class Switches(nn.Module):
         return self.norm(self.inner(x))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("what", ["the mode of a child", "a number of a child", ""])
 def test_a_trial_run_trains_too(what: str) -> None:
     model = nn.Sequential(Switches(what), Packs(), Unpacks())

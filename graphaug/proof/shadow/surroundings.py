@@ -62,7 +62,7 @@ _MOST = 20_000
 _ENTRIES = 1000
 """Entries of one container that are followed."""
 _OF_TORCH = (
-    "torch", "numpy", "builtins", "typing", "functools", "graphaug", "collections", "logging", "warnings",
+    "torch", "numpy", "_pytest", "builtins", "typing", "functools", "graphaug", "collections", "logging", "warnings",
 )  # fmt: skip
 _OF_USERS = (np.ndarray, bytearray, array.array, collections.UserDict, collections.UserList)
 """What is of those packages, and filled by users."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from graphaug.capture.recording.kept.kinds import KINDS
 from graphaug.capture.recording.values.inside import bases, package_of
 
-_FOREIGN = frozenset({"torch", "numpy", "graphaug", "builtins", "typing", *sys.stdlib_module_names}) - {
-    "__main__"
-}
+_FOREIGN = frozenset(
+    {"torch", "numpy", "graphaug", "builtins", "typing", "_pytest", *sys.stdlib_module_names}
+) - {"__main__"}
 """Packages whose code keeps nothing of a capture, or what it should."""
 _CONTAINERS = frozenset(
     {

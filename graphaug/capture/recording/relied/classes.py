@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT
 
 _FOREIGN = {
-    *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging"),
+    *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging", "_pytest"),
     *sys.stdlib_module_names,
 }
 """Packages whose globals do not change."""
