@@ -53,6 +53,7 @@ def test_a_step_without_time_left_is_passed_over(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.json"))
 
 
+@pytest.mark.long
 def test_what_compiles_is_started_together_and_ended_in_time(tmp_path: Path) -> None:
     def step(name: str, code: str, wave: int) -> Step:
         return Step(name, "", 1, (sys.executable, "-c", code), (), wave=wave, compiling=("more",))
@@ -70,6 +71,7 @@ def options(folder: Path) -> argparse.Namespace:
     return argparse.Namespace(out=folder, cifar=None, rehearse=True)
 
 
+@pytest.mark.long
 def test_a_step_that_runs_out_of_time_is_ended_with_all_that_it_started(tmp_path: Path) -> None:
     inner = "import time; time.sleep(600)"
     code = (

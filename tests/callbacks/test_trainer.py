@@ -53,6 +53,7 @@ def trainer_of(model: Any, folder: Path, **options: Any) -> Any:
     return transformers.Trainer(model, arguments, train_dataset=rows, eval_dataset=rows)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize(
     ("examples", "missing"),
     [
@@ -138,7 +139,7 @@ def test_what_was_captured_beside_the_named_inputs_is_in_the_signature() -> None
     torch.testing.assert_close(by_place.eval()(x, 2.0, x, x), by_place.original.eval()(x, 2.0, x, x))
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 @pytest.mark.parametrize("reentrant", [False, True])
 def test_gradient_checkpointing_of_the_trainer_leaves_a_sparse_step_sparse(
     reentrant: bool, tmp_path: Path

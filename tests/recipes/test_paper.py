@@ -94,6 +94,7 @@ def test_finished_runs_are_not_repeated_and_seeds_can_be_added(done, data, tmp_p
         replace(more, seeds=0).check()
 
 
+@pytest.mark.long
 def test_the_report_has_all_numbers(done, tmp_path):
     _, outcomes, _ = done
     plan = small(tmp_path / "x", "idx:somewhere").plan

@@ -121,6 +121,7 @@ def test_the_full_size_is_the_published_one():
     assert planned("fig8", None, scale="full", data=["a", "b"], at=[8]).plan.settings[2].config.rate == 0.125
 
 
+@pytest.mark.long
 def test_a_sweep_ends_in_the_scores_of_its_encoders(done, data, tmp_path):
     out, outcomes, said = done
     assert set(outcomes) == {PLAIN, STOPPED}
@@ -150,6 +151,7 @@ def test_a_sweep_ends_in_the_scores_of_its_encoders(done, data, tmp_path):
     assert (tmp_path / "figure.png").stat().st_size > 0
 
 
+@pytest.mark.long
 def test_finished_runs_are_not_repeated(done, data, tmp_path):
     out = tmp_path / "fig8"
     shutil.copytree(done[0], out)
@@ -165,6 +167,7 @@ def test_finished_runs_are_not_repeated(done, data, tmp_path):
         assert {s: o.figures for s, o in by_seed.items()} == {s: o.figures for s, o in done[1][name].items()}
 
 
+@pytest.mark.long
 def test_other_pairs_are_other_data(done, data, tmp_path):
     out, moved = tmp_path / "fig8", tmp_path / "sts"
     shutil.copytree(data[1], moved)
@@ -204,6 +207,7 @@ def test_options_that_mean_nothing_on_text_are_refused(tmp_path, options, said):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.long
 def test_what_cannot_be_run_is_refused_before_anything_is_written(data, tmp_path, graphaug):
     out, (text, sts) = tmp_path / "out", data
     (tmp_path / "dev").mkdir()

@@ -68,6 +68,7 @@ def test_snapshots_are_the_encoder_on_its_way(run):
     assert all(not torch.equal(a, b) for a, b in zip(weights, [*weights[1:], ended], strict=True))
 
 
+@pytest.mark.long
 def test_geometry_of_a_block_is_that_of_its_hidden_states(run, sts, studied):
     """Means over tokens, alignment of pairs of 4 and more, uniformity over all sentences, in transformers and torch."""
     model, tokenizer = (cls.from_pretrained(run / "encoder") for cls in (AutoModel, AutoTokenizer))
@@ -93,6 +94,7 @@ def test_geometry_of_a_block_is_that_of_its_hidden_states(run, sts, studied):
         assert (site.samples, site.dimensions) == (len(sentences), z.shape[1])
 
 
+@pytest.mark.long
 def test_the_cut_has_its_place_and_its_dissection(studied):
     """The run stops gradients at 1, behind the first block."""
     assert studied.augmented == studied.cuts == ("encoder.encoder.layer.0",)
