@@ -21,7 +21,7 @@ from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import any_inside
 from graphaug.capture.recording.walk import Walk
-from graphaug.capture.state import python_draws, unchanged, undrawn
+from graphaug.capture.state import ModelState, python_draws, unchanged, undrawn
 from graphaug.capture.switches import switched_back
 from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
@@ -102,10 +102,7 @@ def capture(
             reached = walk.reached
             changed = frozenset(r.name for r in reached if not r.holds())
             _refuse_filled_constants(walk, model)
-            again = walk.attributes.set_again
-            assigned = tuple(
-                n for n in state.changes() if n.rpartition(".")[0] in walk.opened and n not in again
-            )
+            assigned = _assigned(walk, state)
         except GraphaugError as error:
             error.failed_in = walk.failed_in  # type: ignore[attr-defined]
             raise
@@ -126,6 +123,12 @@ def capture(
         changed,
         tuple(walk.unwatched),
     )
+
+
+def _assigned(walk: Walk, state: ModelState) -> tuple[str, ...]:
+    """The attributes that the forward of an opened module set, and the graph does not."""
+    of_opened = (name for name in state.changes() if name.rpartition(".")[0] in walk.opened)
+    return tuple(name for name in of_opened if name not in walk.attributes.set_again)
 
 
 @contextlib.contextmanager

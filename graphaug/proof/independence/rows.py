@@ -123,9 +123,8 @@ def _traced(
         first.restore()
     against = _against(model, follow, watch, changed)
     states = [_state(follow, value) for value in out]
-    if against is None and (name := _own_backward(out)):
-        op = name if name == "CheckpointFunction" else ""  # torch's own runs the forward again
-        against = Meeting("unknown", op, f"{name} has a backward of its own, which is not followed")
+    if against is None:
+        against = _own_backward(out)
     sizes = [follow.by_sizes(value) for value in out]
     del out
     if against is None and _escaped(follow, set(map(id, fakes.values()))):
@@ -236,8 +235,8 @@ def _against(model: nn.Module, follow: Follow, watch: Watch, changed: str) -> Me
     return None
 
 
-def _own_backward(out: Any) -> str:
-    """The first function behind some values whose backward is Python code, or an empty string."""
+def _own_backward(out: Any) -> Meeting | None:
+    """The first function behind some values whose backward is Python code."""
     seen: set[Any] = set()
     stack: list[Any] = [v.grad_fn for v in out if isinstance(v, Tensor)]
     while stack:
@@ -246,9 +245,11 @@ def _own_backward(out: Any) -> str:
             continue
         seen.add(node)
         if isinstance(node, BackwardCFunction):
-            return type(node).__name__.removesuffix("Backward")
+            name = type(node).__name__.removesuffix("Backward")
+            op = name if name == "CheckpointFunction" else ""  # torch's own runs the forward again
+            return Meeting("unknown", op, f"{name} has a backward of its own, which is not followed")
         stack.extend(following_node for following_node, _ in node.next_functions)
-    return ""
+    return None
 
 
 def _escaped(follow: Follow, owned: set[int]) -> bool:
