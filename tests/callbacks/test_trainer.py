@@ -73,6 +73,7 @@ def test_a_column_that_was_not_captured_is_refused_and_not_dropped(
     assert whole["eval_loss"] == pytest.approx(float(aug.original.eval()(**batch()).loss), rel=1e-4)
 
 
+@pytest.mark.long
 def test_the_mask_counts_and_inputs_of_the_trainer_itself_are_not_given(tmp_path: Path) -> None:
     """At rate 0 the loss is the plain model's, over the same columns; accumulated steps weigh the same."""
     losses = []
@@ -98,6 +99,7 @@ def test_predicting_without_labels(tmp_path: Path) -> None:
     torch.testing.assert_close(torch.tensor(found), expected)
 
 
+@pytest.mark.long
 def test_an_adapter_forwards_what_it_does_not_name(tmp_path: Path) -> None:
     """PEFT's forward names no ``token_type_ids``; the Trainer looks at the model inside, and so has to find them."""
     peft = pytest.importorskip("peft")

@@ -183,6 +183,7 @@ def noticed(model: nn.Module) -> set[str]:
     return refused
 
 
+@pytest.mark.few(14)
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_what_is_asked_is_relied_on_and_nothing_else(question):
     assert noticed(Asking(question)) == QUESTIONS[question][1]

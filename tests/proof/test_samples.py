@@ -175,7 +175,7 @@ FAR: dict[str, tuple[type[nn.Module], Any, int, int]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAR)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long) if "LSTM" in n else n for n in FAR])
 def test_what_meets_behind_a_cut_tells_where_the_samples_lie_before_it(name: str) -> None:
     cls, x, dim, count = FAR[name]
     model = cls()

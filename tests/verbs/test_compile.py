@@ -63,7 +63,7 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
     [
         ("blocks", "inductor"),
         pytest.param("convnext_tiny", "aot_eager", marks=pytest.mark.long),
-        ("vit", "aot_eager"),
+        pytest.param("vit", "aot_eager", marks=pytest.mark.long),
         pytest.param("resnet18", "inductor", marks=pytest.mark.long),
         pytest.param("convnext_tiny", "inductor", marks=pytest.mark.long),
         pytest.param("vit_b_16", "inductor", marks=pytest.mark.long),

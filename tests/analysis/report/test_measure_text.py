@@ -182,6 +182,7 @@ def test_advice_on_a_run_on_text(run, sts, graphaug, tmp_path):
         assert graphaug("advise", path, "--samples", "16")[0] == code
 
 
+@pytest.mark.long
 def test_runs_on_text_and_on_images_are_not_one_report(run, monkeypatch, tmp_path):
     class Other(TextRun):
         pass

