@@ -16,7 +16,7 @@ from graphaug.capture.capture import Captured, relied_on
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SparseBackwardError
-from graphaug.proof.independence.samples import Samples, find_samples
+from graphaug.proof.independence.samples import Samples, check_given, find_samples
 from graphaug.proof.independence.told import told_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
@@ -164,8 +164,7 @@ def _samples(structure: ModelStructure, made: Inserted, requests: Sequence[Reque
     Raises:
         InvalidOption: ``rows`` is not of this example or these transforms, or samples cannot be told.
     """
-    if asked.rows and structure.signature.guessed:
-        raise InvalidOption(f"rows={asked.rows!r} is about your inputs: pass example_inputs with it.")
+    check_given(asked.rows, structure.signature.guessed)
     if isinstance(asked.rows, str) and (asked.views > 1 or any(r.transform is not None for r in requests)):
         raise InvalidOption(
             f"rows={asked.rows!r} tells samples of any size, for which dropout alone is defined: leave transform= and "

@@ -16,9 +16,9 @@ from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.recording.values.used import used_entry
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
-from graphaug.errors import CaptureError, InvalidOption
+from graphaug.errors import CaptureError
 from graphaug.proof.independence.places import Proof
-from graphaug.proof.independence.samples import proofs_of, sample_dim
+from graphaug.proof.independence.samples import check_given, proofs_of, sample_dim
 from graphaug.proof.independence.told import told_index, told_place
 from graphaug.proof.prefix import statistics_modules
 from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
@@ -172,8 +172,7 @@ def sites(
     plain = plain_model(model)
     with undisturbed(plain, example_inputs):
         structure = structure_of(plain, example_inputs, count_flops=True)
-        if rows and structure.signature.guessed:
-            raise InvalidOption(f"rows={rows!r} is about your inputs: pass example_inputs with it.")
+        check_given(rows, structure.signature.guessed)
         return sites_of(structure, depth=depth, everything=False, rows=rows)
 
 

@@ -616,7 +616,7 @@ drawn_calls = given(
 )
 
 
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=12, deadline=None)
 @drawn_calls
 def test_a_captured_model_agrees_or_raises(
     steps: list[tuple[str, int]], example: tuple[int, int], others: list[tuple[int, int]]

@@ -88,6 +88,16 @@ def find_samples(
     return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
 
 
+def check_given(rows: int | str | None, guessed: str) -> None:
+    """Check that what is told of the samples is told of the user's own inputs.
+
+    Raises:
+        InvalidOption: the inputs were guessed.
+    """
+    if rows and guessed:
+        raise InvalidOption(f"rows={rows!r} is about your inputs: pass example_inputs with it.")
+
+
 def _choose(
     ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, rows: int | None
 ) -> tuple[int, Sequence[Proof]]:
