@@ -24,15 +24,15 @@ class _Tables:
     """
 
     def __init__(self) -> None:
-        self._found: list[weakref.ref[Any]] = []
+        self._found: list[tuple[weakref.ref[Any], str]] = []
         self._references = -1
 
-    def known(self) -> list[Any]:
-        """Those of the last look that are still alive."""
-        return [table for ref in self._found if (table := ref()) is not None]
+    def known(self) -> list[tuple[Any, str]]:
+        """Those of the last look that are still alive, each with the package of its function."""
+        return [(table, package) for ref, package in self._found if (table := ref()) is not None]
 
-    def alive(self) -> list[Any]:
-        """Every table, in no order."""
+    def alive(self) -> list[tuple[Any, str]]:
+        """Every table with the package of its function, in no order."""
         found = self.known()
         references = sys.getrefcount(
             _KIND
@@ -40,8 +40,9 @@ class _Tables:
         gone = len(found) < len(self._found)
         counted = references >= len(found)  # else the type is one whose references are not counted
         if gone or not counted or references != self._references:
-            found = [t for t in gc.get_referrers(_KIND) if type(t) is _KIND]
-            self._found, self._references = list(map(weakref.ref, found)), references
+            tables = [t for t in gc.get_referrers(_KIND) if type(t) is _KIND]
+            found = [(t, (t.__module__ or "").partition(".")[0]) for t in tables]
+            self._found, self._references = [(weakref.ref(t), package) for t, package in found], references
         return found
 
 
@@ -63,11 +64,8 @@ def cached_functions(but: tuple[str, ...], *, search: bool = True) -> list[Any]:
         >>> square in cached_functions(but=("torch",))
         True
     """
-    return [
-        t
-        for t in (_TABLES.alive() if search else _TABLES.known())
-        if (t.__module__ or "").partition(".")[0] not in but
-    ]
+    found = _TABLES.alive() if search else _TABLES.known()
+    return [table for table, package in found if package not in but]
 
 
 _EMPTIED: weakref.WeakSet[Any] = weakref.WeakSet()

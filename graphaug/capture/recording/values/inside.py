@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import sympy
 import torch
 from torch import Tensor
 
@@ -210,8 +211,9 @@ def any_inside(value: Any, test: Callable[[Any], bool], most: int = _MOST) -> bo
     return False
 
 
+_ENDS = (Tensor, type, types.ModuleType, types.FunctionType, torch.nn.Module, torch.Generator, sympy.Basic)
+
+
 def ends(value: Any) -> bool:
-    """Whether what a value refers to is not its content: modules, classes, functions, tensors."""
-    return isinstance_of(
-        value, (Tensor, type, types.ModuleType, types.FunctionType, torch.nn.Module, torch.Generator)
-    )
+    """Whether what a value refers to is not its content: modules, classes, functions, tensors, terms of sympy."""
+    return isinstance_of(value, _ENDS)
