@@ -110,6 +110,14 @@ _SWITCHES = (
 )
 
 
+def setting(*path: str) -> Any:
+    """What torch says at a path, such as ``("backends", "cudnn", "enabled")``."""
+    found: Any = torch
+    for name in path:
+        found = getattr(found, name)
+    return found
+
+
 def switches() -> tuple[Any, ...]:
     """How all switches are set, as values that compare."""
     return tuple(switch.read() for switch in _SWITCHES)

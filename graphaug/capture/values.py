@@ -43,7 +43,7 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
     """
     if value != expected and not (isinstance(value, str) and UNSEEN in value):
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
-        if what.startswith("torch.") and what.endswith(")"):  # of a mode, and of no input
+        if what.startswith("torch."):  # of how torch is set, and of no input
             advice = " Call it as it was captured, or choose a site outside of the module that asks for this."
         raise AssumptionViolated(
             f"this model was captured for {spelled(what, expected)}, but this call has {value!r}.{advice}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import sys
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -32,15 +33,22 @@ def running_methods(model: nn.Module) -> tuple[str, ...]:
 
 
 def _run_by(function: types.FunctionType) -> Iterator[str]:
-    """Attributes that a function calls or loops over."""
+    """Attributes that a function calls, or loops over to call what is in them."""
     instructions = list(dis.get_instructions(function))
+    calls_a_local = any(map(_is_call_of_a_local, instructions, instructions[1:]))
     for instruction, behind in zip(instructions, [*instructions[1:], None], strict=True):
         called = instruction.opname == "LOAD_METHOD" or (
             instruction.opname == "LOAD_ATTR" and instruction.argrepr.startswith("NULL|self")
         )
         looped = instruction.opname == "LOAD_ATTR" and behind is not None and behind.opname == "GET_ITER"
+        looped &= calls_a_local  # else it sets something of each, as set_grad_checkpointing does
         if (called or looped) and isinstance(instruction.argval, str):
             yield instruction.argval
+
+
+def _is_call_of_a_local(first: dis.Instruction, second: dis.Instruction) -> bool:
+    null, local = (second, first) if sys.version_info >= (3, 13) else (first, second)
+    return null.opname == "PUSH_NULL" and "LOAD_FAST" in local.opname
 
 
 def watched(

@@ -6,6 +6,7 @@ Oracle: how the switches are set, as a closed module sees them in the model itse
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.backends import mkldnn
+from torch.backends.cuda import flash_sdp_enabled
 from torch.distributed import get_rank, is_initialized
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
@@ -235,6 +238,37 @@ def test_processes_that_begin_later_are_noticed(name: str, tmp_path: Path) -> No
         torch.distributed.destroy_process_group()
     with pytest.raises(AssumptionViolated):
         again(x)
+
+
+SETTINGS: dict[str, tuple[Callable[[], Any], Around]] = {
+    "torch.backends.cudnn.enabled": (lambda: torch.backends.cudnn.enabled, REGIONS["cudnn.enabled"]),
+    "torch.backends.cudnn.deterministic": (
+        lambda: not torch.backends.cudnn.deterministic,
+        REGIONS["cudnn.deterministic"],
+    ),
+    "torch.backends.mkldnn.enabled": (lambda: mkldnn.enabled, REGIONS["mkldnn.enabled"]),
+    "torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction": (
+        lambda: torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction,
+        REGIONS["allow_fp16_reduced"],
+    ),
+    "torch.backends.cuda.flash_sdp_enabled()": (flash_sdp_enabled, REGIONS["sdpa_kernel"]),
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_a_setting_that_opened_code_reads_is_relied_on(name: str) -> None:
+    asks, other = SETTINGS[name]
+    model, x = Gathers(asks), torch.randn(4, 8)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=x)
+    assert torch.equal(aug(x), model(x))
+    assert any(text.startswith(name) for text in aug.plan.assumptions)
+    if not name.endswith("()"):  # a function which Dynamo does not take in the plain model, either
+        compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")
+        assert torch.allclose(compiled(x), model(x))
+    with other():
+        with pytest.raises(AssumptionViolated, match=re.escape(name)):
+            aug(x)
+        assert torch.equal(aug.eval()(x), model.eval()(x))
 
 
 def test_the_callers_inference_mode_is_told_from_the_forwards() -> None:

@@ -62,8 +62,8 @@ class Walk:
         self.recorder = Recorder(model, count_flops=count_flops, guessed=signature.guessed)
         self.session, self.ledger = self.recorder.session, self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
-        self.attributes = Attributes(model, opened, self.recorder)
         self.unseen_calls = UnseenCalls(self.recorder, self.patches)
+        self.attributes = Attributes(model, opened, self.recorder, self.unseen_calls.seen)
         self.functions = PlainFunctions(self.recorder, self.patches, opened, open_functions)
         self.calls: Counter[str] = Counter()
         self.edges: dict[Target, fx.Node] = {}

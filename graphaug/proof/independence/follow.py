@@ -34,6 +34,7 @@ _TAKES_SIZES = _FILLED | _DRAWN | _names(
 
 _PAD = torch.ops.aten.constant_pad_nd.default
 _PACKS = torch.ops.aten._pack_padded_sequence.default
+_SQUEEZES = torch.ops.aten.squeeze.dim
 _TAKES_APART = {torch.ops.aten.unbind.int, torch.ops.aten.split.Tensor}
 _DECIDES = {
     torch.ops.aten._local_scalar_dense.default,
@@ -77,6 +78,9 @@ class Follow(States, TorchDispatchMode):
             raise met
         if torch.Tag.inplace_view in getattr(func, "tags", ()):
             return self._view_in_place(func, types, args, kwargs)
+        if func is _SQUEEZES and self.count.function == "lstm" and self._has_rows(*args):
+            # torch 2.11 writes an LSTM out with a squeeze of its samples; its kernels keep a single one as well
+            func, args = torch.ops.aten.alias.default, args[:1]
         if func in _TAKES_APART:
             self._refuse_apart(Call(func, args, kwargs, None, self.state, self.size))
         # what a kernel asks of a size is its own business: the rule holds for every size
@@ -99,6 +103,10 @@ class Follow(States, TorchDispatchMode):
         self.states[args[0]] = state
         return result
 
+    def _has_rows(self, tensor: Tensor, dim: int) -> bool:
+        state = self.state(tensor)
+        return isinstance(state, Rows) and state.dim == dim % tensor.dim()
+
     def _refuse_apart(self, call: Call) -> None:
         """Give up where a value is cut in as many pieces as there are rows: what is done to each would be followed.
 
@@ -106,9 +114,8 @@ class Follow(States, TorchDispatchMode):
             Meets: it is.
         """
         tensor = call["self"]
-        state = self.state(tensor)
         single = call.name == "unbind" or call["split_size"] == 1
-        if single and isinstance(state, Rows) and state.dim == call["dim"] % tensor.dim():
+        if single and self._has_rows(tensor, call["dim"]):
             met = Meets("takes the rows apart, each for itself", "place")
             self.decision = located(met, call.name, self.paths)
             raise met

@@ -27,11 +27,12 @@ class RowCount(ShapeEnv):
         asked: the first question of the user's own code whose answer depends on it, with the line.
         least: 2 if code asks whether there is more than one row, which the answers are for, else 1.
         fixed: whether a torch function took its value for a plain number.
+        function: the function of torch that the code called and that runs, or an empty string.
     """
 
     def __init__(self) -> None:
         super().__init__(specialize_zero_one=False)
-        self.asked = self.fixed = ""
+        self.asked = self.fixed = self.function = ""
         self.least = 1
         self._inside = self._kernels = 0
         self.symbol: sympy.Symbol | None = None
@@ -63,13 +64,15 @@ class RowCount(ShapeEnv):
         return question in kinds or question in (self.symbol <= one, self.symbol >= two)
 
     @contextlib.contextmanager
-    def torch_function(self) -> Iterator[None]:
+    def torch_function(self, name: str = "") -> Iterator[None]:
         """Within a function of torch: its questions are its own, but it may not fix the number."""
+        outer, self.function = self.function, self.function or name
         self._inside += 1
         try:
             yield
         finally:
             self._inside -= 1
+            self.function = outer
 
     @contextlib.contextmanager
     def kernel(self) -> Iterator[None]:

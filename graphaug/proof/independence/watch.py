@@ -69,8 +69,8 @@ class Watch(TorchFunctionMode):
         if any(asked is question for question in _OF_THE_MODE) and is_asked_by_a_layer(sys._getframe(1)):
             self.mode = self.mode or str(asked.__name__)  # type: ignore[union-attr]
         # resizing reads every size as a plain number, and uses the last ones only
-        inside = self.count.kernel if name in ("interpolate", "upsample") else self.count.torch_function
-        with inside():
+        resizes = name in ("interpolate", "upsample")
+        with self.count.kernel() if resizes else self.count.torch_function(name):
             result = func(*args, **(kwargs or {}))
         computes = name not in _COMPUTES_NOTHING and (asked is None or isinstance(result, Tensor))
         if self.calls is not None and computes:

@@ -22,14 +22,23 @@ from graphaug.capture.user_code import is_internal
 class Attributes:
     """What opened code reads and sets on its modules.
 
+    Args:
+        model: the model.
+        opened: paths of the opened modules.
+        recorder: what records.
+        seen: gives for a function that an attribute holds what opened code gets of it.
+
     Attributes:
         facts: what the graph relies on, by module and attribute; without an attribute, what is known of its hooks.
         reads: what was read, by the id of the module or other object and the attribute.
         set_again: paths of the attributes that the graph sets, as the forward does.
     """
 
-    def __init__(self, model: nn.Module, opened: frozenset[str], recorder: Recorder) -> None:
+    def __init__(
+        self, model: nn.Module, opened: frozenset[str], recorder: Recorder, seen: Callable[[Any], Any]
+    ) -> None:
         self.model, self.opened, self.recorder = model, opened, recorder
+        self._seen = seen
         self.facts: dict[tuple[str, str], Fact] = {}
         self.reads: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
@@ -69,7 +78,7 @@ class Attributes:
         if name == "__dict__" and not is_internal(sys._getframe(2).f_code.co_filename):
             with self.recorder.session.unrecorded():
                 self._note_all(m, value)
-        return value
+        return self._seen(value)
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
         if (path := self._path(m, name)) is None:

@@ -23,6 +23,7 @@ from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
+from graphaug.capture.switches import setting
 from graphaug.capture.user_code import global_names, is_internal
 from graphaug.torch_private import FakeTensor
 
@@ -32,12 +33,15 @@ _MODES = (
     *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
     *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
     *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "get_default_dtype"),
+    *("is_deterministic_algorithms_warn_only_enabled", "get_deterministic_debug_mode"),
 )
+_KERNELS = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled")
 _OF_PROCESSES = ("is_initialized", "get_rank", "get_world_size", "get_backend")
 _IS_INITIALIZED: Any = getattr(torch.distributed, "is_initialized", None)  # not in every build
 _ASKED = (
     (torch, _MODES),
     (torch.backends.mha, ("get_fastpath_enabled",)),
+    (torch.backends.cuda, _KERNELS),
     (torch.distributed, _OF_PROCESSES),
 )
 """What says how torch is set: modules, and names of functions in them."""
@@ -85,6 +89,8 @@ class UnseenCalls:
                 asked = functools.partial(self._asked_mode, f"{owner.__name__}.{name}")
                 self._by_function[getattr(owner, name)] = asked
                 method(owner, name, asked)
+        method(torch.backends.ContextProp, "__get__", self._asked_setting)
+        method(type(torch.backends.cuda.matmul), "__getattr__", self._asked_precision)
         without_modes(self.patches, self._asks)
 
     def watch_names(self, m: nn.Module) -> None:
@@ -101,6 +107,17 @@ class UnseenCalls:
                 for name, value in named.items():
                     if value in self._by_function:
                         self.patches.entry(scope, name, self._by_function[value])
+
+    def seen(self, value: Any) -> Any:
+        """In the place of a function of torch that an attribute holds, and that would be called unseen, one of ours."""
+        if not isinstance(value, _FUNCTIONS) or value not in self._by_function:
+            return value
+        replacement = self._by_function[value]
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return replacement(value, *args, **kwargs)
+
+        return call
 
     # --- what becomes of them -------------------------------------------------------------------
 
@@ -142,6 +159,24 @@ class UnseenCalls:
         given = (*args, *kwargs.values())
         nodes.assume_answer(original, ledger.lower(given), value, f"{name}({', '.join(map(repr, given))})")
         return value
+
+    def _asked_setting(self, original: Any, prop: Any, owner: Any, kind: type) -> Any:
+        """A setting that opened code reads, as ``torch.backends.cudnn.enabled``: the graph holds for what it is."""
+        value = original(prop, owner, kind)
+        if self._asks(sys._getframe(2)):
+            name = next(n for cls in kind.__mro__ for n, found in vars(cls).items() if found is prop)
+            self._assume_setting(f"{owner.__name__}.{name}", value)
+        return value
+
+    def _asked_precision(self, original: Any, owner: Any, name: str) -> Any:
+        """The same of what ``torch.backends.cuda.matmul`` says."""
+        value = original(owner, name)
+        if self._asks(sys._getframe(2)):
+            self._assume_setting(f"torch.backends.cuda.matmul.{name}", value)
+        return value
+
+    def _assume_setting(self, name: str, value: Any) -> None:
+        self.recorder.nodes.assume_answer(setting, tuple(name.split(".")[1:]), value, name)
 
     def _is_parameter(self, original: Any, cls: type, value: Any) -> bool:
         """Whether an input is a parameter: it may be one in another call."""
