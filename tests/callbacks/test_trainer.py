@@ -91,6 +91,7 @@ def test_the_mask_counts_and_inputs_of_the_trainer_itself_are_not_given(tmp_path
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
+@pytest.mark.long
 def test_predicting_without_labels(tmp_path: Path) -> None:
     aug = ga.rewrite(bert(), 2, stop_grad=True, example_inputs=batch())
     trainer = trainer_of(aug, tmp_path)
@@ -169,6 +170,7 @@ def test_gradient_checkpointing_of_the_trainer_leaves_a_sparse_step_sparse(
         torch.testing.assert_close(weights[1][name], value, msg=name)
 
 
+@pytest.mark.long
 def test_another_hook_is_one() -> None:
     aug = ga.rewrite(bert(), 2, stop_grad=True, example_inputs=batch()).train()
     aug.original.bert.embeddings.word_embeddings.register_forward_hook(lambda *_: None)

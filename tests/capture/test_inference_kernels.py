@@ -68,6 +68,7 @@ def assert_original(model: nn.Module, aug: nn.Module, *inputs: Tensor) -> None:
                 assert torch.equal(aug(x), model(x))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("at", ["enc.layers.0", "enc.layers.0.linear1", "enc.layers.0.self_attn", "enc"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_in_eval_mode_the_encoder_is_the_original_in_every_mode_of_torch(at: str, kind: str) -> None:

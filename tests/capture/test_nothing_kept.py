@@ -269,6 +269,7 @@ def rewritten(model: nn.Module, at: str) -> bool:
     return True
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("table", TABLES)
 def test_no_table_keeps_a_fake(table: str, how: str) -> None:
@@ -281,6 +282,7 @@ def test_no_table_keeps_a_fake(table: str, how: str) -> None:
     VARIABLE.set(None)
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("count", COUNTS)
 def test_what_a_forward_moves_is_put_back(count: str, how: str) -> None:
@@ -294,6 +296,7 @@ def test_what_a_forward_moves_is_put_back(count: str, how: str) -> None:
     assert picture(held[0]) != before  # else this shows nothing
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("earlier", range(4))
 def test_a_cache_is_not_told_by_its_counts(earlier: int) -> None:
     for at in ("1", "0.first"):
@@ -439,6 +442,7 @@ class SilentList(list):
 ODD = (Strict, Refuses, RefusesSlots, Incomparable, Silent, SilentList)
 
 
+@pytest.mark.few(4)
 @pytest.mark.parametrize("how", ["closed", "opened"])
 @pytest.mark.parametrize("kind", ODD)
 def test_objects_are_read_without_running_their_code(kind: type, how: str) -> None:

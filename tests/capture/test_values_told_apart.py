@@ -194,6 +194,7 @@ def test_an_array_of_a_helper_is_made_anew_and_what_is_read_of_it_compared():
         ga.rewrite(Net(RESULTS["an array"]), at="a", example_inputs=torch.randn(4, 8))
 
 
+@pytest.mark.few(6)
 @pytest.mark.parametrize("kind", [kind for kind in RESULTS if kind != "an array"])
 def test_what_a_helper_returns(kind):
     net, x = Net(RESULTS[kind]), torch.randn(4, 8)
@@ -229,6 +230,7 @@ INPUTS = {
 }
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("kind", INPUTS)
 def test_an_input_that_is_no_tensor(kind):
     read, one, two = INPUTS[kind]

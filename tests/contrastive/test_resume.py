@@ -188,6 +188,7 @@ def test_with_every_checkpoint_damaged_the_run_is_refused_and_left_alone(broken)
     assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.long
 def test_other_settings_are_refused_with_the_differences(broken):
     before = {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()}
     other = replace(resumed.CONFIG, lr=0.3, at=("layer2",), keep=3)
@@ -313,6 +314,7 @@ def test_without_resume_a_run_is_not_touched(broken):
     assert {p: p.read_bytes() for p in broken.rglob("*") if p.is_file()} == before
 
 
+@pytest.mark.long
 def test_a_finished_run_is_read_and_not_run_again(unbroken):
     out, _ = unbroken
     before = files(out)

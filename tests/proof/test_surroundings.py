@@ -81,6 +81,7 @@ def test_what_another_thread_does_is_no_change() -> None:
     assert thread.woken == 1
 
 
+@pytest.mark.long
 @settings(max_examples=8)
 @given(st.lists(st.sampled_from(["one more", "one less", "another"]), max_size=12))
 def test_every_cached_function_alive_is_found(changes: list[str]) -> None:

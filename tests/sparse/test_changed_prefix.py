@@ -91,6 +91,7 @@ CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few(8)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
 def test_what_its_code_reaches_counts(change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -150,6 +151,7 @@ class Padded(nn.Module):
         return self.head(torch.tanh(h).mean(1))
 
 
+@pytest.mark.few(1)
 @pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
 @pytest.mark.parametrize("part", ["encoder", "encoder.layers.0", "encoder.layers.1.self_attn"])
 def test_torchs_encoder_in_eval_mode_has_other_kernels_without_gradients(part: str) -> None:

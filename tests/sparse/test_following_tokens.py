@@ -208,7 +208,7 @@ def assert_by_hand(aug: nn.Module, model: nn.Module, at: str, x: Any, hand: Any,
         torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @every
 def test_the_suffix_runs_on_the_kept_tokens_with_what_belongs_to_them(
     make: Any, at: str, x: Any, hand: Any, said: list[str]

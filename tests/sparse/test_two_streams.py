@@ -198,6 +198,7 @@ def test_the_gradient_is_that_of_rows_detached_at_every_norm(resnet: nn.Module) 
         torch.testing.assert_close(a, b, rtol=1e-8, atol=1e-10, msg=name)
 
 
+@pytest.mark.long
 def test_two_streams_are_only_on_request(resnet: nn.Module) -> None:
     plan = ga.rewrite(resnet, "layer3", stop_grad=True, example_inputs=images()).plan
     assert plan.backward == "dense"

@@ -84,6 +84,7 @@ PACKED: dict[str, tuple[Any, Callable[[Any], Tensor], tuple[Any, ...]]] = {
 }
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", PACKED)
 def test_the_one_entry_that_is_used_is_augmented(name: str) -> None:
     pack, pick, entry = PACKED[name]
@@ -102,6 +103,7 @@ def test_the_one_entry_that_is_used_is_augmented(name: str) -> None:
     assert ga.Plan.from_json(aug.plan.to_json()) == aug.plan
 
 
+@pytest.mark.few(5)
 @pytest.mark.parametrize("name", PACKED)
 def test_every_row_of_that_entry_can_be_stopped(name: str) -> None:
     """The gradient of everything before the cut is none, that of what is behind it the model's own."""
@@ -129,6 +131,7 @@ RECURRENT: dict[str, tuple[nn.Module, Callable[[Any], Tensor]]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_layer_is_skipped_by_whatever_of_it_is_used(name: str) -> None:
     """The last state has its rows in dimension 1."""

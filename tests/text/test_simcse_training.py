@@ -151,6 +151,7 @@ def finished(tmp_path_factory):
     return config, simcse(config, root / "run", corpus=text_runs.corpus()), root
 
 
+@pytest.mark.long
 def test_what_a_run_leaves(finished):
     _config, found, root = finished
     files = {p.name for p in (root / "run").iterdir()} - {"tensorboard"}

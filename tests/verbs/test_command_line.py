@@ -225,6 +225,7 @@ def test_a_pipe_gets_the_whole_table(graphaug, monkeypatch):
 # --- types ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_a_timm_model_is_shown_at_the_size_that_it_declares(graphaug):
     code, out, err = graphaug("sites", "timm:test_vit")  # made for 160 pixels
     assert (code, err) == (0, "")

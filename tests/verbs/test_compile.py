@@ -58,6 +58,7 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
 
 
 # Inductor's C++ compiler takes minutes for the larger ones on two cores; tracing, guards and autograd are the same.
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "backend"),
     [

@@ -108,6 +108,7 @@ def often(x: dict[str, Tensor], times: int) -> dict[str, Tensor]:
     return {name: torch.cat([value] * times) for name, value in x.items()}
 
 
+@pytest.mark.few(1)
 @every
 @pytest.mark.parametrize(("views", "stop_grad"), [(2, True), (3, False)])
 def test_views_are_the_plain_way(
@@ -126,6 +127,7 @@ def test_views_are_the_plain_way(
         assert torch.equal(one, other)
 
 
+@pytest.mark.few(1)
 @every
 @pytest.mark.parametrize("views", [2, 3])
 def test_rows_that_are_stopped_in_all_views_have_no_backward(

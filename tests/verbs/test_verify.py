@@ -385,6 +385,7 @@ def test_only_a_rewritten_model_can_be_verified(thing: nn.Module) -> None:
         ga.verify(thing, images())
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("padded", [False, True])
 def test_opened_code_may_read_the_mode_of_a_module_that_stays_closed(padded: bool) -> None:
     # torch's encoder asks its first layer, whose dropout is off while both are compared

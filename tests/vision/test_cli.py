@@ -323,6 +323,7 @@ def run_directory(path, **settings):
     return path
 
 
+@pytest.mark.long
 def test_settings_that_do_not_come_with_the_weights_are_told(graphaug, tmp_path):
     first = run_directory(tmp_path / "first", at=("layer4",), stop_grad=True)
     small = ["--model", "resnet18-cifar:4", "--size", "8", "--epochs", "1", "--batch-size", "512"]

@@ -264,6 +264,7 @@ def test_a_report_is_not_overwritten(run, tmp_path):
         analyze([run], tmp_path / "file")
 
 
+@pytest.mark.long
 def test_nothing_is_written_before_all_runs_are_read(run, tmp_path):
     with pytest.raises(errors.RunDirectoryError, match="no such directory"):
         analyze([run, tmp_path / "gone"], tmp_path / "out")

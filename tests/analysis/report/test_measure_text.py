@@ -196,6 +196,7 @@ def test_runs_on_text_and_on_images_are_not_one_report(run, monkeypatch, tmp_pat
         analyze(["text", "images"], tmp_path / "report")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "content", "match"),
     [

@@ -42,7 +42,7 @@ def unlabelled(images):
     return replace(images, classes=("all",))
 
 
-@pytest.mark.few(3)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("method", [name for name in METHODS if name != "simclr"])
 def test_every_method_trains_with_deep_augmentation(method, images, unlabelled, tmp_path):
     data = images if METHODS[method].labels else unlabelled
