@@ -206,6 +206,7 @@ def test_of_a_convolutional_network():
     assert model(x).equal(plain)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_table_and_leaves_the_generator():
     aug = graphaug.rewrite(network(), at="2")
     torch.manual_seed(5)

@@ -189,6 +189,7 @@ def test_what_is_asked_is_relied_on_and_nothing_else(question):
     assert noticed(Asking(question)) == QUESTIONS[question][1]
 
 
+@pytest.mark.long
 @given(
     st.lists(st.sampled_from(sorted(QUESTIONS)), min_size=2, max_size=4, unique=True),
     st.dictionaries(

@@ -48,6 +48,7 @@ def test_opened_it_is_refused(cls: type[nn.Module]) -> None:
         ga.rewrite(cls(), at="first", example_inputs=torch.randn(4, 8))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("cls", EFFECTS)
 def test_closed_it_is_the_models(cls: type[nn.Module]) -> None:
     model, x = nn.Sequential(cls(), nn.Linear(8, 3)), torch.randn(4, 8)

@@ -78,6 +78,7 @@ def test_in_eval_mode_the_encoder_is_the_original_in_every_mode_of_torch(at: str
     aug.train()(sentences("padded right")).sum().backward()  # and in training mode there is a graph
 
 
+@pytest.mark.long
 def test_an_example_that_the_eval_graph_does_not_hold_for_is_captured_for_training() -> None:
     aug = ga.rewrite(Encoder(), at="enc.layers.0", example_inputs=sentences("padded anywhere"))
     assert any("in eval mode the original runs on the example:" in note for note in aug.plan.notes)
@@ -88,6 +89,7 @@ def test_an_example_that_the_eval_graph_does_not_hold_for_is_captured_for_traini
     ga.tap(Encoder(enable_nested_tensor=False), "enc.layers.0", example_inputs=sentences("padded anywhere"))
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_parameters_may_be_frozen_before_and_after_the_capture(when: str) -> None:
     model, x = Encoder(), sentences("padded right")
@@ -103,6 +105,7 @@ def test_parameters_may_be_frozen_before_and_after_the_capture(when: str) -> Non
     aug.train()(x).sum().backward()
 
 
+@pytest.mark.long
 def test_inputs_that_require_no_gradient_are_no_reason_to_leave_the_graph() -> None:
     class Features(nn.Module):
         def __init__(self) -> None:
@@ -123,6 +126,7 @@ def test_inputs_that_require_no_gradient_are_no_reason_to_leave_the_graph() -> N
         assert torch.equal(aug(x), model(x))
 
 
+@pytest.mark.long
 def test_copies_and_compiled_ones_keep_to_the_original() -> None:
     model, x = Encoder(), sentences("padded right")
     aug = ga.rewrite(model, at="enc.layers.0", example_inputs=x)
@@ -132,6 +136,7 @@ def test_copies_and_compiled_ones_keep_to_the_original() -> None:
     assert compiled(x).shape == (6, 3)
 
 
+@pytest.mark.long
 def test_the_switch_of_the_kernels_is_relied_on() -> None:
     model, x = Encoder(), sentences("padded anywhere")
     try:

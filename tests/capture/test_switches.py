@@ -221,6 +221,7 @@ ASKS: dict[str, Callable[[], int]] = {
 }
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("name", ASKS)
 def test_processes_that_begin_later_are_noticed(name: str, tmp_path: Path) -> None:
     model, x = Gathers(ASKS[name]), torch.randn(4, 8)
@@ -255,6 +256,7 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Around]] = {
 }
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("name", SETTINGS)
 def test_a_setting_that_opened_code_reads_is_relied_on(name: str) -> None:
     asks, other = SETTINGS[name]

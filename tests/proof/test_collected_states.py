@@ -28,7 +28,7 @@ MODELS = [
 ]
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize(("kind", "config", "name"), MODELS)
 def test_it_is_the_model_whether_it_was_called_before_or_not(kind, config, name, weighted) -> None:

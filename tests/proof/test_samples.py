@@ -188,6 +188,7 @@ def test_what_meets_behind_a_cut_tells_where_the_samples_lie_before_it(name: str
         assert not any("NOT proved" in note for note in plan.notes)
 
 
+@pytest.mark.long
 def test_sites_has_the_samples_where_a_rewrite_has_them() -> None:
     found = {site.path: site for site in ga.sites(Recurrent(), example_inputs=torch.randn(7, 4, 16))}
     assert (found["first"].rows, found["rnn"].rows, found["head"].rows) == ("1", "1", "0")

@@ -234,6 +234,7 @@ def test_rewritten_equals_forward_hooks_in_value_and_gradient(case: Any, seed: i
         torch.testing.assert_close(after[name], value, **tight)
 
 
+@pytest.mark.long
 @property_test
 @given(cases())
 def test_eval_is_bit_identical_at_any_batch_size(case: Any) -> None:
@@ -296,6 +297,7 @@ def test_copies_draw_and_compute_the_same(case: Any, how: str, seed: int) -> Non
     assert type(ga.strip(twin)) is Net
 
 
+@pytest.mark.long
 @property_test
 @given(cases())
 def test_verify_agrees(case: Any) -> None:

@@ -151,7 +151,7 @@ class Padded(nn.Module):
         return self.head(torch.tanh(h).mean(1))
 
 
-@pytest.mark.few(1)
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
 @pytest.mark.parametrize("part", ["encoder", "encoder.layers.0", "encoder.layers.1.self_attn"])
 def test_torchs_encoder_in_eval_mode_has_other_kernels_without_gradients(part: str) -> None:

@@ -53,6 +53,7 @@ def test_numbers_that_are_set_together_are_checked_together() -> None:
     assert [a.numbers()["subset"] for a in aug.augmentations.values()] == [0.25, 0.5]
 
 
+@pytest.mark.long
 def test_a_site_is_named_by_its_text_or_by_itself() -> None:
     aug = ga.rewrite(ConvNet(), {"layer1": 0.5, "layer2": ga.Noise(0.1)})
     aug(IMAGES)

@@ -228,6 +228,7 @@ def test_a_hook_on_the_gradients_of_the_model(later: bool) -> None:
     torch.testing.assert_close(*gradients)
 
 
+@pytest.mark.long
 def test_compiled_whole_with_another_head() -> None:
     model, aug, plain, x = pair(Net)
     graphs: list[Any] = []

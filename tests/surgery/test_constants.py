@@ -28,6 +28,7 @@ class Reads(nn.Module):
         return self.last(self.first(x) * TABLE.cumsum(0).to(x.dtype))
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("stop_grad", [False, True])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_a_conversion_leaves_a_table_of_the_file_alone(stop_grad: bool, dtype: torch.dtype) -> None:

@@ -210,6 +210,7 @@ def test_compressed_text_is_text(tmp_path):
 # --- dropout ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_an_encoder_without_dropout_has_none_and_keeps_what_it_says(saved, tmp_path):
     """Trained on, it has dropout again: a run that was made without it does not take it from the next."""
     config = replace(saved, report_every=1)

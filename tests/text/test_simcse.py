@@ -105,6 +105,7 @@ def test_the_site_behind_the_head_is_the_vector_that_is_compared(batch):
     torch.testing.assert_close(stopped, weight.grad)  # the head below learns from the other rows alone
 
 
+@pytest.mark.long
 def test_a_site_beyond_the_head_is_named_with_the_range(batch):
     with pytest.raises(SiteNotFound, match="4 is out of range: SimCSE has the stages 0 to 3"):
         graphaug.rewrite(SimCSE(encoder()), at=4, example_inputs=batch)

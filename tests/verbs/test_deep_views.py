@@ -167,6 +167,7 @@ def test_verify_knows_views_that_are_stopped_together(name: str) -> None:
     assert "training mode (sparse" in claims
 
 
+@pytest.mark.long
 def test_a_draw_that_stops_all_views_or_none() -> None:
     aug = ga.rewrite(TextNet(), "blocks.1", views=3, pairing="together", subset=0.34, example_inputs=TOKENS)
     aug(TOKENS)

@@ -196,6 +196,7 @@ class Plumbed(nn.Module):
         return self.end(h[:, 0] + last[0] + h[:, keep].sum(1))
 
 
+@pytest.mark.long
 def test_look_ups_and_the_arithmetic_of_shapes_are_left_out():
     example = {"x": torch.randn(2, 6, 4), "keep": torch.tensor([1, 2])}
     nodes, graph, _ = layout(graphaug.rewrite(Plumbed(), at="stem", example_inputs=example))

@@ -149,6 +149,7 @@ def test_the_command_that_has_an_option_is_told_of_it(graphaug: Any, tmp_path: A
     assert "'graphaug sites resnet18-cifar:4' lists every site" in err
 
 
+@pytest.mark.long
 def test_the_hint_names_the_model_wherever_its_name_comes_from(graphaug: Any, tmp_path: Any) -> None:
     missed = ["--at", "layer9", "--batch-size", "8", "--out", tmp_path / "run"]
     _, _, err = graphaug("pretrain", *missed)  # the default

@@ -117,6 +117,7 @@ def test_a_configuration_that_a_forward_writes_into_is_left_alone() -> None:
     assert aug.plan.backward == "sparse", aug.plan.reason
 
 
+@pytest.mark.long
 def test_the_forward_has_the_signature_of_the_original() -> None:
     """All of it but ``**``, which the Trainer takes for leave to give ``num_items_in_batch``."""
     model = bert("BertForSequenceClassification")
@@ -330,6 +331,7 @@ def test_bf16_autocast(stop_grad: bool) -> None:
     assert grads["encoder.layer.0.attention.self.query.weight"].abs().sum() > 0
 
 
+@pytest.mark.long
 def test_channels_last_stays_channels_last() -> None:
     torch.manual_seed(0)
     model = ConvNet().to(memory_format=torch.channels_last)

@@ -451,6 +451,7 @@ def test_a_batch_that_does_not_fit_is_answered_as_by_rewrite(
     ga.verify(aug, right)
 
 
+@pytest.mark.long
 def test_a_value_at_a_site_keeps_its_order_in_memory_in_which_dropout_behind_it_draws() -> None:
     # torch's attention gives a transposed view
     layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.5)

@@ -132,6 +132,7 @@ def test_a_probe_needs_a_run_and_labels(graphaug, folder, tmp_path):
     assert re.search("DataError: .* holds one class, cat: a probe needs labels", err)
 
 
+@pytest.mark.long
 def test_resume_on_the_command_line(graphaug, tmp_path):
     code, _, err = graphaug("pretrain", *TINY, "--out", tmp_path / "run", "--resume")
     assert code == 0, err

@@ -81,6 +81,7 @@ def test_the_result_is_the_probe_of_the_saved_encoder(run, images):
     assert done.result["few_labels"]["labels_per_class"] == 5
 
 
+@pytest.mark.long
 def test_an_encoder_loads_into_the_plain_torchvision_model(images, tmp_path):
     config = replace(TINY, model="resnet18", epochs=1, batch_size=24, size=32, at=())
     loop.pretrain(config, tmp_path / "run", data=images)
@@ -203,6 +204,7 @@ def test_the_settings_of_the_loss_reach_it(name, images):
     assert len({LOSSES[other](z1, z2, 0.5).item() for other in LOSSES}) == len(LOSSES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["read only", "in the way"])
 def test_a_directory_that_becomes_unwritable_ends_the_run(how, images, tmp_path):
     out = tmp_path / "run"
@@ -238,6 +240,7 @@ def test_the_learning_rate_warms_up_and_decays():
     assert loop.learning_rate(config, 11) == pytest.approx(0.0)
 
 
+@pytest.mark.long
 def test_a_diverged_run_stops_and_keeps_its_lines(images, tmp_path):
     with pytest.raises(TrainingDiverged, match="learning rate below 1e\\+30"):
         loop.pretrain(replace(TINY, lr=1e30, warmup=0, epochs=3), tmp_path / "run", data=images)
@@ -349,6 +352,7 @@ def test_looking_at_the_size_leaves_modes_statistics_and_the_random_state():
     assert [part.training for part in model] == [True, False, True]
 
 
+@pytest.mark.long
 def test_another_run_is_refused_and_left_alone(run, images, tmp_path):
     out, _ = run
     before = {p.name: p.read_bytes() for p in out.iterdir()}
@@ -394,6 +398,7 @@ def test_one_process_at_a_time_writes_a_run(run, images, tmp_path):
     assert {p.name for p in directory.iterdir()} == {p.name for p in run[0].iterdir()}
 
 
+@pytest.mark.long
 def test_resuming_with_other_settings_is_refused_before_data_are_read(run, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "load", lambda *_, **__: pytest.fail("the data were read"))
     with pytest.raises(ConfigError, match=r"(?s)other settings:.* lr: 0\.1 → 0\.7"):

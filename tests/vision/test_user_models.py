@@ -56,6 +56,7 @@ def file(tmp_path: Any) -> Any:
     return tmp_path / "my.py"
 
 
+@pytest.mark.long
 def test_sites_and_draw(graphaug: Any, file: Any, tmp_path: Any) -> None:
     code, out, err = graphaug("sites", f"{file}:Net", "--size", "16")
     assert code == 0, err

@@ -414,6 +414,7 @@ def test_what_is_no_encoder(tmp_path, saved, tokenizer, monkeypatch):
             load_encoder(saved, "mean")
 
 
+@pytest.mark.long
 def test_a_sentence_transformers_model_is_told_by_its_files(tmp_path, saved, model, tokenizer):
     st = pytest.importorskip("sentence_transformers")
     reference = st.SentenceTransformer(str(saved), device="cpu")  # adds mean pooling

@@ -337,6 +337,7 @@ class Toy:
         return toy(sentences).numpy()
 
 
+@pytest.mark.long
 @real_data
 def test_the_real_tasks_against_the_evaluator_of_sentence_transformers():
     """A toy encoder on all of the real pairs, the files read again here: readings, cosines and ranks agree."""

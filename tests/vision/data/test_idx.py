@@ -96,6 +96,7 @@ def test_a_run_trains_and_is_probed_on_as_many_images_as_it_was_told(tmp_path: P
         PretrainConfig(images=1)
 
 
+@pytest.mark.long
 def test_fashion_mnist_is_read(tmp_path: Path) -> None:
     if not SHARED.exists():
         pytest.skip("Fashion-MNIST is not there: ../shared/data/fashion-mnist.tar")
