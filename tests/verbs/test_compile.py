@@ -63,11 +63,11 @@ def step(model: nn.Module, x: Tensor) -> Tensor:
     ("name", "backend"),
     [
         ("blocks", "inductor"),
-        pytest.param("convnext_tiny", "aot_eager", marks=pytest.mark.long),
-        pytest.param("vit", "aot_eager", marks=pytest.mark.long),
-        pytest.param("resnet18", "inductor", marks=pytest.mark.long),
-        pytest.param("convnext_tiny", "inductor", marks=pytest.mark.long),
-        pytest.param("vit_b_16", "inductor", marks=pytest.mark.long),
+        ("convnext_tiny", "aot_eager"),
+        ("vit", "aot_eager"),
+        ("resnet18", "inductor"),
+        ("convnext_tiny", "inductor"),
+        ("vit_b_16", "inductor"),
     ],
 )
 def test_a_compiled_architecture_trains_and_evaluates(name: str, backend: str) -> None:
