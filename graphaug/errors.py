@@ -81,7 +81,7 @@ class SparseBackwardError(GraphaugError, ValueError):
 
 
 class SparseBackwardLost(UserWarning):
-    """A warning: a module was changed after rewriting, and the model is run with a dense backward."""
+    """A warning: a module was changed after rewriting; the model is run with a dense backward while it is so."""
 
 
 class VerificationError(GraphaugError, AssertionError):

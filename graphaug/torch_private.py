@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch._dispatch.python import enable_python_dispatcher
+from torch._dynamo import source as _dynamo_source
 from torch._dynamo.source import ConstantSource
 from torch._ops import OpOverload
 from torch._subclasses.fake_tensor import (
@@ -33,6 +34,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
+    "COMPILES_CONTEXT_VARIABLES",
     "BackwardCFunction",
     "ConstantSource",
     "DataDependentOutputException",
@@ -44,6 +46,7 @@ __all__ = [
     "ShapeEnv",
     "UninitializedTensorMixin",
     "WeakIdKeyDictionary",
+    "as_eager",
     "assert_async",
     "dispatch_modes",
     "flop_counter_type",
@@ -58,6 +61,9 @@ __all__ = [
     "unsharded",
     "without_fakes",
 ]
+
+COMPILES_CONTEXT_VARIABLES = hasattr(_dynamo_source, "ContextVarGetSource")
+"""Whether torch's compiler reads a `contextvars.ContextVar`, and compiles anew for another value; 2.11 cannot."""
 
 UninitializedTensorMixin: Any = getattr(parameter, "UninitializedTensorMixin")  # noqa: B009  # not in the stubs
 """What a parameter or buffer of a lazy module is before its first call."""
@@ -166,3 +172,17 @@ def unsharded(kind: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 FSDP_MARKS = frozenset({"_is_fsdp_managed_module", "_fsdp_use_orig_params"})
 """What `torch.distributed.fsdp.fully_shard` sets on the modules that it shards; their forwards do not read it."""
+
+
+@contextlib.contextmanager
+def as_eager() -> Iterator[None]:
+    """A part of a compilation in which `torch.compiler.is_compiling` says no: it runs as Python, and is not traced.
+
+    Torch 2.11 says so by itself.
+    """
+    before = torch.compiler._is_compiling_flag
+    torch.compiler._is_compiling_flag = False
+    try:
+        yield
+    finally:
+        torch.compiler._is_compiling_flag = before

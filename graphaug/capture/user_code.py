@@ -52,6 +52,14 @@ def user_line() -> str:
     return ""
 
 
+def users_level() -> int:
+    """The ``stacklevel`` with which a warning of the caller's names that frame."""
+    level, frame = 1, sys._getframe(1)
+    while is_internal(frame.f_code.co_filename) and frame.f_back is not None:
+        level, frame = level + 1, frame.f_back
+    return level
+
+
 def in_message(frame: types.FrameType) -> bool:
     """Whether a frame is inside of a statement that makes a message: an error, a warning, a log entry, a print."""
     file, code = frame.f_code.co_filename, frame.f_code

@@ -20,7 +20,7 @@ from graphaug.proof.independence.samples import Samples
 from graphaug.proof.prefix import prefix_modules, statistics_modules
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.batch import Batch, Viewed
-from graphaug.sparse.kept import Kept
+from graphaug.sparse.kept.prefix import Kept
 from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
@@ -166,7 +166,7 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         model.train()  # as it was proved
         # two streams look at their norms themselves, in every step
         prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
-        kept = Kept((path, m, m.training) for path, m in prefix)
+        kept = Kept(model, ((path, m, m.training) for path, m in prefix))
     found = dataclasses.replace(found, least=proof.least, kept=kept)
     if not norms:
         if proof.verdict == "proved":

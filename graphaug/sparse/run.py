@@ -16,11 +16,13 @@ from torch.nn.utils import parametrize
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.capture.state import unchanged, undrawn
+from graphaug.capture.user_code import users_level
 from graphaug.capture.values import assume
 from graphaug.errors import AssumptionViolated, GraphaugError, SparseBackwardLost
 from graphaug.sparse.entries import Entry, found_in
-from graphaug.sparse.kept import Kept
+from graphaug.sparse.kept.prefix import Kept
 from graphaug.surgery.called.plain import where_counted
+from graphaug.surgery.rewritten.parts import Parts, once_compiled
 
 Merge = Literal["same", "sum"]
 _GRAPHS = ("shared", "prefix", "suffix", "two_streams")
@@ -122,7 +124,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     augmentation: Augmentation = getattr(owner, plan.augmentation)
     if not (augmentation.training and augmentation.stop_grad):  # switched off by hand: nothing is stopped
         return owner._forward_training(**values)
-    if plan.kept is not None and not _still_proved(owner._parts, plan.kept):
+    if plan.kept is not None and not is_still_proved(owner._parts):
         return owner._forward_training(**values)
     shared: tuple[Any, ...] = ()
     if plan.shared is not None:
@@ -212,11 +214,17 @@ def _of_views(index: Tensor, rows: int, views: int) -> Tensor:
     return index if views == 1 else torch.cat([index + i * rows for i in range(views)])
 
 
-def _still_proved(parts: Any, kept: Kept) -> bool:
+def is_still_proved(parts: Parts) -> bool:
+    """Whether the prefix is what it was; compiled code has asked when it was compiled."""
+    return _proved_when_compiled(parts.number) if torch.compiler.is_compiling() else _still_proved(parts)
+
+
+def _still_proved(parts: Parts) -> bool:
     """Whether the prefix is what it was; where it is not, the plan says so, and the first time there is a warning.
 
     What is put back (a hook for one step) is proved again.
     """
+    kept: Kept = parts.split.kept  # type: ignore[union-attr]
     changed = kept.changed()
     if changed and kept.plan is None and parts.plan.backward == "sparse":
         kept.plan = parts.plan
@@ -228,14 +236,17 @@ def _still_proved(parts: Any, kept: Kept) -> bool:
         if not kept.warned:
             kept.warned = True
             warnings.warn(
-                f"this model is run with a dense backward from now on: {changed} since it was rewritten, and of that "
+                f"this model is run with a dense backward for as long as {changed} since it was rewritten: of that "
                 "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
                 SparseBackwardLost,
-                stacklevel=2,
+                stacklevel=users_level(),
             )
     elif not changed and kept.plan is not None:
         parts.plan, kept.plan = kept.plan, None
     return not changed
+
+
+_proved_when_compiled = once_compiled(_still_proved)
 
 
 def _forget_casts() -> None:

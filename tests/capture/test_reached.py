@@ -1,16 +1,19 @@
 """What opened code reaches besides its modules' attributes: noticed when it changes, also in copies and compiled."""
 
+import contextvars
 import copy
 import functools
 import io
 import types
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
+from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES
 
 OPTIONS = {"scale": 2.0, "never read": 1}
 
@@ -230,6 +233,67 @@ def test_compiled_code_notices_as_well(what, monkeypatch):
     with pytest.raises(Exception, match=r"Observed exception|Call rewrite again"):
         fast(torch.randn(3, 4))
     torch._dynamo.reset()
+
+
+@pytest.mark.few(3)
+@pytest.mark.parametrize("what", CHANGES)
+def test_compiled_later_than_it_changed(what, monkeypatch):
+    """Before anything is compiled every change is seen, also of what the compiler would not look at."""
+    aug = rewritten(Net())
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    CHANGES[what](aug.original, monkeypatch)
+    with pytest.raises(Exception, match="Call rewrite again") as error:
+        fast(torch.randn(3, 4))
+    assert what in str(error.value)
+    torch._dynamo.reset()
+
+
+NAMES, LEVEL = {"a"}, contextvars.ContextVar("level", default=1)
+TABLE = np.array([1.0, 2.0])
+
+
+class Membership(nn.Module):
+    """Asks what a set, a context variable and an array of NumPy's hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x) * (2 if "b" in NAMES else 1)
+        return h * LEVEL.get() * float(TABLE[1])
+
+
+@pytest.fixture
+def put_back():
+    yield
+    NAMES.discard("b")
+    LEVEL.set(1)
+    TABLE[1] = 2.0
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("put_back")
+@pytest.mark.parametrize("before", [True, False], ids=["before it is compiled", "after"])
+@pytest.mark.parametrize(
+    ("what", "change"),
+    [
+        ("the global 'NAMES'", lambda: NAMES.add("b")),
+        ("the global 'LEVEL'", lambda: LEVEL.set(2)),
+        ("the global 'TABLE'", lambda: TABLE.__setitem__(1, 3.0)),
+    ],
+)
+def test_what_a_compiled_graph_relies_on_in_sets_contexts_and_arrays(what, change, before):
+    aug, x = rewritten(Membership()), torch.randn(3, 4)
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    if not before:
+        fast(x)
+        if "TABLE" in what or ("LEVEL" in what and not COMPILES_CONTEXT_VARIABLES):
+            pytest.skip("torch's compiler does not look again; docs/capture.md says so")
+    change()
+    with pytest.raises(Exception, match="Call rewrite again") as error:
+        fast(x)
+    assert what in str(error.value)
 
 
 def decorated(function):

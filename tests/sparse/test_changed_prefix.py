@@ -106,6 +106,96 @@ def test_what_its_code_reaches_counts(change: Callable[..., Any], monkeypatch: p
     assert "since it was rewritten" in aug.plan.reason
 
 
+class Centre(nn.Module):
+    """Rows meet in it."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return centre(h)
+
+
+class Stage(nn.Module):
+    """A linear layer and a norm, in which rows stay by themselves or not."""
+
+    def __init__(self, norm: type[nn.Module] = nn.LayerNorm) -> None:
+        super().__init__()
+        self.linear, self.norm, self.tanh = nn.Linear(6, 6), norm(6), nn.Tanh()
+
+    def forward(self, h: Tensor) -> Tensor:
+        return self.tanh(self.norm(self.linear(h)))
+
+
+class Stages(nn.Module):
+    """Children that are closed, in a list, and one that a site inside of it opens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.stages, self.head = nn.ModuleList(Stage() for _ in range(3)), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(self.stem(x))
+        for stage in self.stages:
+            h = stage(h)
+        return self.head(h)
+
+
+def _set_stage(model: Any) -> None:
+    model.stages[0] = Stage(nn.BatchNorm1d)
+
+
+def _swap(model: Any) -> None:
+    model.stem, model.norm = model.norm, model.stem
+
+
+EXCHANGED: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "a child of the model, by a norm of batches": ("norm", lambda m: setattr(m, "norm", nn.BatchNorm1d(6))),
+    "a child of the model, by a module in which rows meet": ("norm", lambda m: setattr(m, "norm", Centre())),
+    "one of a list": ("stages.0", _set_stage),
+    "a child of one in a list": ("stages.0", lambda m: setattr(m.stages[0], "norm", nn.BatchNorm1d(6))),
+    "a child of an opened one": ("stages.2.linear", lambda m: setattr(m.stages[2], "linear", Centre())),
+    "by add_module": ("norm", lambda m: m.add_module("norm", Centre())),
+    "by set_submodule": ("stages.0", lambda m: m.set_submodule("stages.0", Centre())),
+    "two with each other": ("stem", _swap),
+}
+
+
+@pytest.mark.few(4)
+@pytest.mark.parametrize(("where", "change"), EXCHANGED.values(), ids=EXCHANGED)
+@pytest.mark.parametrize("copied", [False, True])
+def test_a_module_at_the_place_of_another_counts(
+    where: str, change: Callable[[Any], Any], copied: bool
+) -> None:
+    """It is run, since the graph calls whatever stands there, and of it nothing is proved."""
+    aug = ga.rewrite(Stages(), "stages.2.norm", rate=0.0, stop_grad=True, example_inputs=X).train()
+    aug = copy.deepcopy(aug) if copied else aug
+    model: Any = aug.original
+    aug(X)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    model.head = nn.Linear(6, 3)  # behind the cut nothing is proved
+    aug(X)
+    assert aug.plan.backward == "sparse"
+    change(model)
+    with pytest.warns(SparseBackwardLost, match=f"'{where}'"):
+        torch.testing.assert_close(aug(X), model(X))
+    assert aug.plan.backward == "dense"
+    assert "sparse" not in str(ga.verify(aug, X))
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["once compiled", "before it is compiled"])
+def test_compiled_code_asks_as_well(first: bool) -> None:
+    torch._dynamo.reset()
+    model: Any = Stages()
+    aug = ga.rewrite(model, "stages.2.norm", rate=0.0, stop_grad=True, example_inputs=X).train()
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    if first:
+        fast(X)
+    model.norm = nn.BatchNorm1d(6)
+    with pytest.warns(SparseBackwardLost, match="'norm'"):
+        torch.testing.assert_close(fast(X), model(X))
+    assert aug.plan.backward == "dense"
+
+
 @pytest.fixture
 def hook_on_all() -> Iterator[Callable[[], Any]]:
     handles: list[Any] = []
@@ -129,8 +219,9 @@ def test_a_copy_watches_what_is_its_own(copied: Callable[[Any], Any]) -> None:
     other(X)
     assert other.plan.backward == "sparse"
     other.original[0].options["centred"] = True
-    with pytest.warns(SparseBackwardLost, match="centred"):
+    with pytest.warns(SparseBackwardLost, match="centred") as warned:
         torch.testing.assert_close(other(X), other.original(X))
+    assert warned[0].filename == __file__, "it names the line that called the model"
 
 
 class Padded(nn.Module):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import types
 from typing import Any
@@ -14,6 +15,7 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature
 from graphaug.errors import AssumptionViolated
 from graphaug.surgery.rewritten.aliases import speakable
+from graphaug.surgery.rewritten.parts import Parts, once_compiled
 from graphaug.torch_private import function_from_source
 
 
@@ -65,6 +67,22 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         tell(parts.added.values(), values)
         for fact in parts.facts.get(aug.training, ()):
             fact.check(parts.model)
+        if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
+            raise AssumptionViolated(changed)
     if aug.training:
         return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)
     return aug._forward_eval(**values)
+
+
+def _changed(parts: Parts, training: bool) -> str:
+    """What a graph relies on and is not as it was, as a message; an empty string if all is."""
+    try:
+        for fact in parts.facts.get(training, ()):
+            fact.check(parts.model)
+    except AssumptionViolated as violated:
+        return str(violated)
+    return ""
+
+
+_CHANGED = {mode: once_compiled(functools.partial(_changed, training=mode)) for mode in (True, False)}
+"""For training and eval mode. Of what the compiler does not understand this is the only look."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+import torch
 from torch import fx, nn
 
 from graphaug.capture.inputs.signature import Signature
@@ -13,6 +16,12 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.target import Target
 from graphaug.surgery.plan import Plan
+from graphaug.torch_private import as_eager
+
+Answer = TypeVar("Answer")
+
+_NUMBERS = itertools.count()
+_PARTS: weakref.WeakValueDictionary[int, Parts] = weakref.WeakValueDictionary()
 
 
 class Steps(Protocol):
@@ -53,6 +62,26 @@ class Parts:
     """The dimension of samples of every leaf of an input, None where it has none or none is known."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """What was named to a verb whose plan has no sites, by the names of the modules there."""
+    number: int = field(default_factory=_NUMBERS.__next__, init=False)
+    """By which compiled code names it; no two of a process have one."""
+
+    def __post_init__(self) -> None:
+        _PARTS[self.number] = self
+
+
+def once_compiled(question: Callable[[Parts], Answer]) -> Callable[[int], Answer]:
+    """A question that torch's compiler asks whenever it compiles, by calling it: the answer is a constant.
+
+    It is asked with the number of the parts, and sees all that an eager call sees, where the compiler would understand
+    a part of its code. It is not asked again until something else makes the compiler compile anew.
+    """
+
+    def answer(number: int) -> Answer:
+        with as_eager():
+            return question(_PARTS[number])
+
+    constant: Callable[[int], Answer] = torch.compiler.assume_constant_result(answer)
+    return constant
 
 
 class Constants(nn.Module):

@@ -23,6 +23,7 @@ from torch import nn
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import ABSENT, is_plain
 from graphaug.errors import AssumptionViolated
+from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES
 
 GONE = ABSENT
 """Stands for what is not there any more."""
@@ -46,7 +47,7 @@ _NOT_TOLD = (
     frozenset,
     contextvars.ContextVar,
 )
-_NOT_COMPILED = ("members", "table", "context", "bytes")
+_NOT_COMPILED = ("table", "bytes")
 """Kinds that torch's compiler cannot look into."""
 
 
@@ -81,6 +82,10 @@ class Reached:
         """See what torch's compiler can do with it."""
         own_dict = isinstance(self.holder, dict) and type(self.holder) not in DICTS
         unseen = self.kind in _NOT_COMPILED or own_dict or isinstance(self.holder, threading.local)
+        if self.kind == "members":
+            unseen = not all(map(is_plain, self.expected))
+        if self.kind == "context":
+            unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
@@ -119,6 +124,8 @@ class Reached:
             return False
         if torch.compiler.is_compiling() and not self.told:
             return True
+        if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
+            return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
         if self.kind in ("entries", "numbers"):
             return len(now) == len(self.expected) and all(map(_is, now, self.expected))
@@ -146,7 +153,7 @@ class Reached:
                 else self.holder.get(self.key, GONE)
             )
         if self.kind == "context":
-            return self.holder.get(GONE)
+            return self.holder.get() if torch.compiler.is_compiling() else self.holder.get(GONE)
         if self.kind == "members":
             return set(self.holder)
         if self.kind == "table":

@@ -1,0 +1,86 @@
+"""What decides about a module's forward beside its tensors, and whether it is what it was: in microseconds a module."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
+from graphaug.torch_private import FSDP_MARKS, unsharded
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_EVERY_MODULES = (
+    "_global_forward_hooks",
+    "_global_forward_pre_hooks",
+    "_global_backward_hooks",
+    "_global_backward_pre_hooks",
+)
+_PLAIN = (bool, int, float, str, type(None))
+_OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(WITHOUT_EFFECT)
+_PARTS = ("class", "forward", "attribute", "hook", "child")
+
+
+class ModuleSeen:
+    """What a module was, and whether it is that still: quickly, for hundreds of modules in every step."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.kind, self.described = module, type(module), _description(module)
+        held = vars(module)
+        plain = [key for key, _ in self.described[_PARTS.index("attribute")]]
+        self.watched = operator.itemgetter("_parameters", *plain)
+        self.values, self.count = self.watched(held), len(held)
+        self.children = tuple(module._modules.values())
+        self.others = [k for k in held if k not in plain and k not in _OF_EVERY_MODULE]
+
+    def is_as_it_was(self) -> bool:
+        """Whether nothing has changed; where this cannot be told at once the answer is no."""
+        held = vars(self.module)
+        if type(self.module) is not self.kind or len(held) != self.count or any(map(held.get, _HOOKS)):
+            return False
+        try:
+            same = self.watched(held) == self.values
+        except KeyError:
+            return False
+        if not same or any(_is_plain(held.get(k)) for k in self.others):
+            return False
+        return tuple(held["_modules"].values()) == self.children
+
+    def changed(self) -> str:
+        """Which part has changed, or an empty string."""
+        now = _description(self.module)
+        return next((p for p, a, b in zip(_PARTS, now, self.described, strict=True) if a != b), "")
+
+
+def _description(module: nn.Module) -> tuple[Any, ...]:
+    """What decides about a module's forward, beside its tensors and what its attributes refer to; see `_PARTS`."""
+    held = vars(module)
+    ours = [(k, v) for k, v in held.items() if k not in ("training", *WITHOUT_EFFECT) and k not in FSDP_MARKS]
+    plain = [(k, v) for k, v in ours if _is_plain(v)]
+    hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]
+    kind = unsharded(type(module))
+    return kind, (kind.forward, held.get("forward")), plain, hooks, list(module._modules.items())
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, _PLAIN) or (type(value) is tuple and is_plain(value))
+
+
+def hooks_of_every_module() -> list[Any]:
+    """The hooks that torch calls for all modules, its own tools' aside (a profiler's, a counter's of FLOPs)."""
+    hooks = [h for name in _EVERY_MODULES for h in getattr(torch_module, name).values()]
+    return (
+        [h for h in hooks if not str(getattr(h, "__module__", "")).startswith("torch.")] if hooks else hooks
+    )
+
+
+def _leaves_rows(hook: Any) -> bool:
+    """Whether a hook is of sharding or gradient reduction, or asks embeddings for gradients, to recompute.
+
+    The latter are of transformers and PEFT; transformers 5 adds one in every `Trainer.train` with checkpointing.
+    """
+    home, name = str(getattr(hook, "__module__", "")), str(getattr(hook, "__name__", ""))
+    asks = home.partition(".")[0] in ("transformers", "peft") and name.startswith("make_inputs_require_grad")
+    return asks or home.startswith("torch.distributed")

@@ -1,0 +1,117 @@
+"""The modules of a prefix as they were when its rows were proved independent, and what of them has changed."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from typing import Any
+
+from torch import nn
+
+from graphaug.select.model_structure import ancestors
+from graphaug.sparse.kept.described import ModuleSeen, hooks_of_every_module
+from graphaug.sparse.kept.modes import asks_for_mode, asks_of_others
+from graphaug.sparse.kept.reach import Packed, Reach
+
+
+class Kept:
+    """What the modules of a prefix were when their rows were proved independent.
+
+    Args:
+        model: the model, in which the modules stand at their paths.
+        modules: path, module and the mode that it was proved in, training or not.
+        lost: what has changed already, as a clause.
+
+    Attributes:
+        plan: the plan of the model while it is run dense because something has changed, to be put back; else None.
+        warned: whether that was said.
+        modes: whether modes count; `graphaug.verify` puts the prefix in eval mode for a comparison.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        modules: Iterable[tuple[str, nn.Module, bool]],
+        lost: str = "",
+        packed: Iterable[Packed] | None = None,
+    ) -> None:
+        self.lost, self.warned, self.modes = lost, False, True
+        self.plan: Any = None
+        modules = list(modules)
+        self.model, self.places = model, _Places(model, {path: m for path, m, _ in modules})
+        unlike = {id(m): (path, m, training) for path, m, training in modules}
+        self.seen = [(path, m, ModuleSeen(m), training) for path, m, training in unlike.values()]
+        self.forwards = {type(m): type(m).forward for _, m, _ in unlike.values()}
+        self.everywhere = hooks_of_every_module()
+        kinds = {type(m) for _, m, _ in unlike.values()}
+        others, itself = (
+            {kind: asks_of_others(kind) for kind in kinds},
+            {k for k in kinds if asks_for_mode(k)},
+        )
+        reading = [m for _, m, _ in unlike.values() if "requires_grad" in others[type(m)]]
+        self.trained = list({p: p.requires_grad for m in reading for p in m.parameters()}.items())
+        reading = [m for _, m, _ in unlike.values() if "training" in others[type(m)]]
+        self.asked = {id(inner) for m in reading for inner in m.modules() if inner is not m}
+        self.asked.update(id(m) for _, m, _ in unlike.values() if type(m) in itself)
+        self.reached = Reach({path: m for path, m, _ in unlike.values()}, packed)
+
+    def changed(self) -> str:
+        """What has changed, as a clause; an empty string if nothing has.
+
+        That is a module at the place of another; a child, hook, method or plain attribute; a hook of every module; and
+        what their code reaches by a name: functions, options in containers and objects, class attributes, globals.
+
+        Eval mode is one where a module's own code asks for its mode, torch's own aside, unless it asks for the grad
+        mode in it. Sharding's own hooks and marks are none, nor is gradient checkpointing.
+        """
+        return self._edited() or self._in_another_mode()
+
+    def _edited(self) -> str:
+        if self.lost:
+            return self.lost
+        if exchanged := self.places.changed():
+            return exchanged
+        others = any(kind.forward is not forward for kind, forward in self.forwards.items())
+        for path, module, seen, _ in self.seen:
+            if (others or not seen.is_as_it_was()) and (part := seen.changed()):
+                return f"{type(module).__name__} '{path}' has another {part}"
+        if hooks_of_every_module() != self.everywhere:
+            return "a hook of every module was registered or removed"
+        if any(p.requires_grad != was for p, was in self.trained):
+            return "the prefix asks whether parameters are trained, and that was changed"
+        return self.reached.changed()
+
+    def _in_another_mode(self) -> str:
+        for path, module, _, training in self.seen if self.modes else ():
+            if module.training != training and (module.training or id(module) in self.asked):
+                mode = "training" if module.training else "eval"
+                return f"{type(module).__name__} '{path}' is in {mode} mode"
+        return ""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
+        modules = [(path, copy.deepcopy(m, memo), mode) for path, m, _, mode in self.seen]
+        return Kept(copy.deepcopy(self.model, memo), modules, self._edited(), self.reached.packed())
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        modules = [(path, m, mode) for path, m, _, mode in self.seen]
+        return Kept, (self.model, modules, self._edited(), self.reached.packed())
+
+
+class _Places:
+    """Which module stood at each place that the graph calls: it runs whatever stands there.
+
+    Those around them are opened, and of them nothing else is asked here; what closed ones hold they are asked about.
+    """
+
+    def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+        called = [path for path in modules if path.rpartition(".")[0] not in modules]
+        paths = dict.fromkeys(p for path in called for p in (*ancestors(path), path) if p)
+        self.seen = [(model.get_submodule(p.rpartition(".")[0]), p, model.get_submodule(p)) for p in paths]
+
+    def changed(self) -> str:
+        """The first place at which another module stands, as a clause."""
+        for holder, path, module in self.seen:
+            name = path.rpartition(".")[2]
+            if holder._modules.get(name) is not module and getattr(holder, name, None) is not module:
+                return f"'{path}' is another module"
+        return ""
