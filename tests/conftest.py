@@ -1,6 +1,7 @@
 """Settings of all tests."""
 
 import gc
+import logging
 import os
 import sys
 
@@ -20,6 +21,10 @@ settings.load_profile("untimed")
 # Python looks for cycles whenever there are 700 objects more, and at each hundredth time among all objects. With the
 # libraries that tests load, these are so many that it took a fifth of the time of every rewrite.
 gc.set_threshold(20_000, 20, 10)
+
+# pytest listens to each logger that does not hand on. As long as somebody listens to this one, torch writes down the
+# stack of every guard and every graph that it compiles: up to a twentieth of the tests' time.
+logging.getLogger("torch.__trace").propagate = True
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from operations import _flat, _places
+from operations import _flat, _places, database_samples
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -103,7 +103,7 @@ def _run(info: Any, mesh: Any, samples_of: int, places_of: int) -> None:
         return
     torch.manual_seed(0)
     try:
-        samples = list(itertools.islice(info.sample_inputs("cpu", torch.float64, requires_grad=False), 24))
+        samples = database_samples(info, torch.float64, 24)
     except Exception:  # some need a library or a device that is not here
         return
     for sample in samples[:: max(1, len(samples) // samples_of)][:samples_of]:

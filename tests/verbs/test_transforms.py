@@ -264,7 +264,7 @@ def test_half_precision_and_autocast_train(case: Case) -> None:
 @every
 @pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
 @pytest.mark.long
-def test_compiled_whole_it_is_the_same_and_its_numbers_recompile_nothing(
+def test_compiled_whole_it_is_the_same_at_all_sizes_and_its_numbers_recompile_nothing(
     case: Case, options: dict[str, Any]
 ) -> None:
     torch._dynamo.reset()
@@ -294,19 +294,8 @@ def test_compiled_whole_it_is_the_same_and_its_numbers_recompile_nothing(
             if isinstance(eager.draws, tuple):
                 assert torch.equal(drawn.lam, eager.lam)
                 assert torch.equal(drawn.partners, eager.partners)
-
-
-@pytest.mark.few(1)
-@every
-@pytest.mark.parametrize("options", [{}, {"stop_grad": True}], ids=["dense", "sparse"])
-@pytest.mark.long
-def test_compiled_whole_batches_of_other_sizes_are_the_same(case: Case, options: dict[str, Any]) -> None:
-    """At its second size a batch's becomes a symbol in compiled code, which not every function of torch takes."""
-    torch._dynamo.reset()
-    net, x = model(), text()
-    aug = rewritten(case, net, **options)
-    compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")
-    for batch in (x, torch.cat([x, x[:2]]), torch.cat([x, x])):
+    # At its second size a batch's becomes a symbol in compiled code, which not every function of torch takes.
+    for batch in (torch.cat([x, x[:2]]), torch.cat([x, x])):
         torch.testing.assert_close(
             train_step(compiled, batch, 3)[0], train_step(aug, batch, 3)[0], rtol=1e-9, atol=1e-9
         )
