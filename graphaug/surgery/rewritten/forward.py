@@ -75,7 +75,7 @@ def not_scriptable(aug: nn.Module) -> nn.Module:
 
 def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
     parts = aug._parts
-    if torch.jit.is_tracing() and _acts(parts):
+    if torch.jit.is_tracing() and _acts(parts):  # type: ignore[attr-defined, no-untyped-call]
         raise UnsupportedModel(
             "torch.jit.trace would keep the augmentation, in eval mode too: call aug.eval() before tracing, and for "
             "training use torch.compile."
