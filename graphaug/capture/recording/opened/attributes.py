@@ -145,6 +145,7 @@ class Attributes:
             value = getattr(module, attribute)
             if is_plain(value) and is_plain(before) and value == before:
                 continue
+            line = self._sets.get((id(module), attribute), "")
             kept = isinstance(before, Tensor) and isinstance(value, Tensor)
             if not kept and (self._is_read(module, attribute) or before is FILLED):
                 if before is None and isinstance(value, Tensor) and not self._carries_data(value):
@@ -152,6 +153,7 @@ class Attributes:
                 raise self.recorder.session.refuse(
                     f"it keeps {name!r} from one call to the next",
                     reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
+                    line=line,
                 )
             if type(value) is bool:
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
@@ -162,7 +164,7 @@ class Attributes:
                 "call_function", setattr, (lower(module), attribute, lower(value)), {}
             )
             node.meta["assigned"] = f"self.{attribute}" + (f" of '{path}'" if path else "")
-            node.meta["line"] = self._sets.get((id(module), attribute), "")
+            node.meta["line"] = line
 
     def _is_read(self, module: nn.Module, attribute: str) -> bool:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
