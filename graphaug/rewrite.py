@@ -112,18 +112,32 @@ def rewrite(
         dry_run: return the plan and build nothing.
 
     Returns:
-        The rewritten model, an ``fx.GraphModule`` with ``plan``, ``set``, ``drawn`` and ``augmentations``.
-        With ``dry_run``, its `Plan`.
+        The rewritten model, an `AugmentedModule`; with ``dry_run`` its `Plan`. It is called, trained and saved as the
+        model was, and also has
+
+        - ``plan``: what was done, what was proved, and why the backward is sparse or dense; ``print(aug.plan)``.
+        - ``original``: the very model that was given; `strip` returns it.
+        - ``augmentations``: the module that augments, by site: ``aug.augmentations["layer4"]``.
+        - ``drawn``: what was drawn in the last step, by site: ``aug.drawn["layer4"].rows`` are the augmented rows.
+        - ``set_rate(0.3)``, ``set_subset(0.25)``, ``set("layer4", sigma=0.1)``: change numbers while it trains.
+        - ``given(labels=y)``: hands in what a transform needs to know of a batch, in a ``with`` block.
+        - ``dense()``: runs the whole backward, in a ``with`` block; ``only_the_graph()``: also never the original model
+          in eval mode.
+        - ``keep_frozen_statistics(False)``: lets BatchNorms in a frozen region follow the batches.
 
     Raises:
         SiteNotFound, AmbiguousSite, SiteCountMismatch, SelectorError: ``at`` does not say where.
         BypassedSite: the site does not separate the input from the output.
         CaptureError: the forward cannot be captured.
+        UnknownOption: an argument that there is not, one too many, or no ``at``.
         InvalidOption: an option is outside its domain, or of dropout where there is a transform.
         AlreadyRewritten: the model is augmented at that site already.
         SharedAcrossCut: ``freeze`` would freeze a parameter that is used on both sides.
         SparseBackwardError: ``backward="sparse"`` and it would not be exact, or ``"proved"`` and it is not proved.
         UnsupportedModel: the model is wrapped, compiled, or no module.
+
+        What is returned raises in its calls: `AssumptionViolated` for inputs that differ from the example in something
+        that the graph relies on, `BatchError` for a batch that the augmentation is not defined for.
 
     Examples:
         >>> import torch, graphaug as ga

@@ -22,8 +22,9 @@ from graphaug.proof.independence.samples import check_given, proofs_of, sample_d
 from graphaug.proof.independence.told import told_index, told_place
 from graphaug.proof.prefix import statistics_modules
 from graphaug.proof.separation import FROM_NO_TENSOR, around, data_graph, find_bypass
-from graphaug.select.model_structure import ModelStructure, openable
+from graphaug.select.model_structure import ModelStructure
 from graphaug.select.nodes import target_of
+from graphaug.select.opening import openable
 from graphaug.select.shares import Shares
 from graphaug.sparse.choose import SMALLEST_SAVING
 from graphaug.surgery.unwrap import plain_model

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 
 import graphaug as ga
 import graphaug.analysis
+import graphaug.errors
 from graphaug.errors import GraphaugError, InvalidOption, SelectorError, an
 
 
@@ -117,6 +120,32 @@ def test_a_checked_function_is_the_function() -> None:
     assert ">>> import torch, graphaug as ga" in ga.rewrite.__doc__  # what help() shows
     aug = ga.rewrite(net(), "1", example_inputs=torch.zeros(2, 4))
     assert isinstance(aug, ga.AugmentedModule)
+
+
+def test_help_names_all_that_the_rewritten_model_has_beside_the_module() -> None:
+    own = {
+        name
+        for name in vars(ga.AugmentedModule)
+        if not name.startswith("_") and not hasattr(fx.GraphModule, name)
+    }
+    assert {"plan", "set_rate", "given"} <= own
+    returned = inspect.getdoc(ga.rewrite).partition("Returns:")[2].partition("Raises:")[0]  # type: ignore[union-attr]
+    named = set(re.findall(r"``(\w+)\b", returned))
+    assert own <= named, own - named
+
+
+ERRORS = [
+    cls
+    for cls in vars(graphaug.errors).values()
+    if isinstance(cls, type) and cls.__module__ == "graphaug.errors"
+]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda cls: cls.__name__)
+def test_every_error_stands_in_the_page_about_them(error: type[Exception]) -> None:
+    page = Path(__file__).parent.parent / "docs/plans-and-errors.md"
+    said = page.read_text(encoding="utf-8").partition("## The errors")[2]
+    assert f"`{error.__name__}`" in said or f"`graphaug.{error.__name__}`" in said
 
 
 def test_a_module_is_answered_with_its_path() -> None:

@@ -16,7 +16,7 @@ from graphaug.analysis.segments import Stretch, stretches, threshold_of
 from graphaug.arguments import checked_names
 from graphaug.capture.values import value_of
 from graphaug.errors import SiteNotFound
-from graphaug.select.model_structure import openable
+from graphaug.select.opening import openable
 from graphaug.select.resolve import At
 from graphaug.sites import Site, sites_of, structure_of
 from graphaug.surgery.unwrap import plain_model

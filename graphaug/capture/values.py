@@ -72,7 +72,7 @@ def taken_from(guessed: str) -> str:
 
 
 def describe(node: Any, deep: int = 3) -> str:
-    """Spell a node as the expression it stands for: ``x.shape[2]``.
+    """Spell a node as the expression it stands for, ``x.shape[2]``; of an assignment, to what and in which line.
 
     Operations on tensors are followed ``deep`` levels, then named: in a residual network an expression would double in
     length with every block.
@@ -95,6 +95,9 @@ def describe(node: Any, deep: int = 3) -> str:
             return f"{args[0]}.{node.args[1]}"
         if node.target is operator.getitem:
             return f"{args[0]}[{args[1]}]"
+        if node.target is setattr:
+            assigned = node.meta.get("assigned", f"{args[0]}.{node.args[1]}")
+            return f"the assignment to {assigned}{node.meta.get('line', '')}"
         symbol = _INFIX.get(node.target)  # type: ignore[arg-type]
         if symbol and len(args) == 2:
             return f"{args[0]} {symbol} {args[1]}"

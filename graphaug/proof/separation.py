@@ -98,6 +98,15 @@ def find_bypass(flow: nx.DiGraph, cut: fx.Node) -> Bypass | None:
     return Bypass(*found, nearest, other_entry=found[0] is cut)
 
 
+def in_front(flow: nx.DiGraph, bypass: Bypass) -> fx.Node | None:
+    """The last node that separates in front of a cut, at or before the value that passes around it."""
+    import networkx as nx
+
+    ahead = {bypass.value, *nx.ancestors(flow, bypass.value)}
+    candidates = (n for n in reversed(list(flow)) if n in ahead and "site" in n.meta)
+    return next((n for n in candidates if _way_around(flow, n) is None), None)
+
+
 def _way_around(flow: nx.DiGraph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
     import networkx as nx
 
@@ -208,11 +217,8 @@ def check_sites(
             continue
         how = around(bypass, captured)
         if not allow_bypass:
-            use = "" if bypass.nearest is None else f"use '{node_name(bypass.nearest, captured)}', or "
             raise BypassedSite(
-                f"'{target}' does not separate input from output: {how}. "
-                f"{use[:1].upper()}{use[1:]}{'pass' if use else 'Pass'} allow_bypass=True."
-                f"{_encoder_alone(target, bypass, captured)}"
+                f"'{target}' does not separate input from output: {how}. {_instead(target, bypass, flow, captured)}"
             )
         notes[target] = f"{BYPASSED}{how}"
     return notes
@@ -225,6 +231,16 @@ def _no_activations(value: Any, graph: fx.Graph) -> str:
     if carries_gradient(value):
         return "is not computed from the inputs, as far as the graph shows: choose a site with activations."
     return f"holds {_kind(value)}, which carries no gradient: choose a site with activations."
+
+
+def _instead(target: Target, bypass: Bypass, flow: nx.DiGraph, captured: Captured) -> str:
+    """What to do about a bypass."""
+    alone = _encoder_alone(target, bypass, captured)
+    use = bypass.nearest or (None if alone else in_front(flow, bypass))
+    if use is not None:
+        return f"Use '{node_name(use, captured)}', or pass allow_bypass=True."
+    listed = " The column 'separates' of graphaug.sites(model) tells which sites would do."
+    return f"Pass allow_bypass=True.{alone or listed}"
 
 
 def _encoder_alone(target: Target, bypass: Bypass, captured: Captured) -> str:

@@ -12,8 +12,8 @@ from graphaug.capture.capture import Captured, capture
 from graphaug.capture.examples import captured_on_a_guess
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
-from graphaug.errors import CaptureError, InvalidOption, SelectorError
-from graphaug.select.stages import CONTAINERS, blocks_of, find_network, is_block_list, numbered_calls
+from graphaug.errors import CaptureError, SelectorError, an
+from graphaug.select.stages import CONTAINERS, blocks_of, find_network, numbered_calls
 
 
 def ancestors(path: str) -> list[str]:
@@ -183,7 +183,7 @@ class ModelStructure:
     def ops(self, path: str) -> Sequence[str]:
         """Names of the operations in the forward of the module at ``path``."""
         path = self.canonical(path)
-        if type(self.by_path[path]).forward is nn.Module.forward or _is_torch_leaf(self.by_path[path]):
+        if type(self.by_path[path]).forward is nn.Module.forward or is_torch_leaf(self.by_path[path]):
             return ()
         opened = [*ancestors(path), path]
         found = dict.fromkeys(_ops(self.capture(opened), path))
@@ -225,6 +225,14 @@ class ModelStructure:
         """Every path at which this very module is registered; ``""`` where it is the model itself."""
         return [path for path, m in self.model.named_modules(remove_duplicate=False) if m is module]
 
+    def held(self, path: str, name: str) -> str:
+        """What the module at ``path`` has under a name that is no module, in words; empty where there is nothing."""
+        module = self.model.get_submodule(path)
+        for held in (module._parameters, module._buffers, module._modules, vars(module)):
+            if name in held:
+                return "" if isinstance(held[name], nn.Module) else an(held[name])
+        return ""
+
     def candidates(self) -> Sequence[Any]:
         """Every site of the model, for predicates."""
         if self._candidates is None:
@@ -247,46 +255,9 @@ class ModelStructure:
                 opened = {p for p in opened if p != stuck and not p.startswith(stuck + ".")}
 
 
-def _is_torch_leaf(module: nn.Module) -> bool:
+def is_torch_leaf(module: nn.Module) -> bool:
+    """Whether a module is torch's own and no container: what runs inside of it is no site."""
     return type(module).__module__.startswith("torch.nn") and not isinstance(module, CONTAINERS)
-
-
-def openable(model: nn.Module, depth: int | None, everything: bool) -> list[str]:
-    """Modules worth opening for a table: wrappers and those that hold lists of blocks, or all down to ``depth``."""
-    if depth is not None and (type(depth) is not int or depth < 0):
-        raise InvalidOption(f"depth is a number of levels, 0 or more, not {depth!r}.")
-    paths = [p for p, m in model.named_modules() if list(m.children()) and not _is_torch_leaf(m)]
-    if everything:
-        return paths
-    if depth is not None:
-        return [p for p in paths if (p.count(".") + 1 if p else 0) <= depth - 1]
-    lists = [p for p, m in model.named_modules() if is_block_list(m)]
-    return sorted({a for p in lists for a in [*ancestors(p), p]} | {"", *_wrapped(model)})
-
-
-def _wrapped(model: nn.Module) -> list[str]:
-    """Paths of the network inside of a wrapper, of the one inside of that, and so on.
-
-    A wrapper holds one module with children of its own, or one that is no container and has more than half of the
-    parameters: a backbone beside its projection head.
-    """
-    path, module, found = "", model, list[str]()
-    while not is_block_list(module):
-        inner = {
-            name: m for name, m in module.named_children() if list(m.children()) and not _is_torch_leaf(m)
-        }
-        half = sum(p.numel() for p in module.parameters()) / 2
-        large = [
-            name
-            for name, m in inner.items()
-            if len(inner) == 1
-            or (not isinstance(m, CONTAINERS) and sum(p.numel() for p in m.parameters()) > half)
-        ]
-        if len(large) != 1:
-            break
-        path, module = f"{path}.{large[0]}".lstrip("."), inner[large[0]]
-        found.append(path)
-    return found
 
 
 def _ops(captured: Captured, path: str) -> list[str]:

@@ -42,6 +42,9 @@ class Structure(Protocol):
     def paths_of(self, module: object) -> Sequence[str]:
         """Every path at which this very module is registered; ``""`` where it is the model itself."""
 
+    def held(self, path: str, name: str) -> str:
+        """What the module at a path has under a name that is no module, in words: "None", "a Parameter"; else empty."""
+
     def candidates(self) -> Sequence[Any]:
         """What predicates choose from: path, module, op, call, shape and ``target``, a `Target`."""
 
@@ -54,6 +57,7 @@ class StaticStructure:
         operations: path -> its operations; none where a path is missing.
         called: path -> how often it is called; once where a path is missing.
         sites: the candidates for predicates.
+        attributes: path of an attribute that is no module -> what it is, in words.
     """
 
     name: str
@@ -64,6 +68,7 @@ class StaticStructure:
     called: Mapping[str, int] = field(default_factory=dict)
     sites: Sequence[Any] = ()
     unnumbered: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def ops(self, path: str) -> Sequence[str]:
         """Look up in `operations`."""
@@ -80,6 +85,10 @@ class StaticStructure:
     def paths_of(self, module: object) -> Sequence[str]:
         """None: there are no objects here."""
         return ()
+
+    def held(self, path: str, name: str) -> str:
+        """Look up in `attributes`."""
+        return self.attributes.get(f"{path}.{name}".removeprefix("."), "")
 
     def candidates(self) -> Sequence[Any]:
         """Return `sites`."""

@@ -18,7 +18,7 @@ from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
 from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
 from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
-from graphaug.surgery.rewritten.forward import compiled, forward_of
+from graphaug.surgery.rewritten.forward import compiled, forward_of, not_scriptable
 from graphaug.surgery.rewritten.overrides import take_over
 from graphaug.surgery.rewritten.packing import pack_parts, unpack_parts
 from graphaug.surgery.rewritten.parts import Parts
@@ -273,9 +273,7 @@ class AugmentedModule(fx.GraphModule):
         child = self._modules.get(first)
         return super().get_submodule(target) if child is None else child.get_submodule(rest)
 
-    def _extra(self) -> dict[str, Any]:
-        """Attributes that were set on the rewritten model itself, after it was made."""
-        return {k: v for k, v in self.__dict__.items() if k not in self._own}
+    __prepare_scriptable__ = not_scriptable
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AugmentedModule:
         return _rebuild(copy.deepcopy(_packed(self), memo))
@@ -285,7 +283,8 @@ class AugmentedModule(fx.GraphModule):
 
 
 def _packed(aug: AugmentedModule) -> dict[str, Any]:
-    return {"parts": pack_parts(aug._parts), "extra": aug._extra(), "later": aug._later()}
+    set_later = {k: v for k, v in aug.__dict__.items() if k not in aug._own}
+    return {"parts": pack_parts(aug._parts), "extra": set_later, "later": aug._later()}
 
 
 def _rebuild(packed: dict[str, Any]) -> AugmentedModule:

@@ -461,11 +461,28 @@ def test_an_attribute_that_a_forward_sets_is_set_in_every_call(kind: str) -> Non
         assert torch.equal(getattr(model, name), getattr(plain, name))
 
 
+def test_what_such_an_assignment_costs_is_said_with_its_line() -> None:
+    """The oracle is this file's own text."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = lines.index("                self.kept = h") + 1
+    said = rf"the assignment to self\.kept{{}} \({re.escape(HERE)} line {line}\)"
+    plan = ga.rewrite(Stateful("keep"), "first", stop_grad=True, example_inputs=sequence(), dry_run=True)
+    assert plan.backward == "dense"
+    assert re.match(said.format(""), plan.reason), plan.reason
+    around = nn.ModuleDict({"inner": Stateful("keep")})
+    around.forward = lambda x: around["inner"](x)  # type: ignore[method-assign]
+    plan = ga.rewrite(around, "inner.first", stop_grad=True, example_inputs=sequence(), dry_run=True)
+    assert re.match(said.format(" of 'inner'"), plan.reason), plan.reason
+
+
 @pytest.mark.parametrize(("kind", "name"), [("count", "calls"), ("append", "log"), ("fill", "seen")])
 def test_what_a_forward_keeps_from_call_to_call_is_refused_by_name(kind: str, name: str) -> None:
     model = Stateful(kind).eval()
     before, log, seen = fingerprint(model), list(model.log), dict(model.seen)
-    with pytest.raises(CaptureError, match=rf"keeps '{name}' from one call to the next"):
+    written = Path(__file__).read_text(encoding="utf-8").splitlines()
+    line = f" \\({re.escape(HERE)} line {written.index('                self.calls += 1') + 1}\\)"
+    where = line if kind == "count" else ""  # what is put into a list is no statement of this object's
+    with pytest.raises(CaptureError, match=rf"keeps '{name}' from one call to the next{where}\. A graph"):
         ga.rewrite(model, "first", example_inputs=sequence())
     assert fingerprint(model) == before
     assert (model.calls, model.log, model.seen) == (0, log, seen)

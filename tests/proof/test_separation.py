@@ -272,6 +272,40 @@ def _spelled(site: ga.Site) -> str:
     return str(site) if site.calls > 1 or site.op is None else site.path
 
 
+class Heads(nn.Module):
+    """Two heads: behind neither is anything that separates, in front of both there is."""
+
+    def __init__(self, *, features_too: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 8))
+        self.head, self.other, self.features_too = nn.Linear(8, 2), nn.Linear(8, 2), features_too
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        h = torch.tanh(self.blocks(x))
+        return self.head(h), *((h, x.abs()) if self.features_too else (self.other(h),))
+
+
+def test_where_nothing_behind_separates_the_last_site_in_front_is_named() -> None:
+    x = features()
+    for at in ("head", "other"):
+        with pytest.raises(BypassedSite, match=r"receives 'tanh'\. Use 'tanh', or pass") as caught:
+            ga.rewrite(Heads(), at, example_inputs=x)
+        assert "separates" not in str(caught.value)
+    model = Heads()  # the oracle: the two outputs have no gradient where the values at that site are stopped
+    aug = ga.rewrite(model, "tanh", rate=0.0, subset=1.0, stop_grad=True, example_inputs=x).train()
+    sum(out.sum() for out in aug(x)).backward()
+    grads = [p.grad for p in model.blocks.parameters()]
+    assert not any(grad is not None and grad.any() for grad in grads)
+
+
+def test_where_nothing_separates_the_table_is_named() -> None:
+    x = features()
+    with pytest.raises(
+        BypassedSite, match=r"Pass allow_bypass=True\. The column 'separates' of graphaug\.sites"
+    ):
+        ga.rewrite(Heads(features_too=True), "head", example_inputs=x)
+
+
 def test_a_second_entry_of_a_tuple_is_a_bypass() -> None:
     class Recurrent(nn.Module):
         def __init__(self, last: int) -> None:

@@ -144,7 +144,22 @@ def chain() -> StaticStructure:
     return StaticStructure("Sequential", modules)
 
 
+def wrapped() -> StaticStructure:
+    """A ResNet inside of another model, and blocks in which something is no module."""
+    inner = resnet18()
+    modules = {f"backbone.{path}".removesuffix("."): names for path, names in inner.modules.items()}
+    modules = {"": ("Wrapper", M), **modules, "head": ("Linear", M)}
+    held = {f"layer{i}.{j}.downsample": "None" for i, j in ((1, 0), (1, 1), (2, 1), (3, 1), (4, 1))}
+    held = {f"backbone.{path}": said for path, said in held.items()} | {
+        "layers": "a list",
+        "token": "a Parameter",
+    }
+    operations = {f"backbone.{path}".removesuffix("."): ops for path, ops in inner.operations.items()}
+    return StaticStructure("Wrapper", modules, operations=operations, attributes=held)
+
+
 RESNET, BERT, VIT, ODD, SHARED, CHAIN = resnet18(), bert(), vit(), odd(), shared(), chain()
+WRAPPED = wrapped()
 BLOCKS = [f"layer{stage}.{block}" for stage in range(1, 5) for block in range(2)]
 
 
@@ -308,6 +323,34 @@ LOST: list[tuple[Any, StaticStructure, type[GraphaugError], list[str]]] = [
     ("inptu", RESNET, SiteNotFound, ["'input'"]),
     ("nn.Conv2d", RESNET, SiteNotFound, ["'Conv2d'"]),
     ("layer5.input", RESNET, SiteNotFound, ["'layer5.input' matches nothing", "'layer4'"]),
+    # the same path below a module that was not named: each place, or a pattern for many
+    ("layer4", WRAPPED, SiteNotFound, ["in Wrapper. Did you mean 'backbone.layer4'?"]),
+    ("layer4.1", WRAPPED, SiteNotFound, ["Did you mean 'backbone.layer4.1'?"]),
+    ("layer4[1]", WRAPPED, SiteNotFound, ["Did you mean 'backbone.layer4.1'?"]),
+    ("layer4.1.add", WRAPPED, SiteNotFound, ["Did you mean 'backbone.layer4.1.add'?"]),
+    ("layer4.*", WRAPPED, SiteNotFound, ["Did you mean 'backbone.layer4.0', 'backbone.layer4.1'?"]),
+    ("layer*.0", WRAPPED, SiteNotFound, ["Did you mean '**.layer*.0'"]),
+    ("attention.self", BERT, SiteNotFound, ["Did you mean '**.attention.self'?"]),
+    # what is there, and is no module
+    (
+        "backbone.layer1.0.downsample",
+        WRAPPED,
+        SiteNotFound,
+        [
+            "matches nothing in Wrapper: it is None in this model, and no module. Did you mean 'backbone.layer4.0"
+        ],
+    ),
+    (
+        "backbone.layer1.0.downsample.0",
+        WRAPPED,
+        SiteNotFound,
+        [": 'backbone.layer1.0.downsample' is None in this model", "'backbone.layer2.0.downsample.0'"],
+    ),
+    ("backbone.layer1[1].downsample", WRAPPED, SiteNotFound, [": it is None in this model"]),
+    ("backbone.layer1.*.downsample", WRAPPED, SiteNotFound, [": it is None in this model"]),
+    ("backbone.layer1.0.downsample.input", WRAPPED, SiteNotFound, ["downsample' is None in this model"]),
+    ("layers[0]", WRAPPED, SiteNotFound, [": 'layers' is a list in this model, and no module."]),
+    ("token", WRAPPED, SiteNotFound, [": it is a Parameter in this model, and no module."]),
     ("input.input", RESNET, SiteNotFound, ["matches nothing"]),
     ("input@0", RESNET, SiteNotFound, ["'input@0' matches nothing", "'input'"]),
     ("zzzzzz", RESNET, SiteNotFound, ["'zzzzzz' matches nothing in ResNet.\n"]),

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
-from graphaug.errors import CaptureError
+from graphaug.errors import CaptureError, SiteNotFound
 from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.select.stages import block_list, paper_stages
 from graphaug.sites import structure_of
@@ -252,3 +252,43 @@ def test_a_module_called_under_another_name_inside_a_closed_module():
     aug = ga.rewrite(model, "table", stop_grad=True)
     assert aug.plan.opened == ("part",)
     ga.verify(aug, x)
+
+
+def test_what_stands_in_the_place_of_a_module_is_said() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_module("registered", None)
+            self.plain, self.layers, self.scale = None, [nn.Linear(2, 2)], nn.Parameter(torch.ones(2))
+            self.register_buffer("mean", torch.zeros(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layers[0](x) * self.scale - self.mean
+
+    model = nn.Sequential(Block(), nn.Linear(2, 2))
+    said = {
+        "registered": "None",
+        "plain": "None",
+        "layers": "a list",
+        "scale": "a Parameter",
+        "mean": "a Tensor",
+    }
+    for name, words in said.items():
+        with pytest.raises(SiteNotFound, match=f": it is {words} in this model, and no module"):
+            ga.rewrite(model, f"0.{name}")
+    assert ModelStructure(model).held("0", "nothing") == ModelStructure(model).held("", "1") == ""
+
+
+def test_a_path_without_the_wrapper_is_answered_with_the_whole_path() -> None:
+    class Wrapper(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = resnet()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    for at, whole in (("layer4", "backbone.layer4"), ("layer4.0.add", "backbone.layer4.0.add")):
+        with pytest.raises(SiteNotFound, match=f"Did you mean '{whole}'"):
+            ga.rewrite(Wrapper(), at, example_inputs=images(2, 32))
+        assert ga.rewrite(Wrapper(), whole, example_inputs=images(2, 32), dry_run=True).sites

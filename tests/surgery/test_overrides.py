@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
+from graphaug.errors import UnsupportedModel
 
 pytestmark = pytest.mark.few(6)
 
@@ -212,4 +213,28 @@ def test_children_of_torch_script(kind: str) -> None:
 @pytest.mark.filterwarnings("ignore:`torch.jit")
 def test_traced_by_torch_jit() -> None:
     _, aug, plain, x = pair(Net)
-    torch.testing.assert_close(torch.jit.trace(aug.eval(), x)(x), plain(x))
+    traced = torch.jit.trace(aug.eval(), x)
+    for rows in (4, 6):
+        y = torch.randn(rows, *x.shape[1:])
+        torch.testing.assert_close(traced(y), plain.eval()(y))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+@pytest.mark.parametrize("backward", ["dense", "sparse"])
+def test_an_augmentation_is_not_traced_by_torch_jit(backward: str) -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 8)
+    aug = ga.rewrite(model, "1", stop_grad=True, backward=backward, example_inputs=x).train()
+    with pytest.raises(UnsupportedModel, match=r"call aug\.eval\(\) before tracing"):
+        torch.jit.trace(aug, x)
+    tapped = ga.tap(model, "1", example_inputs=x).train()  # nothing acts there
+    torch.testing.assert_close(torch.jit.trace(tapped, x, strict=False)(x)["1"], model[:2](x))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit")
+def test_a_rewritten_model_is_not_scripted_and_the_plain_one_is() -> None:
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)), torch.randn(4, 8)
+    aug = ga.rewrite(model, "1", example_inputs=x).eval()
+    for asked in (aug, nn.Sequential(aug, nn.ReLU())):
+        with pytest.raises(UnsupportedModel, match=r"torch\.jit\.script .* graphaug\.strip\(aug\)"):
+            torch.jit.script(asked)
+    torch.testing.assert_close(torch.jit.script(ga.strip(aug))(x), model(x))

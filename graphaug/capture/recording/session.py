@@ -70,16 +70,18 @@ class Session:
         drawn = any(n.target is torch.rand for n in upstream(node))
         return self.refuse(f"it {verb} the data in {describe(node)}", reason=_LAYER_DROP if drawn else "")
 
-    def refuse(self, why: str, *, reason: str = "") -> CaptureError:
+    def refuse(self, why: str, *, reason: str = "", line: str | None = None) -> CaptureError:
         """A `CaptureError` that names the model, the file and the line of the opened code that runs.
 
         Args:
             why: what the code does, as "it ...".
             reason: what to do about it, after a space; without one, to choose another site.
+            line: the place, of what is refused once the code has run.
         """
         advice = (
             reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
         )
-        error = CaptureError(f"{self.model}.forward cannot be captured: {why}{user_line()}.{advice}")
+        at = user_line() if line is None else line
+        error = CaptureError(f"{self.model}.forward cannot be captured: {why}{at}.{advice}")
         self.refused = self.refused or error
         return error

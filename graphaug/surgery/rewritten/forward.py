@@ -13,7 +13,7 @@ from torch import fx, nn
 from graphaug.augment.rows import tell
 from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature
-from graphaug.errors import AssumptionViolated
+from graphaug.errors import AssumptionViolated, UnsupportedModel
 from graphaug.surgery.rewritten.aliases import speakable
 from graphaug.surgery.rewritten.parts import Parts, once_compiled
 from graphaug.torch_private import function_from_source
@@ -47,7 +47,7 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     parts = self._parts
     if self.training or isinstance(args, fx.Proxy) or not parts.runs_original:
         return _graph_forward(self, args, kwargs)
-    acts = any(a.training for a in parts.added.values() if isinstance(a, Augmentation))
+    acts = _acts(parts)
     if not acts and not runs_graph_in_eval():
         return parts.model.forward(*args, **kwargs)
     try:
@@ -58,8 +58,30 @@ def _forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return parts.model.forward(*args, **kwargs)
 
 
+def _acts(parts: Any) -> bool:
+    """Whether any augmentation is in training mode."""
+    return any(a.training for a in parts.added.values() if isinstance(a, Augmentation))
+
+
+def not_scriptable(aug: nn.Module) -> nn.Module:
+    """What torch.jit.script asks of a module before it compiles it: which module to take instead.
+
+    Raises:
+        UnsupportedModel: always; TorchScript does not know what a rewritten forward is written in.
+    """
+    raise UnsupportedModel(
+        "torch.jit.script cannot compile a rewritten model. For training use torch.compile; to deploy it, script the "
+        "plain model, graphaug.strip(aug), or take torch.export.export of aug.eval()."
+    )
+
+
 def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
     parts = aug._parts
+    if torch.jit.is_tracing() and _acts(parts):  # type: ignore[attr-defined, no-untyped-call]
+        raise UnsupportedModel(
+            "torch.jit.trace would keep the augmentation, in eval mode too: call aug.eval() before tracing, and for "
+            "training use torch.compile."
+        )
     if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
         values = parts.signature.take(args, kwargs)
     else:

@@ -16,7 +16,7 @@ from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import FILLED, OF_EVERY_MODULE, ModelState
-from graphaug.capture.user_code import is_internal
+from graphaug.capture.user_code import is_internal, user_line
 
 
 class Attributes:
@@ -43,7 +43,7 @@ class Attributes:
         self.reads: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
-        self._sets: set[tuple[int, str]] = set()
+        self._sets: dict[tuple[int, str], str] = {}  # and the user's line
         self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
@@ -62,7 +62,7 @@ class Attributes:
 
     def _set(self, original: Callable[..., Any], m: nn.Module, name: str, value: Any) -> None:
         original(m, name, value)
-        self._sets.add((id(m), name))
+        self._sets[id(m), name] = user_line()
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
@@ -145,6 +145,7 @@ class Attributes:
             value = getattr(module, attribute)
             if is_plain(value) and is_plain(before) and value == before:
                 continue
+            line = self._sets.get((id(module), attribute), "")
             kept = isinstance(before, Tensor) and isinstance(value, Tensor)
             if not kept and (self._is_read(module, attribute) or before is FILLED):
                 if before is None and isinstance(value, Tensor) and not self._carries_data(value):
@@ -152,13 +153,18 @@ class Attributes:
                 raise self.recorder.session.refuse(
                     f"it keeps {name!r} from one call to the next",
                     reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
+                    line=line,
                 )
             if type(value) is bool:
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
             self.facts.pop((path, attribute), None)
             self.set_again.add(name)
             lower = self.recorder.ledger.lower
-            self.recorder.nodes.create("call_function", setattr, (lower(module), attribute, lower(value)), {})
+            node = self.recorder.nodes.create(
+                "call_function", setattr, (lower(module), attribute, lower(value)), {}
+            )
+            node.meta["assigned"] = f"self.{attribute}" + (f" of '{path}'" if path else "")
+            node.meta["line"] = line
 
     def _is_read(self, module: nn.Module, attribute: str) -> bool:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
