@@ -175,7 +175,9 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
         effect = node.op == "call_module" or node.target in ASSERTIONS or writes(node)
         if not node.users and effect and node not in ahead:
             if before(node) & trained:
-                raise SparseBackwardError(f"{describe(node)} is called for its effect only")
+                raise SparseBackwardError(
+                    f"{describe(node)} takes what trained layers before the cut compute, which runs in two parts"
+                )
             roots.append(node)
     return {
         n for n in _needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
