@@ -16,7 +16,7 @@ from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.sparse.batch import Batch
-from graphaug.sparse.split import together
+from graphaug.sparse.tuples import together
 
 
 @dataclass(frozen=True)

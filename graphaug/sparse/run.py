@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,13 +15,12 @@ from torch.nn.utils import parametrize
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.capture.user_code import users_level
 from graphaug.capture.values import assume
-from graphaug.errors import AssumptionViolated, GraphaugError, SparseBackwardLost
+from graphaug.errors import AssumptionViolated, GraphaugError
 from graphaug.sparse.entries import Entry, found_in
+from graphaug.sparse.kept.lost import is_still_proved
 from graphaug.sparse.kept.prefix import Kept
 from graphaug.surgery.called.plain import where_counted
-from graphaug.surgery.rewritten.parts import Parts, once_compiled
 
 Merge = Literal["same", "sum"]
 _GRAPHS = ("shared", "prefix", "suffix", "two_streams")
@@ -212,41 +210,6 @@ def _both_parts(owner: Any, plan: Split, kept: list[Any], gone: list[Any]) -> tu
 def _of_views(index: Tensor, rows: int, views: int) -> Tensor:
     """All views of the rows at ``index``, where each view is a batch of ``rows`` behind the other."""
     return index if views == 1 else torch.cat([index + i * rows for i in range(views)])
-
-
-def is_still_proved(parts: Parts) -> bool:
-    """Whether the prefix is what it was; compiled code has asked when it was compiled."""
-    return _proved_when_compiled(parts.number) if torch.compiler.is_compiling() else _still_proved(parts)
-
-
-def _still_proved(parts: Parts) -> bool:
-    """Whether the prefix is what it was; where it is not, the plan says so, and the first time there is a warning.
-
-    What is put back (a hook for one step) is proved again.
-    """
-    kept: Kept = parts.split.kept  # type: ignore[union-attr]
-    changed = kept.changed()
-    if changed and kept.plan is None and parts.plan.backward == "sparse":
-        kept.plan = parts.plan
-        parts.plan = dataclasses.replace(
-            parts.plan,
-            backward="dense",
-            reason=f"{changed} since it was rewritten (before: sparse, {parts.plan.reason})",
-        )
-        if not kept.warned:
-            kept.warned = True
-            warnings.warn(
-                f"this model is run with a dense backward for as long as {changed} since it was rewritten: of that "
-                "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
-                SparseBackwardLost,
-                stacklevel=users_level(),
-            )
-    elif not changed and kept.plan is not None:
-        parts.plan, kept.plan = kept.plan, None
-    return not changed
-
-
-_proved_when_compiled = once_compiled(_still_proved)
 
 
 def _forget_casts() -> None:

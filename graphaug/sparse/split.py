@@ -7,8 +7,7 @@ others with grad; ``suffix`` takes the augmented rows, back in their places, to 
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, fx
@@ -22,6 +21,7 @@ from graphaug.errors import SparseBackwardError
 from graphaug.sparse.batch import Batch, check_single, single
 from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_inputs
 from graphaug.sparse.run import Split
+from graphaug.sparse.tuples import tuples_apart, users
 from graphaug.surgery.called.views import repeated
 from graphaug.torch_private import set_grad_enabled
 
@@ -34,7 +34,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     Raises:
         SparseBackwardError: it cannot be split; the message is the reason, as a clause.
     """
-    graph, cut, batch = _apart(*apart(graph, cut, batch))
+    graph, cut, batch = tuples_apart(*apart(graph, cut, batch))
     value, views = _once(cut.args[0])
     check_single(value)
     if any(n.target is set_grad_enabled for n in graph.nodes):
@@ -56,12 +56,13 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         and n not in trained
         and owner[n] not in written
         and isinstance(value_of(n), Tensor)
-        and any(user in trained or user in behind for user in _users(n))
+        and any(user in trained or user in behind for user in users(n))
     ]
     _check_shared_cost(shared, ahead)
     crossing = _crossing(behind, ahead, trained, set(shared), value)
     outputs = [value, *crossing]
     in_prefix = _needed(outputs, stop={*given, *shared})
+    _check_modules(in_prefix, before(value) | {value})
     used = [n for n in given if n in in_prefix]
     _check_writes(in_prefix, _needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
     prefix_graph = _extract(graph, outputs, [*used, *shared])
@@ -101,49 +102,6 @@ def _once(value: Any) -> tuple[fx.Node, int]:
     return value, 1
 
 
-def _apart(graph: fx.Graph, cut: fx.Node, batch: Batch) -> tuple[fx.Graph, fx.Node, Batch]:
-    """The graph with tuples of masks or tables (rotary embeddings) taken apart, so that each entry can be shared."""
-    tuples = {n for n in graph.nodes if entry_of(n) is None and _is_untrained_tuple(n)}
-    if not tuples:
-        return graph, cut, batch
-    found = fx.Graph()
-    mapping: dict[fx.Node, fx.Node] = {}
-    other: dict[fx.Node, Any] = {}
-    copies = {}
-    for node in graph.nodes:
-        copies[node] = made = found.node_copy(node, lambda n: mapping[n])
-        other[made] = batch.other.get(node, UNKNOWN)
-        mapping[node] = made
-        if node in tuples:
-            entries = []
-            for i, entry in enumerate(value_of(node)):
-                entries.append(found.call_function(operator.getitem, (made, i)))
-                entries[i].meta["value"] = entry
-                other[entries[i]] = UNKNOWN if other[made] is UNKNOWN else other[made][i]
-            mapping[node] = found.call_function(together, tuple(entries))
-            mapping[node].meta["value"] = value_of(node)
-            other[mapping[node]] = other[made]
-    return found, copies[cut], Batch(found, batch.sizes, other)
-
-
-def _is_untrained_tuple(node: fx.Node) -> bool:
-    value = value_of(node)
-    flat = isinstance(value, tuple) and len(value) > 0 and all(isinstance(v, Tensor) for v in value)
-    made = node.op.startswith("call_") and node.target is not type(value)
-    return made and flat and not carries_gradient(value)
-
-
-def _users(node: fx.Node) -> Iterator[fx.Node]:
-    """What uses a value, by itself or in a tuple."""
-    for user in node.users:
-        yield from user.users if user.target is together else (user,)
-
-
-def together(*entries: Any) -> tuple[Any, ...]:
-    """A tuple of what was taken apart."""
-    return entries
-
-
 def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
     """The prefix, and what is made of it alone and carries no gradient: sizes and types, and tables made by them."""
     found, tables = set(ahead), set()
@@ -175,13 +133,24 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
         effect = node.op == "call_module" or node.target in ASSERTIONS or writes(node)
         if not node.users and effect and node not in ahead:
             if before(node) & trained:
-                raise SparseBackwardError(
-                    f"{describe(node)} takes what trained layers before the cut compute, which runs in two parts"
-                )
+                raise _takes_parts(node)
             roots.append(node)
     return {
         n for n in _needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
     }
+
+
+def _check_modules(in_prefix: set[fx.Node], proved: set[fx.Node]) -> None:
+    """Refuse modules beside the way to the cut: of their rows, and of what they keep, nothing is proved."""
+    for node in in_prefix - proved:
+        if node.op == "call_module":
+            raise _takes_parts(node)
+
+
+def _takes_parts(node: fx.Node) -> SparseBackwardError:
+    return SparseBackwardError(
+        f"{describe(node)} takes what trained layers before the cut compute, which runs in two parts"
+    )
 
 
 def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:

@@ -15,7 +15,7 @@ from graphaug.proof.prefix import prefix_modules
 from graphaug.sparse.batch import Batch, Viewed, check_single
 from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering
-from graphaug.sparse.split import together
+from graphaug.sparse.tuples import together
 from graphaug.surgery.called.views import multiplied, repeated
 
 

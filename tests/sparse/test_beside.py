@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
+from graphaug.errors import SparseBackwardError
 
 
 class Scaled(nn.Module):
@@ -80,3 +81,57 @@ def test_gpt2_needs_no_example_for_it() -> None:
     )
     plan = ga.rewrite(transformers.GPT2Model(config), "h.2", stop_grad=True, dry_run=True)
     assert plan.backward == "sparse", plan.reason
+
+
+class Mean(nn.Module):
+    """Keeps a mean over the batches, and returns nothing: as a module that logs does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(6))
+
+    def forward(self, h: Tensor) -> Any:
+        self.kept.mul_(0.9).add_(h.detach().mean(0))
+
+
+class Calls(Mean):
+    """Counts its calls, and returns a number that is the same for all rows."""
+
+    def forward(self, h: Tensor) -> Any:
+        self.kept += 1
+        return h.shape[-1]
+
+
+class Signs(Mean):
+    """Counts its calls, and returns a value of the rows that carries no gradient."""
+
+    def forward(self, h: Tensor) -> Any:
+        self.kept += 1
+        return h.detach() > 0
+
+
+class Watched(nn.Module):
+    """A module beside the way to the cut looks at what is computed on it."""
+
+    def __init__(self, watch: nn.Module) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.watch = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 6), watch
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        seen = self.watch(h)
+        out: Tensor = self.c(torch.tanh(self.b(h)))
+        return out if seen is None else out * seen
+
+
+@pytest.mark.parametrize("watch", [Mean, Calls, Signs])
+def test_a_module_beside_the_way_to_the_cut_sees_the_batch_once(watch: type[Mean]) -> None:
+    """Nothing is proved of its rows, nor of what it keeps: it is not run on parts of a batch."""
+    model, plain, x = Watched(watch()), Watched(watch()), torch.randn(8, 6)
+    with pytest.raises(SparseBackwardError, match=r"watch|prefix once more"):
+        ga.rewrite(model, "b", stop_grad=True, backward="sparse", example_inputs=x)
+    aug = ga.rewrite(model, "b", rate=0.0, stop_grad=True, example_inputs=x).train()
+    for _ in range(2):
+        torch.testing.assert_close(aug(x), plain(x))
+        torch.testing.assert_close(model.watch.kept, plain.watch.kept)

@@ -1,0 +1,48 @@
+"""What is done about a prefix that has changed: the step is dense, the plan says so, and there is a warning."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+
+import torch
+
+from graphaug.capture.user_code import users_level
+from graphaug.errors import SparseBackwardLost
+from graphaug.sparse.kept.prefix import Kept
+from graphaug.surgery.rewritten.parts import Parts, once_compiled
+
+
+def is_still_proved(parts: Parts) -> bool:
+    """Whether the prefix is what it was; compiled code has asked when it was compiled."""
+    return _proved_when_compiled(parts.number) if torch.compiler.is_compiling() else _still_proved(parts)
+
+
+def _still_proved(parts: Parts) -> bool:
+    """Whether the prefix is what it was; where it is not, the plan says so, and the first time there is a warning.
+
+    What is put back (a hook for one step) is proved again.
+    """
+    kept: Kept = parts.split.kept  # type: ignore[union-attr]
+    changed = kept.changed()
+    if changed and kept.plan is None and parts.plan.backward == "sparse":
+        kept.plan = parts.plan
+        parts.plan = dataclasses.replace(
+            parts.plan,
+            backward="dense",
+            reason=f"{changed} since it was rewritten (before: sparse, {parts.plan.reason})",
+        )
+        if not kept.warned:
+            kept.warned = True
+            warnings.warn(
+                f"this model is run with a dense backward for as long as {changed} since it was rewritten: of that "
+                "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
+                SparseBackwardLost,
+                stacklevel=users_level(),
+            )
+    elif not changed and kept.plan is not None:
+        parts.plan, kept.plan = kept.plan, None
+    return not changed
+
+
+_proved_when_compiled = once_compiled(_still_proved)
