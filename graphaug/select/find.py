@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 from graphaug.capture.target import Target
-from graphaug.errors import CaptureError, SelectorError, SiteNotFound, an, did_you_mean
-from graphaug.select.hints import close_to, last_segment, listed, spell
+from graphaug.errors import CaptureError, SelectorError, SiteNotFound, an, did_you_mean, nearest
+from graphaug.select.hints import last_segment, listed, spell
 from graphaug.select.language import REGEX_ONLY, Selector, Step, parse
 from graphaug.select.structure import Structure
 
@@ -275,8 +275,9 @@ class Finder:
             here += [op for path in parents for op in self.known_ops.get(path, ())]
         if len(steps) == 1:
             here += ["input", *sorted(self.classes)]
-        for near in close_to(steps[wrong].name, here):
+        same = [steps[wrong].name] if steps[wrong].name in here else []  # it is its call that is not there
+        for near in (*same, *nearest(steps[wrong].name, here)):
             mended = ".".join([*spelled[:wrong], near + steps[wrong].brackets, *spelled[wrong + 1 :]])
             with suppress(SiteNotFound, SelectorError):  # the rest of the path may not fit
                 names += [mended] if self.locate(mended).targets else []
-        return list(dict.fromkeys(names))[:3] or close_to(whole, filter(None, self.modules))
+        return list(dict.fromkeys(names))[:3] or nearest(whole, filter(None, self.modules))
