@@ -123,7 +123,7 @@ class Help(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The list of commands, each with the whole sentence that describes it."""
+    """The list of commands, each with the first sentences that describe it."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, then the commands."""
@@ -132,7 +132,9 @@ class Commands(TyperGroup):
                 [(_spelled(p, ctx), getattr(p, "help", "") or "") for p in self.get_params(ctx)]
             )
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help or "") for name, command in self.commands.items()])
+            formatter.write_dl(
+                [(name, (command.help or "").partition("\n\n")[0]) for name, command in self.commands.items()]
+            )
         formatter.write_paragraph()
         formatter.write_text("graphaug COMMAND --help lists the options of a command, with their defaults.")
 
