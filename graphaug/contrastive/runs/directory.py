@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from graphaug.contrastive.config.settings import Settings
-from graphaug.contrastive.config.yaml_files import read_yaml
+from graphaug.contrastive.config.yaml_files import no_yaml, read_yaml
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file, write_text
@@ -125,7 +125,7 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{str(self.path / 'config.yaml')!r} is no YAML: {error}") from error
+            raise ConfigError(no_yaml(self.path / "config.yaml", error)) from error
         if not isinstance(found, dict):
             raise ConfigError(f"{str(self.path / 'config.yaml')!r} does not hold settings.")
         return found
