@@ -270,6 +270,10 @@ class Augmentation(nn.Module):
         """How many of ``rows`` rows are augmented, or None if that is itself random."""
         return self._exactly(rows) if self.sampling == "exact" else None
 
+    def largest_without(self, rows: int) -> float:
+        """The largest subset at which none of ``rows`` rows is ever augmented."""
+        return 0.5 / (rows // self._together(rows)) if self.sampling == "exact" else 0.0
+
     def _exactly(self, rows: int) -> int:
         together = self._together(rows)
         rows //= together

@@ -235,6 +235,10 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--at", "layer4", "--rate", "1.5"], r"rate.* 1\.5"),
         (["--rate", "nan"], "rate .*nan"),
         (["--subset", "-0.2"], r"subset .*-0\.2"),
+        (
+            ["--at", "layer4", "--subset", "0.0001"],
+            "ConfigError: --subset 0.0001: of the 1024 rows .* --subset 0.000489",
+        ),
         (["--at", "layer4", "--sampling", "exactly"], "'exact'"),
         (["--at", "layer4", "--granularity", "chanel"], "'channel'"),
         (["--at", "layer4", "--pairing", "onesided"], "'one-sided'"),
