@@ -137,11 +137,12 @@ def _each_run(
     runs: list[Path], data: str | None, file: Path | None, look: Callable[[Path, ImageData], dict[str, Any]]
 ) -> None:
     from graphaug.contrastive.runs import compare
-    from graphaug.contrastive.runs.files import write_json
+    from graphaug.contrastive.runs.files import check_target, write_json
     from graphaug.terminal.table import terminal_width
     from graphaug.vision.data.images import load
     from graphaug.vision.probes.probe import load_run, summary
 
+    check_target(file)
     settings = [{**PretrainConfig().to_dict(), **load_run(run)[1]} for run in runs]
     _check_same_images(runs, settings, data)
     alone = [compare.Run(run, values, {}) for run, values in zip(runs, settings, strict=True)]

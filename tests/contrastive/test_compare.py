@@ -152,6 +152,24 @@ def test_sites_with_rates_of_their_own_are_the_same_only_with_the_same_rates():
     assert [run.settings["at"] for run in one_spelling(runs)] == [[4], ["layer4"]]
 
 
+def test_what_cannot_be_compared_or_written_is_one_message(graphaug, sweep, tmp_path):
+    """A file that cannot be written is refused before runs are read."""
+    damaged = write_run(tmp_path / "damaged", [1])
+    for options, message in [
+        ([damaged], "result.json' is damaged: it holds a list, not an object. Remove it"),
+        ([tmp_path / "gone", "--json", tmp_path], "is a directory: name a file in it"),
+        ([tmp_path / "gone", "--json", tmp_path / "no" / "x.json"], "there is no directory"),
+    ]:
+        code, out, err = graphaug("compare", *options)
+        assert (code, out) == (2, "")
+        assert message in err
+    alike = [
+        graphaug("compare", *sweep.values(), *more)[1]
+        for more in (["--show", "linear"], ["--show", "linear,,linear"])
+    ]
+    assert alike[0] == alike[1]
+
+
 def test_what_is_no_finished_run_of_one_kind(graphaug, sweep, tmp_path):
     running = write_run(tmp_path / "running")
     code, _, err = graphaug("compare", running)

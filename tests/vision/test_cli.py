@@ -403,6 +403,32 @@ def test_the_images_that_a_probe_is_fitted_on_are_said(graphaug, tmp_path, monke
         assert re.search(r"fitted on (all|the) training images of the (data|run)", help), command
 
 
+@pytest.mark.parametrize(("name", "value"), [("model", 5), ("size", "big"), ("data", None), ("lrr", 1)])
+def test_a_run_whose_settings_are_none_is_not_probed(graphaug, tmp_path, name, value):
+    import yaml
+
+    run = run_directory(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, name: value}))
+    code, out, err = graphaug("probe", run)
+    assert (code, out) == (2, "")
+    assert re.search(rf"CheckpointError: .*config.yaml' is no configuration of a run: .*{name}", err)
+
+
+@pytest.mark.parametrize("command", [["probe"], ["transfer", "--data", "digits"]])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_computed(
+    graphaug, tmp_path, monkeypatch, command
+):
+    from graphaug.vision.probes import probe
+
+    for name in ("probe_run", "transfer_run"):
+        monkeypatch.setattr(probe, name, lambda *_, **__: pytest.fail("computed"))
+    run = run_directory(tmp_path / "run")
+    code, out, err = graphaug(*command, run, "--json", tmp_path / "no" / "x.json")
+    assert (code, out) == (2, "")
+    assert "there is no directory" in err
+
+
 def test_a_copy_of_a_run_is_no_second_seed(graphaug, tmp_path):
     first, copy = (run_directory(tmp_path / name) for name in ("first", "copy"))
     code, out, err = graphaug("probe", first, copy)
