@@ -40,8 +40,9 @@ from graphaug.contrastive.devices import make_fabric
 from graphaug.contrastive.losses import nt_xent
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData, ImageSet
-from graphaug.vision.job import build_engine, example_images
+from graphaug.vision.job import build_engine
 from graphaug.vision.models import build_model, classifier_path, projection_head
+from graphaug.vision.trial import example_images
 
 Steps = Callable[[int], float]
 """Makes a training step, and then so many that are timed: the seconds these took."""

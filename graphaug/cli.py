@@ -179,12 +179,13 @@ def compare(
     """Compare finished RUNS: one row a setting, mean and 95 % interval over its seeds."""
 
     from graphaug.contrastive.runs import compare as comparison
-    from graphaug.contrastive.runs.files import write_json
+    from graphaug.contrastive.runs.files import check_target, write_json
     from graphaug.graphs.config import GraphsConfig
     from graphaug.terminal.table import terminal_width
     from graphaug.text.config import SimCSEConfig
     from graphaug.vision.config import PretrainConfig
 
+    check_target(json_file)
     found = [comparison.read(run) for run in runs]
     # a run from before there was a setting has its default
     told = {"from_config": SimCSEConfig, "layers": GraphsConfig}  # by a setting that only they have
@@ -216,7 +217,8 @@ def compare(
 
 
 def _names(text: str | None) -> list[str]:
-    return [name.strip() for name in text.split(",")] if text else []
+    """Names with commas between; each once, in their order."""
+    return list(dict.fromkeys(filter(None, map(str.strip, (text or "").split(",")))))
 
 
 @app.command(cls=Help)

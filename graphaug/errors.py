@@ -120,9 +120,17 @@ class LaunchError(GraphaugError, RuntimeError):
     """The processes of a run cannot be started or reach each other."""
 
 
-def nearest(wrong: str, known: Iterable[str], limit: int = 3, cutoff: float = 0.5) -> list[str]:
-    """Return the names that are like a wrong one, nearest first; never the very name."""
-    return difflib.get_close_matches(wrong, [name for name in known if name != wrong], n=limit, cutoff=cutoff)
+LIKE = 0.6
+"""How like a wrong name one is that is suggested for it, by difflib; at 0.5 "lr_floor" would be, for "foo"."""
+
+
+def nearest(wrong: str, known: Iterable[str], limit: int = 3, cutoff: float = LIKE) -> list[str]:
+    """Return the names that are like a wrong one, whatever their case, nearest first; never the very name."""
+    folded: dict[str, str] = {}
+    for name in known:
+        if name != wrong:
+            folded.setdefault(name.lower(), name)
+    return [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=limit, cutoff=cutoff)]
 
 
 def did_you_mean(wrong: str, known: Iterable[str], limit: int = 3) -> str:

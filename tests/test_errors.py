@@ -15,7 +15,7 @@ from torch import fx, nn
 import graphaug as ga
 import graphaug.analysis
 import graphaug.errors
-from graphaug.errors import GraphaugError, InvalidOption, SelectorError, an
+from graphaug.errors import GraphaugError, InvalidOption, SelectorError, an, nearest
 
 
 def net() -> nn.Sequential:
@@ -48,6 +48,19 @@ def test_a_class_has_the_article_that_is_heard(name: str, said: str) -> None:
 
 def test_none_is_said_as_it_is_written() -> None:
     assert an(None) == "None"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "known", "near"),
+    [
+        ("foo", ["lr_floor", "rate", "at"], []),  # "lr_floor" has all its letters
+        ("epoch", ["keep", "epochs", "seed"], ["epochs"]),
+        ("ResNet81", ["resnet18", "vit_b_16"], ["resnet18"]),
+        ("at", ["at"], []),  # what is written so is not what was meant
+    ],
+)
+def test_names_that_are_far_are_not_suggested(wrong: str, known: list[str], near: list[str]) -> None:
+    assert nearest(wrong, known) == near
 
 
 CALLS: dict[str, tuple[Callable[[], Any], str]] = {

@@ -11,7 +11,7 @@ import typer
 
 from graphaug.errors import ConfigError, RunDirectoryError, did_you_mean
 from graphaug.terminal.help import Help
-from graphaug.terminal.options import refuse_without
+from graphaug.terminal.options import refuse_typed, refuse_without
 from graphaug.terminal.printable import print_names as print
 from graphaug.terminal.spoken import about
 
@@ -62,11 +62,13 @@ def advise(
         refuse_without(context, "--check", "epochs", "seeds", "workers", "metric")
     if metric not in METRICS:
         raise ConfigError(
-            f"no metric is called {metric!r}.{did_you_mean(metric, METRICS)} There are {METRICS}."
+            f"no metric is called {metric!r}.{did_you_mean(metric, METRICS)} There are {', '.join(METRICS)}."
         )
     if out is not None and out.exists() and not force:
         raise RunDirectoryError(f"{str(out)!r} exists. Choose another file, or pass --force to replace it.")
     found = read_run(run)
+    if isinstance(found, ImageRun):
+        refuse_typed(context, "sts", reason="with a run on images")
     if check and not isinstance(found, ImageRun):
         raise ConfigError(
             f"--check pretrains on images, and {str(run)!r} is a run on text: leave it out, and try the sites with "
@@ -116,6 +118,7 @@ def _report(done: int, total: int, line: str) -> None:
 
 
 def analyze(
+    context: typer.Context,
     runs: Annotated[
         list[Path], typer.Argument(help="Run directories of graphaug pretrain, or of graphaug simcse.")
     ],
@@ -134,6 +137,8 @@ def analyze(
         from graphaug.text.sts.report import quiet
 
         quiet()
+    else:
+        refuse_typed(context, "sts", reason="with runs on images")
     print(
         run(
             runs,

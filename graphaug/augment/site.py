@@ -270,11 +270,14 @@ class Augmentation(nn.Module):
         """How many of ``rows`` rows are augmented, or None if that is itself random."""
         return self._exactly(rows) if self.sampling == "exact" else None
 
+    def largest_without(self, rows: int) -> float:
+        """The largest subset at which none of ``rows`` rows is ever augmented."""
+        return 0.5 / (rows // self._together(rows)) if self.sampling == "exact" else 0.0
+
     def _exactly(self, rows: int) -> int:
-        together = self._together(rows)
-        rows //= together
-        eligible = rows // 2 if self.pairing == "one-sided" else rows
-        return min(round(self._subset * rows), eligible) * together
+        samples = rows // (together := self._together(rows))
+        eligible = samples // 2 if self.pairing == "one-sided" else samples
+        return min(round(self._subset * samples), eligible) * together
 
     def _exact_numbers(self) -> dict[str, float]:
         """The buffers of this module that hold numbers, with what they have to hold."""

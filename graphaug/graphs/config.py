@@ -107,6 +107,10 @@ class GraphsConfig(Settings):
                 "batch. Leave it out."
             )
 
+    def rows_at_once(self) -> int:
+        """See `Settings.rows_at_once`; the views of simgrace are two passes."""
+        return self.batch_size if self.method == "simgrace" else super().rows_at_once()
+
     def check_given(self, given: Mapping[str, Any]) -> None:
         """Refuse settings that were given, and that belong to the other method."""
         for method, own in METHODS.items():

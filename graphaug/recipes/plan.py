@@ -246,5 +246,5 @@ class Figure:
         count = len(self.data or self.asks)
         if len(set(chosen)) != count:
             what = f" ({' and '.join(self.asks)})" if self.asks else ""
-            named = ": " + ", ".join(chosen) if chosen else ""
+            named = ": " + ", ".join(dict.fromkeys(chosen)) if chosen else ""
             raise ConfigError(f"{self.name} takes {count} data set(s){what}, not {len(set(chosen))}{named}.")

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 
 def last_segment(path: str) -> str:
     """The name of a module in its parent."""
     return path.rpartition(".")[2]
-
-
-def close_to(wrong: str, names: Iterable[str]) -> list[str]:
-    """The three names most like a wrong one, whatever their case; the best first."""
-    folded: dict[str, str] = {}
-    for name in names:
-        folded.setdefault(name.lower(), name)
-    return [folded[name] for name in difflib.get_close_matches(wrong.lower(), folded, n=3, cutoff=0.5)]
 
 
 def listed(names: Sequence[object], limit: int = 10) -> str:

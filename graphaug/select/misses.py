@@ -6,8 +6,8 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 
-from graphaug.errors import SelectorError, SiteNotFound
-from graphaug.select.hints import close_to, last_segment
+from graphaug.errors import SelectorError, SiteNotFound, nearest
+from graphaug.select.hints import last_segment
 from graphaug.select.language import REGEX_ONLY, Selector, Step
 from graphaug.select.locate import Locator
 
@@ -81,17 +81,18 @@ def _similar(at: Locator, steps: Sequence[Step]) -> list[str]:
     parents = at.walk(whole, steps[:wrong])
     if any(at.structure.held(path, steps[wrong].name) for path in parents):  # it is spelled as it should be
         rest = "." + ".".join(spelled[wrong:])
-        return close_to(whole, [path for path in at.modules if path.endswith(rest)]) or names[:_FEW]
+        return nearest(whole, [path for path in at.modules if path.endswith(rest)]) or names[:_FEW]
     here = [last_segment(kid) for path in parents for kid in at.children[path]]
     if wrong == len(steps) - 1:
         here += [op for path in parents for op in at.known_ops.get(path, ())]
     if len(steps) == 1:
         here += ["input", *sorted(at.classes)]
-    for near in close_to(steps[wrong].name, here):
+    same = [steps[wrong].name] if steps[wrong].name in here else []  # it is its call that is not there
+    for near in (*same, *nearest(steps[wrong].name, here)):
         mended = ".".join([*spelled[:wrong], near + steps[wrong].brackets, *spelled[wrong + 1 :]])
         with suppress(SiteNotFound, SelectorError):  # the rest of the path may not fit
             names += [mended] if at.locate(mended).targets else []
-    return list(dict.fromkeys(names))[:_FEW] or close_to(whole, filter(None, at.modules))
+    return list(dict.fromkeys(names))[:_FEW] or nearest(whole, filter(None, at.modules))
 
 
 def _further_down(at: Locator, steps: Sequence[Step]) -> list[str]:

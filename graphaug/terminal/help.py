@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from graphaug.errors import nearest
 from graphaug.terminal.options import AUGMENTATION
 
 GROUPS: Mapping[str, tuple[str, ...]] = {
@@ -78,7 +79,22 @@ _HARD_SPACE = "\u00a0"
 
 
 class Help(TyperCommand):
-    """A command whose help stands in groups."""
+    """A command whose help stands in groups, and which answers a mistyped option with the ones that are near."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read what was typed."""
+        try:
+            return super().parse_args(ctx, args)
+        except (
+            Exception
+        ) as error:  # where NoSuchOption is to be imported from differs among versions of typer
+            wrong = getattr(error, "option_name", None)
+            if isinstance(wrong, str) and hasattr(error, "possibilities"):
+                names = [name for p in self.get_params(ctx) for name in (*p.opts, *p.secondary_opts)]
+                # without the dashes, which all of them have and which make every option like every other
+                near = nearest(wrong.lstrip("-"), [name.lstrip("-") for name in names])
+                error.possibilities = [f"--{name}" for name in near]
+            raise
 
     def get_help(self, ctx: Any) -> str:
         """The whole help."""
@@ -107,7 +123,7 @@ class Help(TyperCommand):
 
 
 class Commands(TyperGroup):
-    """The list of commands, each with the whole sentence that describes it."""
+    """The list of commands, each with the first sentences that describe it."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the options, then the commands."""
@@ -116,7 +132,9 @@ class Commands(TyperGroup):
                 [(_spelled(p, ctx), getattr(p, "help", "") or "") for p in self.get_params(ctx)]
             )
         with formatter.section("Commands"):
-            formatter.write_dl([(name, command.help or "") for name, command in self.commands.items()])
+            formatter.write_dl(
+                [(name, (command.help or "").partition("\n\n")[0]) for name, command in self.commands.items()]
+            )
         formatter.write_paragraph()
         formatter.write_text("graphaug COMMAND --help lists the options of a command, with their defaults.")
 

@@ -41,7 +41,8 @@ def in_options(message: str, options: Collection[str]) -> str:
     message = _AT.sub("--at", message)
     if "deep_views" in options:
         message = re.sub(r"\bviews=2\b", "--deep-views", message)
-    message = re.sub(r"\b([a-z_]+)=\S* \((--[a-z-]+)\)", r"\2", message)  # "init= (--init)": said both ways
+    # "init= (--init)", "task='none' (--task none)": said both ways
+    message = re.sub(r"\b([a-z_]+)=\S* \((--[a-z-]+(?: \w+)?)\)", r"\2", message)
     message = re.sub(r"(--[a-z-]+) \([a-z_]+=\w+\)", r"\1", message)  # "--force (force=True)": the same
 
     def option(match: re.Match[str]) -> str:

@@ -106,7 +106,8 @@ def sts(
     json: Annotated[Path | None, typer.Option(help="Write the scores here too.")] = None,
 ) -> None:
     """Score ENCODER on the seven STS tasks: Spearman of cosine similarity with the gold scores, ×100."""
-    from graphaug.text.sts.report import check_target, quiet, write_report
+    from graphaug.contrastive.runs.files import check_target
+    from graphaug.text.sts.report import quiet, write_report
     from graphaug.text.sts.tasks import load_tasks
 
     if json is not None:

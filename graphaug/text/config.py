@@ -97,6 +97,10 @@ class SimCSEConfig(Settings):
                 f"encoder={self.encoder!r} and from_config={self.from_config!r}: give one of them."
             )
 
+    def rows_at_once(self) -> int:
+        """See `Settings.rows_at_once`; of as many sentences as are computed at once."""
+        return 2 * self.cache if self.cache else super().rows_at_once()
+
     def _check_parts(self, cache: int) -> None:
         """Refuse parts that Deep Augmentation would draw another share of their rows in than of the batch."""
         if not (self.at or self.everywhere) or self.sampling != "exact":

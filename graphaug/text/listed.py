@@ -30,7 +30,11 @@ def is_meant(name: str) -> bool:
     """Whether a name without `PREFIX` looks like that of an encoder: a size, a directory, a user's name on the hub."""
     from graphaug.text.encoders.models import SIZES
 
-    return name in SIZES or Path(name).is_dir() or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    return (
+        name in SIZES
+        or (bool(name) and Path(name).is_dir())
+        or re.fullmatch(r"[\w.-]+/[\w.-]+", name) is not None
+    )
 
 
 def encoder_in_training(name: str) -> tuple[SimCSE, dict[str, Tensor]]:

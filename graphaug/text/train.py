@@ -147,7 +147,7 @@ class SimCSETask(Task[Model]):
     def unused(self) -> bool:
         """Whether all rows of a process's share are stopped, or SimCSE's head is not trained."""
         config = self.config
-        rows = 2 * (config.cache or config.batch_size // world_size(config.devices))
+        rows = config.rows_at_once()
         stopped = config.skips_rows and round(config.subset * rows) == rows
         return stopped or not config.contrastive
 

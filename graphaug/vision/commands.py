@@ -50,7 +50,10 @@ def pretrain(
     force: Force = False,
     settings: dict[str, Any],
 ) -> None:
-    """Pretrain with SimCLR or another --method, with Deep Augmentation at --at, and probe the encoder."""
+    """Pretrain with SimCLR or another --method, with Deep Augmentation at --at, and probe the encoder.
+
+    The probe is fitted on the training images of the run, which may be fewer than the data have.
+    """
     # Before the imports: a mistyped option should not wait for them.
     wanted = settled(
         PretrainConfig, settings, PRESETS, out=out, preset=preset, config=config, resume=resume, force=force
@@ -77,11 +80,12 @@ def pretrain(
         return
     if "linear" in result:
         few = result["few_labels"]
-        print(f"linear probe   {result['linear']:.1%}  ({result['train_images']} labels)")
+        counts = f"fitted on {result['train_images']} training images, {result['test_images']} test images"
+        print(f"linear probe   {result['linear']:.1%}  ({counts})")
         print(
             f"few labels     {few['mean']:.1%} ± {few['std']:.1%}  ({few['labels_per_class']} a class, 10 draws)"
         )
-        print(f"kNN            {result['knn']:.1%}")
+        print(f"kNN            {result['knn']:.1%}  (among the same)")
     else:
         print("the images have no labels: nothing was probed")
     print(f"written to {out}")
@@ -102,7 +106,11 @@ def probe(
     epochs: Annotated[int, typer.Option(min=1, help="Of the linear protocol.")] = 100,
     json_file: Json = None,
 ) -> None:
-    """Probe the encoders of RUNS: linear with all and with few labels, nearest neighbours. The last epoch counts."""
+    """Probe the encoders of RUNS: linear with all and with few labels, nearest neighbours. The last epoch counts.
+
+    A probe is fitted on all training images of the data, also where a run was trained on fewer (--images or
+    --validation), and printed a result of a probe that was fitted on those.
+    """
     if not linear:
         refuse_without(context, "--linear", "epochs")
     from graphaug.vision.probes.probe import probe_run
@@ -116,7 +124,10 @@ def transfer(
     epochs: Annotated[int, typer.Option(min=1, help="Of the fine-tuning.")] = 30,
     json_file: Json = None,
 ) -> None:
-    """Transfer the encoders of RUNS to other data: linear on frozen features, and fine-tuned."""
+    """Transfer the encoders of RUNS to other data: linear on frozen features, and fine-tuned.
+
+    Both are fitted on all training images of the data.
+    """
     from graphaug.vision.probes.probe import transfer_run
 
     _each_run(runs, data, json_file, lambda run, images: transfer_run(run, images, epochs=epochs))
@@ -126,11 +137,12 @@ def _each_run(
     runs: list[Path], data: str | None, file: Path | None, look: Callable[[Path, ImageData], dict[str, Any]]
 ) -> None:
     from graphaug.contrastive.runs import compare
-    from graphaug.contrastive.runs.files import write_json
+    from graphaug.contrastive.runs.files import check_target, write_json
     from graphaug.terminal.table import terminal_width
     from graphaug.vision.data.images import load
     from graphaug.vision.probes.probe import load_run, summary
 
+    check_target(file)
     settings = [{**PretrainConfig().to_dict(), **load_run(run)[1]} for run in runs]
     _check_same_images(runs, settings, data)
     alone = [compare.Run(run, values, {}) for run, values in zip(runs, settings, strict=True)]
@@ -138,17 +150,28 @@ def _each_run(
     images = load(data or settings[0]["data"], size=settings[0].get("size"))
     _report_skipped(images)
     results = [look(run, images) for run in runs]
-    print(f"{images.name}: {len(images.train)} training and {len(images.test)} test images")
-    percent = [{name: 100 * value for name, value in found.items()} for found in results]
-    looked = [replace(run, figures=found) for run, found in zip(alone, percent, strict=True)]
+    counts = f"all {len(images.train)} training images, {len(images.test)} test images"
+    print(f"{images.name}: fitted on {counts}{_fitted_on_fewer(settings, data)}")
+    looked = [replace(run, figures=found) for run, found in zip(alone, results, strict=True)]
     groups = compare.group(looked, free=PretrainConfig.FREE)
     if len(groups) > 1:
-        print("accuracies in %")
-        print(compare.table(groups, list(percent[0]), terminal_width()))
+        print(compare.table(groups, list(results[0]), terminal_width(), unit=lambda name: "%"))
     else:
         print(summary(results))
     if file is not None:
         write_json(file, {str(run): found for run, found in zip(runs, results, strict=True)}, indent=2)
+
+
+def _fitted_on_fewer(settings: list[dict[str, Any]], data: str | None) -> str:
+    """That the runs' own results are of probes that saw fewer images, where that is so."""
+    fewer = {
+        f"--{name} {run[name]}"
+        for run in settings
+        for name in ("images", "validation")
+        if run[name] and data in (None, run["data"])
+    }
+    of = ", ".join(sorted(fewer))
+    return f"\nwhat a run with {of} printed itself is of probes fitted on fewer" if fewer else ""
 
 
 def _check_same_images(runs: list[Path], settings: list[dict[str, Any]], data: str | None) -> None:

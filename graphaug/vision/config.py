@@ -12,6 +12,7 @@ from torch import nn
 from graphaug.augment.transforms.mix import Mix
 from graphaug.augment.transforms.pca import PCA
 from graphaug.contrastive.config.settings import Settings, package_versions, setting
+from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.losses import LOSSES, SCALES
 from graphaug.errors import ConfigError
 from graphaug.vision.data.rows import RESIDENT
@@ -226,6 +227,11 @@ class PretrainConfig(Settings):
             return options
         transform = PCA(k=1) if self.transform == "pca" else Mix()
         return {**{k: v for k, v in options.items() if k not in OF_DROPOUT}, "transform": transform}
+
+    def rows_at_once(self) -> int:
+        """See `Settings.rows_at_once`; of a part of the batch, and as many rows of an image as the method takes."""
+        share = self.batch_size // (world_size(self.devices) * self.accumulate)
+        return METHODS[self.method].rows * share
 
     def of_method(self, method: str) -> PretrainConfig:
         """The same with another method, which has its own of what only some methods have."""

@@ -11,9 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.callbacks.during import DuringTraining
-from graphaug.capture.inputs.signature import evaluating
 from graphaug.contrastive.augmented import deep_augmented
-from graphaug.contrastive.devices import own_generators
 from graphaug.contrastive.engine import Engine
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.task import Training, configured_engine
@@ -25,6 +23,7 @@ from graphaug.vision.methods.table import METHODS
 from graphaug.vision.models import classifier_path, classifier_replaced
 from graphaug.vision.objective import ImageFeed, ImageObjective, image_views
 from graphaug.vision.probes.watch import Watch
+from graphaug.vision.trial import check_model, example_images
 from graphaug.vision.weights import load_weights
 
 if TYPE_CHECKING:
@@ -38,7 +37,8 @@ def image_training(
     """A whole model with the method's head and its augmentation, and all that trains it; the model's own afterwards.
 
     Raises:
-        ConfigError: a model that cannot take the images' size, or something that needs GPUs without any.
+        ConfigError: a model that cannot take the images' size, or returns something else than its head gives, or
+            something that needs GPUs without any.
         CheckpointError: no weights to begin with at ``config.init``, or those of another model.
         GraphaugError: what ``graphaug.rewrite`` raises about the sites.
 
@@ -59,7 +59,7 @@ def image_training(
         model.to(memory_format=torch.channels_last)
     size = config.size or data.view_size
     with classifier_replaced(model, head.to(fabric.device)):
-        check_size(model, size, config.model)
+        check_model(model, size, config.model, config.projection or len(data.classes))
         with deep_augmented(model, config, lambda: example_images(model, size), config.model) as trained:
             freezing = DuringTraining(freeze=config.freeze_schedule, freeze_until=config.freeze_until)
             freezing.check_freezing(trained)
@@ -150,29 +150,6 @@ class ImageTraining(Training):
     def write(self, run: RunDirectory) -> None:
         """Write ``encoder.safetensors``."""
         run.encoder(self.weights(), {"model": self.watch.config.model})
-
-
-def example_images(model: nn.Module, size: int) -> Tensor:
-    """Four different images of one colour each."""
-    device = next(model.parameters()).device
-    example = torch.zeros(4, 3, size, size, device=device)
-    return example + torch.arange(4, device=device).view(-1, 1, 1, 1) / 4
-
-
-def check_size(model: nn.Module, size: int, name: str) -> None:
-    """Raise ``ConfigError`` if a model cannot take images of ``size`` × ``size`` pixels; it is left as it was."""
-    images = example_images(model, size)
-    try:
-        with evaluating(model), torch.no_grad(), torch.random.fork_rng(own_generators(images.device)):
-            model(images)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # each architecture has errors of its own
-        said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise ConfigError(
-            f"{name} cannot take images of {size} × {size} pixels: {said}. "
-            "They have three channels, grey ones too. Give the model's own size (size=, --size), or another model."
-        ) from error
 
 
 def _with_sync_batchnorm(model: nn.Module, device: torch.device) -> nn.Module:

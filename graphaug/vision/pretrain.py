@@ -144,9 +144,7 @@ class ImageTask(Task[nn.Module]):
         config = self.config
         if config.freeze_schedule:
             return True
-        rows = METHODS[config.method].rows * (
-            config.batch_size // (world_size(config.devices) * config.accumulate)
-        )
+        rows = config.rows_at_once()
         subset = max(config.subset, config.subset_end or 0.0)
         return config.skips_rows and round(subset * rows) >= rows
 

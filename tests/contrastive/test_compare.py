@@ -2,14 +2,17 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
+from torch import nn
 
-from graphaug.contrastive.runs.compare import interval
+import graphaug as ga
+from graphaug.contrastive.runs.compare import Run, interval, one_spelling
 
 
 def write_run(path, result=None, **settings):
@@ -51,10 +54,10 @@ def test_one_row_a_setting(graphaug, sweep, tmp_path):
     code, out, _ = graphaug("compare", *sweep.values(), "--json", tmp_path / "table.json")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
-    assert lines[0] == ["at", "seeds", "linear", "few_labels.mean"]
+    assert lines[0] == ["at", "seeds", "linear", "(%)", "few_labels.mean", "(%)"]
     # seeds 0.50, 0.51, 0.52: standard error 0.01/sqrt(3), t of 2 degrees 4.303
-    assert lines[2] == ["layer3", "3", "0.51", "±", "0.025", "0.25", "±", "0"]
-    assert lines[3] == ["layer4", "3", "0.61", "±", "0.025", "0.3", "±", "0"]
+    assert lines[2] == ["layer3", "3", "51", "±", "2.5", "25", "±", "0"]
+    assert lines[3] == ["layer4", "3", "61", "±", "2.5", "30", "±", "0"]
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["at"] for row in rows] == [["layer3"], ["layer4"]]
     assert rows[0]["linear"]["mean"] == pytest.approx(0.51)
@@ -88,13 +91,83 @@ def test_a_copy_is_no_new_seed(graphaug, sweep, tmp_path):
     ("options", "message"),
     [
         (["--by", "att"], "did you mean 'at'"),
+        (["--by", "foo"], "no setting of these runs is called 'foo'. they differ in at.\n"),
         (["--show", "liner"], "did you mean 'linear'"),
+        (["--show", "foo"], "is called 'foo'. there are linear, few_labels.mean, classes.\n"),
     ],
 )
 def test_mistyped_names(graphaug, sweep, options, message):
     code, _, err = graphaug("compare", *sweep.values(), *options)
     assert code == 2
     assert message in err.lower()
+
+
+def planned(*sites, rate=0.5):
+    """What a run's plan says of its sites, as ``config.yaml`` holds it."""
+    lines = [
+        line
+        for site in sites
+        for line in (
+            f"site      {site}  (as deep_augment_{site})",
+            f"          dropout {rate:g} per element on …",
+        )
+    ]
+    return {"plan": "\n  ".join(["Deep Augmentation of ResNet", "captured  9 nodes", *lines])}
+
+
+def test_two_spellings_of_a_site_are_one_setting(graphaug, tmp_path):
+    for seed, (at, site) in enumerate([(4, "layer4"), ("layer4", "layer4"), (3, "layer3")]):
+        run = write_run(tmp_path / f"{seed}", {"linear": 0.5 + seed / 10}, at=[at], seed=seed)
+        config = {**yaml.safe_load((run / "config.yaml").read_text()), "resolved": planned(site)}
+        (run / "config.yaml").write_text(yaml.safe_dump(config))
+    code, out, err = graphaug("compare", *sorted(tmp_path.iterdir()))
+    assert (code, err) == (0, "")
+    assert [line.split()[:3] for line in out.splitlines()[2:4]] == [["4", "2", "55"], ["3", "1", "70"]]
+
+
+def test_what_the_plans_of_runs_say_of_their_sites_is_read_as_it_was_written():
+    """Against a plan that a rewrite makes."""
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    plan = {at: str(ga.rewrite(net, at=at, rate=0.5, dry_run=True)) for at in ("1", "2")}
+    plan["both"] = str(ga.rewrite(net, at={"1": 0.5, "2": 0.25}, dry_run=True))
+    runs = [
+        Run(Path(name), {"at": at, "rates": rates, "resolved": {"plan": plan[name]}}, {})
+        for name, at, rates in [
+            ("1", ["1"], []),
+            ("1", ["*.1"], []),
+            ("2", ["2"], []),
+            ("both", ["1", "2"], [0.5, 0.25]),
+            ("both", ["2", "1"], [0.25, 0.5]),
+        ]
+    ]
+    found = [(run.settings["at"], run.settings["rates"]) for run in one_spelling(runs)]
+    assert found == [(["1"], []), (["1"], []), (["2"], []), *2 * [(["1", "2"], [0.5, 0.25])]]
+
+
+def test_sites_with_rates_of_their_own_are_the_same_only_with_the_same_rates():
+    runs = [
+        Run(Path("x"), {"at": at, "rates": [0.5], "resolved": planned("layer4", rate=rate)}, {})
+        for at, rate in (([4], 0.5), (["layer4"], 0.2))
+    ]
+    assert [run.settings["at"] for run in one_spelling(runs)] == [[4], ["layer4"]]
+
+
+def test_what_cannot_be_compared_or_written_is_one_message(graphaug, sweep, tmp_path):
+    """A file that cannot be written is refused before runs are read."""
+    damaged = write_run(tmp_path / "damaged", [1])
+    for options, message in [
+        ([damaged], "result.json' is damaged: it holds a list, not an object. Remove it"),
+        ([tmp_path / "gone", "--json", tmp_path], "is a directory: name a file in it"),
+        ([tmp_path / "gone", "--json", tmp_path / "no" / "x.json"], "there is no directory"),
+    ]:
+        code, out, err = graphaug("compare", *options)
+        assert (code, out) == (2, "")
+        assert message in err
+    alike = [
+        graphaug("compare", *sweep.values(), *more)[1]
+        for more in (["--show", "linear"], ["--show", "linear,,linear"])
+    ]
+    assert alike[0] == alike[1]
 
 
 def test_what_is_no_finished_run_of_one_kind(graphaug, sweep, tmp_path):

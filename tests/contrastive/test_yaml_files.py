@@ -1,13 +1,15 @@
 """Settings from files that are too much: refused in words, before anything is built of them."""
 
+import re
 import resource
 from pathlib import Path
 
 import pytest
 import yaml
 
-from graphaug.contrastive.config.presets import read_settings
+from graphaug.contrastive.config.presets import read_settings, settle
 from graphaug.contrastive.config.yaml_files import DEPTH, NODES, SIZE, read_yaml
+from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import ConfigError, RunDirectoryError
 from graphaug.vision.config import PretrainConfig
 
@@ -151,3 +153,35 @@ def test_what_cannot_be_read_is_not_suggested(tmp_path):
     (folder / "config.yaml").write_text("lr: 0.1")
     with pytest.raises(ConfigError, match=r"Is a directory\. Did you mean '.*empty.config\.yaml'"):
         read_settings(folder, PretrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lr: -1", "lr must be a positive number, not -1.0. 'FILE' says 'lr: -1'."),
+        ("momentum: fast", "momentum must be a number, not 'fast'. 'FILE' says 'momentum: fast'."),
+        ("optimizer: sdg", "There are sgd, lars, adamw. 'FILE' says 'optimizer: sdg'."),
+        (
+            "pairing: one-sided\nsubset: 0.9",
+            "at most 0.5. 'FILE' says 'pairing: one-sided' and 'subset: 0.9'.",
+        ),
+        ("lr: 1\nepochs: 3", "epochs must be a whole number of at least 1, not -1."),  # typed: below
+    ],
+)
+def test_a_bad_value_of_a_file_is_told_with_the_file(text, message, tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        settle(PretrainConfig, {"epochs": -1} if "epochs" in text else {}, file=file)
+    assert str(caught.value).endswith(message.replace("FILE", str(file)))
+
+
+def test_what_is_wrong_in_a_file_is_shown_where_it_stands(tmp_path):
+    (tmp_path / "config.yaml").write_text("epochs: 2\nlr: 1: 2\n")
+    shown = (
+        "is no YAML: mapping values are not allowed here\n  in line 2, column 6:\n    lr: 1: 2\n         ^"
+    )
+    with pytest.raises(ConfigError, match=re.escape(shown)):
+        read_settings(tmp_path / "config.yaml", PretrainConfig)
+    with pytest.raises(ConfigError, match=re.escape(shown)):
+        RunDirectory.at(tmp_path).settings()

@@ -199,6 +199,7 @@ def test_an_encoder_that_tells_no_sentences_apart_has_collapsed(data, tmp_path, 
         ({"scale": "smal"}, "Did you mean 'small'"),
         ({"data": []}, r"takes 2 data set\(s\) \(a file of sentences and SentEval's directory"),
         ({"data": ["text.txt"]}, r"not 1: text\.txt"),
+        ({"data": ["text.txt", "text.txt"]}, r"not 1: text\.txt\.$"),
     ],
 )
 def test_options_that_mean_nothing_on_text_are_refused(tmp_path, options, said):

@@ -100,8 +100,8 @@ def test_truncated_sentences_are_counted(sts, place):
         (["--batch-size", "0"], "InvalidOption: --batch-size must be at least 1"),
         (["--max-length", "17"], "InvalidOption: --max-length must be from 3 to 16"),
         (["--max-length", "0"], "InvalidOption: --max-length must be from 3 to 16"),
-        (["--json", "no/such/file.json"], "DataError: .*there is no directory 'no/such'"),
-        (["--json", "."], "DataError: '.' is a directory"),
+        (["--json", "no/such/file.json"], "RunDirectoryError: .*there is no directory 'no/such'"),
+        (["--json", "."], "RunDirectoryError: '.' is a directory"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
@@ -114,6 +114,13 @@ def test_bad_input_is_one_message(sts, place, tmp_path, monkeypatch, options, me
     assert re.search(message, err), err
     assert "Traceback" not in err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_archive_is_told_in_a_line(sts, place, tmp_path):
+    (tmp_path / "notes.txt").write_text("no archive")
+    code, _, err = sts(place[0] / "run", "--data", tmp_path / "notes.txt")
+    assert code == 2
+    assert err.endswith("notes.txt' cannot be read: file could not be opened successfully.\n")
 
 
 def test_what_is_no_encoder_is_one_message(sts, place):

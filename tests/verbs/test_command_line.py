@@ -41,6 +41,24 @@ def test_a_mistyped_command_is_answered_with_the_one_that_was_meant(graphaug, ty
     assert f"'{meant}'" in err
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [
+        (["pretrain", "--epoch", "3"], ["--epochs"]),
+        (["pretrain", "--batch=3"], ["--batch-size"]),
+        (["pretrain", "--foo"], []),
+        (["probe", "run", "--Linear"], ["--linear"]),
+    ],
+)
+def test_a_mistyped_option_is_answered_with_those_that_are_near(graphaug, typed, meant):
+    code, out, err = graphaug(*typed, "--out", "x")
+    assert (code, out) == (2, "")
+    line = next(line for line in err.splitlines() if "No such option" in line)
+    wrong, *suggested = re.findall(r"--[\w-]+", line)
+    assert typed[-1].startswith(wrong) or wrong in typed
+    assert suggested == meant
+
+
 IDLE = [
     (["--rate", "0.3"], "--rate does nothing without a site: name one with --at, or leave it out."),
     (["--rate", "0.5"], "--rate does nothing without a site"),  # the default, but typed

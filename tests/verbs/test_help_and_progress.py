@@ -46,7 +46,8 @@ def test_help_fits_eighty_columns_and_has_every_default(graphaug: Any, monkeypat
     assert "…" not in out
     assert "\u00a0" not in out
     if not name:
-        assert all(" ".join(c.help.split()) in " ".join(out.split()) for c in commands().values())
+        first = [c.help.partition("\n\n")[0] for c in commands().values()]
+        assert all(" ".join(text.split()) in " ".join(out.split()) for text in first)
         return
     entries = re.split(r"\n  (?=--)", out)[1:]
     options = [p for p in commands()[name].params if p.param_type_name == "option"]
@@ -98,6 +99,7 @@ def test_sites_have_rates_of_their_own(graphaug: Any, tmp_path: Any) -> None:
         (["--at", "layer3=high"], "its rate, a number in"),
         (["--at", "layer3=1.5"], "its rate, a number in"),
         (["--at", "=0.5"], "its rate, a number in"),
+        (["--at", "layer3=0.5", "--at", "layer3=0.2"], "--at gives 'layer3' two rates: 0.5 and 0.2"),
         (["--at", "layer3=0.5", "--rates", "0.3"], "leave --rates out"),
         (["--at", "layer3=0.5", "--rate-end", "0.1"], "changes one rate for all sites"),
         (["--at", "layer3", "--at", "layer4", "--rates", "0.3"], "1 value.* for 2 site"),
@@ -126,6 +128,8 @@ OPTIONS = {"at", "rate", "subset", "stop_grad", "backward", "batch_size", "epoch
         ("Use backward='dense', or 'auto'", "Use --backward dense, or 'auto'"),
         ("with stop_grad=False nothing", "with --no-stop-grad nothing"),
         ("give init=None", "give --init none"),
+        ("name one with at= (--at), or none", "name one with --at, or none"),
+        ("or without them, init='none' (--init none).", "or without them, --init none."),
         ("or pass --force (force=True) to replace it", "or pass --force to replace it"),
         ("Use 'layer4.1.add', or pass allow_bypass=True.", "Use 'layer4.1.add'."),
         ("use 'relu@0' or '@1', or expect=2 for both.", "use 'relu@0' or '@1'."),
@@ -189,6 +193,7 @@ def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp
     assert "'graphaug sites encoder:bert-tiny' lists every site" in err
     assert "named encoder:bert-tiny" in graphaug("sites", "bert-tiny")[2]
     assert "Did you mean 'encoder:bert-tiny'?" in graphaug("sites", "encoder:bert-tinny")[2]
+    assert "no model is called ''" in graphaug("sites", "")[2]
     assert "--size does nothing" in graphaug("sites", "encoder:bert-tiny", "--size", "9")[2]
     assert (
         "'nothing/here' is no model"

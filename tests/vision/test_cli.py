@@ -188,7 +188,8 @@ def test_pretrain_writes_a_run_and_prints_the_probe(graphaug, tmp_path):
     code, out, err = graphaug("pretrain", *TINY, *options, "--out", out_dir)
     assert code == 0, err
     result = json.loads((out_dir / "result.json").read_text())
-    assert f"{result['linear']:.1%}" in out
+    fitted = "(fitted on 1438 training images, 359 test images)"
+    assert f"linear probe   {result['linear']:.1%}  {fitted}" in out
     assert "epoch 1/1" in err
     import yaml
 
@@ -234,6 +235,10 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--at", "layer4", "--rate", "1.5"], r"rate.* 1\.5"),
         (["--rate", "nan"], "rate .*nan"),
         (["--subset", "-0.2"], r"subset .*-0\.2"),
+        (
+            ["--at", "layer4", "--subset", "0.0001"],
+            "ConfigError: --subset 0.0001: of the 1024 rows .* --subset 0.000489",
+        ),
         (["--at", "layer4", "--sampling", "exactly"], "'exact'"),
         (["--at", "layer4", "--granularity", "chanel"], "'channel'"),
         (["--at", "layer4", "--pairing", "onesided"], "'one-sided'"),
@@ -379,9 +384,49 @@ def test_runs_that_differ_in_more_than_their_seed_have_a_row_each(graphaug, tmp_
     code, out, err = graphaug("probe", first, second, third)
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
-    assert ["at", "lr", "seeds", "linear"] in rows
+    assert ["at", "lr", "seeds", "linear", "(%)"] in rows
     assert ["none", "0.1", "2", "50", "±", "0"] in rows
     assert ["layer4", "0.3", "1", "50"] in rows
+
+
+def test_the_images_that_a_probe_is_fitted_on_are_said(graphaug, tmp_path, monkeypatch):
+    from graphaug.vision.probes import probe
+
+    monkeypatch.setattr(probe, "probe_run", lambda run, images, **_: {"linear": 0.5})
+    whole, part = run_directory(tmp_path / "whole"), run_directory(tmp_path / "part", images=200)
+    told = "digits: fitted on all 1438 training images, 359 test images"
+    assert graphaug("probe", whole)[1].splitlines()[:2] == [told, "linear  50.0 %"]
+    fewer = "what a run with --images 200 printed itself is of probes fitted on fewer"
+    assert graphaug("probe", whole, part)[1].splitlines()[:2] == [told, fewer]
+    for command in ("probe", "transfer", "pretrain"):
+        help = " ".join(graphaug(command, "--help")[1].split())
+        assert re.search(r"fitted on (all|the) training images of the (data|run)", help), command
+
+
+@pytest.mark.parametrize(("name", "value"), [("model", 5), ("size", "big"), ("data", None), ("lrr", 1)])
+def test_a_run_whose_settings_are_none_is_not_probed(graphaug, tmp_path, name, value):
+    import yaml
+
+    run = run_directory(tmp_path / "run")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump({**config, name: value}))
+    code, out, err = graphaug("probe", run)
+    assert (code, out) == (2, "")
+    assert re.search(rf"CheckpointError: .*config.yaml' is no configuration of a run: .*{name}", err)
+
+
+@pytest.mark.parametrize("command", [["probe"], ["transfer", "--data", "digits"]])
+def test_a_file_that_cannot_be_written_is_told_before_anything_is_computed(
+    graphaug, tmp_path, monkeypatch, command
+):
+    from graphaug.vision.probes import probe
+
+    for name in ("probe_run", "transfer_run"):
+        monkeypatch.setattr(probe, name, lambda *_, **__: pytest.fail("computed"))
+    run = run_directory(tmp_path / "run")
+    code, out, err = graphaug(*command, run, "--json", tmp_path / "no" / "x.json")
+    assert (code, out) == (2, "")
+    assert "there is no directory" in err
 
 
 def test_a_copy_of_a_run_is_no_second_seed(graphaug, tmp_path):

@@ -125,14 +125,13 @@ def test_every_kind_of_site_trains_with_the_projection_head_in_place(at, images)
 
 
 def test_the_options_reach_rewrite(images, monkeypatch):
-    seen = {}
+    seen, rewrite = {}, graphaug.rewrite
 
     def spy(model, at, **options):
         seen.update(options, at=at, head=type(model.fc))
-        return model
+        return rewrite(model, at, **options)
 
     monkeypatch.setattr(graphaug, "rewrite", spy)
-    monkeypatch.setattr(graphaug, "strip", lambda aug: aug)
     options = {"rate": 0.25, "subset": 0.5, "stop_grad": True, "sampling": "bernoulli"}
     options |= {"granularity": "channel", "pairing": "one-sided", "freeze": "before"}
     loop.pretrain(replace(TINY, epochs=1, at=("4",), **options), data=images)
@@ -327,29 +326,6 @@ def test_what_does_nothing_without_a_site_is_refused(options, images, tmp_path):
     with pytest.raises(ConfigError, match=f"^{names} without a site: .*--at"):
         loop.pretrain(config, tmp_path / "run", data=images)
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("name", ["timm:vit_tiny_patch16_224", "alexnet"])
-def test_a_model_that_cannot_take_the_size_is_named_with_it(name, images, tmp_path):
-    config = replace(TINY, model=name, at=())
-    with pytest.raises(ConfigError, match=rf"{name} cannot take images of 8 × 8 pixels: .*--size"):
-        loop.pretrain(config, tmp_path / "run", data=images)
-    assert not (tmp_path / "run").exists()
-
-
-def test_looking_at_the_size_leaves_modes_statistics_and_the_random_state():
-    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout())
-    model[1].eval()
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    state = torch.get_rng_state()
-    job.check_size(model, 8, "mine")
-    assert torch.equal(torch.get_rng_state(), state)
-    assert [part.training for part in model] == [True, False, True]
-    assert same(model.state_dict(), before)
-    assert all(p.grad is None for p in model.parameters())
-    with pytest.raises(ConfigError, match=r"mine cannot take images of 2 × 2 pixels: .*Kernel size"):
-        job.check_size(model, 2, "mine")
-    assert [part.training for part in model] == [True, False, True]
 
 
 @pytest.mark.long

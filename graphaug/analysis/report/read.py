@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.contrastive.config.settings import Settings
+from graphaug.contrastive.runs.directory import NOT_SETTINGS
 from graphaug.contrastive.runs.files import runs_beside
 from graphaug.errors import ConfigError, RunDirectoryError, an
 from graphaug.text.config import SimCSEConfig
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from graphaug.text.simcse import SimCSE
-
-NOT_SETTINGS = ("resolved", "versions")
 
 
 @dataclass(frozen=True)
@@ -139,6 +138,8 @@ def read_run(path: str | os.PathLike[str]) -> Run:
         )
     try:
         resolved = read_yaml(directory / "config.yaml")
+        if not isinstance(resolved, dict):
+            raise ConfigError(f"it holds {an(resolved)}, not settings")
         settings = {k: v for k, v in resolved.items() if k not in NOT_SETTINGS}
         kind = _TEXT if "from_config" in settings else _IMAGES
         config = kind.settings.from_dict(settings)
@@ -147,7 +148,7 @@ def read_run(path: str | os.PathLike[str]) -> Run:
             f"{str(directory)!r} is no run directory: it holds no config.yaml. 'graphaug pretrain --out' and "
             "'graphaug simcse --out' make one."
         ) from error
-    except (yaml.YAMLError, AttributeError, TypeError, UnicodeDecodeError, ConfigError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, ConfigError) as error:
         said = str(error).strip().splitlines()[0]
         raise RunDirectoryError(
             f"{str(directory / 'config.yaml')!r} is no configuration of a run: {said}"

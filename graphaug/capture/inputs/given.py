@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphaug.capture.inputs.misfits import as_one_input, batch_of, left_over
-from graphaug.errors import CaptureError, an, did_you_mean
+from graphaug.errors import CaptureError, an, did_you_mean, nearest
 
 
 def given(
@@ -45,7 +44,7 @@ def given(
         examples = dict(inputs)
         for key in examples:
             left = [p for p in named if p not in examples]
-            misspelled = difflib.get_close_matches(str(key), left, n=1, cutoff=0.85)
+            misspelled = nearest(str(key), left, limit=1, cutoff=0.85)
             if key not in named and (misspelled or not open_keywords):
                 whole = "" if misspelled else as_one_input(inputs, required, named)
                 raise CaptureError(

@@ -36,11 +36,8 @@ ALIASES = {
 }
 """What other programs call a setting."""
 
-_LIKE = 0.6
-"""How like a setting a name is that it is suggested for, by difflib."""
-
 
 def setting_meant(wrong: str, known: Collection[str]) -> str:
     """Return ``" Did you mean 'lr'?"``, or an empty string where no setting is near."""
     told = ALIASES.get(wrong.lower().replace("-", "_"))
-    return meant([told] if told in known and told is not None else nearest(wrong, known, cutoff=_LIKE))
+    return meant([told] if told in known and told is not None else nearest(wrong, known))

@@ -41,7 +41,7 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
     """
     import yaml
 
-    from graphaug.contrastive.config.yaml_files import read_yaml
+    from graphaug.contrastive.config.yaml_files import no_yaml, read_yaml
 
     try:
         found = read_yaml(path)
@@ -51,7 +51,7 @@ def read_settings(path: Path, kind: type[Settings]) -> dict[str, Any]:
         hint = meant([str(own)]) if own.is_file() else did_you_mean(path.name, names)
         raise ConfigError(f"{str(path)!r} cannot be read: {error.strerror}.{hint}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{str(path)!r} is no YAML: {' '.join(str(error).split())}") from error
+        raise ConfigError(no_yaml(path, error)) from error
     if found is None:
         raise ConfigError(f"{str(path)!r} is empty; lines 'setting: value' are expected.")
     if not isinstance(found, dict):
@@ -83,34 +83,41 @@ def settle(
 
     """
     settings = {k: v for k, v in (run or {}).items() if k not in ("resolved", "versions")}
-    settings |= preset(name, presets or {}) if name is not None else {}
-    settings |= read_settings(file, kind) if file is not None else {}
+    of_preset = preset(name, presets or {}) if name is not None else {}
+    of_file = read_settings(file, kind) if file is not None else {}
+    settings |= {**of_preset, **of_file}
     back = {n for n in kind.TAKEN_BACK if n in given and given[n] is None}
     settings, given = ({k: v for k, v in source.items() if k not in back} for source in (settings, given))
     try:
         wanted = kind.from_dict({**settings, **given})
     except ConfigError as error:
-        raise ConfigError(f"{error}{_of_preset(kind, str(error), settings, given, name, presets)}") from error
+        message = str(error)
+        untyped = [setting for setting in settings if setting not in given and _speaks_of(message, setting)]
+        of_them = {setting: of_file[setting] for setting in untyped if setting in of_file}
+        said = _of_file(file, of_them) if of_them else ""
+        for setting in untyped:
+            if setting in of_preset and setting not in of_file:
+                said += _of_preset(kind, setting, of_preset[setting], str(name))
+        raise ConfigError(message + said) from error
     refuse_idle(given, wanted.to_dict())
     wanted.check_given({name: value for name, value in given.items() if value not in (None, False, [])})
     return wanted
 
 
-def _of_preset(
-    kind: type[Settings],
-    message: str,
-    settings: Mapping[str, Any],
-    given: Mapping[str, Any],
-    name: str | None,
-    presets: Presets | None,
-) -> str:
-    """The end of a refusal that speaks of settings which nobody typed: the preset set them."""
-    own = preset(name, presets or {}) if name is not None else {}
+def _speaks_of(message: str, setting: str) -> bool:
+    """Whether a refusal of `Settings` speaks of a setting."""
+    return re.search(rf"^{setting}\b|^no {setting} is called|\b{setting}=", message) is not None
+
+
+def _of_file(file: Path | None, settings: Mapping[str, Any]) -> str:
+    """That a file has what nobody typed."""
+    return (
+        f" {str(file)!r} says {' and '.join(repr(f'{name}: {value}') for name, value in settings.items())}."
+    )
+
+
+def _of_preset(kind: type[Settings], setting: str, value: Any, name: str) -> str:
+    """That a preset sets what nobody typed, and how it is taken back."""
     free = {item.name for item in kind.items() if "None" in str(item.type)} | {*kind.TAKEN_BACK}
-    said = ""
-    for setting, value in own.items():
-        if setting in given or settings.get(setting) != value or not re.search(rf"\b{setting}=", message):
-            continue
-        said += f" The preset {name!r} sets {setting}={value!r}"
-        said += f": {setting}=None takes it back." if setting in free else "."
-    return said
+    back = f": {setting}=None takes it back." if setting in free else "."
+    return f" The preset {name!r} sets {setting}={value!r}{back}"

@@ -14,6 +14,7 @@ from graphaug.augment.choices import CHOICES
 from graphaug.contrastive.config.deep_views import VIEWS, check_deep_views
 from graphaug.contrastive.config.names import setting_meant
 from graphaug.contrastive.config.sites import site
+from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.optim import OPTIMIZERS
 from graphaug.contrastive.schedule import SHAPES
 from graphaug.errors import ConfigError, did_you_mean
@@ -207,6 +208,10 @@ class Settings:
         """The settings as plain values, as they go into ``config.yaml``."""
         values = {name: getattr(self, name) for name in self.names()}
         return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    def rows_at_once(self) -> int:
+        """How many rows pass a site in one forward of a training step, in one process."""
+        return 2 * (self.batch_size // world_size(self.devices))
 
     @property
     def skips_rows(self) -> bool:

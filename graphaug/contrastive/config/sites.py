@@ -42,7 +42,7 @@ def sites_and_rates(typed: Sequence[str]) -> tuple[list[str | int], list[float]]
     """All sites of a command line and, if they have rates, these.
 
     Raises:
-        ConfigError: some have a rate and some have none, or one is no rate.
+        ConfigError: some have a rate and some have none, one has two, or one is no rate.
     """
     pairs = [site_and_rate(text) for text in typed]
     without = [str(name) for name, rate in pairs if rate is None]
@@ -50,4 +50,8 @@ def sites_and_rates(typed: Sequence[str]) -> tuple[list[str | int], list[float]]
         raise ConfigError(
             f"some sites have a rate of their own, {', '.join(without)} has none: give each or none one."
         )
+    rates: dict[str | int, float | None] = {}
+    for name, rate in pairs:
+        if rate is not None and rates.setdefault(name, rate) != rate:
+            raise ConfigError(f"at= gives {str(name)!r} two rates: {rates[name]:g} and {rate:g}.")
     return [name for name, _ in pairs], [rate for _, rate in pairs if rate is not None]

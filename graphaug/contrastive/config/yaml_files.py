@@ -62,6 +62,12 @@ def read_yaml(file: Path) -> Any:
         raise yaml.YAMLError(f"a value cannot be read: {error}") from error
 
 
+def no_yaml(file: Path, error: Exception) -> str:
+    """What a message says of a file that `read_yaml` could not read; the line with its caret stays as YAML drew it."""
+    said = str(error).replace('in "<unicode string>", line', "in line")  # the file is named before
+    return f"{str(file)!r} is no YAML: {said}"
+
+
 def _check(text: str) -> None:
     """Refuse what would be too much before any of it is built.
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -20,6 +21,9 @@ NOT_COMPARED = ("seed", "resolved", "versions", "devices", "accelerator", "compi
 
 LEVEL = 0.95
 """Of the intervals: Student's t over the seeds."""
+
+UNITS = {"%": r"(.+\.)?(linear|knn)|few_labels\.(mean|std)", "×100": r"(.+\.)?stsb_dev"}
+"""What a table shows a hundred times as large, as the commands that train do: accuracies, and a rank correlation."""
 
 
 @dataclass(frozen=True)
@@ -103,17 +107,19 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), free: Collection[str] = (
             settings and the same seed; or the runs are of different kinds.
 
     """
+    runs = one_spelling(runs)
     kept = {*NOT_COMPARED, *free}
     names = list(dict.fromkeys(name for run in runs for name in run.settings if name not in kept))
     for run in runs[1:]:
         if ("from_config" in run.settings) != ("from_config" in runs[0].settings):
             raise ConfigError(f"{str(run.path)!r} and {str(runs[0].path)!r} are runs on text and on images.")
-    for name in by:
-        if name not in names:
-            raise ConfigError(f"no setting of these runs is called {name!r}.{did_you_mean(name, names)}")
     differing = [
         name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
     ]
+    for name in by:
+        if name not in names:
+            told = did_you_mean(name, names) or f" They differ in {', '.join(differing) or 'no setting'}."
+            raise ConfigError(f"no setting of these runs is called {name!r}.{told}")
     shown = list(by) or differing
     found: dict[str, list[Run]] = {}
     for run in runs:
@@ -121,6 +127,31 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), free: Collection[str] = (
     for members in found.values():
         _check_alike(members, differing)
     return [Setting({n: m[0].settings.get(n) for n in shown}, tuple(m)) for m in found.values()]
+
+
+def one_spelling(runs: Sequence[Run]) -> list[Run]:
+    """The runs, with one spelling of sites that are the same by their plans: ``4`` and ``layer4`` of a ResNet."""
+    first: dict[tuple[str, ...], Mapping[str, Any]] = {}
+    found = []
+    for run in runs:
+        if sites := _planned(run.settings):
+            spelled = first.setdefault(sites, run.settings)
+            said = {name: spelled[name] for name in ("at", "rates") if name in spelled}
+            run = replace(run, settings={**run.settings, **said})
+        found.append(run)
+    return found
+
+
+def _planned(settings: Mapping[str, Any]) -> tuple[str, ...]:
+    """The sites as the plan in ``config.yaml`` has them, with what is done there where each has a rate of its own."""
+    resolved = settings.get("resolved")
+    plan = resolved.get("plan") if isinstance(resolved, Mapping) else None
+    if not settings.get("at") or not isinstance(plan, str):
+        return ()
+    done = r"\n +(.*)" if settings.get("rates") else ""
+    return tuple(
+        match[0] for match in re.finditer(rf"^  site +(\S.*?)  \(as .*\){done}$", plan, re.MULTILINE)
+    )
 
 
 def _key(run: Run, names: Sequence[str]) -> str:
@@ -154,20 +185,36 @@ def figures_of(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
     names = list(dict.fromkeys(name for run in runs for name in run.figures))
     for name in wanted:
         if name not in names:
-            raise ConfigError(f"no result of these runs is called {name!r}.{did_you_mean(name, names)}")
+            told = did_you_mean(name, names) or f" There are {', '.join(names)}."
+            raise ConfigError(f"no result of these runs is called {name!r}.{told}")
     moving = [name for name in names if len({run.figures.get(name) for run in runs}) > 1]
     return list(wanted) or moving or names
 
 
-def table(settings: Sequence[Setting], figures: Sequence[str], width: int | None = None) -> str:
-    """One row a setting: what tells it from the others, how many seeds, and each figure as mean ± interval."""
+def unit_of(figure: str) -> str:
+    """The one of `UNITS` that a number of a ``result.json`` is shown in, or an empty string."""
+    return next((unit for unit, names in UNITS.items() if re.fullmatch(names, figure)), "")
+
+
+def table(
+    settings: Sequence[Setting],
+    figures: Sequence[str],
+    width: int | None = None,
+    unit: Callable[[str], str] = unit_of,
+) -> str:
+    """One row a setting: what tells it from the others, how many seeds, and each figure as mean ± interval.
+
+    ``unit``: the one of `UNITS` that a figure is shown in, or an empty string.
+    """
     columns = [
         Column(name, tuple(_spelled(s.values[name]) for s in settings), cut="end")
         for name in settings[0].values
     ]
     columns.append(Column("seeds", tuple(str(len(s.runs)) for s in settings)))
     for rank, figure in enumerate(figures):
-        columns.append(Column(figure, tuple(_shown(*s.interval(figure)) for s in settings), rank))
+        scale, title = (100, f"{figure} ({unit(figure)})") if unit(figure) else (1, figure)
+        cells = tuple(_shown(*(scale * value for value in s.interval(figure))) for s in settings)
+        columns.append(Column(title, cells, rank))
     lines = render(columns, width)
     if any(len(s.runs) > 1 for s in settings):
         lines.append("± half the 95 % confidence interval over seeds (Student's t)")

@@ -13,13 +13,16 @@ from typing import Any
 from torch import Tensor
 
 from graphaug.contrastive.config.settings import Settings
-from graphaug.contrastive.config.yaml_files import read_yaml
+from graphaug.contrastive.config.yaml_files import no_yaml, read_yaml
 from graphaug.contrastive.devices import world_size
 from graphaug.contrastive.runs.checkpoints import Checkpoints
 from graphaug.contrastive.runs.files import PART, cannot_write, make_folder, only_one, write_file, write_text
-from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError
+from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError, an
 
 FILES = ("config.yaml", "metrics.jsonl", "encoder.safetensors", "result.json", "curves.png")
+NOT_SETTINGS = ("resolved", "versions")
+"""What ``config.yaml`` says beside the settings: what they came to, and with which versions."""
+
 FOLDERS = ("checkpoints", "snapshots", "tensorboard", "encoder", "best")
 """What a run may hold besides its files: checkpoints while it lasts, an encoder of text, and what was asked for."""
 
@@ -125,7 +128,7 @@ class RunDirectory:
         except FileNotFoundError:
             return None
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{str(self.path / 'config.yaml')!r} is no YAML: {error}") from error
+            raise ConfigError(no_yaml(self.path / "config.yaml", error)) from error
         if not isinstance(found, dict):
             raise ConfigError(f"{str(self.path / 'config.yaml')!r} does not hold settings.")
         return found
@@ -139,7 +142,9 @@ class RunDirectory:
         """
         file = self.path / "result.json"
         try:
-            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            found = json.loads(file.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError(f"it holds {an(found)}, not an object")
         except FileNotFoundError:
             return None
         except ValueError as error:

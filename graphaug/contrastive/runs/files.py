@@ -50,6 +50,25 @@ def write_json(path: Path, value: Any, indent: int | None = 1) -> None:
     write_text(path, json.dumps(value, indent=indent) + "\n")
 
 
+def check_target(path: Path | None) -> None:
+    """Refuse a file that cannot be made: better before a long computation than behind it; None is none.
+
+    Raises:
+        RunDirectoryError: it is a directory, there is none for it, or that is read-only.
+
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise RunDirectoryError(f"{str(path)!r} is a directory: name a file in it.")
+    if not path.parent.is_dir():
+        raise RunDirectoryError(
+            f"{str(path)!r} cannot be written: there is no directory {str(path.parent)!r}."
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise RunDirectoryError(f"{str(path)!r} cannot be written: {str(path.parent)!r} is read-only.")
+
+
 def make_folder(path: Path) -> None:
     """Make a directory and those above it; raises ``RunDirectoryError`` if that is not possible."""
     try:

@@ -15,9 +15,12 @@ from graphaug.errors import ConfigError
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.fingerprint import fingerprint
 from graphaug.vision.data.images import fewer, load
-from graphaug.vision.job import check_size, example_images
 from graphaug.vision.models import build_model, classifier_path, classifier_replaced
 from graphaug.vision.pretrain import ImageTask, pretrain
+from graphaug.vision.trial import check_model, example_images
+
+CLASSES = 10
+"""Of the heads that models are checked with: the number says nothing."""
 
 
 class ImageRuns:
@@ -83,7 +86,7 @@ def _check_models(configs: Sequence[PretrainConfig]) -> None:
     """Check settings with one head."""
     first = configs[0]
     with _headed(first) as (network, example):
-        check_size(network, first.size or 32, first.model)
+        check_model(network, first.size or 32, first.model, first.projection or CLASSES)
         for config in configs:
             with deep_augmented(network, config, lambda: example, config.model):
                 pass
@@ -94,7 +97,6 @@ def _headed(config: PretrainConfig) -> Iterator[tuple[nn.Module, Tensor]]:
     """A model with the head that it is trained with, and images for it; no random number is used up."""
     with torch.random.fork_rng(devices=[]):
         model = build_model(config.model)
-        # the number of classes says nothing
-        head = config.head(model.get_submodule(classifier_path(model)), 10)
+        head = config.head(model.get_submodule(classifier_path(model)), CLASSES)
     with classifier_replaced(model, head):
         yield model, example_images(model, config.size or 32)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -24,16 +23,6 @@ def report(name: str, encoder: Encoder, result: StsResult) -> dict[str, Any]:
         **result.to_dict(),
         "versions": versions(),
     }
-
-
-def check_target(path: Path) -> None:
-    """Raise ``DataError`` if a file cannot be made under ``path``: better before an evaluation than behind it."""
-    if path.is_dir():
-        raise DataError(f"{str(path)!r} is a directory: name a file for the scores.")
-    if not path.parent.is_dir():
-        raise DataError(f"{str(path)!r} cannot be written: there is no directory {str(path.parent)!r}.")
-    if not os.access(path.parent, os.W_OK):
-        raise DataError(f"{str(path)!r} cannot be written: {str(path.parent)!r} is read-only.")
 
 
 def write_report(path: Path, name: str, encoder: Encoder, result: StsResult) -> None:

@@ -187,7 +187,8 @@ def _read(data: Path, files: Sequence[str]) -> dict[str, bytes]:
     try:
         found = _directory(data, files) if data.is_dir() else _archive(data, files)
     except (OSError, tarfile.TarError, lzma.LZMAError, zlib.error, EOFError) as error:
-        raise DataError(f"STS data {str(data)!r} cannot be read: {error}.") from error
+        said = str(error).partition("\n")[0].rstrip(":.")  # tarfile tells of every compression that it tried
+        raise DataError(f"STS data {str(data)!r} cannot be read: {said}.") from error
     missing = [file for file in files if file not in found]
     if len(missing) == len(files):
         raise DataError(

@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.contrastive.runs.directory import RunDirectory
+from graphaug.contrastive.runs.directory import NOT_SETTINGS, RunDirectory
 from graphaug.contrastive.runs.files import runs_beside
-from graphaug.errors import CheckpointError, DataError
+from graphaug.errors import CheckpointError, ConfigError, DataError
+from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
 from graphaug.vision.probes.evaluate import few_label_probe, knn_accuracy, label_share_probe, linear_probe
@@ -67,7 +68,7 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The encoder of a finished run, whole and in eval mode, and the run's settings.
 
     Raises:
-        CheckpointError: ``path`` is no run directory, or the run is not finished.
+        CheckpointError: ``path`` is no run directory, has settings that are none, or the run is not finished.
 
     """
     if not path.exists():
@@ -77,6 +78,11 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         raise CheckpointError(
             f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{_on_text(settings)}"
         )
+    try:
+        PretrainConfig.from_dict({name: v for name, v in settings.items() if name not in NOT_SETTINGS})
+    except ConfigError as error:
+        file = str(path / "config.yaml")
+        raise CheckpointError(f"{file!r} is no configuration of a run: {error}") from error
     model = build_model(settings["model"])
     load_weights(model, path)
     return model.eval(), settings

@@ -605,6 +605,8 @@ def test_advice_is_checked_from_the_command_line(run, digits, graphaug, monkeypa
         (["advise", "gone"], "no such directory"),
         (["analyze", "gone"], "no such directory"),
         (["advise", "RUN", "--check", "--metric", "acuracy"], "no metric is called 'acuracy'"),
+        (["advise", "RUN", "--sts", "RUN"], "--sts does nothing with a run on images"),
+        (["analyze", "RUN", "--sts", "RUN", "--out", "RUN/new"], "--sts does nothing with runs on images"),
         (["advise", "RUN", "--out", "RUN/config.yaml"], "exists. Choose another file"),
     ],
 )

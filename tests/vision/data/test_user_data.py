@@ -210,7 +210,7 @@ def test_pretrain_probe_and_resume(graphaug: Any, file: Path, tmp_path: Path) ->
     assert (result["train_images"], result["test_images"], result["classes"]) == (24, 6, 2)
     code, out, err = graphaug("probe", tmp_path / "run")
     assert code == 0, err
-    assert "24 training and 6 test images" in out
+    assert "fitted on all 24 training images, 6 test images" in out
     code, _, err = graphaug("pretrain", "--data", f"{file}:Fotos", *options, "--out", tmp_path / "other")
     assert code == 2
     assert err.startswith("DataError: ")
