@@ -113,7 +113,7 @@ def with_graphaug(model: nn.Module, path: str) -> tuple[Any, Call]:
     _, x = resnet() if hasattr(model, "fc") else bert()
     aug = ga.rewrite(model, path, stop_grad=True, rate=0.5, backward="dense", example_inputs=x)
     for augmentation in aug.augmentations.values():  # its own draws would differ from those of the others
-        augmentation.forward = act
+        augmentation.train().forward = act  # and it acts in eval mode, as the others do
     return aug, lambda x: output(aug(x))
 
 

@@ -22,10 +22,6 @@ settings.load_profile("untimed")
 # libraries that tests load, these are so many that it took a fifth of the time of every rewrite.
 gc.set_threshold(20_000, 20, 10)
 
-# pytest listens to each logger that does not hand on. As long as somebody listens to this one, torch writes down the
-# stack of every guard and every graph that it compiles: up to a twentieth of the tests' time.
-logging.getLogger("torch.__trace").propagate = True
-
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
@@ -73,3 +69,15 @@ def graphaug(capsys, monkeypatch):
 def cache_of_the_tests(tmp_path_factory):
     """Decoded images of the tests' folders stay out of the user's cache; processes that tests start inherit it."""
     os.environ["GRAPHAUG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_trace_of_guards():
+    """pytest listens to each logger that does not hand on, as this one of torch does once it is imported.
+
+    As long as somebody listens, torch writes down the stack of every guard and every graph that it compiles: up to a
+    twentieth of the tests' time.
+    """
+    trace = logging.getLogger("torch.__trace")
+    trace.propagate = True
+    trace.handlers.clear()

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
+from torch.utils.flop_counter import FlopCounterMode
 
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
@@ -201,6 +202,17 @@ def test_hooks_of_the_whole_process(register: Any) -> None:
     finally:
         handle.remove()
     both(plain, aug, x)
+
+
+def test_a_counter_of_flops_counts_a_step() -> None:
+    """Its hooks for all modules are torch's own, and change nothing."""
+    _, aug, plain, x = pair(Net)
+    found = []
+    for model in (aug.train(), plain):
+        with FlopCounterMode(display=False) as counter:
+            model(x).sum().backward()
+        found.append(counter.get_total_flops())
+    assert found[0] == found[1] > 0
 
 
 @pytest.mark.parametrize("later", [True, False])

@@ -40,11 +40,12 @@ def has_backward_hooks(module: nn.Module) -> bool:
     return bool(module._backward_hooks or module._backward_pre_hooks)
 
 
-def has_global_hooks() -> bool:
-    """Whether hooks are registered for all modules of the process."""
-    return bool(
-        torch_module._global_forward_hooks
-        or torch_module._global_forward_pre_hooks
-        or torch_module._global_backward_hooks
-        or torch_module._global_backward_pre_hooks
-    )
+def hooks_of_every_module() -> list[Any]:
+    """The hooks that torch calls for all modules, its own tools' aside: a profiler's, a counter's of FLOPs."""
+    hooks = [
+        *torch_module._global_forward_hooks.values(),
+        *torch_module._global_forward_pre_hooks.values(),
+        *torch_module._global_backward_hooks.values(),
+        *torch_module._global_backward_pre_hooks.values(),
+    ]
+    return hooks and [h for h in hooks if not str(getattr(h, "__module__", "")).startswith("torch.")]

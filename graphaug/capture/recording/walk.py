@@ -12,7 +12,7 @@ from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption, Frame, mark
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
-    has_global_hooks,
+    hooks_of_every_module,
     run_forward_hooks,
     run_pre_hooks,
 )
@@ -111,7 +111,7 @@ class Walk:
         recorder = self.recorder
         recorder.modes.begin()
         self.session.training = self.model.training
-        if has_global_hooks():
+        if hooks_of_every_module():
             raise self.session.refuse(
                 "hooks are registered for all modules of the process", reason=" Remove them first."
             )

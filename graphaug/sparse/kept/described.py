@@ -6,18 +6,11 @@ import operator
 from typing import Any
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.torch_private import FSDP_MARKS, unsharded
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_EVERY_MODULES = (
-    "_global_forward_hooks",
-    "_global_forward_pre_hooks",
-    "_global_backward_hooks",
-    "_global_backward_pre_hooks",
-)
 _PLAIN = (bool, int, float, str, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(WITHOUT_EFFECT)
 _PARTS = ("class", "forward", "attribute", "hook", "child")
@@ -66,14 +59,6 @@ def _description(module: nn.Module) -> tuple[Any, ...]:
 
 def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN) or (type(value) is tuple and is_plain(value))
-
-
-def hooks_of_every_module() -> list[Any]:
-    """The hooks that torch calls for all modules, its own tools' aside (a profiler's, a counter's of FLOPs)."""
-    hooks = [h for name in _EVERY_MODULES for h in getattr(torch_module, name).values()]
-    return (
-        [h for h in hooks if not str(getattr(h, "__module__", "")).startswith("torch.")] if hooks else hooks
-    )
 
 
 def _leaves_rows(hook: Any) -> bool:

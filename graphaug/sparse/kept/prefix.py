@@ -8,8 +8,9 @@ from typing import Any
 
 from torch import nn
 
+from graphaug.capture.recording.hooks import hooks_of_every_module
 from graphaug.select.model_structure import ancestors
-from graphaug.sparse.kept.described import ModuleSeen, hooks_of_every_module
+from graphaug.sparse.kept.described import ModuleSeen
 from graphaug.sparse.kept.modes import asks_for_mode, asks_of_others
 from graphaug.sparse.kept.reach import Packed, Reach
 

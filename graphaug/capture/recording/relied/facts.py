@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from graphaug.capture.recording.hooks import has_backward_hooks, has_global_hooks
+from graphaug.capture.recording.hooks import has_backward_hooks, hooks_of_every_module
 from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))
@@ -94,7 +94,7 @@ class NoGlobalHooks:
 
     def check(self, model: nn.Module) -> None:
         """Raise `AssumptionViolated` if there are any."""
-        if has_global_hooks():
+        if hooks_of_every_module():
             raise AssumptionViolated(
                 "hooks were registered for all modules of the process after the capture, and modules that this model's "
                 f"graph has opened ({self.opened!r}) would not call them. Remove them first."
