@@ -156,6 +156,14 @@ def test_the_comparison_is_that_of_the_committed_results() -> None:
     )
 
 
+@pytest.mark.long
+def test_our_own_column_of_the_comparison_is_still_so() -> None:
+    """The other tools' were tried where they are installed."""
+    from benchmarks.compare import RESULTS, ask
+
+    assert ask("graphaug") == json.loads(RESULTS.read_text(encoding="utf-8"))["answers"]["graphaug"]
+
+
 def test_the_counts_of_architectures_are_those_of_the_coverage() -> None:
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     coverage = (ROOT / "docs/coverage.md").read_text(encoding="utf-8")
