@@ -12,6 +12,7 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_rate
 from graphaug.augment.rows import Rows
 from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.state import unchanged
 from graphaug.capture.target import Target
 from graphaug.errors import AlreadyRewritten, InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
@@ -21,7 +22,9 @@ from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
 from graphaug.sparse.choose import Surgery, two_sizes
 from graphaug.sparse.crossing import Known, copied
-from graphaug.sparse.skip import Branch, added_by, counting_input, find_branch, skip
+from graphaug.sparse.kept.lost import Required
+from graphaug.sparse.kept.prefix import Kept
+from graphaug.sparse.skip import Branch, added_by, counting_input, find_branch, modules_of, skip
 from graphaug.surgery.called.kept_rows import KeptRows
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.place import place
@@ -121,7 +124,19 @@ def _skipped(structure: ModelStructure, rates: Mapping[Target, float], rows: int
     graph.lint()
     plain = _without_marks(marked.graph if marked.eval_graph is None else marked.eval_graph, marked)
     plan = dataclasses.replace(marked.plan, two_graphs=True, reason="nothing is stopped", notes=tuple(notes))
+    held = dict(m for branch in branches for m in modules_of(branch, structure.model))
+    required = _required(structure.model, held)
+    marked = dataclasses.replace(
+        marked, facts={**marked.facts, True: (*marked.facts.get(True, ()), required)}
+    )
     return marked.module(graph, plain, added, plan)
+
+
+def _required(model: nn.Module, held: Mapping[str, nn.Module]) -> Required:
+    """That the modules of the branches are what they were when their rows were proved independent."""
+    with unchanged(model, tensors=False):
+        model.train()  # as it was proved
+        return Required(Kept(model, ((path, m, m.training) for path, m in held.items())), "skip_rows")
 
 
 def _branches(

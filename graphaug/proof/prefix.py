@@ -18,9 +18,13 @@ def prefix_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[
     ahead = before(cut)
     for node in graph.nodes:
         if node in ahead and node.op == "call_module" and not node.meta.get("augmentation"):
-            root = str(node.target)
-            for name, module in model.get_submodule(root).named_modules():
-                yield (f"{root}.{name}" if name else root), module
+            yield from held_by(str(node.target), model)
+
+
+def held_by(path: str, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The module at a path and every one inside of it, with their paths."""
+    for name, module in model.get_submodule(path).named_modules():
+        yield (f"{path}.{name}" if name else path), module
 
 
 def statistics_modules(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

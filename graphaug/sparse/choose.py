@@ -166,7 +166,8 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         model.train()  # as it was proved
         # two streams look at their norms themselves, in every step
         prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
-        kept = Kept(model, ((path, m, m.training) for path, m in prefix))
+        tensors = [str(n.target) for n in before(cut) if n.op == "get_attr"]
+        kept = Kept(model, ((path, m, m.training) for path, m in prefix), tensors)
     found = dataclasses.replace(found, least=proof.least, kept=kept)
     if not norms:
         if proof.verdict == "proved":

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
 from graphaug.capture.dataflow import memory, writes
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
-from graphaug.proof.prefix import statistics_modules
+from graphaug.proof.prefix import held_by, statistics_modules
 from graphaug.sparse.crossing import Entering, Known, entering
 from graphaug.sparse.entries import looked_up, tensors_by_keys
 from graphaug.surgery.called.kept_rows import counted, put_back, taken
@@ -84,6 +84,13 @@ def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) ->
         if value.place is not None and beside and value_of(value.node).is_floating_point():
             return Branch(result, frozenset(region), tuple(values), proof.place)
     raise SparseBackwardError("it is no residual branch: nothing that enters it also passes beside it")
+
+
+def modules_of(branch: Branch, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module that a branch calls with its path, those inside closed modules included."""
+    for node in branch.region:
+        if node.op == "call_module":
+            yield from held_by(str(node.target), model)
 
 
 def counting_input(

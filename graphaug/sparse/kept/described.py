@@ -5,7 +5,8 @@ from __future__ import annotations
 import operator
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.torch_private import FSDP_MARKS, unsharded
@@ -13,7 +14,7 @@ from graphaug.torch_private import FSDP_MARKS, unsharded
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _PLAIN = (bool, int, float, str, type(None))
 _OF_EVERY_MODULE = frozenset(vars(nn.Module())) | set(WITHOUT_EFFECT)
-_PARTS = ("class", "forward", "attribute", "hook", "child")
+_PARTS = ("class", "forward", "attribute", "hook", "child", "parameter or buffer")
 
 
 class ModuleSeen:
@@ -25,7 +26,7 @@ class ModuleSeen:
         plain = [key for key, _ in self.described[_PARTS.index("attribute")]]
         self.watched = operator.itemgetter("_parameters", *plain)
         self.values, self.count = self.watched(held), len(held)
-        self.children = tuple(module._modules.values())
+        self.children, self.tensors = tuple(module._modules.values()), _tensors(held)
         self.others = [k for k in held if k not in plain and k not in _OF_EVERY_MODULE]
 
     def is_as_it_was(self) -> bool:
@@ -39,7 +40,17 @@ class ModuleSeen:
             return False
         if not same or any(_is_plain(held.get(k)) for k in self.others):
             return False
-        return tuple(held["_modules"].values()) == self.children
+        return tuple(held["_modules"].values()) == self.children and self._has_its_tensors(held)
+
+    def _has_its_tensors(self, held: dict[str, Any]) -> bool:
+        """Whether its tensors are those that were there, or others of their kind: loaded, converted, moved."""
+        now = _tensors(held)
+        if len(now) == len(self.tensors) and all(map(operator.is_, now, self.tensors)):
+            return True
+        if _described_tensors(held) != self.described[_PARTS.index("parameter or buffer")]:
+            return False
+        self.tensors = now
+        return True
 
     def changed(self) -> str:
         """Which part has changed, or an empty string."""
@@ -48,13 +59,33 @@ class ModuleSeen:
 
 
 def _description(module: nn.Module) -> tuple[Any, ...]:
-    """What decides about a module's forward, beside its tensors and what its attributes refer to; see `_PARTS`."""
+    """What decides about a module's forward, beside numbers in tensors and what attributes refer to; see `_PARTS`."""
     held = vars(module)
     ours = [(k, v) for k, v in held.items() if k not in ("training", *WITHOUT_EFFECT) and k not in FSDP_MARKS]
     plain = [(k, v) for k, v in ours if _is_plain(v)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]
     kind = unsharded(type(module))
-    return kind, (kind.forward, held.get("forward")), plain, hooks, list(module._modules.items())
+    forward, children = (kind.forward, held.get("forward")), list(module._modules.items())
+    return kind, forward, plain, hooks, children, _described_tensors(held)
+
+
+def _tensors(held: dict[str, Any]) -> tuple[Any, ...]:
+    return *held["_parameters"].values(), *held["_buffers"].values()
+
+
+def _described_tensors(held: dict[str, Any]) -> list[tuple[str, Any]]:
+    registered = [*held["_parameters"].items(), *held["_buffers"].items()]
+    return [(name, kind_of_tensor(tensor)) for name, tensor in registered]
+
+
+def kind_of_tensor(tensor: Any) -> Any:
+    """What a forward can branch on without reading numbers: whether it is there, its shape, what numbers it holds.
+
+    Not how exact they are: a model that is converted after it was rewritten is the same model.
+    """
+    if not isinstance(tensor, Tensor) or is_lazy(tensor):
+        return type(tensor)
+    return tuple(tensor.shape), "float" if tensor.is_floating_point() else tensor.dtype
 
 
 def _is_plain(value: Any) -> bool:

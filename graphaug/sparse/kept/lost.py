@@ -1,16 +1,45 @@
-"""What is done about a prefix that has changed: the step is dense, the plan says so, and there is a warning."""
+"""What is done about modules that have changed since something was proved of them.
+
+A sparse step is dense then, the plan says so, and there is a warning; where there is no other form a call raises.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import warnings
+from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from graphaug.capture.user_code import users_level
-from graphaug.errors import SparseBackwardLost
+from graphaug.errors import AssumptionViolated, SparseBackwardLost
 from graphaug.sparse.kept.prefix import Kept
 from graphaug.surgery.rewritten.parts import Parts, once_compiled
+
+
+@dataclass(frozen=True)
+class Required:
+    """That modules are what they were: the graph has no other form for them.
+
+    Attributes:
+        kept: the modules as they were.
+        verb: what is to be called again.
+    """
+
+    kept: Kept
+    verb: str
+
+    def check(self, model: nn.Module) -> None:
+        """Raise unless they are; compiled code has asked when it was compiled.
+
+        Raises:
+            AssumptionViolated: one of them has changed.
+        """
+        if not torch.compiler.is_compiling() and (changed := self.kept.changed()):
+            raise AssumptionViolated(
+                f"{changed} since {self.verb}, and of that nothing is proved. Call {self.verb} again."
+            )
 
 
 def is_still_proved(parts: Parts) -> bool:

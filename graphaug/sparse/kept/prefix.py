@@ -10,7 +10,7 @@ from torch import nn
 
 from graphaug.capture.recording.hooks import hooks_of_every_module
 from graphaug.select.model_structure import ancestors
-from graphaug.sparse.kept.described import ModuleSeen
+from graphaug.sparse.kept.described import ModuleSeen, kind_of_tensor
 from graphaug.sparse.kept.modes import asks_for_mode, asks_of_others
 from graphaug.sparse.kept.reach import Packed, Reach
 
@@ -21,6 +21,7 @@ class Kept:
     Args:
         model: the model, in which the modules stand at their paths.
         modules: path, module and the mode that it was proved in, training or not.
+        tensors: paths of the parameters and buffers that opened code before the cut uses.
         lost: what has changed already, as a clause.
 
     Attributes:
@@ -33,13 +34,15 @@ class Kept:
         self,
         model: nn.Module,
         modules: Iterable[tuple[str, nn.Module, bool]],
+        tensors: Iterable[str] = (),
         lost: str = "",
         packed: Iterable[Packed] | None = None,
     ) -> None:
         self.lost, self.warned, self.modes = lost, False, True
         self.plan: Any = None
         modules = list(modules)
-        self.model, self.places = model, _Places(model, {path: m for path, m, _ in modules})
+        self.model, self.tensors = model, tuple(tensors)
+        self.places = _Places(model, {path: m for path, m, _ in modules}, self.tensors) if not lost else None
         unlike = {id(m): (path, m, training) for path, m, training in modules}
         self.seen = [(path, m, ModuleSeen(m), training) for path, m, training in unlike.values()]
         self.forwards = {type(m): type(m).forward for _, m, _ in unlike.values()}
@@ -70,7 +73,7 @@ class Kept:
     def _edited(self) -> str:
         if self.lost:
             return self.lost
-        if exchanged := self.places.changed():
+        if self.places is not None and (exchanged := self.places.changed()):
             return exchanged
         others = any(kind.forward is not forward for kind, forward in self.forwards.items())
         for path, module, seen, _ in self.seen:
@@ -91,28 +94,40 @@ class Kept:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         modules = [(path, copy.deepcopy(m, memo), mode) for path, m, _, mode in self.seen]
-        return Kept(copy.deepcopy(self.model, memo), modules, self._edited(), self.reached.packed())
+        return Kept(
+            copy.deepcopy(self.model, memo), modules, self.tensors, self._edited(), self.reached.packed()
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         modules = [(path, m, mode) for path, m, _, mode in self.seen]
-        return Kept, (self.model, modules, self._edited(), self.reached.packed())
+        return Kept, (self.model, modules, self.tensors, self._edited(), self.reached.packed())
 
 
 class _Places:
-    """Which module stood at each place that the graph calls: it runs whatever stands there.
+    """What stood at each place that the graph names: it runs whatever stands there.
 
-    Those around them are opened, and of them nothing else is asked here; what closed ones hold they are asked about.
+    The modules around are opened, and of them nothing else is asked here; what closed ones hold they are asked about.
     """
 
-    def __init__(self, model: nn.Module, modules: dict[str, nn.Module]) -> None:
+    def __init__(self, model: nn.Module, modules: dict[str, nn.Module], tensors: Iterable[str]) -> None:
         called = [path for path in modules if path.rpartition(".")[0] not in modules]
-        paths = dict.fromkeys(p for path in called for p in (*ancestors(path), path) if p)
-        self.seen = [(model.get_submodule(p.rpartition(".")[0]), p, model.get_submodule(p)) for p in paths]
+        paths = dict.fromkeys(p for path in (*called, *tensors) for p in (*ancestors(path), path) if p)
+        split = [(p, *p.rpartition(".")[::2]) for p in paths if p not in tensors]
+        self.modules = [(model.get_submodule(at), name, p, model.get_submodule(p)) for p, at, name in split]
+        split = [(p, *p.rpartition(".")[::2]) for p in tensors]
+        self.tensors = [(m := model.get_submodule(at), name, p, _kind(m, name)) for p, at, name in split]
 
     def changed(self) -> str:
-        """The first place at which another module stands, as a clause."""
-        for holder, path, module in self.seen:
-            name = path.rpartition(".")[2]
+        """The first place at which something else stands, as a clause."""
+        for holder, name, path, module in self.modules:
             if holder._modules.get(name) is not module and getattr(holder, name, None) is not module:
                 return f"'{path}' is another module"
-        return ""
+        return next(
+            (f"'{p}' has another shape" for m, name, p, kind in self.tensors if _kind(m, name) != kind), ""
+        )
+
+
+def _kind(module: nn.Module, name: str) -> Any:
+    """What kind of tensor a module has by a name; one that it computes itself is none that is asked about."""
+    held = vars(module)
+    return kind_of_tensor(held["_parameters"].get(name, held["_buffers"].get(name)))
