@@ -47,7 +47,8 @@ def skip_rows(
     In training mode a branch ``f`` of ``x + f(x)`` runs on ``max(1, round((1 - rate) * rows))`` rows, drawn afresh in
     every forward without replacement; the others get zeros, and the kept ones are multiplied with rows by kept ones:
     ``x + where(kept, f(x) * rows / kept, 0)``, forward and backward, at the price of the kept rows. All that only
-    serves the branch is skipped with it, back to where its input also passes beside it. In eval mode nothing is.
+    serves the branch is skipped with it, back to where its input also passes beside it. In eval mode nothing is. A
+    hook on a module of a branch sees the kept rows.
 
     Args:
         model: a plain ``nn.Module``; it is not changed, and everything is shared with it.
@@ -136,7 +137,8 @@ def _required(model: nn.Module, held: Mapping[str, nn.Module]) -> Required:
     """That the modules of the branches are what they were when their rows were proved independent."""
     with unchanged(model, tensors=False):
         model.train()  # as it was proved
-        return Required(Kept(model, ((path, m, m.training) for path, m in held.items())), "skip_rows")
+        kept = Kept(model, ((path, m, m.training) for path, m in held.items()), hooks=False)
+    return Required(kept, "skip_rows")  # a hook sees the rows that the module is called with
 
 
 def _branches(

@@ -21,8 +21,13 @@ BATCH_NORMS: tuple[type[nn.Module], ...] = (nn.BatchNorm1d, nn.BatchNorm2d, nn.B
 
 def is_plain_norm(module: nn.Module) -> bool:
     """Whether calling a module is batch normalisation and nothing else."""
-    called = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-    return type(module) in BATCH_NORMS and not called
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return type(module) in BATCH_NORMS and not any(hooks) and "forward" not in vars(module)
 
 
 def pair(prefix: fx.Graph, norms: Collection[str]) -> fx.Graph:
@@ -98,7 +103,8 @@ def two_stream_batch_norm(norm: _BatchNorm, kept: Tensor, stopped: Tensor) -> tu
     """
     if not is_plain_norm(norm):
         raise SparseBackwardError(
-            f"a BatchNorm of the prefix became {an(norm)} or has hooks since the model was rewritten, "
+            f"a BatchNorm of the prefix {'has hooks' if type(norm) in BATCH_NORMS else f'became {an(norm)}'} since the "
+            "model was rewritten, "
             "which two streams would pass over: change the model before graphaug.rewrite, or use backward='dense'."
         )
     if not norm.training and norm.running_mean is not None:
@@ -130,12 +136,15 @@ def two_stream_batch_norm(norm: _BatchNorm, kept: Tensor, stopped: Tensor) -> tu
 
 def _update(norm: _BatchNorm, mean: Tensor, unbiased: Tensor) -> None:
     """What the whole batch would have done to the running statistics."""
-    if not norm.track_running_stats or norm.running_mean is None or norm.running_var is None:
+    if not norm.track_running_stats:
         return
-    assert norm.num_batches_tracked is not None
-    norm.num_batches_tracked.add_(1)
-    if norm.momentum is None:  # a cumulative average
-        factor = 1.0 / norm.num_batches_tracked.to(mean.dtype)
+    counted = norm.num_batches_tracked
+    if counted is not None:
+        counted.add_(1)
+    if norm.running_mean is None or norm.running_var is None:
+        return
+    if norm.momentum is None:  # a cumulative average; of batches that are not counted torch keeps none
+        factor = mean.new_zeros(()) if counted is None else 1.0 / counted.to(mean.dtype)
     else:
         factor = torch.full((), norm.momentum, dtype=mean.dtype, device=mean.device)
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), factor.to(norm.running_mean.dtype))

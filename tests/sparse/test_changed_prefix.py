@@ -196,6 +196,127 @@ def test_compiled_code_asks_as_well(first: bool) -> None:
     assert aug.plan.backward == "dense"
 
 
+def asks_for_mode(module: nn.Module, h: Tensor) -> Tensor:
+    return h if module.training else centre(h)
+
+
+def asks_what_is_trained(module: nn.Module, h: Tensor) -> Tensor:
+    return h if all(p.requires_grad for p in module.parameters()) else centre(h)
+
+
+class Asks(nn.Module):
+    """Lets its rows meet where something is there, or has another shape, or is in another mode."""
+
+    def __init__(self, asked: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.asked = nn.Linear(6, 6), asked
+        self.register_buffer("nothing", None)
+        self.register_parameter("scale", None)
+        self.register_buffer("rows", torch.zeros(0, 6))
+        self.prompts = nn.ParameterDict()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.asked(self, self.linear(x))
+
+
+def _if(asked: Callable[[Any], bool]) -> Callable[[Any, Tensor], Tensor]:
+    return lambda module, h: centre(h) if asked(module) else h
+
+
+ASKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, pytest.MonkeyPatch], Any]]] = {
+    "a buffer that was None": (_if(lambda m: m.nothing is not None), lambda m, _: setattr(m, "nothing", X[0])),
+    "a parameter that was None": (
+        _if(lambda m: m.scale is not None), lambda m, _: setattr(m, "scale", nn.Parameter(X[0]))
+    ),
+    "a bias that is None now": (_if(lambda m: m.linear.bias is None), lambda m, _: setattr(m.linear, "bias", None)),
+    "a buffer of another length": (_if(lambda m: len(m.rows) > 0), lambda m, _: setattr(m, "rows", X)),
+    "a buffer of other numbers": (
+        _if(lambda m: m.rows.dtype == torch.long), lambda m, _: setattr(m, "rows", m.rows.long())
+    ),
+    "one more parameter": (
+        _if(lambda m: len(m.prompts) > 0), lambda m, _: m.prompts.update({"a": nn.Parameter(X[0])})
+    ),
+    "a function that was not there": (
+        lambda m, h: getattr(m, "extra", same)(h), lambda m, _: setattr(m, "extra", centre)
+    ),
+    "a list that was not there": (_if(lambda m: hasattr(m, "extra")), lambda m, _: setattr(m, "extra", [])),
+    "a class attribute that was not there": (
+        _if(lambda m: getattr(m, "extra", False)), lambda m, patch: patch.setattr(Asks, "extra", True, raising=False)
+    ),
+    "a mode that a function asks for": (asks_for_mode, lambda m, _: m.eval()),
+    "what is trained, that a function asks for": (asks_what_is_trained, lambda m, _: m.linear.requires_grad_(False)),
+}  # fmt: skip
+
+
+@pytest.mark.few(5)
+@pytest.mark.parametrize(("asked", "change"), ASKED.values(), ids=ASKED)
+@pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
+def test_what_is_there_counts_and_of_what_kind(
+    asked: Callable[..., Any], change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(Asks(asked), nn.Linear(6, 6), nn.Linear(6, 3))
+    aug = ga.rewrite(model, "1", rate=0.0, stop_grad=True, example_inputs=X).train()
+    for _ in range(2):
+        aug(X)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    change(model[0], monkeypatch)
+    torch.testing.assert_close(aug(X), model(X))
+    assert aug.plan.backward == "dense"
+
+
+class Filled(nn.Module):
+    """Keeps a table the first time that it is called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not hasattr(self, "table"):
+            self.table = torch.linspace(0, 1, x.shape[1])
+        return self.linear(x) + self.table
+
+
+def test_a_table_that_is_filled_changes_nothing() -> None:
+    aug = ga.rewrite(
+        nn.Sequential(Filled(), nn.Linear(6, 6), nn.Linear(6, 3)), "1", stop_grad=True, example_inputs=X
+    ).train()
+    for _ in range(3):
+        aug(X)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+
+
+class Shifted(nn.Module):
+    """An opened forward that uses a buffer of its own before the cut."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.linear, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("shift", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.linear(self.first(x) + self.shift))
+
+
+@pytest.mark.parametrize("shape", [(6,), (8, 6), (8, 1, 6)])
+@pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
+def test_a_tensor_of_opened_code_may_have_another_shape(shape: tuple[int, ...]) -> None:
+    model: Any = Shifted()
+    aug = ga.rewrite(model, "linear", rate=0.0, stop_grad=True, example_inputs=X).train()
+    model.shift = torch.randn(shape)
+    torch.testing.assert_close(aug(X), model(X))
+    assert aug.plan.backward == ("sparse" if shape == (6,) else "dense")
+
+
+def test_a_model_that_lost_a_module_is_copied() -> None:
+    model: Any = Stages()
+    aug = ga.rewrite(model, "stages.2.norm", rate=0.0, stop_grad=True, example_inputs=X).train()
+    model.norm = None
+    for copied in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        with pytest.raises(ga.errors.AssumptionViolated, match="norm was removed"):
+            copied(X)
+
+
 @pytest.fixture
 def hook_on_all() -> Iterator[Callable[[], Any]]:
     handles: list[Any] = []

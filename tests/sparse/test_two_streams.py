@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -297,3 +298,34 @@ def test_what_fails_by_a_violated_assumption_says_so(norm: bool, backward: str, 
     assert aug(x).shape == (4, 4)
     with pytest.raises(RuntimeError, match="channels"):  # what has another reason keeps it
         aug(torch.randn(4, 2, 8, 8))
+
+
+@pytest.mark.parametrize(
+    "register",
+    [
+        lambda norm: norm.register_full_backward_hook(lambda *_: None),
+        lambda norm: norm.register_full_backward_pre_hook(lambda *_: None),
+        lambda norm: norm.register_forward_hook(lambda *_: None),
+    ],
+    ids=["backward", "backward, before", "forward"],
+)
+def test_a_hook_that_would_not_be_called_is_refused(register: Callable[[Any], Any]) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 3))
+    x = torch.randn(8, 6)
+    aug = ga.rewrite(model, "2", stop_grad=True, backward="sparse", example_inputs=x).train()
+    aug(x)
+    register(model[1])
+    with pytest.raises(SparseBackwardError, match="has hooks since the model was rewritten"):
+        aug(x)
+
+
+@pytest.mark.parametrize("gone", [("running_mean", "running_var"), ("num_batches_tracked",)])
+def test_statistics_that_are_not_kept_any_more(gone: tuple[str, ...]) -> None:
+    model = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.Linear(6, 6), nn.Linear(6, 3))
+    x, plain = torch.randn(8, 6), copy.deepcopy(model)
+    aug = ga.rewrite(model, "2", rate=0.0, stop_grad=True, backward="sparse", example_inputs=x).train()
+    for name in gone:
+        setattr(model[1], name, None)
+        setattr(plain[1], name, None)
+    torch.testing.assert_close(aug(x), plain(x))
+    torch.testing.assert_close(dict(model.named_buffers()), dict(plain.named_buffers()))

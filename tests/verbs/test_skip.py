@@ -361,3 +361,52 @@ def test_verify_finds_wrong_rows_and_wrong_values(monkeypatch: pytest.MonkeyPatc
 def test_the_example_of_the_docstring_runs() -> None:
     results = doctest.testmod(importlib.import_module("graphaug.skip"))
     assert (results.failed, results.attempted > 1) == (0, True)
+
+
+class Branch(nn.Module):
+    """A linear layer whose rows meet if it is told so."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.centred = nn.Linear(6, 6), False
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.linear(x)
+        return h - h.mean(0) if self.centred else h
+
+
+class OneBranch(nn.Module):
+    """A residual block and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.branch, self.head = Branch(), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x + self.branch(x))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: setattr(m.branch, "centred", True),
+        lambda m: setattr(m.branch, "linear", nn.BatchNorm1d(6)),
+        lambda m: setattr(m, "branch", nn.BatchNorm1d(6)),
+        lambda m: setattr(m.branch, "forward", m.branch.linear.forward),
+    ],
+    ids=["a switch", "a module inside", "the branch", "a method"],
+)
+@pytest.mark.parametrize("form", ["eager", "compiled", "a copy"])
+def test_a_branch_that_has_changed_is_no_longer_run(change: Callable[[Any], Any], form: str) -> None:
+    """Nothing is proved of it; and there is no form that skips nothing."""
+    torch._dynamo.reset()
+    skipped, x = ga.skip_rows(OneBranch(), "branch", example_inputs=torch.randn(8, 6)), torch.randn(8, 6)
+    skipped = copy.deepcopy(skipped) if form == "a copy" else skipped
+    run = torch.compile(skipped, fullgraph=True, backend="eager") if form == "compiled" else skipped
+    if form != "compiled":
+        run(x)
+    skipped.original.head = nn.Linear(6, 2)  # behind the branch
+    change(skipped.original)
+    with pytest.raises(Exception, match="since skip_rows, and of that nothing is proved"):
+        run(x)
+    skipped.eval()(x)

@@ -20,7 +20,8 @@ _PARTS = ("class", "forward", "attribute", "hook", "child", "parameter or buffer
 class ModuleSeen:
     """What a module was, and whether it is that still: quickly, for hundreds of modules in every step."""
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, asked: frozenset[str]) -> None:
+        self.absent = asked - vars(module).keys()  # of what code asks for by a string
         self.module, self.kind, self.described = module, type(module), _description(module)
         held = vars(module)
         plain = [key for key, _ in self.described[_PARTS.index("attribute")]]
@@ -52,10 +53,16 @@ class ModuleSeen:
         self.tensors = now
         return True
 
-    def changed(self) -> str:
-        """Which part has changed, or an empty string."""
+    def changed(self, *, hooks: bool) -> str:
+        """Which part has changed, or an empty string; hooks are one only if they count."""
+        held = vars(self.module)
+        if any(
+            not isinstance(held[name], Tensor) for name in self.absent & held.keys()
+        ):  # a tensor is a cache
+            return "attribute"
         now = _description(self.module)
-        return next((p for p, a, b in zip(_PARTS, now, self.described, strict=True) if a != b), "")
+        parts = zip(_PARTS, now, self.described, strict=True)
+        return next((p for p, a, b in parts if a != b and (hooks or p != "hook")), "")
 
 
 def _description(module: nn.Module) -> tuple[Any, ...]:

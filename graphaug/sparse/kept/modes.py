@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graphaug.capture.recording.relied.code_names import attributes_in
+from graphaug.capture.recording.kept.layouts import INSTALLED
+from graphaug.capture.recording.relied.code_names import attributes_in, names_in, strings_in
+
+_ASKED: frozenset[str] = frozenset({"training", "requires_grad"})
 
 
 def asks_for_mode(kind: type[nn.Module]) -> bool:
@@ -30,7 +34,7 @@ def _names(kind: type[nn.Module]) -> Iterator[tuple[bool, set[str]]]:
         for function in (f for f in vars(cls).values() if isinstance(f, types.FunctionType)):
             waiting, found = [function.__code__], set[str]()
             for code in waiting:  # grows on the way: functions inside of functions
-                found.update(code.co_names)
+                found.update(code.co_names, strings_in(code))
                 waiting.extend(c for c in code.co_consts if isinstance(c, types.CodeType))
             yield cls.__module__.partition(".")[0] == "torch", found
 
@@ -45,4 +49,21 @@ def asks_of_others(kind: type[nn.Module]) -> frozenset[str]:
             if isinstance(function, types.FunctionType):
                 itself = function.__code__.co_varnames[:1]
                 found |= {name for owner, name in attributes_in(function.__code__) if owner not in itself}
-    return frozenset(found & {"training", "requires_grad"})
+    return frozenset(found & _ASKED)
+
+
+def asked_by(functions: Iterable[types.FunctionType], kinds: Iterable[type]) -> frozenset[str]:
+    """Which of ``training`` and ``requires_grad`` plain functions of the user's read, of whatever module.
+
+    Args:
+        functions: all that the code of modules calls.
+        kinds: the classes of the modules, of whose own methods it is asked elsewhere.
+    """
+    methods = {id(f) for kind in kinds for cls in kind.__mro__ for f in vars(cls).values()}
+    plain = [f.__code__ for f in functions if id(f) not in methods and not is_of_a_library(f.__module__)]
+    return _ASKED & frozenset[str]().union(*(names_in(code) | strings_in(code) for code in plain))
+
+
+def is_of_a_library(module: str | None) -> bool:
+    """Whether a Python module lies where packages are installed."""
+    return INSTALLED in (getattr(sys.modules.get(module or ""), "__file__", None) or "")

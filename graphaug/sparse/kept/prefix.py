@@ -11,7 +11,7 @@ from torch import nn
 from graphaug.capture.recording.hooks import hooks_of_every_module
 from graphaug.select.model_structure import ancestors
 from graphaug.sparse.kept.described import ModuleSeen, kind_of_tensor
-from graphaug.sparse.kept.modes import asks_for_mode, asks_of_others
+from graphaug.sparse.kept.modes import asked_by, asks_for_mode, asks_of_others
 from graphaug.sparse.kept.reach import Packed, Reach
 
 
@@ -28,6 +28,7 @@ class Kept:
         plan: the plan of the model while it is run dense because something has changed, to be put back; else None.
         warned: whether that was said.
         modes: whether modes count; `graphaug.verify` puts the prefix in eval mode for a comparison.
+        hooks: whether hooks on its modules count.
     """
 
     def __init__(
@@ -37,27 +38,29 @@ class Kept:
         tensors: Iterable[str] = (),
         lost: str = "",
         packed: Iterable[Packed] | None = None,
+        hooks: bool = True,
     ) -> None:
-        self.lost, self.warned, self.modes = lost, False, True
+        self.lost, self.warned, self.modes, self.hooks = lost, False, True, hooks
         self.plan: Any = None
         modules = list(modules)
         self.model, self.tensors = model, tuple(tensors)
         self.places = _Places(model, {path: m for path, m, _ in modules}, self.tensors) if not lost else None
         unlike = {id(m): (path, m, training) for path, m, training in modules}
-        self.seen = [(path, m, ModuleSeen(m), training) for path, m, training in unlike.values()]
+        self.reached = Reach({path: m for path, m, _ in unlike.values()}, packed)
+        self.seen = [
+            (path, m, ModuleSeen(m, self.reached.strings), training) for path, m, training in unlike.values()
+        ]
         self.forwards = {type(m): type(m).forward for _, m, _ in unlike.values()}
         self.everywhere = hooks_of_every_module()
-        kinds = {type(m) for _, m, _ in unlike.values()}
-        others, itself = (
-            {kind: asks_of_others(kind) for kind in kinds},
-            {k for k in kinds if asks_for_mode(k)},
-        )
-        reading = [m for _, m, _ in unlike.values() if "requires_grad" in others[type(m)]]
+        everybody = [m for _, m, _ in unlike.values()]
+        others = {kind: asks_of_others(kind) for kind in self.forwards}
+        by_functions = asked_by(self.reached.functions, self.forwards)
+        reading = [m for m in everybody if "requires_grad" in others[type(m)] | by_functions]
         self.trained = list({p: p.requires_grad for m in reading for p in m.parameters()}.items())
-        reading = [m for _, m, _ in unlike.values() if "training" in others[type(m)]]
+        reading = [m for m in everybody if "training" in others[type(m)]]
         self.asked = {id(inner) for m in reading for inner in m.modules() if inner is not m}
-        self.asked.update(id(m) for _, m, _ in unlike.values() if type(m) in itself)
-        self.reached = Reach({path: m for path, m, _ in unlike.values()}, packed)
+        itself = {kind for kind in self.forwards if "training" in by_functions or asks_for_mode(kind)}
+        self.asked.update(id(m) for m in everybody if type(m) in itself)
 
     def changed(self) -> str:
         """What has changed, as a clause; an empty string if nothing has.
@@ -77,7 +80,7 @@ class Kept:
             return exchanged
         others = any(kind.forward is not forward for kind, forward in self.forwards.items())
         for path, module, seen, _ in self.seen:
-            if (others or not seen.is_as_it_was()) and (part := seen.changed()):
+            if (others or not seen.is_as_it_was()) and (part := seen.changed(hooks=self.hooks)):
                 return f"{type(module).__name__} '{path}' has another {part}"
         if hooks_of_every_module() != self.everywhere:
             return "a hook of every module was registered or removed"
@@ -100,7 +103,10 @@ class Kept:
 
     def __reduce__(self) -> tuple[Any, ...]:
         modules = [(path, m, mode) for path, m, _, mode in self.seen]
-        return Kept, (self.model, modules, self.tensors, self._edited(), self.reached.packed())
+        return Kept, (
+            *(self.model, modules, self.tensors),
+            *(self._edited(), self.reached.packed(), self.hooks),
+        )
 
 
 class _Places:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
-from graphaug.capture.recording.kept.layouts import INSTALLED
 from graphaug.capture.recording.relied.reach import found_again, reached_by
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.sparse.kept.modes import is_of_a_library
 
 Packed = tuple[str, int, tuple[Any, ...] | None]
 """What `Reached.packed` gives."""
@@ -26,11 +25,14 @@ class Reach:
     def __init__(self, modules: dict[str, nn.Module], packed: Iterable[Packed] | None) -> None:
         owner = nn.Module()  # no forward of its own: nothing but the modules is asked about
         owner._modules.update(modules)
+        found = reached_by(owner, modules)
+        self.strings, self.functions = found.strings, found.functions
         if packed is None:
-            found = reached_by(owner, modules)
             self.things = [thing for thing in found.things if _counts(thing, found.names)]
         else:
             self.things = list(found_again(packed, owner, modules))
+        own = {cls for m in modules.values() for cls in type(m).__mro__ if cls not in (nn.Module, object)}
+        self.classes = [(cls, len(vars(cls)), frozenset(vars(cls))) for cls in own]
         self.quick: list[tuple[Callable[[Any], Any], Any, Any, Reached]] = []
         self.slow: list[Reached] = []
         self.of_classes: dict[tuple[type, str], tuple[Any, Reached]] = {}
@@ -62,6 +64,9 @@ class Reach:
                 for thing in things:
                     if not _holds(thing):
                         return f"{thing.name} has changed"
+        for cls, count, names in self.classes:  # what was asked for by a string and was not there
+            if len(vars(cls)) != count and (new := (vars(cls).keys() - names) & self.strings):
+                return f"{cls.__name__} has {min(new)} now"
         return next((f"{thing.name} has changed" for thing in self.slow if not _holds(thing)), "")
 
     def packed(self) -> list[Packed]:
@@ -76,13 +81,9 @@ def _counts(thing: Reached, names: frozenset[str]) -> bool:
     forward, as when a model is saved. Defaults are changed by code alone.
     """
     of_an_object = thing.kind in ("attribute", "method") and not isinstance(thing.holder, nn.Module)
-    if of_an_object and (thing.key not in names or _is_of_a_library(type(thing.holder))):
+    if of_an_object and (thing.key not in names or is_of_a_library(type(thing.holder).__module__)):
         return False
     return "a default of " not in thing.name and (thing.within is None or _counts(thing.within, names))
-
-
-def _is_of_a_library(kind: type) -> bool:
-    return INSTALLED in (getattr(sys.modules.get(kind.__module__), "__file__", None) or "")
 
 
 def _holds(thing: Reached) -> bool:

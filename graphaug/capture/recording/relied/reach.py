@@ -38,12 +38,16 @@ class InReach:
         by_type: whether their code may tell a dict from one that stands for it.
         unwatched: names of what is too large to be compared in every call, with what it was reached through.
         names: the names of attributes and globals in their code.
+        strings: those that it asks for by a string, `getattr(self, "gain", 1.0)`.
+        functions: their functions and methods, and what these call.
     """
 
     things: list[Reached]
     by_type: bool
     unwatched: list[tuple[str, Reached | None]] = field(default_factory=list)
     names: frozenset[str] = frozenset()
+    strings: frozenset[str] = frozenset()
+    functions: tuple[types.FunctionType, ...] = ()
 
 
 def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
@@ -55,8 +59,10 @@ def reached_by(model: nn.Module, opened: Iterable[str]) -> InReach:
     """
     walk = _Walk(model, {"", *opened})
     by_type = any(_asks_for_type(f.__code__) for f in walk.with_helpers())
-    names = frozenset(walk._names | walk._strings)
-    return InReach(walk.holdings.found, by_type, walk.holdings.unwatched, names)
+    names, strings = frozenset(walk._names | walk._strings), frozenset(walk._strings)
+    return InReach(
+        walk.holdings.found, by_type, walk.holdings.unwatched, names, strings, tuple(walk.functions)
+    )
 
 
 def found_again(
