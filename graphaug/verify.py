@@ -29,6 +29,7 @@ from graphaug.errors import (
 )
 from graphaug.proof.equivalence import same
 from graphaug.proof.on_a_batch.closed_forms import probe
+from graphaug.proof.on_a_batch.frozen import check_frozen
 from graphaug.proof.on_a_batch.outputs import by_how_much
 from graphaug.proof.on_a_batch.redraws import redraw
 from graphaug.proof.on_a_batch.skipped import check_skipped
@@ -66,7 +67,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
        the same values and gradients.
     3. In training mode, its output and all gradients equal those of the original model with plain
        forward hooks that apply the same draws; no gradient of stopped rows passes the cut.
-    4. Frozen parameters receive no gradient.
+    4. Frozen parameters receive no gradient, and nothing else in the frozen region does.
     5. With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
     Of what `graphaug.skip_rows` made it proves 1, that every branch kept as many rows as its rate says, each once, and
@@ -123,6 +124,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         if aug.plan.purpose == "skip_rows":
             aug.train()
             return Verification((*claims, *check_skipped(aug, model, call, tolerance, _seed)))
+        check_frozen(aug)
         aug.train()
         with aug.dense():
             for target, augmentation in aug.augmentations.items():

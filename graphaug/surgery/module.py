@@ -97,10 +97,10 @@ class AugmentedModule(fx.GraphModule):
         self.training = mode
         for module in self._parts.added.values():
             module.train(mode)
-        freeze = self._parts.plan.freeze
-        if freeze is not None and self._keeps_statistics:
-            for path in freeze.modules:
-                self.get_submodule(path).eval()
+        frozen = self._parts.frozen
+        if frozen is not None and self._keeps_statistics:
+            for norm in frozen.norms(self._parts.model):
+                norm.eval()
 
     def _later(self) -> dict[str, nn.Module]:
         """Children that were added to the rewritten model itself."""
@@ -142,10 +142,11 @@ class AugmentedModule(fx.GraphModule):
 
     @property
     def plan(self) -> Plan:
-        """What was done to the model and why; its text also has the numbers of sites that were set since."""
+        """What was done to the model and why; its text also has what was set, or is trained in a frozen part, since."""
         plan: Plan = self._parts.plan
         sites = self.augmentations.items()
-        return plan.at_present({t: a.numbers() for t, a in sites if isinstance(a, Augmentation)})
+        numbers = {t: a.numbers() for t, a in sites if isinstance(a, Augmentation)}
+        return plan.at_present(numbers, self._parts.trained_in_frozen())
 
     @property
     def original(self) -> nn.Module:

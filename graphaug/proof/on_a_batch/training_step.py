@@ -14,6 +14,7 @@ from graphaug.augment.site import Augmentation
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
+from graphaug.proof.on_a_batch.frozen import said_of_frozen
 from graphaug.proof.on_a_batch.hook_oracle import NoDropout, following, hooked, quieten, recorder
 from graphaug.proof.on_a_batch.outputs import distance, loss_of
 from graphaug.proof.on_a_batch.own_draws import OwnDraws
@@ -32,7 +33,7 @@ def against_hooks(
     ``plain`` calls the original: with the batch as often as there are views.
 
     Raises:
-        VerificationError: an output or a gradient differs, stopped rows pass one, or a frozen parameter is trainable.
+        VerificationError: an output or a gradient differs, or stopped rows pass one.
     """
     how = "training mode"
     apart = aug.plan.backward == "sparse" or aug.plan.asked.views > 1
@@ -52,12 +53,7 @@ def against_hooks(
         yield f"{values} from elsewhere (masks, positions) keep the tokens that each row keeps, picked row by row"
 
     _check_stopped(aug, step.reaching, step.draws)
-    if aug.plan.freeze is not None:
-        parameters = dict(model.named_parameters())
-        still = [n for n in aug.plan.freeze.parameters if parameters[n].requires_grad]
-        if still:
-            raise VerificationError(f"frozen parameters are trainable: {', '.join(still[:5])}.")
-        yield f"{len(aug.plan.freeze.parameters)} frozen parameters receive no gradient"
+    yield from said_of_frozen(aug)
 
 
 @dataclass
