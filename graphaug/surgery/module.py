@@ -20,7 +20,7 @@ from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
 from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
 from graphaug.surgery.rewritten.forward import compiled, forward_of, not_scriptable
 from graphaug.surgery.rewritten.overrides import take_over
-from graphaug.surgery.rewritten.packing import pack_parts, unpack_parts
+from graphaug.surgery.rewritten.packing import packed, rebuilt, shared
 from graphaug.surgery.rewritten.parts import Parts
 
 # The registries of the root that the rewritten model and the user's model have in common.
@@ -276,24 +276,16 @@ class AugmentedModule(fx.GraphModule):
 
     __prepare_scriptable__ = not_scriptable
 
+    def __copy__(self) -> AugmentedModule:
+        return shared(AugmentedModule, self)  # type: ignore[no-any-return]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AugmentedModule:
-        return _rebuild(copy.deepcopy(_packed(self), memo))
+        return rebuilt(AugmentedModule, copy.deepcopy(packed(self), memo))  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (_packed(self),)
+        return rebuilt, (AugmentedModule, packed(self))
 
-
-def _packed(aug: AugmentedModule) -> dict[str, Any]:
-    set_later = {k: v for k, v in aug.__dict__.items() if k not in aug._own}
-    return {"parts": pack_parts(aug._parts), "extra": set_later, "later": aug._later()}
-
-
-def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
-    parts = unpack_parts(packed["parts"])
-    modes = {m: m.training for m in [*parts.model.modules(), *parts.added.values()]}
-    aug = AugmentedModule(parts)
-    aug.__dict__.update(packed["extra"])
-    aug._modules.update(packed["later"])
-    for module, mode in modes.items():
-        module.training = mode
-    return aug
+    def _replicate_for_data_parallel(self) -> fx.GraphModule:
+        replica = fx.GraphModule.__copy__(self)  # whose parameters are set apart from the model's
+        object.__setattr__(replica, "_is_replica", True)
+        return replica
