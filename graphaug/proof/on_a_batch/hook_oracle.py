@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -205,16 +205,23 @@ def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module
     return record
 
 
-def quieten(aug: AugmentedModule, model: nn.Module) -> None:
+def asking_for_mode(aug: AugmentedModule) -> Collection[int]:
+    """The modules of a sparse step's prefix, by their ids, that may compute something else in eval mode."""
+    kept = getattr(aug._parts.split, "kept", None)
+    return () if kept is None else kept.asked
+
+
+def quieten(aug: AugmentedModule, model: nn.Module, awake: Collection[int] = ()) -> None:
     """Eval mode for every closed module, so that nothing but the augmentation is random or sees the batch.
 
-    A flag that opened code reads stays as it was read: it decides what that code does, and the graph relies on it.
+    A flag that opened code reads stays as it was read: it decides what that code does, and the graph relies on it. So
+    does the mode of modules whose ids are in ``awake``: training.
     """
     opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
     facts = (fact for fact in aug._parts.facts.get(True, ()) if isinstance(fact, Fact))
     read = {model.get_submodule(fact.path): fact.expected for fact in facts if fact.name == "training"}
     for module in model.modules():
-        module.training = read.get(module, module in opened)
+        module.training = read.get(module, module in opened or id(module) in awake)
         if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
             _give_statistics(module, model)
     kept = getattr(aug._parts.split, "kept", None)
