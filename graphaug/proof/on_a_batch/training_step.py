@@ -1,4 +1,4 @@
-"""One training step of a rewritten model, against forward hooks on the original, and what it leaves below its cuts."""
+"""One training step of a rewritten model, against forward hooks on the original."""
 
 from __future__ import annotations
 
