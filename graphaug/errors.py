@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 
 class GraphaugError(Exception):
@@ -156,6 +156,11 @@ def an(value: object) -> str:
         return "None"
     name = value.__name__ if isinstance(value, type) else type(value).__name__
     return f"{'an' if _VOWEL.match(name.lstrip('_')) else 'a'} {name}"
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """Return names as text, the first few of many: "a, b, c, d, e …"."""
+    return ", ".join(names[:limit]) + (" …" if len(names) > limit else "")
 
 
 def several(count: int, noun: str) -> str:

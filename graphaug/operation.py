@@ -33,6 +33,7 @@ from graphaug.surgery.place import fresh_names, place, place_eval
 from graphaug.surgery.plan import Asked, Plan, Request
 from graphaug.surgery.planned import notes_of, notes_of_rows, planned_sites
 from graphaug.surgery.requests import augmentation_of, take_turns
+from graphaug.surgery.rewritten.frozen import FrozenRegion
 from graphaug.surgery.rewritten.parts import Parts, constants_module
 
 
@@ -126,6 +127,7 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
         plan,
         choice.split,
         facts=relied_on(made.captured, made.eval_captured),
+        frozen=FrozenRegion.of(made.graph, made.frozen, structure.model),
     )
     parts.runs_original = True
     parts.writes_into_inputs = writes_into_inputs(made.eval_graph or made.graph)

@@ -178,9 +178,8 @@ def rewrite(
         for module, flag in flags:  # frozen norms went to eval mode
             module.training = flag
         return aug.plan
-    if aug.plan.freeze is not None:
-        for name in aug.plan.freeze.parameters:
-            model.get_parameter(name).requires_grad_(False)
+    if aug._parts.frozen is not None:
+        aug._parts.frozen.freeze()
     return aug
 
 
@@ -192,7 +191,8 @@ def strip(aug: nn.Module) -> nn.Module:
         aug: a model made by `rewrite`.
 
     Returns:
-        The very model that was rewritten, with its trained weights; what ``freeze`` froze is trainable again.
+        The very model that was rewritten, with its trained weights; what ``freeze`` froze and is still there is
+        trainable again.
 
     Raises:
         NotRewritten: ``aug`` was not made by `rewrite`.
@@ -206,8 +206,7 @@ def strip(aug: nn.Module) -> nn.Module:
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"strip takes what graphaug.rewrite returned, not {an(aug)}.{unwrap_hint(aug)}")
     model = aug.original
-    if aug.plan.freeze is not None:
-        for name in aug.plan.freeze.parameters:
-            model.get_parameter(name).requires_grad_(True)
+    if aug._parts.frozen is not None:
+        aug._parts.frozen.thaw()
     model.train(aug.training)
     return model

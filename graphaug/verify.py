@@ -28,12 +28,15 @@ from graphaug.errors import (
     in_a_line,
 )
 from graphaug.proof.equivalence import same
+from graphaug.proof.on_a_batch.below import acting, nothing_below
 from graphaug.proof.on_a_batch.closed_forms import probe
+from graphaug.proof.on_a_batch.frozen import check_frozen
 from graphaug.proof.on_a_batch.outputs import by_how_much
 from graphaug.proof.on_a_batch.redraws import redraw
 from graphaug.proof.on_a_batch.skipped import check_skipped
 from graphaug.proof.on_a_batch.tapped import check_tapped
-from graphaug.proof.on_a_batch.training_step import acting, against_hooks, nothing_below
+from graphaug.proof.on_a_batch.training_step import against_hooks
+from graphaug.sparse.kept.lost import is_still_proved
 from graphaug.surgery.called.views import repeated
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.unwrap import unwrap_hint
@@ -66,7 +69,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
        the same values and gradients.
     3. In training mode, its output and all gradients equal those of the original model with plain
        forward hooks that apply the same draws; no gradient of stopped rows passes the cut.
-    4. Frozen parameters receive no gradient.
+    4. Frozen parameters receive no gradient, and nothing else in the frozen region does.
     5. With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
     Of what `graphaug.skip_rows` made it proves 1, that every branch kept as many rows as its rate says, each once, and
@@ -123,7 +126,9 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         if aug.plan.purpose == "skip_rows":
             aug.train()
             return Verification((*claims, *check_skipped(aug, model, call, tolerance, _seed)))
+        check_frozen(aug)
         aug.train()
+        _ask_for_plan(aug)
         with aug.dense():
             for target, augmentation in aug.augmentations.items():
                 with acting(augmentation):
@@ -225,3 +230,11 @@ def _untouched(aug: AugmentedModule, model: nn.Module) -> Iterator[None]:
             kept = getattr(aug._parts.split, "kept", None)
             if kept is not None:  # a comparison of a sparse step put its prefix in eval mode
                 kept.modes = True
+            if aug.training:
+                _ask_for_plan(aug)
+
+
+def _ask_for_plan(aug: AugmentedModule) -> None:
+    """Let the plan say which backward a training step has now, sparse or not, as such a step does."""
+    if getattr(aug._parts.split, "kept", None) is not None:
+        is_still_proved(aug._parts)

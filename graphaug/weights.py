@@ -12,7 +12,7 @@ from graphaug.arguments import checked_names
 from graphaug.augment.transform import Domain
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.errors import InvalidOption
+from graphaug.errors import AssumptionViolated, InvalidOption, listed
 from graphaug.proof.marked import mark
 from graphaug.select.resolve import At, resolve
 from graphaug.sites import structure_of
@@ -53,11 +53,21 @@ class PerturbedWeights(nn.Module):
         self.eta.fill_(_ETA.check("eta", eta))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the model, with moved weights if it is in training mode."""
+        """Call the model, with moved weights if it is in training mode.
+
+        Raises:
+            AssumptionViolated: a parameter that is to be moved is no longer there.
+        """
         model: nn.Module = self.__dict__["model"]
         if not model.training:
             return model(*args, **kwargs)
         own = dict(model.named_parameters())
+        if gone := [name for name in self.names if name not in own]:
+            raise AssumptionViolated(
+                f"{listed(gone)}, to be moved by graphaug.perturb_weights, {'are' if len(gone) > 1 else 'is'} no "
+                "parameter of the model any more: exchanged, parametrized or removed since. Call "
+                "graphaug.perturb_weights again, on the model as it is now."
+            )
         moved = {name: own[name] + self._noise(own[name]) for name in self.names}
         return torch.func.functional_call(model, moved, args, kwargs)
 

@@ -10,6 +10,12 @@ from torch import Tensor
 
 from graphaug.errors import BatchError
 
+NOTHING_YET = "nothing has been drawn: call the model in training mode first."
+INSIDE = (
+    "what was drawn last is not kept: that forward ran inside of a transform of torch.func (grad, jvp, vmap, …), whose "
+    "tensors do not outlive it. Read aug.drawn after a forward outside of one."
+)
+
 
 @dataclass(frozen=True)
 class Drawn:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.choices import check_choice, check_probability
-from graphaug.augment.drawn import Drawn, detached
+from graphaug.augment.drawn import INSIDE, NOTHING_YET, Drawn, detached
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.shapes import finest
 from graphaug.augment.structures import on_first
@@ -60,7 +60,7 @@ class Augmentation(nn.Module):
         self.place = place
         self.copies = 2  # the views of a sample, each a batch behind the other; `rewrite` knows of more
         Augmentation.check_subset(self, self._subset)
-        self._drawn: tuple[Tensor, Tensor | None, Any] | None = None
+        self._drawn: tuple[Tensor, Tensor | None, Any] | str = NOTHING_YET
         self._given: Context = PLAIN
         self.turns: Turns | None = None
         self.number = 0
@@ -155,30 +155,29 @@ class Augmentation(nn.Module):
     def __dir__(self) -> list[str]:
         """The names of its attributes; torch.jit reads whatever is listed, and ``drawn`` may not be there yet."""
         names: list[str] = super().__dir__()  # type: ignore[no-untyped-call]
-        return [name for name in names if name != "drawn" or self._drawn is not None]
+        return [name for name in names if name != "drawn" or not isinstance(self._drawn, str)]
 
     @property
     def drawn(self) -> Drawn:
         """What the last forward in training mode drew.
 
         Raises:
-            BatchError: there was none.
+            BatchError: there was none, or it was one inside of a transform of torch.func.
         """
-        if self._drawn is None:
-            raise BatchError("nothing has been drawn: call the model in training mode first.")
+        if isinstance(self._drawn, str):
+            raise BatchError(self._drawn)
         return Drawn(*self._drawn)
 
     def remember(self, rows: Tensor, index: Tensor | None = None, draws: Any = None) -> None:
         """Keep what was drawn; an attribute that no forward reads, so that it compiles and guards nothing."""
         if torch.compiler.is_exporting():
             return
-        if not torch.compiler.is_compiling() and is_functorch_wrapper(rows):
-            return  # under vmap it is no tensor that outlives the call
-        self._drawn = (rows, index, detached(draws))
+        inside = not torch.compiler.is_compiling() and is_functorch_wrapper(rows)
+        self._drawn = INSIDE if inside else (rows, index, detached(draws))
 
     def forget(self) -> None:
         """As if nothing had been drawn."""
-        self._drawn = None
+        self._drawn = NOTHING_YET
 
     @property
     def context(self) -> Context:
@@ -197,7 +196,7 @@ class Augmentation(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_drawn": None, "_given": PLAIN}
+        return {**self.__dict__, "_drawn": NOTHING_YET, "_given": PLAIN}
 
     # --- rows ---------------------------------------------------------------------------------
 

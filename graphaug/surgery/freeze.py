@@ -70,6 +70,11 @@ def _statistics(nodes: Collection[fx.Node], model: nn.Module) -> Sequence[str]:
         if node.op == "call_module" and not node.meta.get("augmentation"):
             root = str(node.target)
             for name, module in model.get_submodule(root).named_modules():
-                if hasattr(module, "running_mean") and hasattr(module, "track_running_stats"):
+                if keeps_statistics(module):
                     paths[f"{root}.{name}" if name else root] = None
     return list(paths)
+
+
+def keeps_statistics(module: nn.Module) -> bool:
+    """Whether a module is a BatchNorm or of its kin, which keep statistics of the batches."""
+    return hasattr(module, "running_mean") and hasattr(module, "track_running_stats")

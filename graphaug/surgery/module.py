@@ -20,7 +20,7 @@ from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
 from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
 from graphaug.surgery.rewritten.forward import compiled, forward_of, not_scriptable
 from graphaug.surgery.rewritten.overrides import take_over
-from graphaug.surgery.rewritten.packing import pack_parts, unpack_parts
+from graphaug.surgery.rewritten.packing import packed, rebuilt, shared
 from graphaug.surgery.rewritten.parts import Parts
 
 # The registries of the root that the rewritten model and the user's model have in common.
@@ -97,10 +97,10 @@ class AugmentedModule(fx.GraphModule):
         self.training = mode
         for module in self._parts.added.values():
             module.train(mode)
-        freeze = self._parts.plan.freeze
-        if freeze is not None and self._keeps_statistics:
-            for path in freeze.modules:
-                self.get_submodule(path).eval()
+        frozen = self._parts.frozen
+        if frozen is not None and self._keeps_statistics:
+            for norm in frozen.norms(self._parts.model):
+                norm.eval()
 
     def _later(self) -> dict[str, nn.Module]:
         """Children that were added to the rewritten model itself."""
@@ -142,10 +142,11 @@ class AugmentedModule(fx.GraphModule):
 
     @property
     def plan(self) -> Plan:
-        """What was done to the model and why; its text also has the numbers of sites that were set since."""
+        """What was done to the model and why; its text also has what was set, or is trained in a frozen part, since."""
         plan: Plan = self._parts.plan
         sites = self.augmentations.items()
-        return plan.at_present({t: a.numbers() for t, a in sites if isinstance(a, Augmentation)})
+        numbers = {t: a.numbers() for t, a in sites if isinstance(a, Augmentation)}
+        return plan.at_present(numbers, self._parts.trained_in_frozen())
 
     @property
     def original(self) -> nn.Module:
@@ -195,7 +196,8 @@ class AugmentedModule(fx.GraphModule):
     def drawn(self) -> Mapping[str, Drawn]:
         """What every site drew in the last forward in training mode, compiled or not: ``aug.drawn["layer4"].rows``.
 
-        Looked up when it is read: `SiteNotFound` for another site, `BatchError` before the first forward.
+        Looked up when it is read: `SiteNotFound` for another site, `BatchError` before the first forward, and after
+        one inside of a transform of ``torch.func``.
         """
         return BySite(self._by_site, lambda augmentation: augmentation.drawn)
 
@@ -275,24 +277,16 @@ class AugmentedModule(fx.GraphModule):
 
     __prepare_scriptable__ = not_scriptable
 
+    def __copy__(self) -> AugmentedModule:
+        return shared(AugmentedModule, self)  # type: ignore[no-any-return]
+
     def __deepcopy__(self, memo: dict[int, Any]) -> AugmentedModule:
-        return _rebuild(copy.deepcopy(_packed(self), memo))
+        return rebuilt(AugmentedModule, copy.deepcopy(packed(self), memo))  # type: ignore[no-any-return]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (_packed(self),)
+        return rebuilt, (AugmentedModule, packed(self))
 
-
-def _packed(aug: AugmentedModule) -> dict[str, Any]:
-    set_later = {k: v for k, v in aug.__dict__.items() if k not in aug._own}
-    return {"parts": pack_parts(aug._parts), "extra": set_later, "later": aug._later()}
-
-
-def _rebuild(packed: dict[str, Any]) -> AugmentedModule:
-    parts = unpack_parts(packed["parts"])
-    modes = {m: m.training for m in [*parts.model.modules(), *parts.added.values()]}
-    aug = AugmentedModule(parts)
-    aug.__dict__.update(packed["extra"])
-    aug._modules.update(packed["later"])
-    for module, mode in modes.items():
-        module.training = mode
-    return aug
+    def _replicate_for_data_parallel(self) -> fx.GraphModule:
+        replica = fx.GraphModule.__copy__(self)  # whose parameters are set apart from the model's
+        object.__setattr__(replica, "_is_replica", True)
+        return replica

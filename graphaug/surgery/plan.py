@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from graphaug.augment.transform import Transform
 from graphaug.augment.transforms.files import from_plain, to_plain
 from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption, several
+from graphaug.errors import InvalidOption, listed, several
 from graphaug.surgery.freeze import Frozen
 
 FORMAT = 1
@@ -93,7 +93,8 @@ class Plan:
     """What was done to a model and why; ``print`` it.
 
     It stays what was asked for: its file, and a rewrite by it, have the numbers of the rewrite. Where some were set
-    later, as by `AugmentedModule.set_rate`, the text of ``aug.plan`` has the present ones beside them.
+    later, as by `AugmentedModule.set_rate`, the text of ``aug.plan`` has the present ones beside them, and the
+    names of what is trained since in a frozen region.
 
     Attributes:
         model: class name of the model.
@@ -129,22 +130,25 @@ class Plan:
     asked: Asked = field(default_factory=Asked)
     purpose: str = "rewrite"
     _present: ClassVar[Mapping[Target, Mapping[str, float]]] = {}  # of a plan by itself nothing was set
+    _trained: ClassVar[Sequence[str]] = ()
 
-    def at_present(self, numbers: Mapping[Target, Mapping[str, float]]) -> Plan:
-        """The same plan, equal to it and the same in a file, whose text has the numbers that are others now.
+    def at_present(self, numbers: Mapping[Target, Mapping[str, float]], trained: Sequence[str] = ()) -> Plan:
+        """The same plan, equal to it and the same in a file, whose text has what is otherwise now.
 
         Args:
             numbers: site -> the present numbers of its augmentation.
+            trained: names of parameters in the frozen region that are trained.
         """
         changed = {}
         for request in (site.request for site in self.sites):
             now = numbers.get(request.target, {})
             if differ := {name: v for name, v in now.items() if v != request.numbers().get(name, v)}:
                 changed[request.target] = differ
-        if not changed:
+        if not changed and not trained:
             return self
         found = dataclasses.replace(self)
         object.__setattr__(found, "_present", changed)  # it is no field
+        object.__setattr__(found, "_trained", trained)
         return found
 
     def to_json(self) -> str:
@@ -214,6 +218,8 @@ class Plan:
         if self.freeze is not None:
             where = "up to and including the cut" if self.freeze.side == "before" else "behind the cut"
             rows.append(("freeze", f"{several(len(self.freeze.parameters), 'parameter')} {where}"))
+            if self._trained:
+                rows.append(("", f"now trained there: {listed(self._trained)}"))
             if self.freeze.modules:
                 rows.append(
                     ("", f"running statistics of {several(len(self.freeze.modules), 'module')} are kept")

@@ -6,6 +6,7 @@ import copy
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -229,6 +230,19 @@ def test_eval_mode_is_the_model_and_strip_gives_it_back(case: Case) -> None:
     with pytest.raises(BatchError, match="nothing has been drawn"):
         _ = aug.drawn["blocks.1"].rows
     assert ga.strip(aug.train()) is net
+
+
+@pytest.mark.parametrize("within", [torch.func.grad, partial(torch.func.vmap, randomness="different")])
+def test_what_was_drawn_inside_a_transform_of_torch_func_is_not_told(within: Any) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    aug = ga.rewrite(net, "0", rate=0.5, example_inputs=torch.ones(3, 4)).train()
+    aug(torch.ones(3, 4))
+    assert aug.drawn["0"].rows.shape == (3,)
+    within(lambda x: aug(x).sum())(torch.ones(3, 4) if within is torch.func.grad else torch.ones(2, 3, 4))
+    with pytest.raises(BatchError, match=r"ran inside of a transform of torch\.func"):
+        _ = aug.drawn["0"].rows
+    aug(torch.ones(5, 4))
+    assert aug.drawn["0"].rows.shape == (5,)
 
 
 @every

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
 from graphaug import DeepAugment
-from graphaug.errors import CaptureError, NotRewritten, VerificationError
+from graphaug.errors import CaptureError, NotRewritten, SparseBackwardLost, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -458,3 +458,47 @@ def test_a_value_at_a_site_keeps_its_order_in_memory_in_which_dropout_behind_it_
     model, x = nn.Sequential(nn.Linear(8, 8), layer, nn.Linear(8, 2)), torch.randn(4, 3, 8)
     aug = ga.rewrite(model, at="1.self_attn", allow_bypass=True, stop_grad=True, example_inputs=x)
     assert len(ga.verify(aug, x).claims) >= 3
+
+
+class AsksForMode(nn.Module):
+    """Leaves rows apart in training mode, and mixes them in eval mode."""
+
+    def forward(self, h: Tensor) -> Tensor:
+        return h if self.training else h - h.mean(0)
+
+
+def told_apart() -> tuple[nn.Sequential, ga.AugmentedModule]:
+    model = nn.Sequential(
+        nn.Sequential(nn.Linear(4, 8), AsksForMode(), nn.Dropout(0.2)), nn.Linear(8, 8), nn.Linear(8, 2)
+    )
+    aug = ga.rewrite(model, "1", rate=0.5, stop_grad=True, example_inputs=features(8)).train()
+    assert aug.plan.backward == "sparse"
+    return model, aug
+
+
+def test_a_module_that_mixes_rows_in_eval_mode_alone_is_compared_in_training_mode() -> None:
+    claims = ga.verify(told_apart()[1], features(8)).claims
+    assert any(c.startswith("training mode (sparse; ") and "do not ask for their mode" in c for c in claims)
+
+
+def test_a_changed_prefix_is_verified_as_the_dense_step_that_it_is() -> None:
+    model, aug = told_apart()
+    was, model[0][0] = model[0][0], nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    with pytest.warns(SparseBackwardLost):
+        claims = ga.verify(aug, features(8)).claims
+    assert any(c.startswith("training mode: output and") for c in claims)
+    assert aug.plan.backward == "dense"
+    model[0][0] = was
+    assert any(c.startswith("training mode (sparse; ") for c in ga.verify(aug, features(8)).claims)
+    assert aug.plan.backward == "sparse"
+
+
+def test_a_plan_is_after_verify_as_after_a_step() -> None:
+    model, aug = told_apart()
+    model[0][1].eval()
+    with pytest.warns(SparseBackwardLost):
+        aug(features(8))
+    for _ in range(2):
+        assert aug.plan.backward == "dense"
+        ga.verify(aug, features(8))
+        assert not model[0][1].training

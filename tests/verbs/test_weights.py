@@ -11,7 +11,7 @@ from networks import ConvNet, TextNet
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import InvalidOption, SiteNotFound, UnsupportedModel
+from graphaug.errors import AssumptionViolated, InvalidOption, SiteNotFound, UnsupportedModel
 
 TOKENS = torch.randint(20, (5, 6), generator=torch.Generator().manual_seed(0))
 
@@ -90,3 +90,15 @@ def test_what_moves_nothing_is_refused() -> None:
         ga.perturb_weights("ConvNet")
     with pytest.raises(SiteNotFound, match="layer9"):
         ga.perturb_weights(ConvNet(), "layer9")
+
+
+def test_a_parameter_that_became_another_is_named() -> None:
+    model = TextNet()
+    moved = ga.perturb_weights(model, "blocks.0", 0.3, example_inputs=TOKENS)
+    nn.utils.parametrizations.weight_norm(model.blocks[0].out)
+    with pytest.raises(
+        AssumptionViolated, match=r"blocks\.0\.out\.weight, to be moved .*perturb_weights again"
+    ):
+        moved(TOKENS)
+    again = ga.perturb_weights(model, "blocks.0", 0.3, example_inputs=TOKENS)
+    assert again(TOKENS).isfinite().all()

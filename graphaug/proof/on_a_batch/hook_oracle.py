@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Collection, Iterator, MutableMapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.target import Target
 from graphaug.proof.equivalence import with_forwards
 from graphaug.proof.on_a_batch.outputs import first_tensor
+from graphaug.proof.on_a_batch.places import set_apart
 from graphaug.proof.on_a_batch.recorded import Aside, Recorded, again
 from graphaug.surgery.called.tokens import followed
 from graphaug.surgery.called.views import multiplied, repeated
@@ -73,23 +74,25 @@ def hooked(
             yield
         return
     handles = [
-        _hook(model, site, draws[target], replay)
+        _hook(model, site, draws[target], replay, aug._parts.training_graph)
         for site, target in zip(aug.plan.sites, targets, strict=True)
     ]
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
+        for handle in reversed(handles):
+            handle.close()
 
 
-def _hook(model: nn.Module, site: PlannedSite, draws: list[Recorded], replay: Replay) -> Any:
+def _hook(
+    model: nn.Module, site: PlannedSite, draws: list[Recorded], replay: Replay, graph: fx.Graph
+) -> contextlib.ExitStack:
     target = site.request.target
 
     def change(value: Any) -> Any:  # a sparse step without rows to stop draws none
         return _at(value, site.entry, lambda v: replay(v, target)) if draws else value
 
-    return hook_at(model, target, change)
+    return hook_at(model, target, change, graph)
 
 
 def _at(value: Any, entry: tuple[int | str, ...], change: Callable[[Any], Any]) -> Any:
@@ -113,16 +116,20 @@ def _at(value: Any, entry: tuple[int | str, ...], change: Callable[[Any], Any]) 
     return changed
 
 
-def hook_at(model: nn.Module, target: Target, change: Callable[[Any], Any]) -> Any:
-    """Register a forward hook that changes the value at a module; returns its handle."""
+def hook_at(
+    model: nn.Module, target: Target, change: Callable[[Any], Any], graph: fx.Graph
+) -> contextlib.ExitStack:
+    """Register a forward hook that changes the value at a module; close what is returned to take it out.
+
+    It acts at that place alone, also where the module was put at another place that the ``graph`` calls.
+    """
     counter = itertools.count()
 
     def replace(value: Any) -> Any:
         return change(value) if next(counter) == (target.call or 0) else value
 
-    module = model.get_submodule(target.path)
-    if target.side == "after":
-        return module.register_forward_hook(lambda _, args, out: replace(out))
+    module, taken_out = model.get_submodule(target.path), contextlib.ExitStack()
+    taken_out.callback(set_apart(model, target.path, graph))
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args:
@@ -130,7 +137,12 @@ def hook_at(model: nn.Module, target: Target, change: Callable[[Any], Any]) -> A
         first = next(k for k, v in kwargs.items() if isinstance(v, Tensor))
         return args, {**kwargs, first: replace(kwargs[first])}
 
-    return module.register_forward_pre_hook(before, with_kwargs=True)
+    if target.side == "after":
+        handle = module.register_forward_hook(lambda _, args, out: replace(out))
+    else:
+        handle = module.register_forward_pre_hook(before, with_kwargs=True)
+    taken_out.callback(handle.remove)
+    return taken_out
 
 
 @contextlib.contextmanager
@@ -205,16 +217,23 @@ def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module
     return record
 
 
-def quieten(aug: AugmentedModule, model: nn.Module) -> None:
+def asking_for_mode(aug: AugmentedModule) -> Collection[int]:
+    """The modules of a sparse step's prefix, by their ids, that may compute something else in eval mode."""
+    kept = getattr(aug._parts.split, "kept", None)
+    return () if kept is None else kept.asked
+
+
+def quieten(aug: AugmentedModule, model: nn.Module, awake: Collection[int] = ()) -> None:
     """Eval mode for every closed module, so that nothing but the augmentation is random or sees the batch.
 
-    A flag that opened code reads stays as it was read: it decides what that code does, and the graph relies on it.
+    A flag that opened code reads stays as it was read: it decides what that code does, and the graph relies on it. So
+    does the mode of modules whose ids are in ``awake``: training.
     """
     opened = {model, *(model.get_submodule(path) for path in aug.plan.opened)}
     facts = (fact for fact in aug._parts.facts.get(True, ()) if isinstance(fact, Fact))
     read = {model.get_submodule(fact.path): fact.expected for fact in facts if fact.name == "training"}
     for module in model.modules():
-        module.training = read.get(module, module in opened)
+        module.training = read.get(module, module in opened or id(module) in awake)
         if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
             _give_statistics(module, model)
     kept = getattr(aug._parts.split, "kept", None)

@@ -140,12 +140,11 @@ def _masked(
     def masked(name: str, value: Any) -> Any:
         return on_first(value, functools.partial(mask, name))
 
-    handles = [hook_at(model, target, functools.partial(masked, name)) for name, target in targets.items()]
-    try:
+    graph = aug._parts.training_graph
+    with contextlib.ExitStack() as hooks:
+        for name, target in targets.items():
+            hooks.push(hook_at(model, target, functools.partial(masked, name), graph))
         yield "forward hooks that mask the branches of all rows"
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class _AllRows(Interpreter):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -72,12 +73,11 @@ def _seen(aug: AugmentedModule, model: nn.Module, named: Mapping[Target, str], c
 
         return change
 
-    handles = [hook_at(model, t, keep(t, aug._parts.added.get(name))) for t, name in named.items()]
-    try:
+    graph, added = aug._parts.training_graph, aug._parts.added
+    with contextlib.ExitStack() as hooks:
+        for target, name in named.items():
+            hooks.push(hook_at(model, target, keep(target, added.get(name)), graph))
         call(model)
-    finally:
-        for handle in handles:
-            handle.remove()
     missing = next((t for t in named if str(t) not in seen), None)
     if missing is not None:
         raise VerificationError(

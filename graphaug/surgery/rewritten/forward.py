@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import types
+import warnings
 from typing import Any
 
 import torch
@@ -13,7 +14,8 @@ from torch import fx, nn
 from graphaug.augment.rows import tell
 from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature
-from graphaug.errors import AssumptionViolated, UnsupportedModel
+from graphaug.capture.user_code import users_level
+from graphaug.errors import AssumptionViolated, UnsupportedModel, listed
 from graphaug.surgery.rewritten.aliases import speakable
 from graphaug.surgery.rewritten.parts import Parts, once_compiled
 from graphaug.torch_private import function_from_source
@@ -89,11 +91,33 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         tell(parts.added.values(), values)
         for fact in parts.facts.get(aug.training, ()):
             fact.check(parts.model)
+        if aug.training and parts.frozen is not None:
+            (_SAY_WHEN_COMPILED(parts.number) if torch.compiler.is_compiling() else _say_if_trained(parts))
         if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
             raise AssumptionViolated(changed)
     if aug.training:
         return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)
     return aug._forward_eval(**values)
+
+
+def _say_if_trained(parts: Parts) -> bool:
+    """Warn, once of the same, of parameters that are trained in what is to be frozen; return whether there are any."""
+    trained = parts.trained_in_frozen()
+    if trained and (said := f"trained: {trained}") not in parts.warned:
+        parts.warned.add(said)
+        frozen = parts.plan.freeze
+        warnings.warn(
+            f"{listed(trained)} {'are' if len(trained) > 1 else 'is'} trained in the region that was frozen by "
+            f"freeze={None if frozen is None else frozen.side!r}: put there, or made trainable, since. Set "
+            "requires_grad to False, or rewrite again, graphaug.rewrite(graphaug.strip(aug), ...), which freezes "
+            "what is there then.",
+            UserWarning,
+            stacklevel=users_level(),
+        )
+    return bool(trained)
+
+
+_SAY_WHEN_COMPILED = once_compiled(_say_if_trained)
 
 
 def _changed(parts: Parts, training: bool) -> str:

@@ -1,4 +1,4 @@
-"""What of a rewritten model is copied and pickled: its parts, with graphs as plain rows.
+"""What of a rewritten model is copied and pickled: its parts, with graphs as plain rows, and what was set on it later.
 
 Rows do without the objects that a node points to.
 """
@@ -6,7 +6,7 @@ Rows do without the objects that a node points to.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 from torch import fx
 
@@ -91,3 +91,43 @@ def _with_graphs(parts: Parts, change: Any) -> Parts:
         split=None if parts.split is None else parts.split.with_graphs(change),
         warned=set(),
     )
+
+
+def packed(aug: Any) -> dict[str, Any]:
+    """A rewritten model as what can be copied and pickled."""
+    return {"parts": pack_parts(aug._parts), **_set_later(aug)}
+
+
+def rebuilt(cls: Any, packed: dict[str, Any]) -> Any:
+    """The rewritten model, of class ``cls``, that `packed` packed."""
+    parts = unpack_parts(packed["parts"])
+    return _made(cls, parts, packed, parts.model.training)
+
+
+def shared(cls: Any, aug: Any) -> Any:
+    """Another rewritten model of class ``cls`` with the same model and augmentations, as a shallow copy is one."""
+    parts = _with_graphs(aug._parts, lambda graph: unpack_graph(pack_graph(graph)))
+    kept = getattr(parts.split, "kept", None)
+    if kept is not None:  # it notes for one plan what has changed; what it compares with is the same
+        own = object.__new__(type(kept))
+        own.__dict__.update(kept.__dict__)
+        changed: Any = replace(cast(Any, parts.split), kept=own)
+        parts.split = changed
+    return _made(cls, parts, _set_later(aug), aug.training)
+
+
+def _set_later(aug: Any) -> dict[str, Any]:
+    extra = {k: v for k, v in aug.__dict__.items() if k not in aug._own}
+    return {"extra": extra, "later": aug._later()}
+
+
+def _made(cls: Any, parts: Parts, later: dict[str, Any], training: bool) -> Any:
+    """A rewritten model of parts and what was set later; no module's mode is changed by that."""
+    modes = {m: m.training for m in [*parts.model.modules(), *parts.added.values()]}
+    aug = cls(parts)
+    aug.__dict__.update(later["extra"])
+    aug._modules.update(later["later"])
+    for module, mode in modes.items():
+        module.training = mode
+    aug.training = training
+    return aug

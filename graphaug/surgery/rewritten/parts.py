@@ -16,6 +16,7 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.target import Target
 from graphaug.surgery.plan import Plan
+from graphaug.surgery.rewritten.frozen import FrozenRegion
 from graphaug.torch_private import as_eager
 
 Answer = TypeVar("Answer")
@@ -62,11 +63,17 @@ class Parts:
     """The dimension of samples of every leaf of an input, None where it has none or none is known."""
     targets: Mapping[str, Target] = field(default_factory=dict)
     """What was named to a verb whose plan has no sites, by the names of the modules there."""
+    frozen: FrozenRegion | None = None
+    """What a freeze acts on, as it is now."""
     number: int = field(default_factory=_NUMBERS.__next__, init=False)
     """By which compiled code names it; no two of a process have one."""
 
     def __post_init__(self) -> None:
         _PARTS[self.number] = self
+
+    def trained_in_frozen(self) -> list[str]:
+        """The names of parameters that are trained in what is to be frozen: they came there, or were thawed, since."""
+        return [] if self.frozen is None else self.frozen.trainable(self.model)
 
 
 def once_compiled(question: Callable[[Parts], Answer]) -> Callable[[int], Answer]:
