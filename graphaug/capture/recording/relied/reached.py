@@ -57,9 +57,9 @@ class Reached:
 
     Attributes:
         name: as the code spells it, for messages: "cfg['p']".
-        kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure,
-            "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of a dict,
-            all of a large dict as a "table", the "numbers" or "bytes" of an array as a whole.
+        kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, "variable" of a
+            closure, "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of
+            a dict, all of a large dict as a "table", the "numbers" or "bytes" of an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -97,7 +97,7 @@ class Reached:
         """
         if self.within is not None and not self.within.is_read(reads):
             return False
-        if self.kind not in ("attribute", "method") or self.key == "forward":
+        if self.kind not in ("attribute", "method", "property"):
             return True
         if isinstance(self.holder, nn.Module):
             return (id(self.holder), self.key) in reads
@@ -144,6 +144,8 @@ class Reached:
             if torch.compiler.is_compiling():
                 return getattr(type(self.holder), self.key)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
+        if self.kind == "property":
+            return getattr(type(self.holder), self.key, GONE)
         if self.kind == "item":
             if self.told:
                 return self.holder.get(self.key, GONE)
