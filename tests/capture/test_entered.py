@@ -207,3 +207,20 @@ def test_a_child_whose_forward_is_not_run_may_have_another():
     aug = ga.rewrite(Through(), "last", rate=0.5, example_inputs=torch.randn(4, 4)).train()
     aug.original.body.forward = torch.tanh
     aug(torch.randn(3, 4))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "what", ["body.features", "the list body.factors", "hidden[0].1.training", "hidden[0]._modules"]
+)
+def test_compiled_code_notices_as_well(what):
+    torch._dynamo.reset()
+    aug = ga.rewrite(Through(), "last", rate=0.5, example_inputs=torch.randn(4, 4)).train()
+    fast, x = torch.compile(aug, fullgraph=True, backend="eager"), torch.randn(3, 4)
+    fast(x).sum().backward()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        fast(x)
+    CHANGES[what](aug.original)
+    with pytest.raises(Exception, match=r"Observed exception|Call rewrite again"):
+        fast(x)
+    torch._dynamo.reset()

@@ -14,6 +14,7 @@ from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import (
     attributes_in,
     globals_in,
+    gone_through_in,
     imports_in,
     names_in,
     strings_in,
@@ -44,6 +45,8 @@ class Called:
         self.names: set[str] = {"forward"}
         self.strings: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
+        self._through: set[str] = set()
+        self._filled: set[str] = set()
         self._seen: set[int] = set()
         self._modules: dict[int, nn.Module] = {}
         self._closed = list(entered.values())
@@ -76,8 +79,16 @@ class Called:
                 self.names |= names_in(function.__code__)
                 self.strings |= strings_in(function.__code__)
                 self.pairs |= attributes_in(function.__code__)
+                through, filled = gone_through_in(function.__code__)
+                self._through |= through
+                self._filled |= filled
             self._find(new)
         return found
+
+    @property
+    def whole(self) -> set[str]:
+        """Names of containers that their code goes through and does not fill."""
+        return self._through - self._filled
 
     def _find(self, new: list[types.FunctionType]) -> None:
         by_name = {name for _, name in self.pairs} | BY_OPERATORS  # "forward" is not, unless code says it

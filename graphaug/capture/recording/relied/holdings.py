@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextvars
 import enum
@@ -9,7 +10,9 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -42,6 +45,7 @@ class Holdings:
         pairs: each with the name of what it is read off.
         method: what to do about a method of an object that code may call.
         module: what to do about a module, with the name that it is reached by; None to leave modules alone.
+        whole: names of containers that code goes through and does not fill.
 
     Attributes:
         found: all that was noted.
@@ -55,8 +59,10 @@ class Holdings:
         pairs: set[tuple[str, str]],
         method: Callable[[type, str], None],
         module: Callable[[str, nn.Module], None] | None = None,
+        whole: AbstractSet[str] = frozenset(),
     ) -> None:
         self.names, self.asked, self.pairs, self._method, self._module = names, asked, pairs, method, module
+        self.whole = whole
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()
@@ -113,6 +119,12 @@ class Holdings:
             self._entries(name, value, within, depth)
             if type(value) not in DICTS:
                 self._object(name, value, within, depth)
+        elif isinstance(value, types.MappingProxyType):
+            self._entries(name, value, within, depth)
+        elif isinstance(value, weakref.ref):
+            self.inside(name, value(), within, depth)
+        elif isinstance(value, (bytearray, array.array)):
+            self._buffer(name, value, within)
         elif isinstance(value, (set, frozenset)):
             self.add(f"the set {name}", "members", value, None, set(value), within)
         elif type(value) in _SEQUENCES:
@@ -144,12 +156,22 @@ class Holdings:
 
     def _array(self, name: str, value: np.ndarray[Any, Any], within: Reached | None) -> None:
         if value.dtype == object:
+            objects = value.ravel().tolist()
+            if len(objects) <= _MOST:
+                self.add(f"the objects in {name}", "numbers", value, None, Array(objects), within)
+                self._items(name, objects, within, DEPTH)
             return
         if value.size <= _MOST:
             numbers = Array(value.ravel().tolist())
             self.add(f"the numbers in {name}", "numbers", value, None, numbers, within)
         elif value.nbytes <= _MOST_AS_A_WHOLE:
             self.add(f"the numbers in {name}", "bytes", value, None, value.tobytes(), within)
+        else:
+            self.unwatched.append((name, within))
+
+    def _buffer(self, name: str, value: Any, within: Reached | None) -> None:
+        if len(value) <= _MOST_AS_A_WHOLE:
+            self.add(f"the numbers in {name}", "bytes", value, None, bytes(value), within)
         else:
             self.unwatched.append((name, within))
 
@@ -165,15 +187,18 @@ class Holdings:
         for i, entry in enumerate(value):
             self.inside(f"{name}[{i}]", entry, within, depth - 1)
 
-    def _entries(self, name: str, value: dict[Any, Any], within: Reached | None, depth: int) -> None:
+    def _entries(self, name: str, value: Mapping[Any, Any], within: Reached | None, depth: int) -> None:
         if len(value) > _MOST_AS_A_WHOLE:
             self.unwatched.append((name, within))
             return
         if len(value) > _MOST:
             self.add(f"the table {name}", "table", value, None, dict(value), within)
             return
-        entries = list(dict.items(value))
-        if not any(isinstance(v, Tensor) for _, v in entries):  # else it may be a cache, which grows
+        entries = list(dict.items(value) if isinstance(value, dict) else value.items())
+        own_name = name.rpartition(".")[2].strip("'").rpartition("'")[2]
+        if own_name in self.whole or not any(
+            isinstance(v, Tensor) for _, v in entries
+        ):  # else a cache, which grows
             self.add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
         for key, entry in entries:
             self.reach(f"{name}[{key!r}]", "item", value, key, entry, within, depth)

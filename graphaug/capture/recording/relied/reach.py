@@ -9,6 +9,7 @@ import logging
 import os
 import types
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.called import Called, content, global_names, modules_of
 from graphaug.capture.recording.relied.classes import is_foreign
-from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
+from graphaug.capture.recording.relied.code_names import asked_globals_in, attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.holdings import Holdings
 from graphaug.capture.recording.relied.reached import CHANGED, GONE, Reached, reader
@@ -109,22 +110,23 @@ class _Walk:
             names = called.names | called.strings
             of_module = None if enters is None else self._unregistered
             self._noted: set[int] = set()
-            self.holdings = Holdings(names, called.strings, called.pairs, called.of_object, of_module)
+            self.holdings = Holdings(
+                names, called.strings, called.pairs, called.of_object, of_module, called.whole
+            )
             for path, m in (*self._modules.items(), *self._closed.items()):
-                self._attributes(path, m)
+                of_keys = {"_keys"} if isinstance(m, nn.ParameterDict) else set()
+                self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
             for function in list(called.functions):
                 if not is_foreign(function.__module__):
                     self._variables(function)
+            if enters is not None and names & _BY_COMPUTED_NAMES:  # which of them were read is seen
+                for path, m in (*self._modules.items(), *self._closed.items()):
+                    self._attributes(path, m, vars(m).keys() - _OF_EVERY_MODULE)
 
     # --- what they read -------------------------------------------------------------------------
 
-    def _attributes(self, path: str, m: nn.Module) -> None:
-        names = self.called.names | self.called.strings
-        if self._enters is not None and names & _BY_COMPUTED_NAMES:  # which were read is seen
-            names = vars(m).keys() - _OF_EVERY_MODULE
-        if isinstance(m, nn.ParameterDict):
-            names = names | {"_keys"}
+    def _attributes(self, path: str, m: nn.Module, names: AbstractSet[str]) -> None:
         for name in sorted(names & vars(m).keys()):
             value = vars(m)[name]
             if (
@@ -183,6 +185,9 @@ class _Walk:
             of_a_library = function in self.called.of_objects and isinstance(value, _CODE)
             if not of_a_library and not isinstance(value, types.ModuleType):
                 self.holdings.reach(f"the global {variable!r}", "item", scope, variable, value)
+        if "globals" in names:
+            for missing in sorted(asked_globals_in(function.__code__) - scope.keys()):
+                self.holdings.reach(f"the global {missing!r}", "item", scope, missing, GONE)
         for variable, module in modules_of(function).items():
             held = vars(module)
             for name in sorted(names & held.keys()):

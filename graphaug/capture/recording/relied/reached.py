@@ -95,15 +95,12 @@ class Reached:
             reads: the attributes that were seen to be read, with the ids of their objects; of modules and of objects of
                 the user's classes every read is seen.
         """
-        if self.within is not None and not self.within.is_read(reads):
-            return False
-        if self.kind not in ("attribute", "method", "property"):
-            return True
-        if isinstance(self.holder, nn.Module):
-            return (id(self.holder), self.key) in reads
-        if not can_be_watched(self.holder):
-            return True
-        return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
+        if self.kind in ("attribute", "method", "property"):
+            if isinstance(self.holder, nn.Module):
+                return (id(self.holder), self.key) in reads
+            if can_be_watched(self.holder):
+                return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
+        return self.within is None or self.within.is_read(reads)
 
     def check(self, model: nn.Module) -> None:
         """Raise unless it is what it was.
@@ -161,7 +158,7 @@ class Reached:
         if self.kind == "table":
             return self.holder
         if self.kind == "bytes":
-            return self.holder.tobytes()
+            return self.holder.tobytes() if isinstance(self.holder, np.ndarray) else bytes(self.holder)
         if self.kind == "variable":
             return self.holder()
         if self.kind == "keys":
