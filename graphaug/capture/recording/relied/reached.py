@@ -66,6 +66,7 @@ class Reached:
         within: what it was reached through, if that can be left unread.
         told: whether torch's compiler can tell what was there from something else. Seen before it compiles: torch 2.11
             cannot ask whether a logger is an instance of something.
+        in_parts: how it can tell so nevertheless: by the "entries" of a tuple, the "identity" of a partial function.
         number: which of the things with its name it is.
     """
 
@@ -76,6 +77,7 @@ class Reached:
     expected: Any
     within: Reached | None = None
     told: bool = field(init=False)
+    in_parts: str = field(init=False, default="")
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +89,11 @@ class Reached:
         if self.kind == "context":
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
+        if not unseen and self.kind in ("attribute", "item"):
+            kinds = ((tuple, "entries"), (functools.partial, "identity"))
+            object.__setattr__(
+                self, "in_parts", next((p for k, p in kinds if isinstance(self.expected, k)), "")
+            )
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
         """Whether code may have read it.
@@ -120,7 +127,7 @@ class Reached:
         if self.expected is CHANGED:
             return False
         if torch.compiler.is_compiling() and not self.told:
-            return True
+            return not self.in_parts or self._holds_in_parts()
         if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
             return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
@@ -134,17 +141,26 @@ class Reached:
             )
         return now == self.expected if self.kind in ("keys", "members", "bytes") else _is(now, self.expected)
 
+    def _holds_in_parts(self) -> bool:
+        now, before = self._now(), self.expected
+        if self.in_parts == "identity":
+            return id(now) == id(before)
+        same = type(now) is type(before) and len(now) == len(before)
+        return same and all(a == b for a, b in zip(now, before, strict=True) if is_plain(b))
+
     def _now(self) -> Any:
         if self.kind == "attribute":
             return getattr(self.holder, self.key, GONE)
         if self.kind == "method":
             if torch.compiler.is_compiling():
-                return getattr(type(self.holder), self.key)
+                getattr(self.holder, self.key)  # so that one of the object's own makes it compile anew
+                of_class = getattr(type(self.holder), self.key)
+                return getattr(of_class, "__func__", of_class)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
         if self.kind == "property":
             return getattr(type(self.holder), self.key, GONE)
         if self.kind == "item":
-            if self.told:
+            if self.told or self.in_parts:
                 return self.holder.get(self.key, GONE)
             return (
                 dict.get(self.holder, self.key, GONE)
