@@ -127,3 +127,34 @@ def test_a_table_may_be_filled():
         model.bounded[n] = torch.zeros(n)
         model.kept[str(n)] = torch.zeros(n)
     aug(torch.randn(3, 4))
+
+
+class ByDict(nn.Module):
+    """Reads one attribute out of ``__dict__``, or goes through all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(4, 4)
+        self.gains, self.history = [1.0], []
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.first(x) * self.__dict__["gains"][0] * getattr(self, "gain", 1.0)
+
+
+class AllOfDict(ByDict):
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        for name, value in self.__dict__.items():
+            h = h * value[0] if name.startswith("gain") else h
+        return h
+
+
+@pytest.mark.parametrize("kind", [ByDict, AllOfDict])
+def test_what_is_read_out_of_the_dict_of_a_module(kind):
+    aug = ga.rewrite(kind(), "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
+    if kind is ByDict:
+        aug.original.history.append(1)
+    aug(torch.randn(3, 4))
+    aug.original.gains[0] = 3.0
+    with pytest.raises(AssumptionViolated, match="gains"):
+        aug(torch.randn(3, 4))

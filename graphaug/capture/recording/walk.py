@@ -86,13 +86,20 @@ class Walk:
     @property
     def reached(self) -> list[Reached]:
         """What opened code may have read beside them."""
-        return read_of(self.in_reach, self.model, self.opened, self.attributes.reads)
+        return read_of(self.in_reach, self.model, self.opened, self._reads)
 
     @property
     def unwatched(self) -> list[str]:
         """What it may have read that is too large to be compared in every call."""
         found = self.in_reach.unwatched
-        return [name for name, within in found if within is None or within.is_read(self.attributes.reads)]
+        return [name for name, within in found if within is None or within.is_read(self._reads)]
+
+    @property
+    def _reads(self) -> set[tuple[int, str]]:
+        """What opened code read, of a ``__dict__`` all that its code names, and all where it went through one."""
+        names, by_dict = self.in_reach.names, self.attributes.by_dict
+        whole = self.in_reach.goes_through_attributes
+        return self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -221,7 +228,7 @@ class Walk:
         self.hooked.setdefault(path, [True, True])[which] &= called  # of several calls each has to call them
 
     def _held(self) -> Iterator[Relied]:
-        reads = self.attributes.reads
+        reads = self.attributes.reads | self.attributes.by_dict
         entered = {self.ledger.paths.get(m, "") for m in self.in_reach.beside if is_entered(m, reads)}
         yield from self.registered.facts(self.opened | entered, reads)
         for path, (before, behind) in self.hooked.items():

@@ -35,6 +35,7 @@ class Called:
     Attributes:
         functions: all that were found, in order.
         names, strings, pairs: what their code reads; see `code_names`.
+        through, filled: names of containers that their code goes through, and that it fills.
         of_objects: functions that packages reach from plain objects.
         classes, entered: the classes of the modules that are opened, and of those that may be entered.
     """
@@ -45,8 +46,8 @@ class Called:
         self.names: set[str] = {"forward"}
         self.strings: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
-        self._through: set[str] = set()
-        self._filled: set[str] = set()
+        self.through: set[str] = set()
+        self.filled: set[str] = set()
         self._seen: set[int] = set()
         self._modules: dict[int, nn.Module] = {}
         self._closed = list(entered.values())
@@ -80,15 +81,15 @@ class Called:
                 self.strings |= strings_in(function.__code__)
                 self.pairs |= attributes_in(function.__code__)
                 through, filled = gone_through_in(function.__code__)
-                self._through |= through
-                self._filled |= filled
+                self.through |= through
+                self.filled |= filled
             self._find(new)
         return found
 
     @property
     def whole(self) -> set[str]:
         """Names of containers that their code goes through and does not fill."""
-        return self._through - self._filled
+        return self.through - self.filled
 
     def _find(self, new: list[types.FunctionType]) -> None:
         by_name = {name for _, name in self.pairs} | BY_OPERATORS  # "forward" is not, unless code says it

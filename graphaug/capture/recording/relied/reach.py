@@ -33,6 +33,7 @@ class InReach:
         unwatched: names of what is too large to be compared in every call, with what it was reached through.
         names: the names of attributes and globals in their code.
         beside: modules that were asked about in ``enters``.
+        goes_through_attributes: whether their code may read all that ``vars(self)`` holds.
     """
 
     things: list[Reached]
@@ -40,6 +41,7 @@ class InReach:
     unwatched: list[tuple[str, Reached | None]] = field(default_factory=list)
     names: frozenset[str] = frozenset()
     beside: tuple[nn.Module, ...] = ()
+    goes_through_attributes: bool = False
 
 
 def reached_by(
@@ -56,7 +58,9 @@ def reached_by(
     walk = _Walk(model, {"", *opened}, enters)
     by_type = any(_asks_for_type(f.__code__) for f in walk.called.with_helpers())
     names = frozenset(walk.called.names | walk.called.strings)
-    return InReach(walk.holdings.found, by_type, walk.holdings.unwatched, names, tuple(walk.beside.values()))
+    found, unwatched = walk.holdings.found, walk.holdings.unwatched
+    whole = "vars" in names or "__dict__" in walk.called.through
+    return InReach(found, by_type, unwatched, names, tuple(walk.beside.values()), whole)
 
 
 def found_again(
@@ -153,10 +157,10 @@ class _Walk:
 
     def _unregistered(self, name: str, module: nn.Module) -> None:
         """A module that no other has registered, in a list or a global: a graph holds it as it is, tensors and all."""
-        for path, m in module.named_modules():
-            if id(m) in self._registered or id(m) in self._noted:
-                continue
-            self._noted.add(id(m))
+        skipped = self._registered | self._noted
+        new = {path: m for path, m in module.named_modules() if id(m) not in skipped}
+        self._noted |= {id(m) for m in new.values()}  # each by its own path
+        for path, m in new.items():
             self.beside[id(m)] = m
             if self._enters is not None and self._enters(m):
                 self.called.add(m)
@@ -165,11 +169,9 @@ class _Walk:
             for key in sorted(held.keys() - _OF_EVERY_MODULE | {"training", "_modules"}):
                 self.holdings.reach(f"{where}.{key}", "attribute", m, key, held[key])
             self._of_classes(where, m)
-            for key in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
-                hooks = Reached(where, "attribute", m, key, None)
-                self.holdings.add(
-                    f"the hooks of {where}", "keys", vars(m)[key], None, list(vars(m)[key]), hooks
-                )
+            hooks = [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks]
+            asked = Reached(where, "attribute", m, "_forward_hooks", None)
+            self.holdings.add(f"the hooks of {where}", "hooks", m, None, hooks, asked)
 
     def _variables(self, function: types.FunctionType) -> None:
         where, names = function.__name__, names_in(function.__code__)

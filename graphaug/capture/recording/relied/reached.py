@@ -59,7 +59,8 @@ class Reached:
         name: as the code spells it, for messages: "cfg['p']".
         kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, "variable" of a
             closure, "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of
-            a dict, all of a large dict as a "table", the "numbers" or "bytes" of an array as a whole.
+            a dict, the "hooks" of a module, all of a large dict as a "table", the "numbers" or "bytes" of an array as a
+            whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -78,6 +79,7 @@ class Reached:
     within: Reached | None = None
     told: bool = field(init=False)
     in_parts: str = field(init=False, default="")
+    _look: Any = field(init=False, default=None)
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -94,6 +96,8 @@ class Reached:
             object.__setattr__(
                 self, "in_parts", next((p for k, p in kinds if isinstance(self.expected, k)), "")
             )
+
+        object.__setattr__(self, "_look", _look_up(self.kind, self.holder, self.key, self.expected))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
         """Whether code may have read it.
@@ -115,10 +119,13 @@ class Reached:
         Raises:
             AssumptionViolated: it was changed since.
         """
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._look is not None and self._look(self.key) is self.expected:
+            return  # by far the most of all checks
         if self.holds():
             return
         what = f"before {self.name} was changed"
-        if not torch.compiler.is_compiling() and is_plain(self.expected) and is_plain(now := self._now()):
+        if not compiling and is_plain(self.expected) and is_plain(now := self._now()):
             what = f"for {self.name} == {self.expected!r}, and now it is {now!r}"
         raise AssumptionViolated(f"this model was captured {what}. Call rewrite again.")
 
@@ -139,7 +146,11 @@ class Reached:
                 and all(map(operator.is_, now, self.expected))
                 and all(map(operator.is_, now.values(), self.expected.values()))
             )
-        return now == self.expected if self.kind in ("keys", "members", "bytes") else _is(now, self.expected)
+        return (
+            now == self.expected
+            if self.kind in ("keys", "members", "bytes", "hooks")
+            else _is(now, self.expected)
+        )
 
     def _holds_in_parts(self) -> bool:
         now, before = self._now(), self.expected
@@ -167,6 +178,9 @@ class Reached:
                 if isinstance(self.holder, dict)
                 else self.holder.get(self.key, GONE)
             )
+        if self.kind == "hooks":
+            m = self.holder
+            return [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks]
         if self.kind == "context":
             return self.holder.get() if torch.compiler.is_compiling() else self.holder.get(GONE)
         if self.kind == "members":
@@ -191,6 +205,22 @@ class Reached:
         if is_plain(self.expected) or self.expected is GONE:
             return self.name, self.number, (self.expected,)
         return self.name, self.number, () if self.holds() else None
+
+
+def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
+    """A function that gives what a dict has at a key, where that is all there is to ask; else None."""
+    if kind == "item" and type(holder) is dict:
+        return holder.get
+    held = [getattr(holder, "__dict__", {})]
+    if isinstance(holder, nn.Module):
+        held += [holder._parameters, holder._buffers, holder._modules]
+    if kind == "method":
+        own = getattr(holder, "__dict__", {})
+        return lambda name: GONE if name in own else getattr(type(holder), name, GONE)
+    of_object = kind == "attribute" and not isinstance(holder, type)
+    there = (d for d in held if type(d) is dict and d.get(key, GONE) is expected)
+    found = next(there, None) if of_object and expected is not GONE and expected is not None else None
+    return None if found is None else found.get
 
 
 def _is(a: Any, b: Any) -> bool:
