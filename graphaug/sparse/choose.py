@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
+from graphaug.capture.names import CONSTANTS
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
@@ -166,7 +167,8 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         model.train()  # as it was proved
         # two streams look at their norms themselves, in every step
         prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
-        tensors = [str(n.target) for n in before(cut) if n.op == "get_attr"]
+        read = (str(n.target) for n in before(cut) if n.op == "get_attr")
+        tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
         kept = Kept(model, ((path, m, m.training) for path, m in prefix), tensors)
     found = dataclasses.replace(found, least=proof.least, kept=kept)
     if not norms:

@@ -308,6 +308,22 @@ def test_a_tensor_of_opened_code_may_have_another_shape(shape: tuple[int, ...]) 
     assert aug.plan.backward == ("sparse" if shape == (6,) else "dense")
 
 
+SCALE = torch.linspace(0.5, 1.0, 6)
+
+
+class Scaled(Shifted):
+    """An opened forward that uses a tensor of no module."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * SCALE)
+
+
+def test_a_tensor_of_no_module_is_none_of_the_prefix() -> None:
+    aug = ga.rewrite(Scaled(), "linear", rate=0.0, stop_grad=True, example_inputs=X).train()
+    torch.testing.assert_close(aug(X), aug.original(X))
+    assert aug.plan.backward == "sparse", aug.plan.reason
+
+
 def test_a_model_that_lost_a_module_is_copied() -> None:
     model: Any = Stages()
     aug = ga.rewrite(model, "stages.2.norm", rate=0.0, stop_grad=True, example_inputs=X).train()

@@ -25,8 +25,9 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
-from graphaug.capture.recording.relied.reach import reached_by
+from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.relied.reads import is_entered, read_of
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
 from graphaug.capture.recording.values.used import ends
 from graphaug.capture.state import ModelState
@@ -55,7 +56,7 @@ class Walk:
         count_flops: bool = False,
     ) -> None:
         self.model, self.opened, self.signature, self.marks = model, opened, signature, marks
-        self.in_reach = reached_by(model, opened)
+        self.in_reach = reached_by(model, opened, any_module)
         self.registered = Registered(model)
         self.hooked: dict[str, list[bool]] = {}
         self.held: tuple[Relied, ...] = ()
@@ -85,13 +86,20 @@ class Walk:
     @property
     def reached(self) -> list[Reached]:
         """What opened code may have read beside them."""
-        return [r for r in self.in_reach.things if r.is_read(self.attributes.reads)]
+        return read_of(self.in_reach, self.model, self.opened, self._reads)
 
     @property
     def unwatched(self) -> list[str]:
         """What it may have read that is too large to be compared in every call."""
         found = self.in_reach.unwatched
-        return [name for name, within in found if within is None or within.is_read(self.attributes.reads)]
+        return [name for name, within in found if within is None or within.is_read(self._reads)]
+
+    @property
+    def _reads(self) -> set[tuple[int, str]]:
+        """What opened code read, of a ``__dict__`` all that its code names, and all where it went through one."""
+        names, by_dict = self.in_reach.names, self.attributes.by_dict
+        whole = self.in_reach.goes_through_attributes
+        return self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
 
     @property
     def constants(self) -> dict[str, Any]:
@@ -141,8 +149,9 @@ class Walk:
         classes = {c for m in self.model.modules() for c in type(m).__mro__ if "__call__" in vars(c)}
         for cls in (classes | {nn.Module}) - {object}:
             self.patches.method(cls, "__call__", self._called)
-        held = [r.holder for r in self.in_reach.things if r.kind == "attribute" and can_be_watched(r.holder)]
-        self.attributes.watch(self.patches, [*held, *objects])
+        things = (r for r in self.in_reach.things if r.kind in ("attribute", "method", "property"))
+        held = [r.holder for r in things if can_be_watched(r.holder)]
+        self.attributes.watch(self.patches, [*held, *self.in_reach.beside, *objects])
         self.unseen_calls.watch()
 
     # --- calls of modules -----------------------------------------------------------------------
@@ -177,6 +186,7 @@ class Walk:
         """Run an opened module's own code, with its hooks; mark its input and output where asked for."""
         self.unseen_calls.watch_names(m)
         self.functions.watch(m)
+        self.attributes.reads.add((id(m), "forward"))
         if path:
             args, kwargs = self._before(m, path, number, args, kwargs)
         self.session.frames.append(Frame(path, number, Counter()))
@@ -218,7 +228,9 @@ class Walk:
         self.hooked.setdefault(path, [True, True])[which] &= called  # of several calls each has to call them
 
     def _held(self) -> Iterator[Relied]:
-        yield from self.registered.facts(self.opened, self.attributes.reads)
+        reads = self.attributes.reads | self.attributes.by_dict
+        entered = {self.ledger.paths.get(m, "") for m in self.in_reach.beside if is_entered(m, reads)}
+        yield from self.registered.facts(self.opened | entered, reads)
         for path, (before, behind) in self.hooked.items():
             yield Fact(path, "", (before, behind))
         if self.hooked:

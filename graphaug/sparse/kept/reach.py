@@ -13,6 +13,7 @@ from graphaug.sparse.kept.modes import is_of_a_library
 
 Packed = tuple[str, int, tuple[Any, ...] | None]
 """What `Reached.packed` gives."""
+_OF_OBJECTS = ("attribute", "method", "property")
 
 
 class Reach:
@@ -45,7 +46,7 @@ class Reach:
         held = holder if thing.kind == "item" else getattr(holder, "__dict__", {})
         if thing.kind in ("attribute", "item") and type(held) is dict and held.get(key) is thing.expected:
             self.quick.append((held.get, key, thing.expected, thing))
-        elif thing.kind in ("attribute", "method") and isinstance(holder, nn.Module) and key not in held:
+        elif thing.kind in _OF_OBJECTS and isinstance(holder, nn.Module) and key not in held:
             self.of_classes.setdefault((type(holder), key), (getattr(type(holder), key, None), thing))
             self.held.setdefault(id(holder), (held, len(held), []))[2].append(thing)
         else:
@@ -80,7 +81,7 @@ def _counts(thing: Reached, names: frozenset[str]) -> bool:
     What closed code reads is not seen, and a library's configuration is written to by much that is none of the
     forward, as when a model is saved. Defaults are changed by code alone.
     """
-    of_an_object = thing.kind in ("attribute", "method") and not isinstance(thing.holder, nn.Module)
+    of_an_object = thing.kind in _OF_OBJECTS and not isinstance(thing.holder, nn.Module)
     if of_an_object and (thing.key not in names or is_of_a_library(type(thing.holder).__module__)):
         return False
     return "a default of " not in thing.name and (thing.within is None or _counts(thing.within, names))

@@ -11,7 +11,7 @@ from typing import Any, cast
 from torch import fx
 
 from graphaug.capture.recording.relied.facts import Relied
-from graphaug.capture.recording.relied.reach import found_again
+from graphaug.capture.recording.relied.reach import any_module, found_again
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.surgery.rewritten.parts import Parts
 
@@ -78,7 +78,7 @@ def unpack_parts(packed: Parts) -> Parts:
     facts: dict[bool, tuple[Relied, ...]] = {}
     for mode, kept in packed.facts.items():  # a packed Reached is a tuple
         reached: list[Any] = [f for f in kept if isinstance(f, tuple)]
-        found = found_again(reached, packed.model, packed.plan.opened)
+        found = found_again(reached, packed.model, packed.plan.opened, any_module)
         facts[mode] = (*(f for f in kept if not isinstance(f, tuple)), *found)
     return replace(_with_graphs(packed, unpack_graph), facts=facts)
 

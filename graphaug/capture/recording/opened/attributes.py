@@ -31,6 +31,7 @@ class Attributes:
     Attributes:
         facts: what the graph relies on, by module and attribute; without an attribute, what is known of its hooks.
         reads: what was read, by the id of the module or other object and the attribute.
+        by_dict: what may have been read out of a module's ``__dict__``, where that was asked for.
         set_again: paths of the attributes that the graph sets, as the forward does.
     """
 
@@ -41,6 +42,7 @@ class Attributes:
         self._seen = seen
         self.facts: dict[tuple[str, str], Fact] = {}
         self.reads: set[tuple[int, str]] = set()
+        self.by_dict: set[tuple[int, str]] = set()
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
@@ -115,7 +117,7 @@ class Attributes:
     def _note_all(self, m: nn.Module, held: dict[str, Any]) -> None:
         """``vars(self)``: what is read there is not seen."""
         for name, value in held.items():
-            self.reads.add((id(m), name))
+            self.by_dict.add((id(m), name))
             self._reads_before.add((id(m), name))
             if is_plain(value) and (path := self._path(m, name)) is not None:
                 self.facts.setdefault((path, name), Fact(path, name, value))

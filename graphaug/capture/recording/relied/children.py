@@ -35,6 +35,7 @@ class Children:
         alike: children that may be exchanged for others of their class.
         modules: names of children that may be exchanged for any module.
         tensors: names of parameters and buffers.
+        attributes: names of tensors that are neither.
         empty: names that were registered with None.
         absent: names that were asked for and not registered.
     """
@@ -45,6 +46,7 @@ class Children:
     alike: tuple[tuple[str, nn.Module], ...] = ()
     modules: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    attributes: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
 
@@ -77,6 +79,9 @@ class Children:
                 raise _violated(self._of(name), "was removed")
         for name in self.tensors:
             if module._parameters.get(name) is None and module._buffers.get(name) is None:
+                raise _violated(self._of(name), "was removed")
+        for name in self.attributes:
+            if getattr(module, name, None) is None:
                 raise _violated(self._of(name), "was removed")
         for name in self.empty:
             if any(r.get(name) is not None for r in (module._modules, module._parameters, module._buffers)):
@@ -133,7 +138,7 @@ class Registered:
         whole = "_modules" in read and (isinstance(m, _CONTAINERS) or bool(asked & _ITERATE))
         seen = {*read, *m._modules} if whole else read
         found: dict[str, list[Any]] = {
-            k: [] for k in ("same", "alike", "modules", "tensors", "empty", "absent")
+            k: [] for k in ("same", "alike", "modules", "tensors", "attributes", "empty", "absent")
         }
         for name in sorted(seen):
             value = before.get(name, _GONE)
@@ -146,7 +151,7 @@ class Registered:
                 else:
                     found["modules"].append(name)
             elif isinstance(value, Tensor):
-                found["tensors"].append(name)
+                found["attributes" if name in vars(m) else "tensors"].append(name)
             elif value is None:
                 found["empty"].append(name)
             elif not hasattr(m, name):
@@ -155,7 +160,8 @@ class Registered:
 
 
 def _entries(m: nn.Module) -> Mapping[str, Any]:
-    return {**m._buffers, **m._parameters, **m._modules}
+    tensors = {name: value for name, value in vars(m).items() if isinstance(value, Tensor)}
+    return {**tensors, **m._buffers, **m._parameters, **m._modules}
 
 
 def _names_read(classes: Iterable[type]) -> set[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import re
 import types
 from collections.abc import Iterator, Sequence
 
@@ -13,10 +14,27 @@ _NAMED = _GLOBAL | {
     *("LOAD_ATTR", "LOAD_METHOD"),
     *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "IMPORT_FROM"),
 }
+_HALVES = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
 """What reads a name that is a string."""
 _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
 """Methods that fill a container and return nothing of it."""
+_FILLING_DICTS = _FILLING | {"setdefault", "pop", "popitem"}
+_OF_A_WHOLE = {
+    "len",
+    "list",
+    "tuple",
+    "sorted",
+    "dict",
+    "iter",
+    "enumerate",
+    "any",
+    "all",
+    "sum",
+    "max",
+    "min",
+    "set",
+}
 
 
 @functools.lru_cache(4096)  # every capture of a model asks for its code again
@@ -74,6 +92,62 @@ def _constants(code: types.CodeType) -> Iterator[str]:
             yield from _constants(constant)
         elif isinstance(constant, str):
             yield constant
+
+
+def _single_steps(code: types.CodeType) -> list[dis.Instruction]:
+    """Instructions, of Python 3.13's for two variables each of its halves: STORE_FAST_LOAD_FAST."""
+    found = []
+    for step in dis.get_instructions(code):
+        halves = _HALVES.findall(step.opname)
+        if len(halves) == 2:
+            found += [step._replace(opname=h, argval=v) for h, v in zip(halves, step.argval, strict=True)]
+        elif step.opname not in {*_NO_STEPS, "PRECALL"}:
+            found.append(step)
+    return found
+
+
+@functools.lru_cache(4096)
+def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
+    """The names of containers that code goes through or counts as a whole, and of those that it fills.
+
+    A local variable that a container is given to counts for it.
+    """
+    steps = _single_steps(code)
+    through, filled, known_as = set(), set(), dict[str, str]()
+    for i, step in enumerate(steps[:-1]):
+        if not step.opname.startswith("LOAD_") or not isinstance(step.argval, str):
+            continue
+        name, after = known_as.get(step.argval, step.argval), steps[i + 1]
+        if after.opname == "STORE_FAST" and step.opname in _NAMED:
+            known_as[str(after.argval)] = name
+        method = after.argval if after.opname in ("LOAD_ATTR", "LOAD_METHOD") else ""
+        before = steps[i - 1 - (step.opname == "LOAD_ATTR")].argval if i > 1 else ""
+        if (
+            after.opname in ("GET_ITER", "DICT_UPDATE", "DICT_MERGE")
+            or method in ("keys", "values", "items")
+            or (after.opname == "CALL" and before in _OF_A_WHOLE)
+        ):
+            through.add(name)
+        if method in _FILLING_DICTS or _is_written(steps[i + 1 : i + 6]):
+            filled.add(name)
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            inner = gone_through_in(constant)
+            through, filled = through | inner[0], filled | inner[1]
+    return frozenset(through), frozenset(filled)
+
+
+@functools.lru_cache(4096)
+def asked_globals_in(code: types.CodeType) -> frozenset[str]:
+    """Names that code asks for and that may be missing: ``"X" in globals()``, ``globals().get("X")``."""
+    steps = _single_steps(code)
+    found = set()
+    for i, step in enumerate(steps):
+        if step.opname in _GLOBAL and step.argval == "globals":
+            near = [steps[i - 1]] if steps[i + 2].opname == "CONTAINS_OP" else steps[i + 3 : i + 4]
+            found |= {s.argval for s in near if isinstance(s.argval, str) and s.opname == "LOAD_CONST"}
+    inner = (asked_globals_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(found).union(*inner)
 
 
 @functools.lru_cache(4096)

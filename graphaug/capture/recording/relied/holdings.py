@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import array
 import collections
 import contextvars
 import enum
@@ -9,7 +10,9 @@ import functools
 import inspect
 import threading
 import types
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
@@ -41,6 +44,8 @@ class Holdings:
         asked: those of them that it asks for by a string, where they may be missing.
         pairs: each with the name of what it is read off.
         method: what to do about a method of an object that code may call.
+        module: what to do about a module, with the name that it is reached by; None to leave modules alone.
+        whole: names of containers that code goes through and does not fill.
 
     Attributes:
         found: all that was noted.
@@ -53,8 +58,11 @@ class Holdings:
         asked: set[str],
         pairs: set[tuple[str, str]],
         method: Callable[[type, str], None],
+        module: Callable[[str, nn.Module], None] | None = None,
+        whole: AbstractSet[str] = frozenset(),
     ) -> None:
-        self.names, self.asked, self.pairs, self._method = names, asked, pairs, method
+        self.names, self.asked, self.pairs, self._method, self._module = names, asked, pairs, method, module
+        self.whole = whole
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()
@@ -80,11 +88,10 @@ class Holdings:
         ):
             return
         self._known.add((kind, id(holder), key))
-        self.inside(name, value, self._add(name, kind, holder, key, value, within), depth - 1)
+        self.inside(name, value, self.add(name, kind, holder, key, value, within), depth - 1)
 
-    def _add(
-        self, name: str, kind: str, holder: Any, key: Any, value: Any, within: Reached | None
-    ) -> Reached:
+    def add(self, name: str, kind: str, holder: Any, key: Any, value: Any, within: Reached | None) -> Reached:
+        """Note one thing, and nothing of what lies inside of it."""
         self._count[name] += 1
         made = Reached(name, kind, holder, key, value, within, number=self._count[name])
         self.found.append(made)
@@ -94,6 +101,8 @@ class Holdings:
         """Note what code can read through a value."""
         if isinstance(value, type) and within is not None:
             self.of_class(name, value)
+        if isinstance(value, nn.Module) and self._module is not None:
+            self._module(name, value)
         if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
             return
         if isinstance(value, types.MethodType):
@@ -110,14 +119,20 @@ class Holdings:
             self._entries(name, value, within, depth)
             if type(value) not in DICTS:
                 self._object(name, value, within, depth)
+        elif isinstance(value, types.MappingProxyType):
+            self._entries(name, value, within, depth)
+        elif isinstance(value, weakref.ref):
+            self.inside(name, value(), within, depth)
+        elif isinstance(value, (bytearray, array.array)):
+            self._buffer(name, value, within)
         elif isinstance(value, (set, frozenset)):
-            self._add(f"the set {name}", "members", value, None, set(value), within)
+            self.add(f"the set {name}", "members", value, None, set(value), within)
         elif type(value) in _SEQUENCES:
             self._list(name, value, within, depth)
         elif isinstance(value, tuple):
             self._items(name, value[:_MOST], within, depth)
         elif isinstance(value, contextvars.ContextVar):
-            self._add(f"the value of {name}", "context", value, None, value.get(GONE), within)
+            self.add(f"the value of {name}", "context", value, None, value.get(GONE), within)
         else:
             self._object(name, value, within, depth)
 
@@ -141,12 +156,22 @@ class Holdings:
 
     def _array(self, name: str, value: np.ndarray[Any, Any], within: Reached | None) -> None:
         if value.dtype == object:
+            objects = value.ravel().tolist()
+            if len(objects) <= _MOST:
+                self.add(f"the objects in {name}", "numbers", value, None, Array(objects), within)
+                self._items(name, objects, within, DEPTH)
             return
         if value.size <= _MOST:
             numbers = Array(value.ravel().tolist())
-            self._add(f"the numbers in {name}", "numbers", value, None, numbers, within)
+            self.add(f"the numbers in {name}", "numbers", value, None, numbers, within)
         elif value.nbytes <= _MOST_AS_A_WHOLE:
-            self._add(f"the numbers in {name}", "bytes", value, None, value.tobytes(), within)
+            self.add(f"the numbers in {name}", "bytes", value, None, value.tobytes(), within)
+        else:
+            self.unwatched.append((name, within))
+
+    def _buffer(self, name: str, value: Any, within: Reached | None) -> None:
+        if len(value) <= _MOST_AS_A_WHOLE:
+            self.add(f"the numbers in {name}", "bytes", value, None, bytes(value), within)
         else:
             self.unwatched.append((name, within))
 
@@ -154,7 +179,7 @@ class Holdings:
         if len(value) > _MOST_AS_A_WHOLE:
             self.unwatched.append((name, within))
             return
-        self._add(f"the list {name}", "entries", value, None, list(value), within)
+        self.add(f"the list {name}", "entries", value, None, list(value), within)
         if len(value) <= _MOST:
             self._items(name, value, within, depth)
 
@@ -162,16 +187,19 @@ class Holdings:
         for i, entry in enumerate(value):
             self.inside(f"{name}[{i}]", entry, within, depth - 1)
 
-    def _entries(self, name: str, value: dict[Any, Any], within: Reached | None, depth: int) -> None:
+    def _entries(self, name: str, value: Mapping[Any, Any], within: Reached | None, depth: int) -> None:
         if len(value) > _MOST_AS_A_WHOLE:
             self.unwatched.append((name, within))
             return
         if len(value) > _MOST:
-            self._add(f"the table {name}", "table", value, None, dict(value), within)
+            self.add(f"the table {name}", "table", value, None, dict(value), within)
             return
-        entries = list(dict.items(value))
-        if not any(isinstance(v, Tensor) for _, v in entries):  # else it may be a cache, which grows
-            self._add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
+        entries = list(dict.items(value) if isinstance(value, dict) else value.items())
+        own_name = name.rpartition(".")[2].strip("'").rpartition("'")[2]
+        if own_name in self.whole or not any(
+            isinstance(v, Tensor) for _, v in entries
+        ):  # else a cache, which grows
+            self.add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
         for key, entry in entries:
             self.reach(f"{name}[{key!r}]", "item", value, key, entry, within, depth)
 
@@ -205,8 +233,21 @@ class Holdings:
                     self.reach(f"{name}.{attribute}", "attribute", value, attribute, now, within, depth)
                 elif attribute in self.names or (attribute.startswith("__") and attribute not in _NO_READERS):
                     self._method(cls, attribute)
-                    if attribute not in shadowed and not attribute.startswith("__") and _is_value(held):
-                        self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth)
+                    if attribute not in shadowed and not attribute.startswith("__"):
+                        self._of_its_class(f"{name}.{attribute}", value, attribute, held, within, depth)
+
+    def _of_its_class(
+        self, name: str, value: Any, attribute: str, held: Any, within: Reached | None, depth: int
+    ) -> None:
+        """What the class of an object has, as the object has it: a value, or code."""
+        if isinstance(held, property):
+            self.reach(name, "property", value, attribute, getattr(type(value), attribute), within, depth)
+        elif isinstance(held, types.FunctionType):
+            bound = getattr(getattr(value, attribute), "__func__", None)
+            if bound is not None:
+                self.reach(name, "method", value, attribute, bound, within, depth)
+        elif _is_value(held):
+            self.reach(name, "attribute", value, attribute, held, within, depth)
 
 
 _NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}

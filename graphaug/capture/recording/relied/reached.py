@@ -57,15 +57,17 @@ class Reached:
 
     Attributes:
         name: as the code spells it, for messages: "cfg['p']".
-        kind: how it is reached: "attribute" or "method" of an object, "item" of a dict, "variable" of a closure,
-            "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of a dict,
-            all of a large dict as a "table", the "numbers" or "bytes" of an array as a whole.
+        kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, "variable" of a
+            closure, "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of
+            a dict, the "hooks" of a module, all of a large dict as a "table", the "numbers" or "bytes" of an array as a
+            whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
         told: whether torch's compiler can tell what was there from something else. Seen before it compiles: torch 2.11
             cannot ask whether a logger is an instance of something.
+        in_parts: how it can tell so nevertheless: by the "entries" of a tuple, the "identity" of a partial function.
         number: which of the things with its name it is.
     """
 
@@ -76,6 +78,8 @@ class Reached:
     expected: Any
     within: Reached | None = None
     told: bool = field(init=False)
+    in_parts: str = field(init=False, default="")
+    _look: Any = field(init=False, default=None)
     number: int = 0
 
     def __post_init__(self) -> None:
@@ -87,6 +91,13 @@ class Reached:
         if self.kind == "context":
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
+        if not unseen and self.kind in ("attribute", "item"):
+            kinds = ((tuple, "entries"), (functools.partial, "identity"))
+            object.__setattr__(
+                self, "in_parts", next((p for k, p in kinds if isinstance(self.expected, k)), "")
+            )
+
+        object.__setattr__(self, "_look", _look_up(self.kind, self.holder, self.key, self.expected))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
         """Whether code may have read it.
@@ -95,15 +106,12 @@ class Reached:
             reads: the attributes that were seen to be read, with the ids of their objects; of modules and of objects of
                 the user's classes every read is seen.
         """
-        if self.within is not None and not self.within.is_read(reads):
-            return False
-        if self.kind not in ("attribute", "method") or self.key == "forward":
-            return True
-        if isinstance(self.holder, nn.Module):
-            return (id(self.holder), self.key) in reads
-        if not can_be_watched(self.holder):
-            return True
-        return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
+        if self.kind in ("attribute", "method", "property"):
+            if isinstance(self.holder, nn.Module):
+                return (id(self.holder), self.key) in reads
+            if can_be_watched(self.holder):
+                return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
+        return self.within is None or self.within.is_read(reads)
 
     def check(self, model: nn.Module) -> None:
         """Raise unless it is what it was.
@@ -111,10 +119,13 @@ class Reached:
         Raises:
             AssumptionViolated: it was changed since.
         """
+        compiling = torch.compiler.is_compiling()
+        if not compiling and self._look is not None and self._look(self.key) is self.expected:
+            return  # by far the most of all checks
         if self.holds():
             return
         what = f"before {self.name} was changed"
-        if not torch.compiler.is_compiling() and is_plain(self.expected) and is_plain(now := self._now()):
+        if not compiling and is_plain(self.expected) and is_plain(now := self._now()):
             what = f"for {self.name} == {self.expected!r}, and now it is {now!r}"
         raise AssumptionViolated(f"this model was captured {what}. Call rewrite again.")
 
@@ -123,7 +134,7 @@ class Reached:
         if self.expected is CHANGED:
             return False
         if torch.compiler.is_compiling() and not self.told:
-            return True
+            return not self.in_parts or self._holds_in_parts()
         if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
             return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
@@ -135,23 +146,41 @@ class Reached:
                 and all(map(operator.is_, now, self.expected))
                 and all(map(operator.is_, now.values(), self.expected.values()))
             )
-        return now == self.expected if self.kind in ("keys", "members", "bytes") else _is(now, self.expected)
+        return (
+            now == self.expected
+            if self.kind in ("keys", "members", "bytes", "hooks")
+            else _is(now, self.expected)
+        )
+
+    def _holds_in_parts(self) -> bool:
+        now, before = self._now(), self.expected
+        if self.in_parts == "identity":
+            return id(now) == id(before)
+        same = type(now) is type(before) and len(now) == len(before)
+        return same and all(a == b for a, b in zip(now, before, strict=True) if is_plain(b))
 
     def _now(self) -> Any:
         if self.kind == "attribute":
             return getattr(self.holder, self.key, GONE)
         if self.kind == "method":
             if torch.compiler.is_compiling():
-                return getattr(type(self.holder), self.key)
+                getattr(self.holder, self.key)  # so that one of the object's own makes it compile anew
+                of_class = getattr(type(self.holder), self.key)
+                return getattr(of_class, "__func__", of_class)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
+        if self.kind == "property":
+            return getattr(type(self.holder), self.key, GONE)
         if self.kind == "item":
-            if self.told:
+            if self.told or self.in_parts:
                 return self.holder.get(self.key, GONE)
             return (
                 dict.get(self.holder, self.key, GONE)
                 if isinstance(self.holder, dict)
                 else self.holder.get(self.key, GONE)
             )
+        if self.kind == "hooks":
+            m = self.holder
+            return [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks]
         if self.kind == "context":
             return self.holder.get() if torch.compiler.is_compiling() else self.holder.get(GONE)
         if self.kind == "members":
@@ -159,7 +188,7 @@ class Reached:
         if self.kind == "table":
             return self.holder
         if self.kind == "bytes":
-            return self.holder.tobytes()
+            return self.holder.tobytes() if isinstance(self.holder, np.ndarray) else bytes(self.holder)
         if self.kind == "variable":
             return self.holder()
         if self.kind == "keys":
@@ -176,6 +205,22 @@ class Reached:
         if is_plain(self.expected) or self.expected is GONE:
             return self.name, self.number, (self.expected,)
         return self.name, self.number, () if self.holds() else None
+
+
+def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
+    """A function that gives what a dict has at a key, where that is all there is to ask; else None."""
+    if kind == "item" and type(holder) is dict:
+        return holder.get
+    held = [getattr(holder, "__dict__", {})]
+    if isinstance(holder, nn.Module):
+        held += [holder._parameters, holder._buffers, holder._modules]
+    if kind == "method":
+        own = getattr(holder, "__dict__", {})
+        return lambda name: GONE if name in own else getattr(type(holder), name, GONE)
+    of_object = kind == "attribute" and not isinstance(holder, type)
+    there = (d for d in held if type(d) is dict and d.get(key, GONE) is expected)
+    found = next(there, None) if of_object and expected is not GONE and expected is not None else None
+    return None if found is None else found.get
 
 
 def _is(a: Any, b: Any) -> bool:

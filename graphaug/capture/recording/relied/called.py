@@ -1,0 +1,180 @@
+"""Finds the functions that forwards may call, by the names in their code; nothing is run."""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphaug.capture.recording.relied.classes import is_foreign
+from graphaug.capture.recording.relied.code_names import (
+    attributes_in,
+    globals_in,
+    gone_through_in,
+    imports_in,
+    names_in,
+    strings_in,
+)
+from graphaug.capture.recording.relied.reached import GONE
+
+BY_OPERATORS = {"__getitem__", "__iter__", "__len__", "__contains__"}
+"""Methods that no code names."""
+
+
+class Called:
+    """Follows names to functions, whose code has names.
+
+    Args:
+        opened: modules whose forwards run.
+        entered: closed ones that may be entered by another method.
+
+    Attributes:
+        functions: all that were found, in order.
+        names, strings, pairs: what their code reads; see `code_names`.
+        through, filled: names of containers that their code goes through, and that it fills.
+        of_objects: functions that packages reach from plain objects.
+        classes, entered: the classes of the modules that are opened, and of those that may be entered.
+    """
+
+    def __init__(self, opened: Mapping[str, nn.Module], entered: Mapping[str, nn.Module]) -> None:
+        self.functions: dict[types.FunctionType, None] = {}
+        self.of_objects: set[types.FunctionType] = set()
+        self.names: set[str] = {"forward"}
+        self.strings: set[str] = set()
+        self.pairs: set[tuple[str, str]] = set()
+        self.through: set[str] = set()
+        self.filled: set[str] = set()
+        self._seen: set[int] = set()
+        self._modules: dict[int, nn.Module] = {}
+        self._closed = list(entered.values())
+        self.classes: dict[type, None] = {}
+        for m in opened.values():
+            self.add(m)
+        self.entered = {
+            cls: None for m in self._closed for cls in type(m).__mro__ if not is_foreign(cls.__module__)
+        }
+
+    def add(self, m: nn.Module) -> None:
+        """Note a module whose forward runs."""
+        self._modules[id(m)] = m
+        for cls in (c for c in type(m).__mro__ if c not in (nn.Module, object)):
+            self.classes[cls] = None
+            self._method(cls, "forward")
+        for name in sorted(self.names & vars(m).keys()):  # set on the object, whose class may have none
+            self._function(vars(m)[name])
+        for hooks in (m._forward_hooks, m._forward_pre_hooks):
+            for hook in hooks.values():
+                self._function(hook)
+
+    def follow(self) -> bool:
+        """Follow names to functions, whose code has names; False if there are no new ones."""
+        found = False
+        while new := [f for f in self.functions if id(f) not in self._seen]:
+            found = True
+            for function in new:
+                self._seen.add(id(function))
+                self.names |= names_in(function.__code__)
+                self.strings |= strings_in(function.__code__)
+                self.pairs |= attributes_in(function.__code__)
+                through, filled = gone_through_in(function.__code__)
+                self.through |= through
+                self.filled |= filled
+            self._find(new)
+        return found
+
+    @property
+    def whole(self) -> set[str]:
+        """Names of containers that their code goes through and does not fill."""
+        return self.through - self.filled
+
+    def _find(self, new: list[types.FunctionType]) -> None:
+        by_name = {name for _, name in self.pairs} | BY_OPERATORS  # "forward" is not, unless code says it
+        for classes, names in ((self.classes, self.names), (self.entered, by_name)):
+            for cls in classes:
+                for name in sorted(names & vars(cls).keys()):
+                    self._method(cls, name)
+        for modules, names in ((self._modules.values(), self.names), (self._closed, by_name)):
+            for m in modules:
+                for name in sorted(names & vars(m).keys()):
+                    self._function(vars(m)[name])
+        for function in (f for f in new if not is_foreign(f.__module__)):
+            before = set(self.functions)
+            for name in sorted(global_names(function) & function.__globals__.keys()):
+                self._function(function.__globals__[name])
+            for module in modules_of(function).values():
+                for name in sorted(names_in(function.__code__) & vars(module).keys()):
+                    self._function(vars(module)[name])
+            for cell in function.__closure__ or ():
+                self._function(content(cell))
+            if function in self.of_objects:
+                self._note_packaged(before)
+
+    def _method(self, cls: type, name: str) -> None:
+        value = vars(cls).get(name)
+        self._function(getattr(value, "__func__", getattr(value, "fget", value)), foreign=True)
+
+    def of_object(self, cls: type, name: str) -> None:
+        """Note a method of a plain object's class; what packages name in such is their own code, which stays."""
+        before = set(self.functions)
+        self._method(cls, name)
+        self._note_packaged(before)
+
+    def _note_packaged(self, before: set[types.FunctionType]) -> None:
+        new = self.functions.keys() - before
+        self.of_objects |= {f for f in new if "site-packages" in f.__code__.co_filename}
+
+    def _function(self, value: Any, foreign: bool = False) -> None:
+        """Note a function, or what a callable object runs; ``foreign``: also one of torch's."""
+        while isinstance(value, functools.partial):
+            value = value.func
+        if isinstance(value, types.MethodType):
+            value = value.__func__
+        if isinstance(value, types.FunctionType):
+            if (foreign or not is_foreign(value.__module__)) and value not in self.functions:
+                self.functions[value] = None
+                if hasattr(value, "__wrapped__"):
+                    self._function(value.__wrapped__)
+        elif not isinstance(value, (type, nn.Module, Tensor)) and not is_foreign(type(value).__module__):
+            self._method(type(value), "__call__")
+
+    def with_helpers(self) -> Iterator[types.FunctionType]:
+        """The functions, and those of the modules that they name."""
+        yield from self.functions
+        for function in self.functions:
+            names, scope = names_in(function.__code__), function.__globals__
+            for module in map(scope.get, globals_in(function.__code__)):
+                if isinstance(module, types.ModuleType) and not is_foreign(module.__name__):
+                    held = (vars(module)[name] for name in names & vars(module).keys())
+                    yield from (f for f in held if isinstance(f, types.FunctionType))
+
+
+def global_names(function: types.FunctionType) -> frozenset[str]:
+    """The global variables that a function reads, those of ``globals()["name"]`` among them."""
+    names = globals_in(function.__code__)
+    return names | strings_in(function.__code__) if "globals" in names else names
+
+
+def modules_of(function: types.FunctionType) -> dict[str, types.ModuleType]:
+    """The modules of the user's that a function names, or imports while it runs."""
+    scope = function.__globals__
+    found = {name: scope.get(name) for name in sorted(globals_in(function.__code__))}
+    for name in sorted(imports_in(function.__code__)):
+        inside = f"{scope.get('__package__') or ''}.{name}".strip(".")
+        found[name] = sys.modules.get(name, sys.modules.get(inside))
+    return {
+        name: module
+        for name, module in found.items()
+        if isinstance(module, types.ModuleType) and not is_foreign(module.__name__)
+    }
+
+
+def content(cell: types.CellType) -> Any:
+    """What a variable of a closure holds."""
+    try:
+        return cell.cell_contents
+    except ValueError:
+        return GONE
