@@ -105,7 +105,7 @@ class ConfigError(GraphaugError, ValueError):
 
 
 class TrainingDiverged(GraphaugError, ArithmeticError):
-    """The loss is no longer a finite number."""
+    """The loss is no longer a finite number, or what a trained encoder gives is none."""
 
 
 class TrainingCollapsed(GraphaugError, ArithmeticError):

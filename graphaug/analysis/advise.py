@@ -178,7 +178,7 @@ def advise(
         which = "Without sites= those that separate input from output are compared, of a block its whole or its parts. "
         raise SiteNotFound(
             f"advice needs {FEWEST} sites or more to compare, not {len(similarity.rows)}. "
-            f"{which if chosen is None else ''}graphaug.sites(model) lists every site."
+            f"{which if chosen is None else ''}graphaug.sites(model) lists sites to choose from."
         )
     through = None if chosen is None else _separating(plain, example)  # candidates are such already
     return advice_of(similarity, threshold=threshold, suggest=through)

@@ -28,7 +28,7 @@ At: TypeAlias = Selectable | Sequence[Selectable]
 T = TypeVar("T")
 U = TypeVar("U")
 
-_FOOTER = "\n    graphaug.sites(model) lists every site."
+_FOOTER = "\n    graphaug.sites(model) lists sites to choose from."
 
 
 def _selectors(at: At) -> Sequence[Selectable]:

@@ -305,7 +305,7 @@ LOST: list[tuple[Any, StaticStructure, type[GraphaugError], list[str]]] = [
         SiteNotFound,
         [
             "'layer5' matches nothing in ResNet. Did you mean 'layer4', 'layer3', 'layer2'?\n"
-            "    graphaug.sites(model) lists every site."
+            "    graphaug.sites(model) lists sites to choose from."
         ],
     ),
     ("layer4.1.rellu", RESNET, SiteNotFound, ["Did you mean 'layer4.1.relu'?"]),
@@ -470,8 +470,8 @@ def test_says_what_is_wrong(
     for fragment in fragments:
         assert fragment in str(caught.value)
     if error is SiteNotFound:
-        assert str(caught.value).endswith("\n    graphaug.sites(model) lists every site.")
-        assert str(caught.value).count("lists every site") == 1
+        assert str(caught.value).endswith("\n    graphaug.sites(model) lists sites to choose from.")
+        assert str(caught.value).count("lists sites to choose from") == 1
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_the_command_that_has_an_option_is_told_of_it(graphaug: Any, tmp_path: A
     assert "Use 'layer4.1.add'." in err
     assert "allow" not in err
     _, _, err = graphaug("draw", "resnet18-cifar:4", "--at", "layer9", "--out", tmp_path / "x.svg")
-    assert "'graphaug sites resnet18-cifar:4' lists every site" in err
+    assert "'graphaug sites resnet18-cifar:4' lists sites to choose from" in err
 
 
 @pytest.mark.long
@@ -158,14 +158,14 @@ def test_the_hint_names_the_model_wherever_its_name_comes_from(graphaug: Any, tm
     missed = ["--at", "layer9", "--batch-size", "8", "--out", tmp_path / "run"]
     _, _, err = graphaug("pretrain", *missed)  # the default
     assert err.startswith("SiteNotFound: ")  # and no line in front of it
-    assert "'graphaug sites resnet18-cifar' lists every site" in err
+    assert "'graphaug sites resnet18-cifar' lists sites to choose from" in err
     settings = tmp_path / "settings.yaml"
     settings.write_text("model: resnet18-cifar:4\n")
     _, _, err = graphaug("pretrain", "--config", settings, *missed)
-    assert "'graphaug sites resnet18-cifar:4' lists every site" in err
+    assert "'graphaug sites resnet18-cifar:4' lists sites to choose from" in err
     (tmp_path / "my net.py").write_text("import torch\nNet = torch.nn.Sequential(torch.nn.Linear(4, 4))\n")
     _, _, err = graphaug("draw", f"{tmp_path}/my net.py:Net", "--at", "layer9", "--out", tmp_path / "x.svg")
-    assert f"'graphaug sites '{tmp_path}/my net.py:Net'' lists every site" in err
+    assert f"'graphaug sites '{tmp_path}/my net.py:Net'' lists sites to choose from" in err
 
 
 def test_an_example_that_is_missing_is_asked_for_where_it_can_be_given(graphaug: Any, tmp_path: Any) -> None:
@@ -190,7 +190,7 @@ def test_an_encoder_of_text_has_its_sites_listed_and_its_hint(graphaug: Any, tmp
     (tmp_path / "s.txt").write_text("".join(f"a line {i}\n" for i in range(70)))
     words = ["--text", tmp_path / "s.txt", "--from-config", "bert-tiny", "--out", tmp_path / "run"]
     _, _, err = graphaug("simcse", *words, "--at", "layer9")
-    assert "'graphaug sites encoder:bert-tiny' lists every site" in err
+    assert "'graphaug sites encoder:bert-tiny' lists sites to choose from" in err
     assert "named encoder:bert-tiny" in graphaug("sites", "bert-tiny")[2]
     assert "Did you mean 'encoder:bert-tiny'?" in graphaug("sites", "encoder:bert-tinny")[2]
     assert "no model is called ''" in graphaug("sites", "")[2]

@@ -61,7 +61,7 @@ class Settings:
         "Make the two views at the site: one view comes in, and what lies before the site runs once for both.",
     )
     freeze: str | None = setting(None, "before or after: which side of the cut is not trained.")
-    backward: str = setting("auto", "auto, dense or sparse.")
+    backward: str = setting("auto", "auto, dense, sparse or proved.")
     epochs: int = setting(20, "Passes over the training data.")
     batch_size: int = setting(
         256, "Images or sentences a step, of all devices together; twice as many views."

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graphaug.contrastive.losses import unit_rows
-from graphaug.errors import BatchError, DataError, InvalidOption
+from graphaug.errors import BatchError, DataError, InvalidOption, TrainingDiverged
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def linear_probe(
 
     Raises:
         BatchError: features and labels do not fit together.
-        DataError: fewer than two classes, or features that are not finite.
+        DataError: fewer than two classes.
+        TrainingDiverged: features that are not finite.
 
     """
     from sklearn.exceptions import ConvergenceWarning
@@ -177,7 +178,8 @@ def knn_accuracy(
 
     Raises:
         BatchError: features and labels do not fit together.
-        DataError: fewer than two classes, or features that are not finite.
+        DataError: fewer than two classes.
+        TrainingDiverged: features that are not finite.
         InvalidOption: ``k`` is below 1 or the temperature is not positive.
 
     """
@@ -205,6 +207,9 @@ def _check(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> 
                 f"{what} features (N, D) and labels (N,) are needed, not {(*x.shape,)} and {(*y.shape,)}."
             )
         if not torch.isfinite(x).all():
-            raise DataError(f"the {what} features are not all finite: the encoder has diverged.")
+            raise TrainingDiverged(
+                f"the {what} features are not all finite: the encoder has diverged. Train it afresh with a lower "
+                "learning rate."
+            )
     if len(torch.unique(train_y)) < 2:
         raise DataError("a probe needs at least two classes; the training labels hold one.")

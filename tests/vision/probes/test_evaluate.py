@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from graphaug.errors import BatchError, DataError, InvalidOption
+from graphaug.errors import BatchError, DataError, InvalidOption, TrainingDiverged
 from graphaug.vision.probes import evaluate
 from graphaug.vision.probes.evaluate import (
     FewLabelResult,
@@ -131,7 +131,7 @@ def test_bad_input():
         knn_accuracy(x, y, x[:0], y[:0])
     with pytest.raises(DataError, match="at least two classes"):
         linear_probe(x, torch.zeros_like(y), x, y)
-    with pytest.raises(DataError, match="not all finite"):
+    with pytest.raises(TrainingDiverged, match=r"not all finite.*lower learning rate"):
         linear_probe(x.clone().fill_(math.nan), y, x, y)
     with pytest.raises(DataError, match="only 4 images"):
         few_label_probe(x, y, x, y, labels_per_class=5)
