@@ -12,7 +12,6 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_rate
 from graphaug.augment.rows import Rows
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.capture.state import unchanged
 from graphaug.capture.target import Target
 from graphaug.errors import AlreadyRewritten, InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import find_samples
@@ -126,19 +125,13 @@ def _skipped(structure: ModelStructure, rates: Mapping[Target, float], rows: int
     plain = _without_marks(marked.graph if marked.eval_graph is None else marked.eval_graph, marked)
     plan = dataclasses.replace(marked.plan, two_graphs=True, reason="nothing is stopped", notes=tuple(notes))
     held = dict(m for branch in branches for m in modules_of(branch, structure.model))
-    required = _required(structure.model, held)
+    # a hook sees the rows that its module is called with; with a part in eval mode there would be no way to train
+    kept = Kept.in_training(structure.model, held.items(), hooks=False, modes=False)
+    required = Required(kept, "skip_rows")
     marked = dataclasses.replace(
         marked, facts={**marked.facts, True: (*marked.facts.get(True, ()), required)}
     )
     return marked.module(graph, plain, added, plan)
-
-
-def _required(model: nn.Module, held: Mapping[str, nn.Module]) -> Required:
-    """That the modules of the branches are what they were when their rows were proved independent."""
-    with unchanged(model, tensors=False):
-        model.train()  # as it was proved
-        kept = Kept(model, ((path, m, m.training) for path, m in held.items()), hooks=False)
-    return Required(kept, "skip_rows")  # a hook sees the rows that the module is called with
 
 
 def _branches(

@@ -13,7 +13,6 @@ from torch import Tensor, fx, nn
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
@@ -163,13 +162,11 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     size = _size(graph, cut, request.subset, 1 if viewed is None else viewed.times, backward)
     whole = (graph, cut, two_sizes(surgery)) if viewed is None else (viewed.graph, viewed.cut, viewed.batch)
     found = split(*whole, surgery.samples.places[0])
-    with unchanged(model, tensors=False):
-        model.train()  # as it was proved
-        # two streams look at their norms themselves, in every step
-        prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
-        read = (str(n.target) for n in before(cut) if n.op == "get_attr")
-        tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
-        kept = Kept(model, ((path, m, m.training) for path, m in prefix), tensors)
+    # two streams look at their norms themselves, in every step
+    prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
+    read = (str(n.target) for n in before(cut) if n.op == "get_attr")
+    tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
+    kept = Kept.in_training(model, prefix, tensors=tensors)
     found = dataclasses.replace(found, least=proof.least, kept=kept)
     if not norms:
         if proof.verdict == "proved":

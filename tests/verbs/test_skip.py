@@ -410,3 +410,22 @@ def test_a_branch_that_has_changed_is_no_longer_run(change: Callable[[Any], Any]
     with pytest.raises(Exception, match="since skip_rows, and of that nothing is proved"):
         run(x)
     skipped.eval()(x)
+
+
+class Doubled(Branch):
+    """A branch that asks for its mode."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * (1 if self.training else 2)
+
+
+@pytest.mark.parametrize(
+    "copied", [lambda aug: aug, copy.deepcopy, lambda aug: pickle.loads(pickle.dumps(aug))]
+)
+def test_hooks_and_a_part_in_eval_mode_are_no_change(copied: Callable[[Any], Any]) -> None:
+    model = OneBranch()
+    model.branch = Doubled()
+    skipped = copied(ga.skip_rows(model, "branch", example_inputs=torch.randn(8, 6)))
+    skipped.original.branch.register_forward_hook(lambda *_: None)
+    skipped.original.branch.eval()
+    skipped(torch.randn(8, 6))

@@ -30,10 +30,6 @@ class Required:
     kept: Kept
     verb: str
 
-    def __post_init__(self) -> None:
-        """A part in eval mode is none: there would be no way to train with one."""
-        self.kept.modes = False
-
     def check(self, model: nn.Module) -> None:
         """Raise unless they are; compiled code has asked when it was compiled.
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from graphaug.capture.recording.hooks import hooks_of_every_module
+from graphaug.capture.state import unchanged
 from graphaug.select.model_structure import ancestors
 from graphaug.sparse.kept.described import ModuleSeen, kind_of_tensor
 from graphaug.sparse.kept.modes import asked_by, asks_for_mode, asks_of_others
@@ -23,12 +24,14 @@ class Kept:
         modules: path, module and the mode that it was proved in, training or not.
         tensors: paths of the parameters and buffers that opened code before the cut uses.
         lost: what has changed already, as a clause.
+        packed: what their code reached, of a copy; see `Reach`.
+        hooks: whether hooks on its modules count.
+        modes: whether modes count.
 
     Attributes:
         plan: the plan of the model while it is run dense because something has changed, to be put back; else None.
         warned: whether that was said.
-        modes: whether modes count; `graphaug.verify` puts the prefix in eval mode for a comparison.
-        hooks: whether hooks on its modules count.
+        modes: set by `graphaug.verify`, which puts the prefix in eval mode for a comparison.
     """
 
     def __init__(
@@ -39,8 +42,9 @@ class Kept:
         lost: str = "",
         packed: Iterable[Packed] | None = None,
         hooks: bool = True,
+        modes: bool = True,
     ) -> None:
-        self.lost, self.warned, self.modes, self.hooks = lost, False, True, hooks
+        self.lost, self.warned, self.modes, self.hooks = lost, False, modes, hooks
         self.plan: Any = None
         modules = list(modules)
         self.model, self.tensors = model, tuple(tensors)
@@ -61,6 +65,13 @@ class Kept:
         self.asked = {id(inner) for m in reading for inner in m.modules() if inner is not m}
         itself = {kind for kind in self.forwards if "training" in by_functions or asks_for_mode(kind)}
         self.asked.update(id(m) for m in everybody if type(m) in itself)
+
+    @classmethod
+    def in_training(cls, model: nn.Module, modules: Iterable[tuple[str, nn.Module]], **options: Any) -> Kept:
+        """Of modules whose rows were proved independent in training mode, whatever mode the model is in now."""
+        with unchanged(model, tensors=False):
+            model.train()
+            return cls(model, [(path, m, m.training) for path, m in modules], **options)
 
     def changed(self) -> str:
         """What has changed, as a clause; an empty string if nothing has.
@@ -97,16 +108,15 @@ class Kept:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Kept:
         modules = [(path, copy.deepcopy(m, memo), mode) for path, m, _, mode in self.seen]
-        return Kept(
-            copy.deepcopy(self.model, memo), modules, self.tensors, self._edited(), self.reached.packed()
-        )
+        return Kept(copy.deepcopy(self.model, memo), modules, *self._noted())
 
     def __reduce__(self) -> tuple[Any, ...]:
         modules = [(path, m, mode) for path, m, _, mode in self.seen]
-        return Kept, (
-            *(self.model, modules, self.tensors),
-            *(self._edited(), self.reached.packed(), self.hooks),
-        )
+        return Kept, (self.model, modules, *self._noted())
+
+    def _noted(self) -> tuple[Any, ...]:
+        """What a copy takes over beside the model and the modules."""
+        return self.tensors, self._edited(), self.reached.packed(), self.hooks, self.modes
 
 
 class _Places:
