@@ -9,6 +9,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from compiling import check_noticed_when_compiled
 from torch import Tensor, nn
 
 import graphaug as ga
@@ -227,12 +228,7 @@ def test_none_is_a_value_that_may_change_before_loading(monkeypatch):
 @pytest.mark.long
 def test_compiled_code_notices_as_well(what, monkeypatch):
     aug = rewritten(Net())
-    fast = torch.compile(aug, fullgraph=True, backend="eager")
-    fast(torch.randn(3, 4))
-    CHANGES[what](aug.original, monkeypatch)
-    with pytest.raises(Exception, match=r"Observed exception|Call rewrite again"):
-        fast(torch.randn(3, 4))
-    torch._dynamo.reset()
+    check_noticed_when_compiled(aug, torch.randn(3, 4), lambda model: CHANGES[what](model, monkeypatch))
 
 
 @pytest.mark.few(3)

@@ -91,19 +91,24 @@ CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
 }  # fmt: skip
 
 
+def check_dense_after(change: Callable[..., Any], model: nn.Sequential, patch: pytest.MonkeyPatch) -> None:
+    """A step is sparse until the first module of a model has changed, and computes what the model does."""
+    aug = ga.rewrite(model, "1", rate=0.0, stop_grad=True, example_inputs=X).train()
+    for _ in range(2):
+        aug(X)
+    assert aug.plan.backward == "sparse", aug.plan.reason
+    change(model[0], patch)
+    torch.testing.assert_close(aug(X), model(X))
+    assert aug.plan.backward == "dense"
+    assert "since it was rewritten" in aug.plan.reason
+
+
 @pytest.mark.few(8)
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 @pytest.mark.filterwarnings("ignore::graphaug.errors.SparseBackwardLost")
 def test_what_its_code_reaches_counts(change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = network()
-    aug = ga.rewrite(model, "1", rate=0.0, stop_grad=True, example_inputs=X).train()
-    for _ in range(2):
-        aug(X)
-    assert aug.plan.backward == "sparse", aug.plan.reason
-    change(model[0], monkeypatch)
-    torch.testing.assert_close(aug(X), model(X))
-    assert aug.plan.backward == "dense"
-    assert "since it was rewritten" in aug.plan.reason
+    check_dense_after(change, model, monkeypatch)
 
 
 class Centre(nn.Module):
@@ -255,13 +260,7 @@ def test_what_is_there_counts_and_of_what_kind(
     asked: Callable[..., Any], change: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = nn.Sequential(Asks(asked), nn.Linear(6, 6), nn.Linear(6, 3))
-    aug = ga.rewrite(model, "1", rate=0.0, stop_grad=True, example_inputs=X).train()
-    for _ in range(2):
-        aug(X)
-    assert aug.plan.backward == "sparse", aug.plan.reason
-    change(model[0], monkeypatch)
-    torch.testing.assert_close(aug(X), model(X))
-    assert aug.plan.backward == "dense"
+    check_dense_after(change, model, monkeypatch)
 
 
 class Filled(nn.Module):
