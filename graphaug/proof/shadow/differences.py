@@ -73,7 +73,9 @@ def _left(a: Record, b: Record, settled: set[str]) -> Difference | None:
         if name not in b.left:
             return Difference(f"the model changes '{name}', and the graph does not", attribute=name)
         if renumbered(a.left[name], mine) != renumbered(b.left[name], theirs):
-            return Difference(f"'{name}' is left another in the graph than in the model", attribute=name)
+            return Difference(
+                f"'{name}' has another value after a call of the graph than of the model", attribute=name
+            )
     return None
 
 

@@ -251,12 +251,13 @@ class _Shadow:
 
     def _refusal(self, where: str, difference: Difference) -> CaptureError:
         line = difference.line
+        way = "Choose a site that opens fewer modules, and please report the model."
         if difference.attribute:
             line = line_that_sets(self.model, difference.attribute)
+            way = "Keep it in a buffer (register_buffer), or choose a site that opens fewer modules."
         return CaptureError(
             f"the captured {self.signature.model} differs from the original on {where}: {difference.what}{line}. Its "
-            "forward does something that a graph does not keep: choose a site that opens fewer modules, and please "
-            "report the model."
+            f"forward does something that a graph does not keep. {way}"
         )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
-from graphaug.capture.recording.relied.classes import has_no_effect
+from graphaug.capture.recording.relied.classes import has_no_effect, is_foreign
 from graphaug.capture.recording.relied.code_names import read_names
 from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
 from graphaug.capture.recording.values.numbers import Float
@@ -141,9 +141,9 @@ class Attributes:
         self._drop_what_is_set(state)
         for name, before in state.replaced():
             path, _, attribute = name.rpartition(".")
-            if path not in self.opened:
-                continue
             module = self.model.get_submodule(path)
+            if path not in self.opened and not self._is_ours(module, attribute, before):
+                continue  # the closed module sets it when it is called
             value = getattr(module, attribute)
             if is_plain(value) and is_plain(before) and value == before:
                 continue
@@ -154,10 +154,11 @@ class Attributes:
                     continue  # a table that is made of sizes alone; the graph makes it in every call
                 raise self.recorder.session.refuse(
                     f"it keeps {name!r} from one call to the next",
-                    reason=" A graph has no memory: choose a site outside that module, so that it stays closed.",
+                    reason=" A graph has no memory but buffers: make it one (register_buffer), or choose a site "
+                    "outside that module, so that it stays closed.",
                     line=line,
                 )
-            if type(value) is bool:
+            if type(value) is bool and is_foreign(type(module).__module__):
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
             self.facts.pop((path, attribute), None)
             self.set_again.add(name)
@@ -167,6 +168,11 @@ class Attributes:
             )
             node.meta["assigned"] = f"self.{attribute}" + (f" of '{path}'" if path else "")
             node.meta["line"] = line
+
+    def _is_ours(self, module: nn.Module, attribute: str, before: Any) -> bool:
+        """Whether opened code changed what a closed module holds, as a method of it does that is no forward."""
+        key = (id(module), attribute)
+        return key in self._sets or (before is FILLED and key in self.reads)
 
     def _is_read(self, module: nn.Module, attribute: str) -> bool:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
