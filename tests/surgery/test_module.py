@@ -15,6 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import graphaug as ga
+from graphaug.surgery.rewritten.packing import pack_graph, unpack_graph
 
 pytestmark = pytest.mark.few(4)
 
@@ -203,3 +204,35 @@ def test_augmentations_are_found_by_the_spelling_of_the_plan() -> None:
     assert found.get("2") is None
     with pytest.raises(SiteNotFound, match="not augmented at '2'"):
         found["2"]
+
+
+class Dispatched(nn.Module):
+    """Calls functions that torch made in a function, and that have no place by their qualified names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Conv2d(3, 4, 3), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = nn.functional.max_pool2d(self.stem(x), 2)
+        h, _ = nn.functional.adaptive_max_pool2d(h, 1, return_indices=True)
+        return self.head(h.flatten(1))
+
+
+def test_functions_that_torch_made_in_a_function_are_pickled() -> None:
+    aug = ga.rewrite(Dispatched(), "stem", subset=0.0, example_inputs=torch.randn(4, 3, 12, 12))
+    images = torch.randn(6, 3, 12, 12)
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        assert torch.equal(twin(images), aug(images))
+
+
+def test_a_graph_of_any_public_function_is_pickled() -> None:
+    for functions in torch.overrides.get_overridable_functions().values():
+        for function in functions:
+            if torch.overrides.is_tensor_method_or_property(function):
+                continue  # a graph calls it by its name
+            graph = fx.Graph()
+            graph.call_function(function)
+            again = unpack_graph(pickle.loads(pickle.dumps(pack_graph(graph))))
+            assert again is not None
+            assert next(iter(again.nodes)).target == function

@@ -5,6 +5,9 @@ Rows do without the objects that a node points to.
 
 from __future__ import annotations
 
+import importlib
+import operator
+import types
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -25,6 +28,29 @@ class _Ref:
     index: int
 
 
+@dataclass(frozen=True)
+class _Named:
+    """Stands for a function that lies in its module, and not where its qualified name says: ``F.max_pool2d``."""
+
+    module: str
+    path: str
+
+    @classmethod
+    def packed(cls, target: Any) -> Any:
+        """What stands for a node's target, if pickle cannot find it by its name; else the target."""
+        if not isinstance(target, types.FunctionType):
+            return target
+        qualified, plain = (cls(target.__module__, path) for path in (target.__qualname__, target.__name__))
+        return plain if qualified.found() is not target and plain.found() is target else target
+
+    def found(self) -> Any:
+        """The function, or None."""
+        try:
+            return operator.attrgetter(self.path)(importlib.import_module(self.module))
+        except (AttributeError, ImportError):
+            return None
+
+
 def pack_graph(graph: fx.Graph | None) -> list[tuple[Any, ...]] | None:
     """A graph as one row a node, which copies and pickles."""
     if graph is None:
@@ -38,7 +64,7 @@ def pack_graph(graph: fx.Graph | None) -> list[tuple[Any, ...]] | None:
         (
             n.op,
             n.name,
-            n.target,
+            _Named.packed(n.target),
             ref(n.args),
             ref(n.kwargs),
             {k: n.meta[k] for k in _KEPT_META if k in n.meta},
@@ -58,6 +84,7 @@ def unpack_graph(rows: list[tuple[Any, ...]] | None) -> fx.Graph | None:
         return fx.node.map_aggregate(value, lambda v: nodes[v.index] if isinstance(v, _Ref) else v)
 
     for op, name, target, args, kwargs, meta in rows:
+        target = target.found() if isinstance(target, _Named) else target
         node = graph.create_node(op, target, deref(args), deref(kwargs), name)
         node.meta.update(meta)
         nodes.append(node)
