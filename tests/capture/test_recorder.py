@@ -694,3 +694,38 @@ def test_old_constructors_are_named() -> None:
     for make in (lambda m: torch.Tensor(m.list), lambda m: torch.FloatTensor([2.0])):
         with pytest.raises(CaptureError, match=r"test_recorder\.py line \d+\).*Write torch\.tensor"):
             ga.rewrite(Table(make), "inner", example_inputs=features())
+
+
+def doubling() -> type[torch.autograd.Function]:
+    class Double(torch.autograd.Function):
+        @staticmethod
+        def forward(context, h):
+            return h * 2
+
+        @staticmethod
+        def backward(context, g):
+            return g * 2
+
+    return Double
+
+
+class Doubles(nn.Module):
+    """Uses an autograd function that is made once, or in every call."""
+
+    def __init__(self, once: bool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+        self.double = doubling() if once else None
+
+    def forward(self, x):
+        return self.b((self.double or doubling()).apply(self.a(x)))
+
+
+def test_an_autograd_function_that_is_made_in_every_call_is_refused_by_name() -> None:
+    x = torch.randn(6, 4)
+    model = Doubles(once=True)
+    assert torch.equal(ga.rewrite(model, at="a", rate=0.0, example_inputs=x)(x), model(x))
+    with pytest.raises(
+        ga.GraphaugError, match=r"autograd function in every call \(Double\).*outside of the forward"
+    ):
+        ga.rewrite(Doubles(once=False), at="a", rate=0.0, example_inputs=x)

@@ -63,12 +63,14 @@ class UnseenCalls:
         self.recorder, self.patches = recorder, patches
         self._files: set[str] = set()
         self._by_function: dict[Any, Callable[..., Any]] = {}
+        self._made_before: set[type] = set()  # the autograd functions that there are before opened code runs
 
     def watch(self) -> None:
         """See all that is reached through torch itself."""
         method = self.patches.method
         for name in _CHECKPOINTING & vars(torch.utils.checkpoint).keys():
             method(torch.utils.checkpoint, name, self._checkpoint)
+        self._made_before = _subclasses(torch.autograd.Function)
         self.patches.class_method(torch.autograd.Function, "apply", self._apply)
         method(torch.autocast, "__enter__", self._autocast)
         method(torch.autograd.graph.saved_tensors_hooks, "__enter__", self._saved_tensors)
@@ -125,6 +127,11 @@ class UnseenCalls:
         """A custom autograd function is one node."""
         if "CheckpointFunction" in cls.__name__:
             self._checkpoint()
+        if "<locals>" in cls.__qualname__ and cls not in self._made_before:
+            raise self.recorder.session.refuse(
+                f"it makes an autograd function in every call ({cls.__name__}), which may hold what only this call has",
+                reason=" Define the class outside of the forward, or choose a site outside that module.",
+            )
         with self.recorder.session.unrecorded():
             return self.recorder.record(Call("function", AutogradCall(cls)), apply, args, kwargs)
 
@@ -216,3 +223,8 @@ class UnseenCalls:
         raise self.recorder.session.refuse(
             "it opens an autocast region of its own, which a graph does not keep"
         )
+
+
+def _subclasses(cls: type) -> set[type]:
+    """All classes below a class that are still alive."""
+    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
