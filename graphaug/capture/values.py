@@ -45,20 +45,30 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
         if what.startswith("torch."):  # of how torch is set, and of no input
             advice = " Call it as it was captured, or choose a site outside of the module that asks for this."
+        found = (
+            f"in this call {spelled(what, value)}" if _compares(what, value) else f"this call has {value!r}"
+        )
         raise AssumptionViolated(
-            f"this model was captured for {spelled(what, expected)}, but this call has {value!r}.{advice}"
+            f"this model was captured for {spelled(what, expected)}, but {found}.{advice}"
         )
 
 
 def spelled(what: str, expected: Any) -> str:
     """A fact in words: a comparison as it is, or denied; of anything else its value."""
-    if _compares(what, expected):
-        return what if expected else f"not ({what})"
-    return f"{what} == {expected!r}"
+    if not _compares(what, expected):
+        return f"{what} == {expected!r}"
+    if expected:
+        return what
+    signs = [word for word in what.split(" ") if word in _DENIED]
+    return what.replace(f" {signs[0]} ", f" {_DENIED[signs[0]]} ") if len(signs) == 1 else f"not ({what})"
+
+
+_DENIED = {"==": "!=", "!=": "==", "<": ">=", ">=": "<", ">": "<=", "<=": ">"}
+"""What a comparison of sizes says when it does not hold."""
 
 
 def _compares(what: str, expected: Any) -> bool:
-    return isinstance(expected, bool) and any(f" {s} " in what for s in ("==", "!=", "<", "<=", ">", ">="))
+    return isinstance(expected, bool) and any(f" {sign} " in what for sign in _DENIED)
 
 
 def taken_from(guessed: str) -> str:
