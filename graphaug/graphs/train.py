@@ -107,8 +107,8 @@ class GraphTask(Task[GIN]):
         self.given = self.given or load(self.config)
         if self.config.batch_size > len(self.data.train):
             raise DataError(
-                f"a batch of {self.config.batch_size} is larger than the {len(self.data.train)} graphs of "
-                f"{self.data.name!r} that are trained on."
+                f"batch_size={self.config.batch_size} is larger than the {len(self.data.train)} graphs of "
+                f"{self.data.name!r} that are trained on: give at most {len(self.data.train)}, or more graphs."
             )
 
     def facts(self) -> dict[str, Any]:

@@ -217,7 +217,8 @@ def _check_source(config: SimCSEConfig, out: Path | None) -> None:
 def _check_batch(config: SimCSEConfig, sentences: int) -> None:
     if config.batch_size > sentences:
         raise DataError(
-            f"a batch of {config.batch_size} is larger than the {sentences} sentences of {config.text or 'the text'}."
+            f"batch_size={config.batch_size} is larger than the {sentences} sentences of {config.text or 'the text'}: "
+            f"give at most {sentences}, or more sentences."
         )
     processes = world_size(config.devices)
     if config.batch_size % processes or config.batch_size // processes < 2:

@@ -20,6 +20,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.presets import PRESETS
 
 if TYPE_CHECKING:
+    from graphaug.contrastive.runs.progress import EpochProgress
     from graphaug.vision.data.images import ImageData
 
 Data = Annotated[
@@ -115,7 +116,11 @@ def probe(
         refuse_without(context, "--linear", "epochs")
     from graphaug.vision.probes.probe import probe_run
 
-    _each_run(runs, data, json_file, lambda run, images: probe_run(run, images, linear=linear, epochs=epochs))
+    def look(run: Path, images: ImageData) -> dict[str, Any]:
+        with _on_labels(epochs, f"linear protocol of {run}", shown=linear) as bar:
+            return probe_run(run, images, linear=linear, epochs=epochs, on_epoch=bar)
+
+    _each_run(runs, data, json_file, look)
 
 
 def transfer(
@@ -130,7 +135,18 @@ def transfer(
     """
     from graphaug.vision.probes.probe import transfer_run
 
-    _each_run(runs, data, json_file, lambda run, images: transfer_run(run, images, epochs=epochs))
+    def look(run: Path, images: ImageData) -> dict[str, Any]:
+        with _on_labels(epochs, f"fine-tuning of {run}") as bar:
+            return transfer_run(run, images, epochs=epochs, on_epoch=bar)
+
+    _each_run(runs, data, json_file, look)
+
+
+def _on_labels(epochs: int, title: str, shown: bool = True) -> EpochProgress:
+    """The progress of a training on labels, which may take minutes."""
+    from graphaug.contrastive.runs.progress import EpochProgress
+
+    return EpochProgress(epochs, title, shown=shown, score=lambda line: f"test {line['accuracy']:.1%}")
 
 
 def _each_run(

@@ -117,7 +117,10 @@ def classifier_path(model: nn.Module) -> str:
         paths = [path for path, module in model.named_modules() if isinstance(module, kind)]
         if paths:
             return str(paths[-1])
-    raise UnsupportedModel(f"{type(model).__name__} has no linear layer that could be its classifier.")
+    raise UnsupportedModel(
+        f"{type(model).__name__} has neither a linear layer nor a 1×1 convolution that could be its classifier, whose "
+        "place the projection head takes: let it end in one, such as nn.Linear(features, classes)."
+    )
 
 
 def feature_width(model: nn.Module) -> int:

@@ -207,7 +207,8 @@ def _check_init(config: PretrainConfig, out: Path | None, resume: bool) -> None:
 def _check_batch(config: PretrainConfig, data: ImageData) -> None:
     if config.batch_size > len(data.train):
         raise DataError(
-            f"a batch of {config.batch_size} is larger than the {len(data.train)} training images of {data.name}."
+            f"batch_size={config.batch_size} is larger than the {len(data.train)} training images of {data.name}: give "
+            f"at most {len(data.train)}, or more images."
         )
     parts = world_size(config.devices) * config.accumulate
     if config.batch_size % parts or config.batch_size // parts < 2:

@@ -49,8 +49,9 @@ def _returned(model: nn.Module, images: Tensor, name: str) -> Any:
         said = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         size = images.shape[-1]
         raise ConfigError(
-            f"{name} cannot take images of {size} × {size} pixels: {said}. They have three channels, grey ones too. "
-            f"Give the model's own size (size=, --size), or another model.{_built_for(model, size, name)}"
+            f"{name} cannot take images of {size} × {size} pixels: {said}. It is given "
+            "three channels, of grey images too: let its first layer take three. Else give the model's own size "
+            f"(size=, --size), or another model.{_built_for(model, size, name)}"
         ) from error
 
 

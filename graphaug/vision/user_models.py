@@ -51,7 +51,7 @@ def own(name: str, is_one: Callable[[Any], bool], error: type[GraphaugError] = C
     if callable(found) and (isinstance(found, type) or not is_one(found)):
         try:
             found = found()
-        except Exception as raised:  # whatever a user's own code raises
+        except (Exception, SystemExit) as raised:  # whatever a user's own code raises
             way = (
                 " A function without arguments in that file, which returns one, will do."
                 if _lacks(found)
@@ -111,7 +111,7 @@ def imported(file: Path) -> ModuleType:
     sys.path.insert(0, str(path.parent))
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever a user's own code raises
+    except (Exception, SystemExit) as error:  # whatever a user's own code raises
         del sys.modules[name]
         raise ConfigError(f"{str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
     finally:

@@ -12,7 +12,7 @@ from scipy import stats
 from torch import nn
 
 import graphaug as ga
-from graphaug.contrastive.runs.compare import Run, interval, one_spelling
+from graphaug.contrastive.runs.compare import Run, _shown, interval, one_spelling
 
 
 def write_run(path, result=None, **settings):
@@ -50,14 +50,30 @@ def test_a_single_value_has_no_interval():
     assert math.isnan(interval([0.5])[1])
 
 
+@pytest.mark.parametrize(
+    ("middle", "half", "shown"),
+    [
+        (51.1111, 132.4, "51 ± 132"),
+        (83.3333, 0.5234, "83.33 ± 0.52"),
+        (83.3333, 5.234, "83.3 ± 5.2"),
+        (0.25, 1.2e-9, "0.25 ± 1.2e-09"),
+        (0.25, 0.0, "0.25 ± 0"),
+        (51.1111, math.nan, "51.11"),
+        (math.nan, math.nan, ""),
+    ],
+)
+def test_a_mean_has_the_digits_that_its_interval_leaves(middle, half, shown):
+    assert _shown(middle, half) == shown
+
+
 def test_one_row_a_setting(graphaug, sweep, tmp_path):
     code, out, _ = graphaug("compare", *sweep.values(), "--json", tmp_path / "table.json")
     assert code == 0
     lines = [line.split() for line in out.splitlines()]
     assert lines[0] == ["at", "seeds", "linear", "(%)", "few_labels.mean", "(%)"]
     # seeds 0.50, 0.51, 0.52: standard error 0.01/sqrt(3), t of 2 degrees 4.303
-    assert lines[2] == ["layer3", "3", "51", "±", "2.5", "25", "±", "0"]
-    assert lines[3] == ["layer4", "3", "61", "±", "2.5", "30", "±", "0"]
+    assert lines[2] == ["layer3", "3", "51.0", "±", "2.5", "25", "±", "0"]
+    assert lines[3] == ["layer4", "3", "61.0", "±", "2.5", "30", "±", "0"]
     rows = json.loads((tmp_path / "table.json").read_text())
     assert [row["at"] for row in rows] == [["layer3"], ["layer4"]]
     assert rows[0]["linear"]["mean"] == pytest.approx(0.51)

@@ -125,7 +125,7 @@ def test_a_name_in_another_mapping_is_no_second_one(text, tmp_path):
         ("num_epochs", " Did you mean 'epochs'?"),
         ("batch", " Did you mean 'batch_size'?"),
         ("temprature", " Did you mean 'temperature'?"),
-        ("zebra", ""),
+        ("zebra", f" There are {', '.join(sorted(PretrainConfig.names()))}."),
     ],
 )
 def test_a_setting_is_suggested_where_one_is_near_or_has_that_name_elsewhere(name, hint, tmp_path):

@@ -136,7 +136,7 @@ def test_the_view_of_moved_weights_has_no_gradient_and_keeps_no_statistics(confi
     [
         ({"at": ("layers.7",)}, SiteNotFound, "layers.7"),
         ({"at": ()}, ConfigError, "stop_grad without a site"),
-        ({"batch_size": 20}, DataError, "a batch of 20 is larger than the 19 graphs"),
+        ({"batch_size": 20}, DataError, "batch_size=20 is larger than the 19 graphs"),
         ({"data": "none.smi"}, DataError, "there is no file"),
     ],
 )

@@ -240,7 +240,7 @@ def test_an_epoch_takes_each_sentence_once_in_an_order_of_its_generator():
     assert len(set(taken)) == 20
     assert set(taken) <= set(range(23))
     assert order(0) == batches != order(1)
-    with pytest.raises(DataError, match="a batch of 5 is larger than the 4 sentences"):
+    with pytest.raises(DataError, match="batch_size=5 is larger than the 4 sentences"):
         next(epoch(4, 5))
     with pytest.raises(InvalidOption, match="at least 2 sentences"):
         next(epoch(4, 1))

@@ -124,7 +124,7 @@ def test_a_file_in_another_encoding_is_named_with_line_and_byte(graphaug, tmp_pa
         (["--encoder", "x"], "ConfigError: .*give one of them"),
         (["--text", "no/such.txt"], "DataError: text file 'no/such.txt' does not exist"),
         (["--sts", "no/such"], "DataError: STS data 'no/such' does not exist"),
-        (["--batch-size", "41"], "DataError: a batch of 41 is larger than the 40 sentences"),
+        (["--batch-size", "41"], "DataError: --batch-size 41 is larger than the 40 sentences"),
         (["--resume", "--force"], "ConfigError: --resume goes on with a run"),
         (["--temperature", "0"], "ConfigError: --temperature must be a positive number"),
     ],

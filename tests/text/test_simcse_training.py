@@ -531,7 +531,7 @@ BAD = [
     ({"from_config": "bert-smal"}, ConfigError, "no size is called 'bert-smal'. Did you mean 'bert-small'"),
     ({"encoder": "x"}, ConfigError, "give one of them"),
     ({"from_config": None, "encoder": "no/such/dir"}, EncoderError, "'no/such/dir' does not exist"),
-    ({"batch_size": 45}, DataError, "a batch of 45 is larger than the 44 sentences"),
+    ({"batch_size": 45}, DataError, "batch_size=45 is larger than the 44 sentences"),
     ({"batch_size": 7, "devices": 2}, ConfigError, "Give a multiple of 2"),
     ({"batch_size": 2, "devices": 2}, ConfigError, "at least 2. Give a multiple of 2, at least 4"),
     ({"at": (4,)}, SiteNotFound, "4 is out of range: SimCSE has the stages 0 to 3"),

@@ -212,9 +212,69 @@ def test_a_log_file_has_steps_and_the_time_left(graphaug: Any, tmp_path: Any, mo
     monkeypatch.setattr(callbacks, "TELL_EVERY", 0.0)
     code, _, err = graphaug("pretrain", *TINY, "--epochs", "2", "--out", tmp_path / "run")
     assert code == 0, err
-    steps = re.findall(r"^pretraining: step (\d+)/10  (\d+:\d\d) left$", err, flags=re.M)
+    steps = re.findall(r"^pretraining: step (\d+)/10(?:  (\d+:\d\d) left)?$", err, flags=re.M)
     assert [int(step) for step, _ in steps] == list(range(1, 11))
+    assert steps[0][1] == ""  # the first step is no measure of the others
+    assert all(left for _, left in steps[1:])
     assert steps[-1][1] == "0:00"
+
+
+def test_the_time_left_is_that_of_the_steps_behind_the_first(monkeypatch: Any) -> None:
+    from types import SimpleNamespace
+
+    from graphaug.contrastive.runs import callbacks
+
+    told: list[Any] = []
+    clock = iter([100.0, 102.0, 104.0])  # whatever the first step took, one of the others takes two seconds
+    monkeypatch.setattr(callbacks.time, "monotonic", lambda: next(clock))
+    engine = SimpleNamespace(fabric=SimpleNamespace(is_global_zero=True), feed=SimpleNamespace(steps=5))
+    run: Any = SimpleNamespace(began=None, told=0.0, last=10, engine=engine, emit=told.append)
+    for step in (1, 2, 3):
+        callbacks.Callbacks._tell(run, step)
+    assert [event.get("seconds_left") for _, event in told] == [None, 16.0, 14.0]
+
+
+def losses(bar: Any, *values: float) -> None:
+    for epoch, loss in enumerate(values, start=1):
+        bar({"epoch": epoch, "loss": loss, "lr": 0.1, "views_per_second": 1.0})
+
+
+def test_a_run_whose_loss_never_moved_is_told(capsys: Any) -> None:
+    with progress.EpochProgress(3) as bar:
+        losses(bar, 6.2364, 6.2361, 6.2364)
+    assert "the loss is where it was at the first epoch (6.2364, then 6.2364)" in capsys.readouterr().err
+    for values in ((6.2364, 6.19, 6.1), (6.2364,)):
+        with progress.EpochProgress(3) as bar:
+            losses(bar, *values)
+    bar = progress.EpochProgress(3)
+    losses(bar, 6.2364, 6.2364)
+    bar.__exit__(KeyboardInterrupt, None, None)  # nothing is said of a run that did not go through
+    assert "the loss is where it was" not in capsys.readouterr().err
+
+
+def test_a_warm_up_longer_than_the_run_and_a_run_that_is_finished_are_told(
+    graphaug: Any, tmp_path: Any
+) -> None:
+    given = ["--images", "256", "--epochs", "2", "--warmup", "5", "--out", tmp_path / "run"]
+    code, _, err = graphaug("pretrain", *TINY, *given)
+    assert code == 0, err
+    assert "--warmup 5 is longer than the 2 epoch(s) of --epochs" in err
+    code, out, err = graphaug("pretrain", "--out", tmp_path / "run", "--resume")
+    assert code == 0, err
+    assert f"the run in {tmp_path / 'run'} is finished" in err
+    assert "linear probe" in out
+
+
+def test_training_on_labels_says_where_it_is(graphaug: Any, tmp_path: Any) -> None:
+    out = tmp_path / "run"
+    code, _, err = graphaug("pretrain", *TINY, "--images", "256", "--epochs", "1", "--out", out)
+    assert code == 0, err
+    code, _, err = graphaug("probe", out, "--linear", "--epochs", "2")
+    assert code == 0, err
+    assert re.findall(rf"^linear protocol of {out}: epoch (\d)/2 .* test \d", err, flags=re.M) == ["1", "2"]
+    code, _, err = graphaug("transfer", out, "--data", "digits", "--epochs", "1")
+    assert code == 0, err
+    assert re.findall(rf"^fine-tuning of {out}: epoch (\d)/1 .* test \d", err, flags=re.M) == ["1"]
 
 
 def test_lines_are_few_by_default(capsys: Any) -> None:

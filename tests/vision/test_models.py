@@ -123,7 +123,7 @@ def test_a_width_that_is_none_is_said_to_be_wrong(width):
 
 
 def test_a_model_without_a_classifier():
-    with pytest.raises(UnsupportedModel, match="Sequential has no linear layer"):
+    with pytest.raises(UnsupportedModel, match="Sequential has neither a linear layer"):
         classifier_path(nn.Sequential(nn.ReLU()))
 
 

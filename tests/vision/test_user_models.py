@@ -40,6 +40,19 @@ def number():
     return 3
 
 
+def leaves():
+    raise SystemExit("no weights here")
+
+
+class Grey(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.head = nn.Conv2d(1, 4, 3), nn.Linear(4, 10)
+
+    def forward(self, x):
+        return self.head(self.first(x).mean((2, 3)))
+
+
 ready = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
 """
 
@@ -87,12 +100,31 @@ def test_pretrain(graphaug: Any, file: Any, tmp_path: Any) -> None:
         ("my.py:broken", "A function without arguments in that file, which returns one, will do."),
         ("my.py:number", "'number' of '{0}' is no model, but an int"),
         ("bad.py:Net", "cannot be run: SyntaxError"),
+        ("exit.py:Net", "cannot be run: SystemExit: 3."),
+        ("my.py:leaves", "leaves() of '{0}' fails: SystemExit: no weights here."),
     ],
 )
 def test_what_is_no_model_is_one_message(graphaug: Any, file: Any, name: str, message: str) -> None:
     (file.parent / "bad.py").write_text("def\n")
+    (file.parent / "exit.py").write_text("raise SystemExit(3)\n")
     code, out, err = graphaug("sites", file.parent / name)
     assert (code, out) == (2, "")
     assert err.startswith("ConfigError: ")
     assert message.format(file) in err
     assert "Traceback" not in err
+
+
+def test_a_model_of_grey_images_is_told_how_many_channels_it_is_given(
+    graphaug: Any, file: Any, tmp_path: Any
+) -> None:
+    code, _, err = graphaug("pretrain", "--model", f"{file}:Grey", "--out", tmp_path / "run")
+    assert code == 2
+    assert "of grey images too: let its first layer take three" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_model_is_no_run(graphaug: Any, file: Any, tmp_path: Any) -> None:
+    for named in (file, f"{file}:Net"):
+        code, _, err = graphaug("analyze", named, "--out", tmp_path / "report")
+        assert code == 2
+        assert "A model is looked at by 'graphaug sites FILE.py:NAME'." in err

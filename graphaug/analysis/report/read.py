@@ -133,9 +133,12 @@ def read_run(path: str | os.PathLike[str]) -> Run:
 
     directory = Path(path)
     if not directory.is_dir():
-        raise RunDirectoryError(
-            f"{str(directory)!r} is no run directory: there is no such directory.{runs_beside(directory)}"
+        what = "it is a file" if directory.exists() else "there is no such directory"
+        of_model = directory.name.partition(":")[0].endswith(".py")
+        hint = (
+            " A model is looked at by 'graphaug sites FILE.py:NAME'." if of_model else runs_beside(directory)
         )
+        raise RunDirectoryError(f"{str(directory)!r} is no run directory: {what}.{hint}")
     try:
         resolved = read_yaml(directory / "config.yaml")
         if not isinstance(resolved, dict):

@@ -38,6 +38,7 @@ ALIASES = {
 
 
 def setting_meant(wrong: str, known: Collection[str]) -> str:
-    """Return ``" Did you mean 'lr'?"``, or an empty string where no setting is near."""
+    """Return ``" Did you mean 'lr'?"``, or all there are where no setting is near."""
     told = ALIASES.get(wrong.lower().replace("-", "_"))
-    return meant([told] if told in known and told is not None else nearest(wrong, known))
+    near = [told] if told in known and told is not None else nearest(wrong, known)
+    return meant(near) or f" There are {', '.join(sorted(known))}."

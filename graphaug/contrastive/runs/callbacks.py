@@ -44,7 +44,9 @@ class Callbacks:
         self.unit = steps if task.unit == "epoch" else 1
         self.board: Board | None = None
         self.snapped = -1  # the step of the last snapshot
-        self.began = (0, 0.0)  # the step and the time at which this process began to train
+        self.began: tuple[int, float] | None = (
+            None  # the first step that this process made, and when it was made
+        )
         self.told = 0.0  # when a step was last told of
 
     def begin(self, found: Checkpoint | None) -> None:
@@ -57,7 +59,6 @@ class Callbacks:
                     raise KeyError(self.task.unit)  # the picture of the run would miss it, at its very end
                 self.training.load_state(found.state)
         position = self.engine.position
-        self.began, self.told = (position.step, time.monotonic()), 0.0
         if self.run is not None:
             self.run.tidy()
             self.training.settle(self.run)
@@ -104,17 +105,14 @@ class Callbacks:
     def _tell(self, step: int) -> None:
         """Let listeners know of a step, once a second at most, so that a run is never silent for an epoch."""
         now = time.monotonic()
+        # The first step has what is done once, such as compiling, and is no measure of the others.
+        began, since = self.began = self.began or (step, now)
         if not self.engine.fabric.is_global_zero or (now - self.told < TELL_EVERY and step != self.last):
             return
         self.told = now
-        done, began = step - self.began[0], self.began[1]
-        left = (self.last - step) * (now - began) / max(done, 1)
-        told = {
-            "step": step,
-            "steps": self.last,
-            "epoch": step / self.engine.feed.steps,
-            "seconds_left": left,
-        }
+        told = {"step": step, "steps": self.last, "epoch": step / self.engine.feed.steps}
+        if step > began or step == self.last:
+            told["seconds_left"] = (self.last - step) * (now - since) / max(step - began, 1)
         self.emit(("step", told))
 
     def _snapshot(self, step: int) -> None:

@@ -230,4 +230,8 @@ def _spelled(value: Any) -> str:
 def _shown(middle: float, half: float) -> str:
     if math.isnan(middle):
         return ""
-    return f"{middle:.4g}" if math.isnan(half) else f"{middle:.4g} ± {half:.2g}"
+    if math.isnan(half) or half == 0:
+        return f"{middle:.4g}{'' if math.isnan(half) else ' ± 0'}"
+    # as many digits as the interval leaves, two of its own
+    places = max(0, 1 - math.floor(math.log10(half)))
+    return f"{middle:.{places}f} ± {half:.{places}f}" if places <= 6 else f"{middle:.4g} ± {half:.2g}"

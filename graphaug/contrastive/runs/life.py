@@ -58,7 +58,7 @@ def run_task(
         on_line: called with each line of the metrics.
         on_start: called before the first step with `Training.counts`.
         on_step: called behind steps, once a second at most, with ``step`` (how many were made), ``steps`` (how many
-            there will be), ``epoch`` (fractional) and ``seconds_left``.
+            there will be), ``epoch`` (fractional) and, where there is a step to judge by, ``seconds_left``.
 
     Returns:
         The result; under torchrun, in processes other than the first, without the evaluation.

@@ -112,8 +112,17 @@ def settled(
     wanted = named.settle(kind, settings, preset, config, earlier, presets)
     if is_first_process():
         RunDirectory(out, force, resume)
+        if wanted.warmup > wanted.epochs:
+            print(
+                f"--warmup {wanted.warmup:g} is longer than the {wanted.epochs} epoch(s) of --epochs: the learning "
+                "rate rises until the run ends.",
+                file=sys.stderr,
+            )
     if earlier is not None:
-        RunDirectory.at(out).check_settings(kind, wanted.to_dict())
+        run = RunDirectory.at(out)
+        run.check_settings(kind, wanted.to_dict())
+        if run.finished() is not None and is_first_process():
+            print(f"the run in {out} is finished: this is its result.", file=sys.stderr)
     return wanted
 
 
@@ -139,11 +148,15 @@ def _nothing_to_resume(out: Path) -> RunDirectoryError:
     )
 
 
-def _or_unset(kind: Callable[[str], Any]) -> Callable[[str], Any]:
-    """A parser of numbers that lets `UNSET` through."""
+def _number(kind: Callable[[str], Any], unset: bool) -> Callable[[str], Any]:
+    """A parser of numbers, which may let `UNSET` through."""
 
     def number(text: str) -> Any:
-        return text if text == UNSET else kind(text)
+        try:
+            return text if unset and text == UNSET else kind(text)
+        except ValueError:
+            what = "a whole number" if kind is int else "a number"
+            raise typer.BadParameter(f"{text!r} is not {what}{f' or {UNSET}' if unset else ''}.") from None
 
     return number
 
@@ -181,10 +194,8 @@ def _option(item: Field[Any], unset: bool = False) -> inspect.Parameter:
         annotation = plain | None
     if not kind.startswith("bool"):
         described["metavar"] = _metavar(item, unset)
-    if unset and plain in (int, float):  # typer would refuse the word
-        described |= {
-            "parser": _or_unset(plain),
-        }
+    if plain in (int, float):  # typer would refuse the word, and not say which it was given
+        described["parser"] = _number(plain, unset)
     option = typer.Option(*names, **described)
     return inspect.Parameter(
         item.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,9 @@ LINE_EVERY = 30.0
 
 FIRST_LINE = 5.0
 """Seconds until the first line about steps."""
+
+STILL = 1e-3
+"""The share of the loss by which a run that learns changes it, at the least."""
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as shells have it."""
@@ -53,6 +56,7 @@ class EpochProgress:
         self.bar = Progress(*columns, TextColumn("{task.fields[numbers]}"), console=self.console)
         self.task = self.bar.add_task(title, total=total, numbers="", steps="")
         self.next_line = time.monotonic() + FIRST_LINE
+        self.losses: list[float] = []
 
     def __enter__(self) -> EpochProgress:
         """Show the bar, where there is a terminal."""
@@ -60,14 +64,18 @@ class EpochProgress:
             self.bar.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Leave the bar as it is."""
+    def __exit__(self, kind: object, *_: object) -> None:
+        """Leave the bar as it is, and say of a run that went through if its loss never moved."""
         if self.console.is_terminal and self.shown:  # one that was never begun would print an empty line
             self.bar.stop()
+        if kind is None and self.shown and (line := unmoved(self.losses, self.unit)):
+            print(f"{self.title}: {line}", file=sys.stderr)
 
     def step(self, told: dict[str, float]) -> None:
         """Show how many steps were made, and the time left."""
-        words = f"step {told['step']:.0f}/{told['steps']:.0f}  {duration(told['seconds_left'])} left"
+        words = f"step {told['step']:.0f}/{told['steps']:.0f}"
+        if "seconds_left" in told:
+            words += f"  {duration(told['seconds_left'])} left"
         if self.console.is_terminal:
             done = told["epoch" if self.unit == "epoch" else "step"]
             self.bar.update(self.task, completed=done, steps=words)
@@ -77,6 +85,7 @@ class EpochProgress:
 
     def __call__(self, metrics: dict[str, Any]) -> None:
         """Show a line of the metrics."""
+        self.losses.append(metrics["loss"])
         numbers = (
             f"loss {metrics['loss']:.3f}  lr {metrics['lr']:.4g}  {metrics['views_per_second']:.0f} views/s"
         )
@@ -87,6 +96,16 @@ class EpochProgress:
             self.bar.update(self.task, completed=done, numbers=numbers)
         else:
             print(f"{self.title}: {self.unit} {done}/{self.total}  {numbers}", file=sys.stderr, flush=True)
+
+
+def unmoved(losses: Sequence[float], unit: str) -> str:
+    """A warning where the last of several losses is the first, up to a share of `STILL`; else an empty string."""
+    if len(losses) < 2 or abs(losses[-1] - losses[0]) > STILL * abs(losses[0]):
+        return ""
+    return (
+        f"the loss is where it was at the first {unit} ({losses[0]:.4f}, then {losses[-1]:.4f}): this network has "
+        "learned nothing, or gives nearly the same for every input. Look at its last layers, and at --lr."
+    )
 
 
 def duration(seconds: float) -> str:

@@ -60,7 +60,9 @@ def epoch(count: int, batch_size: int, generator: torch.Generator | None = None)
     if batch_size < 2:
         raise InvalidOption(f"a batch needs at least 2 sentences for its negatives, not {batch_size}.")
     if count < batch_size:
-        raise DataError(f"a batch of {batch_size} is larger than the {count} sentences there are.")
+        raise DataError(
+            f"batch_size={batch_size} is larger than the {count} sentences there are: give at most {count}."
+        )
     order = torch.randperm(count, generator=generator).tolist()
     for start in range(0, count - batch_size + 1, batch_size):
         yield order[start : start + batch_size]

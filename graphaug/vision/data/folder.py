@@ -165,7 +165,10 @@ def list_folder(root: Path) -> Listing:
             files.append(file)
             labels.append(label)
         if len(files) == before:
-            raise DataError(f"{str(root / name)!r} holds no readable image.")
+            raise DataError(
+                f"{str(root / name)!r} holds no image, and would be a class of none: remove the folder, or put images "
+                f"into it. Files that count end in {', '.join(EXTENSIONS)}."
+            )
     return Listing(root, classes, files, labels, digest.hexdigest())
 
 

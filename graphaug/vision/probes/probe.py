@@ -17,7 +17,7 @@ from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
 from graphaug.vision.probes.evaluate import few_label_probe, knn_accuracy, label_share_probe, linear_probe
-from graphaug.vision.probes.supervised import fine_tune, linear_protocol
+from graphaug.vision.probes.supervised import OnEpoch, fine_tune, linear_protocol
 from graphaug.vision.views.pipeline import EvalView
 from graphaug.vision.weights import load_weights
 
@@ -104,7 +104,14 @@ def _frozen(path: Path, data: ImageData) -> tuple[nn.Module, int, tuple[Tensor, 
     return model, size, (train_x, data.train.labels, test_x, data.test.labels)
 
 
-def probe_run(path: Path, data: ImageData, *, linear: bool = False, epochs: int = 100) -> dict[str, Any]:
+def probe_run(
+    path: Path,
+    data: ImageData,
+    *,
+    linear: bool = False,
+    epochs: int = 100,
+    on_epoch: OnEpoch | None = None,
+) -> dict[str, Any]:
     """Probe the encoder of a run.
 
     Args:
@@ -112,6 +119,7 @@ def probe_run(path: Path, data: ImageData, *, linear: bool = False, epochs: int 
         data: labelled images.
         linear: SupContrast's linear protocol too, ``epochs`` long.
         epochs: of that.
+        on_epoch: called behind each of its epochs, as `OnEpoch` says.
 
     Returns:
         Accuracies in [0, 1] by name: ``linear`` with all labels, ``knn``, ``linear 1 %`` and so on (the mean over five
@@ -129,14 +137,18 @@ def probe_run(path: Path, data: ImageData, *, linear: bool = False, epochs: int 
     for share in SHARES:
         found[f"linear {share:.0%} of labels"] = label_share_probe(*sets, share=share).mean
     if linear:
-        trained = linear_protocol(model, data, size=size, epochs=epochs)
+        trained = linear_protocol(model, data, size=size, epochs=epochs, on_epoch=on_epoch)
         found["linear protocol"] = trained.accuracy
         found["linear protocol, best over epochs"] = trained.best
     return found
 
 
-def transfer_run(path: Path, data: ImageData, *, epochs: int = 30) -> dict[str, Any]:
+def transfer_run(
+    path: Path, data: ImageData, *, epochs: int = 30, on_epoch: OnEpoch | None = None
+) -> dict[str, Any]:
     """How well the encoder of a run serves other data: ``linear`` on frozen features, and ``fine-tuned``.
+
+    ``on_epoch`` is called behind each epoch of the fine-tuning, as `OnEpoch` says.
 
     Raises:
         CheckpointError: what `load_run` raises.
@@ -146,7 +158,7 @@ def transfer_run(path: Path, data: ImageData, *, epochs: int = 30) -> dict[str, 
     labelled(data)
     model, size, sets = _frozen(path, data)
     found = {"linear": linear_probe(*sets)}
-    tuned = fine_tune(model, data, size=size, epochs=epochs)
+    tuned = fine_tune(model, data, size=size, epochs=epochs, on_epoch=on_epoch)
     return {**found, "fine-tuned": tuned.accuracy, "fine-tuned, best over epochs": tuned.best}
 
 

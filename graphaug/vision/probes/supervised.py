@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from graphaug.vision.data.images import ImageData, ImageSet
 from graphaug.vision.data.rows import image_rows
 from graphaug.vision.models import classifier_replaced, feature_width, to_rgb
 from graphaug.vision.views.pipeline import UNIFORMS, EvalView, SimCLRViews
+
+OnEpoch = Callable[[dict[str, Any]], None]
+"""Called behind each epoch with its line of the metrics and ``accuracy``, that on the test images in [0, 1]."""
 
 DECAY_EPOCHS, DECAY = (0.60, 0.75, 0.90), 0.2
 """SupContrast's linear schedule: after these shares of the epochs (60, 75, 90 of 100) the rate is a fifth."""
@@ -51,6 +54,7 @@ def linear_protocol(
     batch_size: int = 512,
     lr: float = 5.0,
     seed: int = 0,
+    on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """SupContrast's linear evaluation: a linear layer on the features before the head, the encoder in eval mode.
 
@@ -67,7 +71,7 @@ def linear_protocol(
         steps: int = sum(math.floor(epoch + 1e-9) + 1 > round(share * epochs) for share in DECAY_EPOCHS)
         return lr * DECAY**steps
 
-    return _fit(model, data, size, epochs, batch_size, rate, seed, frozen=True)
+    return _fit(model, data, size, epochs, batch_size, rate, seed, True, on_epoch)
 
 
 def fine_tune(
@@ -79,6 +83,7 @@ def fine_tune(
     batch_size: int = 128,
     lr: float = 0.05,
     seed: int = 0,
+    on_epoch: OnEpoch | None = None,
 ) -> Trained:
     """Train encoder and a new linear layer on labelled images; ``model`` itself is changed.
 
@@ -92,7 +97,7 @@ def fine_tune(
     def rate(epoch: float) -> float:
         return lr * 0.5 * (1 + math.cos(math.pi * epoch / epochs))
 
-    return _fit(model, data, size, epochs, batch_size, rate, seed, frozen=False)
+    return _fit(model, data, size, epochs, batch_size, rate, seed, False, on_epoch)
 
 
 def _fit(
@@ -104,6 +109,7 @@ def _fit(
     rate: Any,
     seed: int,
     frozen: bool,
+    on_epoch: OnEpoch | None,
 ) -> Trained:
     if len(data.classes) < 2:
         raise DataError(
@@ -133,7 +139,13 @@ def _fit(
             feed = LabelledFeed(data.train, batch_size, generator, device)
             engine = Engine(fabric, objective, feed, optimizer, rate, epochs=epochs)
             view = EvalView(size, *statistics).to(device)
-            engine.fit(after_line=lambda line: accuracies.append(objective.accuracy(data.test, view)))
+
+            def look(line: dict[str, Any]) -> None:
+                accuracies.append(objective.accuracy(data.test, view))
+                if on_epoch is not None:
+                    on_epoch({**line, "accuracy": accuracies[-1]})
+
+            engine.fit(after_line=look)
         finally:
             for name, p in model.named_parameters():
                 p.requires_grad_(wanted[name])
