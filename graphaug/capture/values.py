@@ -41,7 +41,7 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         what: the question, as the plan spells it.
         guessed: where the example comes from, if the user did not give it.
     """
-    if value != expected and not (isinstance(value, str) and UNSEEN in value):
+    if _differs(value, expected) and not (isinstance(value, str) and UNSEEN in value):
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
         if what.startswith("torch."):  # of how torch is set, and of no input
             advice = " Call it as it was captured, or choose a site outside of the module that asks for this."
@@ -51,6 +51,13 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         raise AssumptionViolated(
             f"this model was captured for {spelled(what, expected)}, but {found}.{advice}"
         )
+
+
+def _differs(value: Any, expected: Any) -> bool:
+    """Whether a value is another. What compiled code finds of sizes is no truth that compares: it is asked for one."""
+    if isinstance(value, (bool, torch.SymBool)) and isinstance(expected, bool):
+        return not value if expected else bool(value)
+    return bool(value != expected)
 
 
 def spelled(what: str, expected: Any) -> str:

@@ -205,3 +205,45 @@ def test_a_compiled_model_is_refused_with_the_right_order(small: nn.Module) -> N
         ga.rewrite(torch.compile(small), "1")
     with pytest.raises(ga.GraphaugError, match="the module inside the wrapper"):
         ga.strip(torch.compile(ga.rewrite(small, "1")))
+
+
+class AsksForItsWidth(nn.Module):
+    """A forward that refuses what has another width, by one of several questions."""
+
+    def __init__(self, width: int, question: str) -> None:
+        super().__init__()
+        self.body, self.head, self.width, self.question = (
+            nn.Linear(width, 8),
+            nn.Linear(8, 2),
+            width,
+            question,
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        refused = {
+            "!=": lambda n: n != self.width,
+            "<": lambda n: n < self.width,
+            "%": lambda n: n % 2 == 1,
+            "==": lambda n: False,
+        }[self.question]
+        if refused(x.shape[1]):
+            raise ValueError("another width")
+        if self.question == "==":
+            assert x.shape[1] == self.width
+        return self.head(self.body(x))
+
+
+@pytest.mark.parametrize("dynamic", [None, True])
+@pytest.mark.parametrize("question", ["!=", "==", "<", "%"])
+def test_what_is_asked_of_a_size_may_be_a_symbol_in_compiled_code(
+    question: str, dynamic: bool | None
+) -> None:
+    for width in (8, 6, 4):  # behind the first, torch takes the width for one that changes
+        model = AsksForItsWidth(width, question)
+        aug = ga.rewrite(model, at="body", subset=0.0, example_inputs=torch.randn(6, width))
+        fast = torch.compile(aug, fullgraph=True, dynamic=dynamic, backend="eager")
+        for rows in (6, 9):
+            x = torch.randn(rows, width)
+            assert torch.equal(fast(x), model(x))
+        with pytest.raises(Exception, match=r"Call rewrite again|Observed exception|captured for"):
+            fast(torch.randn(6, width - 1))
