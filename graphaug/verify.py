@@ -36,7 +36,6 @@ from graphaug.proof.on_a_batch.redraws import redraw
 from graphaug.proof.on_a_batch.skipped import check_skipped
 from graphaug.proof.on_a_batch.tapped import check_tapped
 from graphaug.proof.on_a_batch.training_step import against_hooks
-from graphaug.sparse.kept.lost import is_still_proved
 from graphaug.surgery.called.views import repeated
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.unwrap import unwrap_hint
@@ -128,7 +127,8 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
             return Verification((*claims, *check_skipped(aug, model, call, tolerance, _seed)))
         check_frozen(aug)
         aug.train()
-        _ask_for_plan(aug)
+        if aug._parts.split is not None:  # at the modules as they are, before their modes are set for comparisons
+            aug._parts.split.look_again(aug._parts)
         with aug.dense():
             for target, augmentation in aug.augmentations.items():
                 with acting(augmentation):
@@ -227,14 +227,5 @@ def _untouched(aug: AugmentedModule, model: nn.Module) -> Iterator[None]:
                     b.copy_(saved)
             for module, flag in flags:
                 module.training = flag
-            kept = getattr(aug._parts.split, "kept", None)
-            if kept is not None:  # a comparison of a sparse step put its prefix in eval mode
-                kept.modes = True
-            if aug.training:
-                _ask_for_plan(aug)
-
-
-def _ask_for_plan(aug: AugmentedModule) -> None:
-    """Let the plan say which backward a training step has now, sparse or not, as such a step does."""
-    if getattr(aug._parts.split, "kept", None) is not None:
-        is_still_proved(aug._parts)
+            if aug._parts.kept is not None:  # a comparison of a sparse step put its prefix in eval mode
+                aug._parts.kept.modes = True

@@ -18,7 +18,7 @@ from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import assume
 from graphaug.errors import AssumptionViolated, GraphaugError
 from graphaug.sparse.entries import Entry, found_in
-from graphaug.sparse.kept.lost import is_still_proved
+from graphaug.sparse.kept.lost import is_still_proved, note_changes
 from graphaug.sparse.kept.prefix import Kept
 from graphaug.surgery.called.plain import where_counted
 
@@ -89,6 +89,11 @@ class Split:
     def of_one_view(self, mask: Tensor) -> Tensor:
         """What was drawn for every view, for one of them: rows are drawn in all views or in none."""
         return mask if self.views == 1 else mask[: len(mask) // self.views]
+
+    def look_again(self, parts: Any) -> None:
+        """Let the plan say what the next step will do; a warning is for the step itself."""
+        if self.kept is not None:
+            note_changes(parts)
 
     def run(self, owner: Any, values: dict[str, Any]) -> Any:
         """One training forward; see `sparse_forward`.

@@ -143,6 +143,8 @@ class AugmentedModule(fx.GraphModule):
     @property
     def plan(self) -> Plan:
         """What was done to the model and why; its text also has what was set, or is trained in a frozen part, since."""
+        if self.training and self._parts.split is not None:
+            self._parts.split.look_again(self._parts)
         plan: Plan = self._parts.plan
         sites = self.augmentations.items()
         numbers = {t: a.numbers() for t, a in sites if isinstance(a, Augmentation)}

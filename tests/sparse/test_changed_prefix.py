@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -438,3 +439,31 @@ def test_a_cached_weight_keeps_its_gradient(subset: float) -> None:
             aug(X).square().sum().backward()
         found.append([p.grad.clone() for p in model.mix.parameters()])
     torch.testing.assert_close(*found)
+
+
+HOOKS: dict[str, Callable[[nn.Module], Any]] = {
+    "forward": lambda m: m.register_forward_hook(lambda *_: None),
+    "before the forward": lambda m: m.register_forward_pre_hook(lambda *_: None),
+    "backward": lambda m: m.register_full_backward_hook(lambda *_: None),
+    "before the backward": lambda m: m.register_full_backward_pre_hook(lambda *_: None),
+}
+
+
+@pytest.mark.parametrize("register", HOOKS.values(), ids=HOOKS)
+def test_a_plan_that_is_read_has_what_the_next_step_will_do(register: Callable[[nn.Module], Any]) -> None:
+    model = nn.Sequential(Block(), nn.Linear(6, 6), nn.Linear(6, 2))
+    aug = ga.rewrite(model, at="1", rate=0.0, stop_grad=True, example_inputs=X)
+    assert aug.plan.backward == "sparse"
+    handle = register(model[0].linear)
+    assert aug.plan.backward == "dense"  # without a step, and without a warning
+    assert "'0.linear' has another hook" in (aug.plan.reason or "")
+    with pytest.warns(SparseBackwardLost):
+        aug(X)
+    handle.remove()
+    assert aug.plan.backward == "sparse"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aug(X).sum().backward()
+    model[0] = nn.BatchNorm1d(6)
+    assert aug.plan.backward == "dense"
+    assert aug.eval().plan.backward == "dense"  # that of the training that was

@@ -100,13 +100,7 @@ def _traced(
     call = _Call(Forward(model, run), fakes, follow, watch, fake)
     changed = ""
     try:
-        try:
-            out = call(values, dims)
-        except RuntimeError as error:
-            if "requires_grad flags of leaf" not in str(error):
-                raise
-            call.gradients = False  # a forward that asks its input for a gradient: it has to be a leaf
-            out = call(values, dims)
+        out = _called(call, values, dims)
         drawn = outside.drawn()
         # a table that is made once and kept is no state
         if not drawn and outside.changed(fakes, call.given, has_rows):
@@ -130,6 +124,17 @@ def _traced(
     if against is None and _escaped(follow, set(map(id, fakes.values()))):
         against = Meeting("state", "", "a value of the prefix is kept outside of the model")
     return [_verdict(follow, against, s, d) for s, d in zip(states, sizes, strict=True)]
+
+
+def _called(call: _Call, values: Mapping[str, Any], dims: Mapping[int, int]) -> Any:
+    """What the forward gives; of one that asks its input for a gradient, which has to be a leaf, without gradients."""
+    try:
+        return call(values, dims)
+    except RuntimeError as error:
+        if "requires_grad flags of leaf" not in str(error):
+            raise
+        call.gradients = False
+        return call(values, dims)
 
 
 def _held(model: nn.Module) -> list[tuple[str, Tensor]]:

@@ -219,7 +219,7 @@ def recorder(below: dict[Target, Tensor], target: Target) -> Callable[[nn.Module
 
 def asking_for_mode(aug: AugmentedModule) -> Collection[int]:
     """The modules of a sparse step's prefix, by their ids, that may compute something else in eval mode."""
-    kept = getattr(aug._parts.split, "kept", None)
+    kept = aug._parts.kept
     return () if kept is None else kept.asked
 
 
@@ -236,9 +236,8 @@ def quieten(aug: AugmentedModule, model: nn.Module, awake: Collection[int] = ())
         module.training = read.get(module, module in opened or id(module) in awake)
         if isinstance(module, _BatchNorm) and not module.training and module.running_mean is None:
             _give_statistics(module, model)
-    kept = getattr(aug._parts.split, "kept", None)
-    if kept is not None:
-        kept.modes = False
+    if aug._parts.kept is not None:
+        aug._parts.kept.modes = False
 
 
 def _give_statistics(norm: _BatchNorm, model: nn.Module) -> None:

@@ -47,12 +47,12 @@ def is_still_proved(parts: Parts) -> bool:
     return _proved_when_compiled(parts.number) if torch.compiler.is_compiling() else _still_proved(parts)
 
 
-def _still_proved(parts: Parts) -> bool:
-    """Whether the prefix is what it was; where it is not, the plan says so, and the first time there is a warning.
+def note_changes(parts: Parts) -> str:
+    """Let the plan say that modules have changed, or that they are as they were; return what has changed.
 
     What is put back (a hook for one step) is proved again.
     """
-    kept: Kept = parts.split.kept  # type: ignore[union-attr]
+    kept: Kept = parts.kept
     changed = kept.changed()
     if changed and kept.plan is None and parts.plan.backward == "sparse":
         kept.plan = parts.plan
@@ -61,16 +61,22 @@ def _still_proved(parts: Parts) -> bool:
             backward="dense",
             reason=f"{changed} since it was rewritten (before: sparse, {parts.plan.reason})",
         )
-        if not kept.warned:
-            kept.warned = True
-            warnings.warn(
-                f"this model is run with a dense backward for as long as {changed} since it was rewritten: of that "
-                "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
-                SparseBackwardLost,
-                stacklevel=users_level(),
-            )
     elif not changed and kept.plan is not None:
         parts.plan, kept.plan = kept.plan, None
+    return changed
+
+
+def _still_proved(parts: Parts) -> bool:
+    """Whether the prefix is what it was; where it is not, there is a warning the first time."""
+    changed = note_changes(parts)
+    if changed and parts.kept.plan is not None and not parts.kept.warned:
+        parts.kept.warned = True
+        warnings.warn(
+            f"this model is run with a dense backward for as long as {changed} since it was rewritten: of that "
+            "nothing is proved. Rewrite it again, graphaug.rewrite(graphaug.strip(aug), ...), for a sparse one.",
+            SparseBackwardLost,
+            stacklevel=users_level(),
+        )
     return not changed
 
 

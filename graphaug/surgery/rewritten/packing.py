@@ -134,7 +134,7 @@ def rebuilt(cls: Any, packed: dict[str, Any]) -> Any:
 def shared(cls: Any, aug: Any) -> Any:
     """Another rewritten model of class ``cls`` with the same model and augmentations, as a shallow copy is one."""
     parts = _with_graphs(aug._parts, lambda graph: unpack_graph(pack_graph(graph)))
-    kept = getattr(parts.split, "kept", None)
+    kept = parts.kept
     if kept is not None:  # it notes for one plan what has changed; what it compares with is the same
         own = object.__new__(type(kept))
         own.__dict__.update(kept.__dict__)

@@ -28,6 +28,13 @@ _PARTS: weakref.WeakValueDictionary[int, Parts] = weakref.WeakValueDictionary()
 class Steps(Protocol):
     """A training forward in several graphs instead of one; a sparse backward is made of these."""
 
+    @property
+    def kept(self) -> Any:
+        """The modules of which something was proved, as they were then; None where nothing is asked of them again."""
+
+    def look_again(self, parts: Parts) -> None:
+        """Let the plan say what the next step will do, if modules have changed or were put back."""
+
     def graphs(self) -> Mapping[str, fx.Graph]:
         """The graphs by name; each becomes a method ``_forward_<name>`` of the rewritten model."""
 
@@ -70,6 +77,11 @@ class Parts:
 
     def __post_init__(self) -> None:
         _PARTS[self.number] = self
+
+    @property
+    def kept(self) -> Any:
+        """The modules of which something was proved, as they were then; None where nothing is asked of them again."""
+        return None if self.split is None else self.split.kept
 
     def trained_in_frozen(self) -> list[str]:
         """The names of parameters that are trained in what is to be frozen: they came there, or were thawed, since."""
