@@ -127,7 +127,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
             return Verification((*claims, *check_skipped(aug, model, call, tolerance, _seed)))
         check_frozen(aug)
         aug.train()
-        if aug._parts.split is not None:  # at the modules as they are, before their modes are set for comparisons
+        if aug._parts.split is not None:  # before modes are set for comparisons
             aug._parts.split.look_again(aug._parts)
         with aug.dense():
             for target, augmentation in aug.augmentations.items():

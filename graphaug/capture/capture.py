@@ -55,6 +55,8 @@ class Captured:
     """Names of what it reaches and changes itself."""
     unwatched: tuple[str, ...] = ()
     """Names of what it reaches that is too large to be compared in every call."""
+    prints: tuple[str, ...] = ()
+    """Lines of opened code that print."""
 
 
 def capture(
@@ -122,6 +124,7 @@ def capture(
         tuple(reached),
         changed,
         tuple(walk.unwatched),
+        tuple(walk.unseen_calls.prints),
     )
 
 

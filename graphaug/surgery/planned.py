@@ -96,6 +96,10 @@ def _state_notes(captured: Captured) -> list[str]:
         notes.append(f"the forward sets {names} in every call; the rewritten model does not")
     if names := ", ".join(captured.unwatched):
         notes.append(f"too large to be compared in every call, so call rewrite again after a change: {names}")
+    if lines := ", ".join(captured.prints):
+        notes.append(
+            f"what the forward prints ({lines}) the graph does not, in training mode: call the model itself"
+        )
     return notes
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import sys
 from typing import Any
 
@@ -207,3 +208,31 @@ def test_what_a_plan_cannot_repeat_is_refused() -> None:
         plan = ga.Plan.from_json(json.dumps({**plain, **change}))
         with pytest.raises(InvalidOption, match=message):
             ga.rewrite(ConvNet(), plan)
+
+
+class Prints(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.up = nn.Linear(4, 2), nn.Linear(2, 4)
+
+    def forward(self, x):
+        print("shape", x.shape, x.dtype)
+        h = self.down(x)
+        print(f"behind: {h.shape}")
+        return self.up(h)
+
+
+def test_what_a_forward_prints_is_no_assumption_and_stands_in_the_plan(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    aug = ga.rewrite(Prints(), at="down", subset=0.0, example_inputs=torch.randn(6, 4))
+    assert aug.plan.assumptions == ()
+    (note,) = aug.plan.notes
+    assert re.match(
+        r"what the forward prints \(test_plan.py line \d+, test_plan.py line \d+\) the graph does not", note
+    )
+    capsys.readouterr()
+    aug(torch.randn(9, 4))
+    assert capsys.readouterr().out == ""
+    aug.eval()(torch.randn(9, 4))
+    assert "shape torch.Size([9, 4]) torch.float32\nbehind: torch.Size([9, 2])" in capsys.readouterr().out

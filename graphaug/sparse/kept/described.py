@@ -68,7 +68,8 @@ class ModuleSeen:
 def _description(module: nn.Module) -> tuple[Any, ...]:
     """What decides about a module's forward, beside numbers in tensors and what attributes refer to; see `_PARTS`."""
     held = vars(module)
-    told_by_others = ("training", "_is_full_backward_hook", *WITHOUT_EFFECT)  # the hooks, which may be gone, tell more
+    # the hooks themselves tell more than what the last of them leaves behind
+    told_by_others = ("training", "_is_full_backward_hook", *WITHOUT_EFFECT)
     ours = [(k, v) for k, v in held.items() if k not in told_by_others and k not in FSDP_MARKS]
     plain = [(k, v) for k, v in ours if _is_plain(v)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import functools
 import inspect
 import sys
@@ -24,7 +25,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.switches import setting
-from graphaug.capture.user_code import global_names, is_internal
+from graphaug.capture.user_code import global_names, is_internal, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -57,10 +58,15 @@ def is_parameter(value: Any) -> bool:
 
 
 class UnseenCalls:
-    """Puts functions of ours in the places of those that opened code could call unseen."""
+    """Puts functions of ours in the places of those that opened code could call unseen.
+
+    Attributes:
+        prints: where opened code prints, which no node does.
+    """
 
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
+        self.prints: dict[str, None] = {}
         self._files: set[str] = set()
         self._by_function: dict[Any, Callable[..., Any]] = {}
         self._made_before: set[type] = set()  # the autograd functions that there are before opened code runs
@@ -84,6 +90,7 @@ class UnseenCalls:
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
+        self.patches.entry(vars(builtins), "print", self._print)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
         for owner, names in _ASKED:
@@ -134,6 +141,13 @@ class UnseenCalls:
             )
         with self.recorder.session.unrecorded():
             return self.recorder.record(Call("function", AutogradCall(cls)), apply, args, kwargs)
+
+    def _print(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Nothing is printed of a recording, and so nothing asked of what is to be printed; the plan has a note."""
+        if not self._asks(sys._getframe(2)):
+            return original(*args, **kwargs)
+        self.prints[user_line().strip(" ()")] = None
+        return None
 
     def _from_numpy(self, original: Any, values: Any) -> Any:
         """An array of the user's as a tensor: the array itself, as it is in every call."""
