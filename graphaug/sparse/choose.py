@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.values import value_of
+from graphaug.capture.values import describe, value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.samples import Samples
@@ -159,6 +159,8 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         raise refuse(
             f"rows are not proved independent ({proof.meeting}), and there are no example_inputs to try them with"
         )
+    if set_there := _set_on_prefix(graph, cut, model):
+        raise refuse(f"{set_there} changes in every call what a closed module before the cut holds")
     size = _size(graph, cut, request.subset, 1 if viewed is None else viewed.times, backward)
     whole = (graph, cut, two_sizes(surgery)) if viewed is None else (viewed.graph, viewed.cut, viewed.batch)
     found = split(*whole, surgery.samples.places[0])
@@ -177,6 +179,13 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     dropped = "the gradient that stopped rows get through the statistics is dropped"
     reason = f"two streams share the statistics of {several(len(paths), 'BatchNorm')}, {dropped}; {size}"
     return Choice("sparse", reason, found, proved=proof.verdict == "statistics")
+
+
+def _set_on_prefix(graph: fx.Graph, cut: fx.Node, model: nn.Module) -> str:
+    """An assignment of opened code to what a closed module before the cut holds, or an empty string."""
+    closed = {path for path, _ in prefix_modules(graph, cut, model)}  # and all that lies in them
+    sets = (node for node in graph.nodes if node.target is setattr)
+    return next((describe(node) for node in sets if str(getattr(node.args[0], "target", "")) in closed), "")
 
 
 def _against(proof: Proof, backward: str, norms: set[str], samples: Samples) -> str:

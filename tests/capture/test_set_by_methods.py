@@ -113,3 +113,71 @@ def test_what_goes_on_from_call_to_call_is_refused(note, name, at):
     with pytest.raises(ga.GraphaugError, match=rf"'body\.{name}'.*register_buffer"):
         ga.rewrite(model, at=at, stop_grad=True, example_inputs=torch.randn(6, 4))
     assert left(model) == before
+
+
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.factor, self.inner = nn.Linear(4, 4), 1.0, nn.Dropout(0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(self.layer(x) * self.factor)
+
+
+class Sets(nn.Module):
+    """Sets something on its child, and then calls it."""
+
+    def __init__(self, change: Callable[[nn.Module, Tensor], None], behind: bool = False) -> None:
+        super().__init__()
+        self.stem, self.child, self.head = nn.Linear(4, 4), Scaled(), nn.Linear(4, 2)
+        self.change, self.behind = change, behind
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        if not self.behind:
+            self.change(self.child, h)
+        out = self.head(self.child(h))
+        if self.behind:
+            self.change(self.child, h)
+        return out
+
+
+def by_rows(m, h):
+    m.factor = h.shape[0]
+
+
+def to_a_number(m, h):
+    m.factor = 3.0
+
+
+def by_the_values(m, h):
+    m.factor = h.mean()
+
+
+def of_torch(m, h):
+    m.inner.p = 0.25
+
+
+@pytest.mark.parametrize("at", ["stem", "head"])
+@pytest.mark.parametrize("change", [by_rows, to_a_number, by_the_values, of_torch])
+def test_what_a_closed_child_reads_is_not_set_in_front_of_its_call(change, at):
+    name = r"child\.inner\.p" if change is of_torch else r"child\.factor"
+    with pytest.raises(ga.GraphaugError, match=rf"sets '{name}' and then calls 'child', which reads it"):
+        ga.rewrite(Sets(change), at=at, rate=0.0, example_inputs=torch.randn(6, 4))
+
+
+@pytest.mark.parametrize(("change", "behind"), [(by_rows, False), (to_a_number, False), (to_a_number, True)])
+def test_what_an_opened_child_reads_is_what_the_call_has_set(change, behind):
+    model = Sets(change, behind)
+    plain = copy.deepcopy(model)
+    at = (
+        "head" if behind else "child.layer"
+    )  # behind the call it is kept for the next one, which a graph cannot
+    aug = ga.rewrite(model, at=at, rate=0.0, stop_grad=True, example_inputs=torch.randn(6, 4))
+    for rows in (8, 10):
+        x = torch.randn(rows, 4)
+        torch.testing.assert_close(aug(x), plain(x))
+        assert aug.child.factor == plain.child.factor
+    if behind:  # of a closed module in front of the cut
+        assert aug.plan.backward == "dense"
+        assert "the assignment to self.factor of 'child'" in aug.plan.reason

@@ -176,6 +176,7 @@ class Walk:
         with self.session.unrecorded():
             if path in self.opened:
                 return self._opened(m, path, number, enter, args, kwargs)
+            self.attributes.check_call(m, path)
             node, value = self.recorder.call("call_module", path, m, args, kwargs)
             node.meta["site"] = Target(path, None, number, "after")
             return self.recorder.adopt(value, node)

@@ -83,8 +83,8 @@ class Attributes:
         return self._seen(value)
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
-        if (path := self._path(m, name)) is None:
-            return value
+        if (path := self._path(m, name)) is None or (id(m), name) in self._sets:
+            return value  # what this call has set itself is what it was set to
         if name not in vars(m):
             held = next((vars(c)[name] for c in type(m).__mro__ if name in vars(c)), None)
             if is_plain(held):  # of its class; a property reads other names
@@ -128,6 +128,27 @@ class Attributes:
             self.recorder.nodes.vary(node)
             self._numbers[path, name] = node
         return self._numbers[path, name]
+
+    def check_call(self, m: nn.Module, path: str) -> None:
+        """Refuse to call a closed module that reads what was set on it: a graph sets it behind all calls.
+
+        Raises:
+            CaptureError: names the attribute.
+        """
+        within = {id(inner): inner for inner in m.modules()} if self._sets else {}
+        for (number, name), line in self._sets.items():
+            inner = within.get(number)
+            if inner is None or (
+                name not in read_names(type(inner)) and type(inner).__module__[:6] != "torch."
+            ):
+                continue  # torch's modules read what they hold in C, too
+            place = f"{self.recorder.ledger.paths[inner]}.{name}"
+            raise self.recorder.session.refuse(
+                f"it sets {place!r} and then calls {path!r}, which reads it",
+                reason=" A graph sets attributes behind all calls: hand it over as an argument, or choose a site "
+                "outside the module that sets it.",
+                line=line,
+            )
 
     def write_back(self, state: ModelState) -> None:
         """A node for every attribute that the forward sets.
