@@ -181,3 +181,15 @@ def test_what_an_opened_child_reads_is_what_the_call_has_set(change, behind):
     if behind:  # of a closed module in front of the cut
         assert aug.plan.backward == "dense"
         assert "the assignment to self.factor of 'child'" in aug.plan.reason
+
+
+def to_what_it_is(m, h):
+    m.factor, m.inner.p = 1.0, 0.0
+
+
+@pytest.mark.parametrize("at", ["stem", "head"])
+def test_what_is_set_to_what_it_is_makes_no_difference(at):
+    model = Sets(to_what_it_is)
+    x = torch.randn(8, 4)
+    aug = ga.rewrite(model, at=at, rate=0.0, stop_grad=True, example_inputs=torch.randn(6, 4))
+    torch.testing.assert_close(aug(x), model(x))

@@ -46,6 +46,7 @@ class Attributes:
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
+        self._changed: dict[tuple[int, str], None] = {}  # those that were something else
         self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
@@ -63,8 +64,11 @@ class Attributes:
         return original(value, name)
 
     def _set(self, original: Callable[..., Any], m: nn.Module, name: str, value: Any) -> None:
+        before = vars(m).get(name, ABSENT)
         original(m, name, value)
         self._sets[id(m), name] = user_line()
+        if not (is_plain(value) and same(value, before)):
+            self._changed[id(m), name] = None
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
@@ -135,8 +139,8 @@ class Attributes:
         Raises:
             CaptureError: names the attribute.
         """
-        within = {id(inner): inner for inner in m.modules()} if self._sets else {}
-        for (number, name), line in self._sets.items():
+        within = {id(inner): inner for inner in m.modules()} if self._changed else {}
+        for number, name in self._changed:
             inner = within.get(number)
             if inner is None or (
                 name not in read_names(type(inner)) and type(inner).__module__[:6] != "torch."
@@ -147,7 +151,7 @@ class Attributes:
                 f"it sets {place!r} and then calls {path!r}, which reads it",
                 reason=" A graph sets attributes behind all calls: hand it over as an argument, or choose a site "
                 "outside the module that sets it.",
-                line=line,
+                line=self._sets[number, name],
             )
 
     def write_back(self, state: ModelState) -> None:
