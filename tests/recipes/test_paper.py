@@ -182,7 +182,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(data, tmp_path
     for wrong, error, words in (
         ({"at": ["layer9"]}, SiteNotFound, "Did you mean 'layer"),
         ({"images": 161}, DataError, "has 160 training images, not 161"),
-        ({"images": 20}, DataError, "a batch of 64 is larger"),
+        ({"images": 20}, DataError, "batch_size=64 is larger"),
         ({"model": "resnet19"}, ConfigError, "Did you mean 'resnet18'"),
     ):
         with pytest.raises(error, match=words):

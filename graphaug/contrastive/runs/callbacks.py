@@ -44,9 +44,7 @@ class Callbacks:
         self.unit = steps if task.unit == "epoch" else 1
         self.board: Board | None = None
         self.snapped = -1  # the step of the last snapshot
-        self.began: tuple[int, float] | None = (
-            None  # the first step that this process made, and when it was made
-        )
+        self.began: tuple[int, float] | None = None  # this process's first step, and when it was made
         self.told = 0.0  # when a step was last told of
 
     def begin(self, found: Checkpoint | None) -> None:
