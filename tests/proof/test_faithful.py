@@ -444,10 +444,11 @@ class Switches(nn.Module):
         self.inner, self.norm, self.what = nn.Linear(4, 4), nn.BatchNorm1d(4), what
 
     def forward(self, x: Tensor) -> Tensor:
+        # past __setattr__, where the capture itself would refuse it
         if self.what == "the mode of a child":
-            self.norm.eval()
+            vars(self.norm)["training"] = False
         if self.what == "a number of a child":
-            self.norm.momentum = 0.5
+            vars(self.norm)["momentum"] = 0.5
         return self.norm(self.inner(x))
 
 
