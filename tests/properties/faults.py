@@ -68,6 +68,10 @@ def _nothing_watched() -> Iterator[None]:
         yield
 
 
+def _calls_unchecked() -> Any:
+    return patch(Attributes, "check_call", lambda self, m, path: None)
+
+
 class Fault(NamedTuple):
     """A fault: what puts it back, and the idiom that shows it."""
 
@@ -130,8 +134,8 @@ FAULTS: dict[str, Fault] = {
     "what a forward leaves in a global": seen_in_shadow("global_counted"),
     "what a forward leaves in a class": Fault(_nothing_watched, "class_counted"),
     "what a forward leaves in a default argument": seen_in_shadow("mutable_default"),
-    "what a forward does to a child's mode": seen_in_shadow("mode_of_a_child"),
-    "what a forward sets on a child for its call": seen_in_shadow("momentum_of_a_child_set"),
+    "what a forward does to a child's mode": Fault(_calls_unchecked, "mode_of_a_child"),
+    "what a forward sets on a child for its call": Fault(_calls_unchecked, "momentum_of_a_child_set"),
     "what a forward exchanges in a child for its call": seen_in_shadow("weights_exchanged"),
     "what a forward switches around a call": seen_in_shadow("context_that_a_child_reads"),
     "what a forward asks of the type of its input": seen_in_shadow("type_asked"),
