@@ -35,6 +35,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 __all__ = [
     "COMPILES_CONTEXT_VARIABLES",
+    "COMPILES_PROPERTIES",
     "BackwardCFunction",
     "ConstantSource",
     "DataDependentOutputException",
@@ -64,6 +65,9 @@ __all__ = [
 
 COMPILES_CONTEXT_VARIABLES = hasattr(_dynamo_source, "ContextVarGetSource")
 """Whether torch's compiler reads a `contextvars.ContextVar`, and compiles anew for another value; 2.11 cannot."""
+
+COMPILES_PROPERTIES = COMPILES_CONTEXT_VARIABLES
+"""Whether it reads an attribute that holds a property; 2.11 cannot, and the first that can is taken to be that one."""
 
 UninitializedTensorMixin: Any = getattr(parameter, "UninitializedTensorMixin")  # noqa: B009  # not in the stubs
 """What a parameter or buffer of a lazy module is before its first call."""

@@ -22,6 +22,11 @@ from graphaug.errors import AssumptionViolated, CaptureError
 pytestmark = pytest.mark.few(4)
 
 ROOT = Path(__file__).resolve().parents[2]
+FAKES_TAKE_FLOATS = pytest.mark.xfail(
+    torch.__version__.startswith("2.11"),
+    reason="torch 2.11 looks up floats in an embedding of fakes",
+    strict=True,
+)
 
 
 class Encoder(nn.Module):
@@ -165,7 +170,7 @@ def test_one_input_may_be_shared_by_all_rows() -> None:
         (ConvNet(), "layer1.0", features()),
         (ConvNet(), "layer1.0", images().long()),
         (ConvNet(), "layer1.0", images(dtype=torch.float64)),
-        (TextNet(), "blocks.1", tokens().float()),
+        pytest.param(TextNet(), "blocks.1", tokens().float(), marks=FAKES_TAKE_FLOATS),
         (TextNet(), "blocks.1", tokens()[:, :3]),
     ],
     ids=["rank", "integers", "precision", "floats", "length"],

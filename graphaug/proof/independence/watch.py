@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -21,6 +22,9 @@ _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _OF_THE_MODE = (Tensor.requires_grad, Tensor.is_leaf)
 _TORCH = os.path.dirname(str(torch.__file__)) + os.sep
 _LAYERS = os.path.dirname(str(nn.__file__)) + os.sep
+_CHECKPOINTS = str(
+    torch.utils.checkpoint.__file__
+)  # in torch 2.11 it looks whether there is anything to recompute
 _COMPUTES_NOTHING = ("_set_grad_enabled", "register_hook")
 
 
@@ -64,7 +68,7 @@ class Watch(TorchFunctionMode):
         if name in _HOOKS:
             self.hooked = self.hooked or name
         asked = getattr(func, "__self__", None) if name == "__get__" else None
-        if asked is Tensor.grad_fn:
+        if asked is Tensor.grad_fn and sys._getframe(1).f_code.co_filename != _CHECKPOINTS:
             self.hooked = self.hooked or "grad_fn"
         if any(asked is question for question in _OF_THE_MODE) and is_asked_by_a_layer(sys._getframe(1)):
             self.mode = self.mode or str(asked.__name__)  # type: ignore[union-attr]

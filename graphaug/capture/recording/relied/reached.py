@@ -23,7 +23,7 @@ from torch import nn
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import ABSENT, is_plain
 from graphaug.errors import AssumptionViolated
-from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES
+from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES, COMPILES_PROPERTIES
 
 GONE = ABSENT
 """Stands for what is not there any more."""
@@ -90,6 +90,8 @@ class Reached:
             unseen = not all(map(is_plain, self.expected))
         if self.kind == "context":
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
+        if self.kind == "property":
+            unseen = not COMPILES_PROPERTIES
         object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
         if not unseen and self.kind in ("attribute", "item"):
             kinds = ((tuple, "entries"), (functools.partial, "identity"))
@@ -131,6 +133,8 @@ class Reached:
 
     def holds(self) -> bool:
         """Whether it is what it was."""
+        if self.kind == "property" and torch.compiler.is_compiling() and not self.told:
+            return True  # the compiler cannot even read what is expected
         if self.expected is CHANGED:
             return False
         if torch.compiler.is_compiling() and not self.told:
