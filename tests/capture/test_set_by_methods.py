@@ -193,3 +193,75 @@ def test_what_is_set_to_what_it_is_makes_no_difference(at):
     x = torch.randn(8, 4)
     aug = ga.rewrite(model, at=at, rate=0.0, stop_grad=True, example_inputs=torch.randn(6, 4))
     torch.testing.assert_close(aug(x), model(x))
+
+
+class Notes(nn.Module):
+    """A child that notes in its own forward how much it saw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.seen = nn.Linear(4, 4), 6
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.shape[0]
+        return self.layer(x)
+
+
+class ReadsNotes(nn.Module):
+    def __init__(self, read: Callable[[nn.Module], int]) -> None:
+        super().__init__()
+        self.stem, self.child, self.head, self.read = nn.Linear(4, 4), Notes(), nn.Linear(4, 2), read
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.child(self.stem(x))
+        return self.head(h * 2 if self.read(self.child) > 6 else h)
+
+
+READS = {"its name": lambda m: m.seen, "getattr": lambda m: getattr(m, "seen", 0)}
+
+
+@pytest.mark.parametrize("at", ["stem", "head"])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_what_a_closed_child_notes_when_it_is_called_is_not_read(read, at):
+    with pytest.raises(ga.GraphaugError, match=r"reads 'child\.seen', which 'child' sets when it is called"):
+        ga.rewrite(ReadsNotes(read), at=at, stop_grad=True, example_inputs=torch.randn(6, 4))
+
+
+class Remembers(nn.Module):
+    """Asks, by code that is not of its class, what it has set in the call before."""
+
+    def __init__(self, read: Callable[[nn.Module], int]) -> None:
+        super().__init__()
+        self.stem, self.head, self.seen, self.read = nn.Linear(4, 4), nn.Linear(4, 2), 6, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        if self.read(self) > 6:
+            h = h * 2
+        self.seen = x.shape[0]
+        return self.head(h)
+
+
+@pytest.mark.parametrize("at", ["stem", "head"])
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_what_is_asked_by_other_code_before_it_is_set_goes_on_from_call_to_call(read, at):
+    with pytest.raises(ga.GraphaugError, match="'seen' from one call to the next"):
+        ga.rewrite(Remembers(read), at=at, stop_grad=True, example_inputs=torch.randn(8, 4))
+
+
+class Resets(Sets):
+    """Sets something on its child to what it is, in front of the call or behind it."""
+
+    def __init__(self, behind: bool) -> None:
+        super().__init__(to_what_it_is, behind)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+@pytest.mark.parametrize("at", ["stem", "head"])
+def test_what_would_be_put_back_may_not_be_something_else(at, behind):
+    model, x = Resets(behind), torch.randn(8, 4)
+    aug = ga.rewrite(model, at=at, rate=0.0, example_inputs=torch.randn(6, 4))
+    torch.testing.assert_close(aug(x), copy.deepcopy(model)(x))
+    aug.child.factor = 5.0
+    with pytest.raises(ga.GraphaugError, match=r"child\.factor == 1\.0, and now it is 5\.0"):
+        aug(x)

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import has_no_effect, is_foreign
-from graphaug.capture.recording.relied.code_names import read_names
+from graphaug.capture.recording.relied.code_names import read_names, stored_names
 from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
@@ -96,6 +96,12 @@ class Attributes:
             return value
         if type(value) is float:
             return Float(self.recorder.answers, value, lambda: self._number(path, name, value))
+        if path not in self.opened and name in stored_names(type(m)):
+            raise self.recorder.session.refuse(
+                f"it reads '{path}.{name}', which '{path}' sets when it is called",
+                reason=" A graph knows what modules return: let it return that too, or choose a site outside the "
+                "module that reads it.",
+            )
         self.facts.setdefault((path, name), Fact(path, name, value))
         return value
 
@@ -193,6 +199,18 @@ class Attributes:
             )
             node.meta["assigned"] = f"self.{attribute}" + (f" of '{path}'" if path else "")
             node.meta["line"] = line
+        self._rely_on_what_stays(state)
+
+    def _rely_on_what_stays(self, state: ModelState) -> None:
+        """Rely on what is set to what it was: set to something else from outside, a graph would not put it back."""
+        paths = {id(m): (path, m) for m, path in self.recorder.ledger.paths.items()}
+        for number, name in self._sets:
+            path, module = paths.get(number, ("", None))
+            if module is None or self._path(module, name) is None or f"{path}.{name}" in self.set_again:
+                continue
+            value = vars(module).get(name, ABSENT)
+            if is_plain(value) and same(value, state.before(path, name)):
+                self.facts.setdefault((path, name), Fact(path, name, value))
 
     def _is_ours(self, module: nn.Module, attribute: str, before: Any) -> bool:
         """Whether opened code changed what a closed module holds, as a method of it does that is no forward."""
@@ -203,7 +221,8 @@ class Attributes:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
         key = (id(module), attribute)
         set_first = key in self._sets and key not in self._reads_before
-        return attribute in read_names(type(module)) and not set_first
+        # a helper, or getattr with a name, reads it where the class does not say so
+        return key in self._reads_before or (attribute in read_names(type(module)) and not set_first)
 
     def _drop_what_is_set(self, state: ModelState) -> None:
         """Rely on nothing that the forward itself sets before it is read, nor on what it sets on closed modules."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import functools
+import inspect
 import re
 import types
 from collections.abc import Iterator, Sequence
@@ -185,3 +186,15 @@ def read_names(cls: type) -> frozenset[str]:
             if isinstance(function, types.FunctionType) and name != "__init__":
                 found |= {attribute for _, attribute in attributes_in(function.__code__)}
     return frozenset(found)
+
+
+def stored_names(cls: type) -> frozenset[str]:
+    """The names of attributes that a class's forward sets; of torch's own classes none."""
+    function = inspect.unwrap(getattr(cls, "forward", None) or object)
+    own = isinstance(function, types.FunctionType) and cls.__module__.partition(".")[0] != "torch"
+    return _stored_in(function.__code__) if own else frozenset()
+
+
+@functools.lru_cache(4096)
+def _stored_in(code: types.CodeType) -> frozenset[str]:
+    return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
