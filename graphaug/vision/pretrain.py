@@ -26,6 +26,7 @@ from graphaug.vision.methods.heads import need_lightly
 from graphaug.vision.methods.table import METHODS
 from graphaug.vision.models import build_model
 from graphaug.vision.probes.probe import probe
+from graphaug.vision.user_models import code_of
 from graphaug.vision.weights import load_weights
 
 if TYPE_CHECKING:
@@ -129,8 +130,8 @@ class ImageTask(Task[nn.Module]):
         return {**self.config.to_dict(), "size": self.config.size or self.data.view_size}
 
     def facts(self) -> dict[str, Any]:
-        """Counts and hashes of images and labels."""
-        return fingerprint(self.data)
+        """Counts and hashes of images and labels, and of the code of a model of one's own."""
+        return {**fingerprint(self.data), **code_of(self.config.model)}
 
     def finished(self, path: Path) -> nn.Module:
         """The model with the weights of a finished run."""

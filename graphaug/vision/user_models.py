@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
+import hashlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from torch import nn
 
+from graphaug.capture.user_code import users_level
 from graphaug.errors import ConfigError, GraphaugError, an, did_you_mean
 
 EXAMPLE = "example_inputs"
@@ -91,6 +95,39 @@ def own_example(name: str) -> Any:
     """The `EXAMPLE` in the file of a model, or None if it has none."""
     found = getattr(imported(split_name(name)[0]), EXAMPLE, None)
     return found() if callable(found) else found
+
+
+def code_of(name: str) -> dict[str, str]:
+    """A hash of the code in the file of a model that `is_own`, without its comments and layout; of others nothing.
+
+    What the file imports is not in it.
+    """
+    if not is_own(name):
+        return {}
+    try:
+        code = ast.unparse(ast.parse(split_name(name)[0].read_bytes()))
+    except (OSError, SyntaxError, ValueError):  # whoever builds the model says what is wrong
+        return {}
+    return {"model_sha256": hashlib.sha256(code.encode(errors="surrogateescape")).hexdigest()}
+
+
+def warn_of_other_code(settings: Mapping[str, Any], run: str) -> None:
+    """Warn if the file of a run's model has other code than when it was trained: its weights may fit all the same.
+
+    Args:
+        settings: the run's ``config.yaml``.
+        run: what the warning calls it.
+    """
+    resolved = settings.get("resolved")
+    trained = resolved.get("model_sha256") if isinstance(resolved, Mapping) else None
+    name = str(settings.get("model", ""))
+    if trained is not None and code_of(name).get("model_sha256", trained) != trained:
+        warnings.warn(
+            f"{str(split_name(name)[0])!r} has other code than when {run!r} was trained with {name!r}: what is "
+            "computed with its weights may be something else. Keep a model's file as it is while its runs are used.",
+            UserWarning,
+            stacklevel=users_level(),
+        )
 
 
 def imported(file: Path) -> ModuleType:

@@ -13,6 +13,7 @@ from graphaug.contrastive.runs.checkpoints import read
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.errors import CheckpointError, GraphaugError, an, did_you_mean, in_a_line
 from graphaug.vision.models import classifier_path
+from graphaug.vision.user_models import warn_of_other_code
 
 ENCODER = "encoder.safetensors"
 
@@ -142,6 +143,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], name: str | N
 
     """
     path = classifier_path(model)
+    if (found := settings_of(source)) is not None:
+        warn_of_other_code(found[1], str(found[0].parent))
     state = read_weights(source, path)
     own = model.state_dict()
     prefix = path + "."

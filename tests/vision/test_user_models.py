@@ -6,6 +6,11 @@ import json
 from typing import Any
 
 import pytest
+import yaml
+
+from graphaug.analysis.report.read import read_run
+from graphaug.vision.probes.probe import load_run
+from graphaug.vision.user_models import warn_of_other_code
 
 FILE = """
 import torch
@@ -128,3 +133,23 @@ def test_a_model_is_no_run(graphaug: Any, file: Any, tmp_path: Any) -> None:
         code, _, err = graphaug("analyze", named, "--out", tmp_path / "report")
         assert code == 2
         assert "A model is looked at by 'graphaug sites FILE.py:NAME'." in err
+
+
+def test_a_model_whose_code_was_changed_since_is_told(graphaug: Any, file: Any, tmp_path: Any) -> None:
+    options = ["--size", "8", "--epochs", "2", "--batch-size", "512", "--accelerator", "cpu"]
+    run = tmp_path / "run"
+    code, _, err = graphaug("pretrain", "--model", f"{file}:Net", *options, "--out", run)
+    assert code == 0, err
+    written = file.read_text()
+    file.write_text("# a comment changes nothing\n" + written.replace("self.head(self", "self.head( self"))
+    warn_of_other_code(yaml.safe_load((run / "config.yaml").read_text()), "run")
+    file.write_text(written.replace(".mean((2, 3))", ".amax((2, 3))"))
+    with pytest.warns(UserWarning, match="my.py' has other code than when"):
+        load_run(run)
+    with pytest.warns(UserWarning, match="my.py' has other code than when"):
+        read_run(run).model()
+    (run / "result.json").unlink()  # as if it had been stopped
+    code, _, err = graphaug("pretrain", "--out", run, "--resume")
+    assert code == 2
+    assert "model_sha256" in err
+    assert "and the code of the model, that it began with" in err

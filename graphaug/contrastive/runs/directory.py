@@ -182,7 +182,7 @@ class RunDirectory:
         ]:
             raise ConfigError(
                 f"the run in {str(self.path)!r} has other data:\n    " + "\n    ".join(found) + "\n"
-                "Resume with the data that it began with, or choose another directory."
+                "Resume with the data, and the code of the model, that it began with, or choose another directory."
             )
         result = self.finished()
         if result is None:
