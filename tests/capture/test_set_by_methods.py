@@ -38,6 +38,10 @@ def size(m, h):
     m.noted = h.shape[0]
 
 
+def whole_size(m, h):
+    m.noted = h.shape
+
+
 def tensor(m, h):
     m.noted = h.detach().abs()
 
@@ -91,7 +95,9 @@ def left(model: Net) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("at", ["body.second", "head"])
-@pytest.mark.parametrize("note", [size, tensor, number, text, flag, new_attribute, buffer, buffer_anew])
+@pytest.mark.parametrize(
+    "note", [size, whole_size, tensor, number, text, flag, new_attribute, buffer, buffer_anew]
+)
 def test_it_is_set_as_the_model_sets_it(note, at):
     model = Net(note)
     plain = copy.deepcopy(model)
@@ -100,6 +106,7 @@ def test_it_is_set_as_the_model_sets_it(note, at):
         x = torch.randn(rows, 4)
         torch.testing.assert_close(aug(x), plain(x))
         assert left(aug) == left(plain)
+        assert type(aug.body.noted) is type(plain.body.noted)
 
 
 @pytest.mark.parametrize("at", ["body.second", "head"])
@@ -158,11 +165,15 @@ def of_torch(m, h):
     m.inner.p = 0.25
 
 
+def that_nobody_reads(m, h):
+    m.note = 3
+
+
 @pytest.mark.parametrize("at", ["stem", "head"])
-@pytest.mark.parametrize("change", [by_rows, to_a_number, by_the_values, of_torch])
+@pytest.mark.parametrize("change", [by_rows, to_a_number, by_the_values, of_torch, that_nobody_reads])
 def test_what_a_closed_child_reads_is_not_set_in_front_of_its_call(change, at):
-    name = r"child\.inner\.p" if change is of_torch else r"child\.factor"
-    with pytest.raises(ga.GraphaugError, match=rf"sets '{name}' and then calls 'child', which reads it"):
+    name = {of_torch: r"child\.inner\.p", that_nobody_reads: r"child\.note"}.get(change, r"child\.factor")
+    with pytest.raises(ga.GraphaugError, match=rf"sets '{name}' and then calls 'child', which may read it"):
         ga.rewrite(Sets(change), at=at, rate=0.0, example_inputs=torch.randn(6, 4))
 
 

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.recording.patches import Patches
@@ -46,7 +47,9 @@ class Attributes:
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
-        self._changed: dict[tuple[int, str], None] = {}  # those that were something else
+        self._changed: dict[
+            tuple[int, str], bool
+        ] = {}  # those that were something else; whether a plain value
         self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
@@ -68,7 +71,7 @@ class Attributes:
         original(m, name, value)
         self._sets[id(m), name] = user_line()
         if not (is_plain(value) and same(value, before)):
-            self._changed[id(m), name] = None
+            self._changed[id(m), name] = is_plain(value)
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
@@ -140,21 +143,22 @@ class Attributes:
         return self._numbers[path, name]
 
     def check_call(self, m: nn.Module, path: str) -> None:
-        """Refuse to call a closed module that reads what was set on it: a graph sets it behind all calls.
+        """Refuse to call a closed module that may read what was set on it: a graph sets it behind all calls.
 
         Raises:
             CaptureError: names the attribute.
         """
         within = {id(inner): inner for inner in m.modules()} if self._changed else {}
-        for number, name in self._changed:
-            inner = within.get(number)
-            if inner is None or (
-                name not in read_names(type(inner)) and type(inner).__module__[:6] != "torch."
-            ):
-                continue  # torch's modules read what they hold in C, too
+        for (number, name), plain in self._changed.items():
+            if (inner := within.get(number)) is None:
+                continue
+            # torch's modules read what they hold in C, too
+            of_torch = type(inner).__module__.partition(".")[0] == "torch"
+            if not (plain or of_torch or name in read_names(type(inner))):
+                continue
             place = f"{self.recorder.ledger.paths[inner]}.{name}"
             raise self.recorder.session.refuse(
-                f"it sets {place!r} and then calls {path!r}, which reads it",
+                f"it sets {place!r} and then calls {path!r}, which may read it",
                 reason=" A graph sets attributes behind all calls: hand it over as an argument, or choose a site "
                 "outside the module that sets it.",
                 line=self._sets[number, name],
@@ -193,10 +197,11 @@ class Attributes:
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
             self.facts.pop((path, attribute), None)
             self.set_again.add(name)
-            lower = self.recorder.ledger.lower
-            node = self.recorder.nodes.create(
-                "call_function", setattr, (lower(module), attribute, lower(value)), {}
-            )
+            lower, create = self.recorder.ledger.lower, self.recorder.nodes.create
+            held = lower(value)
+            if isinstance(value, torch.Size):  # whose entries are held as a tuple
+                held = create("call_function", torch.Size, (held,), {})
+            node = create("call_function", setattr, (lower(module), attribute, held), {})
             node.meta["assigned"] = f"self.{attribute}" + (f" of '{path}'" if path else "")
             node.meta["line"] = line
         self._rely_on_what_stays(state)
