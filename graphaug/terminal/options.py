@@ -59,6 +59,11 @@ def refuse_idle(given: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
             "without a schedule of freezing",
             "name a module with --freeze-schedule",
         ),
+        "watch_every": (
+            (settings.get("watch_every") or 0) > (settings.get("epochs") or 0),
+            "in a run of fewer epochs",
+            "",
+        ),
         "keep": (settings.get("checkpoint_every") == 0, "with --checkpoint-every 0, which keeps none", ""),
     }
     for name, (idle, reason, remedy) in rules.items():

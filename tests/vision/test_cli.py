@@ -253,6 +253,10 @@ def test_unreadable_images_are_named_and_counted_or_refused(graphaug, folder, tm
         (["--batch-size", "100000"], "DataError: --batch-size 100000 is larger than the 1438"),
         (["--batch-size", "1"], "ConfigError: --batch-size must be"),
         (["--batch-size", "many"], "Invalid value for '--batch-size': 'many' is not a whole number"),
+        (
+            ["--epochs", "2", "--watch-every", "3"],
+            "ConfigError: --watch-every does nothing in a run of fewer epochs",
+        ),
         (["--rate", "high"], "Invalid value for '--rate': 'high' is not a number"),
         (["--projection", "wide"], "Invalid value for '--projection': 'wide' is not a whole number or none"),
         (["--epochs", "0"], "ConfigError: --epochs must be"),
