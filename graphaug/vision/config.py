@@ -84,7 +84,7 @@ class PretrainConfig(Settings):
     )
     augment_teacher: bool = setting(False, "Deep Augmentation in the teacher too.")
     queue: int | None = setting(None, "Of moco: how many former keys are negatives; by default 4096.")
-    size: int | None = setting(None, "Height and width of the views; by default the data's.")
+    size: int | None = setting(None, "Height and width of the views; by default the data's, 16 for digits.")
     crop: float = setting(0.2, "Smallest share of the image area that a view shows.")
     jitter: tuple[float, ...] = setting(
         (0.4, 0.4, 0.4, 0.1),
