@@ -184,7 +184,8 @@ class Attributes:
                 continue
             line = self._sets.get((id(module), attribute), "")
             kept = isinstance(before, Tensor) and isinstance(value, Tensor)
-            if not kept and (self._is_read(module, attribute) or before is FILLED):
+            once = type(value) is bool
+            if not kept and (self._is_read(module, attribute, once) or before is FILLED):
                 if before is None and isinstance(value, Tensor) and not self._carries_data(value):
                     continue  # a table that is made of sizes alone; the graph makes it in every call
                 raise self.recorder.session.refuse(
@@ -193,7 +194,7 @@ class Attributes:
                     "outside that module, so that it stays closed.",
                     line=line,
                 )
-            if type(value) is bool and is_foreign(type(module).__module__):
+            if once and is_foreign(type(module).__module__):
                 continue  # "done once": what it stands for (hooks of transformers) was undone with it
             self.facts.pop((path, attribute), None)
             self.set_again.add(name)
@@ -222,12 +223,15 @@ class Attributes:
         key = (id(module), attribute)
         return key in self._sets or (before is FILLED and key in self.reads)
 
-    def _is_read(self, module: nn.Module, attribute: str) -> bool:
+    def _is_read(self, module: nn.Module, attribute: str, once: bool) -> bool:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
         key = (id(module), attribute)
         set_first = key in self._sets and key not in self._reads_before
         # a helper, or getattr with a name, reads it where the class does not say so
-        return key in self._reads_before or (attribute in read_names(type(module)) and not set_first)
+        # but what installs something once asks whether it is there
+        return (key in self._reads_before and not once) or (
+            attribute in read_names(type(module)) and not set_first
+        )
 
     def _drop_what_is_set(self, state: ModelState) -> None:
         """Rely on nothing that the forward itself sets before it is read, nor on what it sets on closed modules."""
