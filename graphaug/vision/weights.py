@@ -130,6 +130,12 @@ def settings_left(config: Any) -> str:
     return f"{config.init} had {had}: --init takes its weights alone, --config {file} its settings too."
 
 
+def warn_if_edited(source: str | os.PathLike[str]) -> None:
+    """Warn if a source of weights is of a run whose model's file has other code by now."""
+    if (found := settings_of(source)) is not None:
+        warn_of_other_code(found[1], str(found[0].parent))
+
+
 def load_weights(model: nn.Module, source: str | os.PathLike[str], name: str | None = None) -> None:
     """Load weights into a whole model; a classifier of another number of classes is left as the model has it.
 
@@ -143,8 +149,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike[str], name: str | N
 
     """
     path = classifier_path(model)
-    if (found := settings_of(source)) is not None:
-        warn_of_other_code(found[1], str(found[0].parent))
+    warn_if_edited(source)
     state = read_weights(source, path)
     own = model.state_dict()
     prefix = path + "."

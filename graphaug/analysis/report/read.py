@@ -19,8 +19,7 @@ from graphaug.errors import ConfigError, RunDirectoryError, an
 from graphaug.text.config import SimCSEConfig
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.models import build_model
-from graphaug.vision.user_models import warn_of_other_code
-from graphaug.vision.weights import settings_of
+from graphaug.vision.weights import warn_if_edited
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -70,8 +69,7 @@ class ImageRun(Run):
         from safetensors.torch import load_file
 
         file = weights or self.path / "encoder.safetensors"
-        if (found := settings_of(self.path)) is not None:
-            warn_of_other_code(found[1], str(self.path))
+        warn_if_edited(self.path)
         model = build_model(self.config.model)
         try:
             state: dict[str, Tensor] = load_file(file)

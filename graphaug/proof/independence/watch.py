@@ -22,9 +22,8 @@ _HOOKS = ("register_hook", "register_post_accumulate_grad_hook")
 _OF_THE_MODE = (Tensor.requires_grad, Tensor.is_leaf)
 _TORCH = os.path.dirname(str(torch.__file__)) + os.sep
 _LAYERS = os.path.dirname(str(nn.__file__)) + os.sep
-_CHECKPOINTS = str(
-    torch.utils.checkpoint.__file__
-)  # in torch 2.11 it looks whether there is anything to recompute
+_CHECKPOINTS = str(torch.utils.checkpoint.__file__)
+"""In torch 2.11 its code reads `grad_fn`, to see whether there is anything to recompute."""
 _COMPUTES_NOTHING = ("_set_grad_enabled", "register_hook")
 
 

@@ -47,9 +47,8 @@ class Attributes:
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
-        self._changed: dict[
-            tuple[int, str], bool
-        ] = {}  # those that were something else; whether a plain value
+        # of these, what was something else before; whether it is a plain value
+        self._changed: dict[tuple[int, str], bool] = {}
         self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
@@ -227,8 +226,7 @@ class Attributes:
         """Whether the module's own code may read what an attribute was before the call, and not what the call set."""
         key = (id(module), attribute)
         set_first = key in self._sets and key not in self._reads_before
-        # a helper, or getattr with a name, reads it where the class does not say so
-        # but what installs something once asks whether it is there
+        # A helper, or getattr with a name, reads it where the class does not say so; a flag may ask what is done once.
         return (key in self._reads_before and not once) or (
             attribute in read_names(type(module)) and not set_first
         )
