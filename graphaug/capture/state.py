@@ -6,6 +6,7 @@ import contextlib
 import copy
 import random
 import sys
+import time
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -26,6 +27,8 @@ FILLED: Any = object()
 
 _CONTAINERS = (list, dict, set, OrderedDict)  # hooks are in these
 
+_WAIT = 0.05
+"""Seconds in which a thread that draws all the time draws at least once."""
 SMALL = 1 << 20
 """Parameters of at most so many numbers are put back: prototypes that a forward writes, not whole weights."""
 
@@ -183,6 +186,13 @@ def undrawn() -> Iterator[None]:
         torch.set_rng_state(ours)
         if gpus is not None:
             torch.cuda.set_rng_state_all(gpus)
+
+
+def others_draw() -> bool:
+    """Whether another thread draws random numbers: whether states move while this one waits."""
+    before = torch.get_rng_state(), python_draws()
+    time.sleep(_WAIT)
+    return not torch.equal(torch.get_rng_state(), before[0]) or python_draws() != before[1]
 
 
 def seed(number: int) -> None:

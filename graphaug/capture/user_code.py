@@ -44,12 +44,16 @@ def global_scopes(cls: type) -> list[dict[str, Any]]:
 
 def user_line() -> str:
     """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
+    frame = _users_frame()
+    return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})" if frame else ""
+
+
+def _users_frame() -> types.FrameType | None:
+    """The innermost running frame that is neither torch's nor ours."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None:
-        if not is_internal(frame.f_code.co_filename):
-            return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})"
+    while frame is not None and is_internal(frame.f_code.co_filename):
         frame = frame.f_back
-    return ""
+    return frame
 
 
 def users_level() -> int:
@@ -60,11 +64,19 @@ def users_level() -> int:
     return level
 
 
-def in_message(frame: types.FrameType) -> bool:
-    """Whether a frame is inside of a statement that makes a message: an error, a warning, a log entry, a print."""
+def in_message() -> bool:
+    """Whether the user's code is inside of a statement that makes a message: an error, a warning, a log entry, a print.
+
+    What such a statement asks for is told and decides nothing.
+    """
+    frame: types.FrameType | None = sys._getframe(1)
+    while frame is not None and is_internal(frame.f_code.co_filename):
+        if frame.f_code.co_filename == logging.__file__:
+            return True
+        frame = frame.f_back
+    if frame is None:
+        return False
     file, code = frame.f_code.co_filename, frame.f_code
-    if file == logging.__file__:
-        return True
     line, _, column, _ = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
     at = (line or frame.f_lineno, column or 0)
     return any(begin <= at < end for begin, end in _messages("".join(linecache.getlines(file))))
@@ -92,7 +104,9 @@ def _message_of(statement: ast.AST) -> ast.expr | ast.stmt | None:
         return statement.msg
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         called = ast.unparse(statement.value.func)
-        if called in _MESSAGES or called.rpartition(".")[0].endswith(_LOGS):
+        if called in _ASSERTIONS:
+            return statement.value.args[1] if len(statement.value.args) > 1 else None
+        if called in _MESSAGES or called.rpartition(".")[0].lower().endswith(_LOGS):
             return statement
     return None
 
@@ -102,11 +116,12 @@ def is_internal(filename: str) -> bool:
     return filename.startswith(("<", *_PACKAGES)) or filename.endswith(_PLUMBING)
 
 
-_MESSAGES = ("print", "warn", "warnings.warn", "torch._assert", "_assert")
+_MESSAGES = ("print", "warn", "warnings.warn")
+_ASSERTIONS = ("torch._assert", "_assert")
 _LOGS = ("logger", "logging", "log")
 # by their place, not by name: a checkout of this project may well lie in a directory called graphaug
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _PACKAGES = tuple(
     folder + os.sep for folder in (os.path.dirname(str(torch.__file__)), os.path.dirname(_HERE))
 )
-_PLUMBING = ("/contextlib.py", "/functools.py", "/inspect.py")
+_PLUMBING = ("/contextlib.py", "/functools.py", "/inspect.py", logging.__file__)

@@ -98,7 +98,7 @@ def _state_notes(captured: Captured) -> list[str]:
         notes.append(f"too large to be compared in every call, so call rewrite again after a change: {names}")
     if lines := ", ".join(captured.prints):
         notes.append(
-            f"what the forward prints ({lines}) the graph does not, in training mode: call the model itself"
+            f"what the forward prints or logs ({lines}) the graph does not, in training mode: call the model itself"
         )
     return notes
 

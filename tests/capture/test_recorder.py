@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 
 import graphaug as ga
+from graphaug.capture.state import others_draw
 from graphaug.errors import AssumptionViolated, BypassedSite, CaptureError
 
 pytestmark = pytest.mark.few(1)
@@ -465,6 +466,30 @@ def test_two_threads_may_rewrite_at_once() -> None:
     for thread in threads:
         thread.join()
     assert not errors
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.03])
+def test_a_thread_that_draws_is_no_fault_of_the_model(pause: float) -> None:
+    assert not others_draw()
+    end, said = threading.Event(), ""
+
+    def draw() -> None:
+        while not end.is_set():
+            torch.randn(10)
+            if pause:
+                end.wait(pause)
+
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        assert others_draw()
+        made(lambda m, h: nn.functional.dropout(h, 0.5))
+    except CaptureError as error:
+        said = str(error)
+    finally:
+        end.set()
+        thread.join()
+    assert not said or "another thread draws random numbers" in said
 
 
 CALLS = {

@@ -169,10 +169,18 @@ def that_nobody_reads(m, h):
     m.note = 3
 
 
+def a_tensor_that_nobody_reads(m, h):
+    m.note = h
+
+
+SETS = [by_rows, to_a_number, by_the_values, of_torch, that_nobody_reads, a_tensor_that_nobody_reads]
+
+
 @pytest.mark.parametrize("at", ["stem", "head"])
-@pytest.mark.parametrize("change", [by_rows, to_a_number, by_the_values, of_torch, that_nobody_reads])
+@pytest.mark.parametrize("change", SETS)
 def test_what_a_closed_child_reads_is_not_set_in_front_of_its_call(change, at):
-    name = {of_torch: r"child\.inner\.p", that_nobody_reads: r"child\.note"}.get(change, r"child\.factor")
+    unread = dict.fromkeys((that_nobody_reads, a_tensor_that_nobody_reads), r"child\.note")
+    name = {of_torch: r"child\.inner\.p", **unread}.get(change, r"child\.factor")
     with pytest.raises(ga.GraphaugError, match=rf"sets '{name}' and then calls 'child', which may read it"):
         ga.rewrite(Sets(change), at=at, rate=0.0, example_inputs=torch.randn(6, 4))
 
@@ -236,6 +244,37 @@ READS = {"its name": lambda m: m.seen, "getattr": lambda m: getattr(m, "seen", 0
 def test_what_a_closed_child_notes_when_it_is_called_is_not_read(read, at):
     with pytest.raises(ga.GraphaugError, match=r"reads 'child\.seen', which 'child' sets when it is called"):
         ga.rewrite(ReadsNotes(read), at=at, stop_grad=True, example_inputs=torch.randn(6, 4))
+
+
+class Experts(nn.Module):
+    """Keeps a loss of its own for its parent to add, as mixtures of experts do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.aux_loss = nn.Linear(4, 4), torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.layer(x)
+        self.aux_loss = y.square().mean()
+        return y
+
+
+class AddsTheirLoss(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.child, self.head = nn.Linear(4, 4), Experts(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.child(self.stem(x))) + self.child.aux_loss
+
+
+@pytest.mark.parametrize("at", ["stem", "head"])
+def test_a_tensor_that_a_closed_child_keeps_is_named(at):
+    message = (
+        r"uses 'child\.aux_loss', a tensor that 'child' keeps when it is called .*let it return that too"
+    )
+    with pytest.raises(ga.GraphaugError, match=message):
+        ga.rewrite(AddsTheirLoss(), at=at, example_inputs=torch.randn(6, 4))
 
 
 class Remembers(nn.Module):

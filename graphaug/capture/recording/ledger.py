@@ -14,7 +14,7 @@ from torch import Size, Tensor, fx, nn
 from graphaug.capture.known import integers
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.nodes import Nodes
-from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import (
@@ -186,6 +186,11 @@ class Ledger:
             self._origins[id(value)] = (node, ())
             return node
         if isinstance(value, FakeTensor):
+            if kept := self._kept_by_closed(value):
+                raise self.session.refuse(
+                    f"it uses {kept[1]!r}, a tensor that {kept[0]!r} keeps when it is called",
+                    reason=RETURN_IT,
+                )
             raise self.session.refuse(
                 "it uses a tensor that no recorded function of torch made: one that a closed module keeps or a hook "
                 "computed, or the result of a scripted function, of torch.func, or of code outside of Python"
@@ -193,6 +198,14 @@ class Ledger:
         if is_functorch_wrapper(value):
             raise self.session.refuse("it calls a transform of torch.func (vmap, grad) on it")
         return self.constant("tensor", value)
+
+    def _kept_by_closed(self, value: Tensor) -> tuple[str, str] | None:
+        """The path of the module that holds a tensor as an attribute, and the attribute's."""
+        for module, path in self.paths.items():
+            for name, held in vars(module).items():
+                if held is value and path:
+                    return path, f"{path}.{name}"
+        return None
 
     def constant(self, kind: str, value: Any) -> fx.Node:
         """The node of an object that no module owns; the graph holds the object itself."""

@@ -20,6 +20,12 @@ _LAYER_DROP = (
     "model.config.layerdrop = 0.0), or choose a site outside that module, so that it stays closed."
 )
 
+RETURN_IT = (
+    " A graph knows what modules return: let it return that too, or choose a site outside the module that reads "
+    "it."
+)
+"""What to do about a value that a closed module keeps and opened code reads."""
+
 
 class Session:
     """What the parts of one recording share.

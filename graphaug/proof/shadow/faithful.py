@@ -7,6 +7,7 @@ what they leave changed, have to be equal. Nothing is computed but the few opera
 from __future__ import annotations
 
 import contextlib
+import threading
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import nn
 from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature, modes_kept
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.capture.state import undrawn
+from graphaug.capture.state import others_draw, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_LENGTH, THE_EXAMPLE, variants
 from graphaug.proof.shadow.differences import Difference, first_difference, line_that_sets
@@ -30,6 +31,9 @@ from graphaug.surgery.module import AugmentedModule
 
 _MOST_ON_META = 1 << 30
 """Numbers that a model may own on the meta device; the activations of a larger one take gigabytes to stand in for."""
+
+_TRIES = 3
+"""Runs while another thread draws now and then."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,8 @@ class _Shadow:
         if difference is not None and runs.stand_ins.learned:
             # what a stand-in returns was found by a call of its module, whose hooks ran once more then
             difference = self._again(situation, runs)
+        if difference is not None and _may_be_drawn(difference):
+            difference = self._undisturbed(difference, situation, runs)
         if difference is not None:
             raise self._refusal(where, difference)
 
@@ -249,6 +255,25 @@ class _Shadow:
         assert not isinstance(found, Exception)
         return first_difference(expected, found, runs.stand_ins.closed)
 
+    def _undisturbed(self, difference: Difference, situation: Situation, runs: Runs) -> Difference | None:
+        """The difference of runs in which no other thread has drawn, if there are others: generators are shared.
+
+        Raises:
+            CaptureError: another thread draws all the time.
+        """
+        if threading.active_count() == 1:
+            return difference
+        for _ in range(_TRIES):
+            if (again := self._again(situation, runs)) is None:
+                return None
+            difference = again
+        if others_draw():
+            raise CaptureError(
+                f"{self.signature.model} cannot be compared with its graph: another thread draws random numbers all "
+                "the time, from the generator that this model's are from. Call rewrite while no other thread draws."
+            )
+        return difference
+
     def _refusal(self, where: str, difference: Difference) -> CaptureError:
         line = difference.line
         way = "Choose a site that opens fewer modules, and please report the model."
@@ -259,6 +284,11 @@ class _Shadow:
             f"the captured {self.signature.model} differs from the original on {where}: {difference.what}{line}. Its "
             f"forward does something that a graph does not keep. {way}"
         )
+
+
+def _may_be_drawn(difference: Difference) -> bool:
+    """Whether numbers that another thread drew could make a difference."""
+    return "random generator" in difference.attribute or "value" in difference.what
 
 
 def _said(model: str, error: Exception) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.user_code import user_line
+from graphaug.capture.user_code import in_message, user_line
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Entry, Record, Result, Token, results
 
@@ -110,7 +110,8 @@ class Recorder(TorchDispatchMode):
         if plain:
             self._made_of_numbers(name, made)
             return result
-        effect = bool(written) or drawn or (name in _NUMBERS and not self._is_certain(tokens))
+        asked = name in _NUMBERS and not self._is_certain(tokens) and not in_message()
+        effect = bool(written) or drawn or asked
         entry = self.add(str(func), tokens, made, effect=effect)
         for tensor in written:
             origins.written(tensor, entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -15,10 +16,13 @@ from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.nodes import Nodes, is_fact, is_unknown_node
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.tracked import DATA, doubtful
+from graphaug.capture.user_code import in_message
 from graphaug.capture.values import describe, value_of
 
-_SPELLED = ("__repr__", "__format__", "__str__", "__dir__", "__hash__")
+_SPELLED = ("__repr__", "__str__", "__dir__", "__hash__")
 """Methods that tell about the tensor as a Python object, and nothing of what it is in another call."""
+_TOLD = ("__format__", "__len__", "item", "__bool__", "__int__", "__index__", "__float__", "__complex__")
+"""Methods whose answer is a number, or says one."""
 _UNTRACKED = ("grad_fn", "layout", "grad", "is_leaf", "_version", "names", "_backward_hooks", "__dict__")
 """Attributes that opened code gets as they are."""
 
@@ -36,6 +40,13 @@ class Questions:
             CaptureError: the answer depends on data.
         """
         tensor = args[0]
+        if name in _TOLD and in_message():
+            return self._told(name, tensor)
+        if name == "__format__":
+            raise self.session.refuse(
+                f"it makes a text of the data in {describe(self.ledger.node_of(tensor))}",
+                reason=" Make it inside of the print or the logger's call, or choose a site outside that module.",
+            )
         if name in _SPELLED:
             return self.session.call_unrecorded(getattr(Tensor, name), *args, **kwargs)
         if name == "__len__":
@@ -57,6 +68,15 @@ class Questions:
         if isinstance(tensor, Tensor):
             return self.session.depends(self.ledger.node_of(tensor), verb)
         return self.session.refuse(f"it {verb} the data in {tensor!r}")
+
+    def _told(self, name: str, tensor: Tensor) -> Any:
+        """Something to say in a message that nobody reads: it makes no node, and nothing relies on it."""
+        if name == "__format__":
+            return self.session.call_unrecorded(repr, tensor)
+        if name == "__len__":
+            return self.session.call_unrecorded(len, self.ledger.evaluable(tensor))
+        kinds = {"__bool__": False, "__int__": 0, "__index__": 0, "__complex__": complex(math.nan)}
+        return kinds.get(name, 0 if name == "item" and not tensor.is_floating_point() else math.nan)
 
     def length(self, tensor: Tensor) -> int:
         """The size of the first dimension, which the graph then relies on."""

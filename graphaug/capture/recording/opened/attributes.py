@@ -14,6 +14,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import has_no_effect, is_foreign
 from graphaug.capture.recording.relied.code_names import read_names, stored_names
 from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
+from graphaug.capture.recording.session import RETURN_IT
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import FILLED, OF_EVERY_MODULE, ModelState
@@ -47,8 +48,7 @@ class Attributes:
         self._numbers: dict[tuple[str, str], fx.Node] = {}
         self.set_again: set[str] = set()
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
-        # of these, what was something else before; whether it is a plain value
-        self._changed: dict[tuple[int, str], bool] = {}
+        self._changed: dict[tuple[int, str], None] = {}  # of these, what was something else before
         self._reads_before: set[tuple[int, str]] = set()
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
@@ -69,8 +69,8 @@ class Attributes:
         before = vars(m).get(name, ABSENT)
         original(m, name, value)
         self._sets[id(m), name] = user_line()
-        if not (is_plain(value) and same(value, before)):
-            self._changed[id(m), name] = is_plain(value)
+        if value is not before and not (is_plain(value) and same(value, before)):
+            self._changed[id(m), name] = None
 
     def _read(self, original: Callable[..., Any], m: nn.Module, name: str) -> Any:
         """A float of a module is read in every call; other numbers and switches are relied on."""
@@ -101,8 +101,7 @@ class Attributes:
         if path not in self.opened and name in stored_names(type(m)):
             raise self.recorder.session.refuse(
                 f"it reads '{path}.{name}', which '{path}' sets when it is called",
-                reason=" A graph knows what modules return: let it return that too, or choose a site outside the "
-                "module that reads it.",
+                reason=RETURN_IT,
             )
         self.facts.setdefault((path, name), Fact(path, name, value))
         return value
@@ -148,12 +147,8 @@ class Attributes:
             CaptureError: names the attribute.
         """
         within = {id(inner): inner for inner in m.modules()} if self._changed else {}
-        for (number, name), plain in self._changed.items():
+        for number, name in self._changed:
             if (inner := within.get(number)) is None:
-                continue
-            # torch's modules read what they hold in C, too
-            of_torch = type(inner).__module__.partition(".")[0] == "torch"
-            if not (plain or of_torch or name in read_names(type(inner))):
                 continue
             place = f"{self.recorder.ledger.paths[inner]}.{name}"
             raise self.recorder.session.refuse(

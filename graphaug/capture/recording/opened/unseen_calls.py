@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import logging
 import sys
 import types
 from collections.abc import Callable
@@ -61,7 +62,7 @@ class UnseenCalls:
     """Puts functions of ours in the places of those that opened code could call unseen.
 
     Attributes:
-        prints: where opened code prints, which no node does.
+        prints: where opened code prints or logs, which no node does.
     """
 
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
@@ -91,6 +92,7 @@ class UnseenCalls:
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
         self.patches.entry(vars(builtins), "print", self._print)
+        method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
         for owner, names in _ASKED:
@@ -148,6 +150,13 @@ class UnseenCalls:
             return original(*args, **kwargs)
         self.prints[user_line().strip(" ()")] = None
         return None
+
+    def _log(self, original: Callable[..., Any], logger: logging.Logger, record: logging.LogRecord) -> None:
+        """A record of opened code's goes nowhere, like what it prints; those of libraries do, if they are asked for."""
+        if record.pathname in self._files:
+            self.prints[user_line().strip(" ()")] = None
+        else:
+            original(logger, record)
 
     def _from_numpy(self, original: Any, values: Any) -> Any:
         """An array of the user's as a tensor: the array itself, as it is in every call."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
 
-from graphaug.capture.recording.values.tracked import Answers, Tracked
+from graphaug.capture.recording.values.tracked import DATA, Answers, Tracked
 from graphaug.capture.user_code import in_message
 from graphaug.torch_private import ShapeEnv
 
@@ -44,32 +43,38 @@ class _Number(Tracked):
     def __bool__(self) -> bool:
         return bool(self._answers.answer(operator.ne, (self, 0)))
 
+    def _asked_or_told(self, unknown: float = math.nan) -> Any:
+        """The value itself; what is only told in a message is nothing that the graph relies on."""
+        if not in_message():
+            return self._ask()
+        return unknown if self._value is DATA else self._value
+
     def __int__(self) -> int:
-        return int(self._ask())
+        return int(self._asked_or_told(0))
 
     def __index__(self) -> int:
-        return operator.index(self._ask())
+        return operator.index(self._asked_or_told(0))
 
     def __float__(self) -> float:
-        return float(self._ask())
+        return float(self._asked_or_told())
 
     def __complex__(self) -> complex:
-        return complex(self._ask())
+        return complex(self._asked_or_told())
 
     def __hash__(self) -> int:
         return hash(self._ask())
 
     def __repr__(self) -> str:
-        return repr(self._value if in_message(sys._getframe(1)) else self._ask())
+        return repr(self._asked_or_told())
 
     def __str__(self) -> str:
-        return str(self._value if in_message(sys._getframe(1)) else self._ask())
+        return str(self._asked_or_told())
 
     def __format__(self, spec: str) -> str:
-        return format(self._value if in_message(sys._getframe(1)) else self._ask(), spec)
+        return format(self._asked_or_told(), spec)
 
     def __round__(self, digits: int | None = None) -> Any:
-        return round(self._ask(), digits) if digits is not None else round(self._ask())
+        return round(self._asked_or_told(), *(() if digits is None else (digits,)))
 
     def __trunc__(self) -> int:
         return math.trunc(self._ask())  # type: ignore[no-any-return]
