@@ -97,7 +97,7 @@ class EncoderError(GraphaugError, ValueError):
 
 
 class RunDirectoryError(GraphaugError, FileExistsError):
-    """A run directory cannot be used: it holds another run, or cannot be written."""
+    """A run directory cannot be used: there is none, it holds another run or no run, or cannot be written."""
 
 
 class ConfigError(GraphaugError, ValueError):

@@ -12,7 +12,7 @@ from graphaug.augment.choices import check_probability
 from graphaug.augment.site import Augmentation
 from graphaug.augment.transform import Context
 from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption, SiteNotFound, did_you_mean
+from graphaug.errors import GraphaugError, InvalidOption, SiteNotFound, did_you_mean
 
 T = TypeVar("T")
 
@@ -56,7 +56,13 @@ class BySite(Mapping[str, T], Generic[T]):
         return len(self._sites)
 
     def __repr__(self) -> str:
-        return f"<for each of: {', '.join(self._sites)}>"
+        return "{" + ", ".join(f"{site!r}: {self._said(site)}" for site in self) + "}"
+
+    def _said(self, site: str) -> str:
+        try:
+            return repr(self[site])
+        except GraphaugError as error:  # nothing has been drawn yet
+            return f"<{error}>"
 
 
 def _at(sites: Mapping[str, Augmentation], site: Target | str) -> Augmentation:

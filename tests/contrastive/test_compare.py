@@ -95,6 +95,19 @@ def test_there_is_no_mean_over_different_settings(graphaug, sweep, tmp_path):
     assert "--by: rate" in err
 
 
+def test_with_the_seed_among_the_settings_each_run_has_a_row(graphaug, sweep):
+    code, out, _ = graphaug("compare", *sweep.values(), "--by", "at,seed")
+    assert code == 0
+    assert [line.split()[:2] for line in out.splitlines()[2:]] == [[at, str(seed)] for at, seed in sweep]
+
+
+def test_a_spread_within_a_run_is_shown_where_it_is_asked_for(graphaug, tmp_path):
+    few = [{"few_labels": {"mean": 0.1 * i, "std": 0.01 * i}} for i in (1, 2)]
+    runs = [write_run(tmp_path / str(i), result, at=["layer3"], seed=i) for i, result in enumerate(few)]
+    assert "std" not in graphaug("compare", *runs)[1]
+    assert "1.5 ±" in graphaug("compare", *runs, "--show", "few_labels.std")[1]
+
+
 def test_a_copy_is_no_new_seed(graphaug, sweep, tmp_path):
     copy = write_run(tmp_path / "copy", {"linear": 0.5}, at=["layer3"], seed=1)
     code, _, err = graphaug("compare", *sweep.values(), copy)

@@ -252,13 +252,13 @@ def test_a_run_whose_loss_never_moved_is_told(capsys: Any) -> None:
     assert "the loss is where it was" not in capsys.readouterr().err
 
 
-def test_a_warm_up_longer_than_the_run_and_a_run_that_is_finished_are_told(
-    graphaug: Any, tmp_path: Any
-) -> None:
+def test_what_has_no_effect_and_a_run_that_is_finished_are_told(graphaug: Any, tmp_path: Any) -> None:
     given = ["--images", "256", "--epochs", "2", "--warmup", "5", "--out", tmp_path / "run"]
+    given += ["--at", "layer4", "--subset", "0"]
     code, _, err = graphaug("pretrain", *TINY, *given)
     assert code == 0, err
     assert "--warmup 5 is longer than the 2 epoch(s) of --epochs" in err
+    assert "--subset 0: no row is augmented at layer4" in err
     code, out, err = graphaug("pretrain", "--out", tmp_path / "run", "--resume")
     assert code == 0, err
     assert f"the run in {tmp_path / 'run'} is finished" in err

@@ -229,6 +229,9 @@ def test_eval_mode_is_the_model_and_strip_gives_it_back(case: Case) -> None:
     assert torch.equal(aug.eval()(x), net.eval()(x))
     with pytest.raises(BatchError, match="nothing has been drawn"):
         _ = aug.drawn["blocks.1"].rows
+    assert repr(aug.drawn).startswith("{'blocks.1': <nothing has been drawn")
+    aug.train()(x)
+    assert repr(aug.drawn).startswith("{'blocks.1': Drawn(rows=tensor([")
     assert ga.strip(aug.train()) is net
 
 

@@ -118,7 +118,7 @@ def test_probe_and_transfer_of_two_seeds(graphaug, tmp_path):
 def test_a_probe_needs_a_run_and_labels(graphaug, folder, tmp_path):
     code, _, err = graphaug("probe", tmp_path)
     assert code == 2
-    assert "CheckpointError" in err
+    assert "RunDirectoryError" in err
     assert "no config.yaml" in err
     import shutil
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.files import runs_beside
-from graphaug.errors import CheckpointError, ConfigError, did_you_mean
+from graphaug.errors import CheckpointError, ConfigError, RunDirectoryError, did_you_mean
 from graphaug.terminal.table import Column, render
 
 NOT_COMPARED = ("seed", "resolved", "versions", "devices", "accelerator", "compile")
@@ -68,15 +68,16 @@ def read(path: Path) -> Run:
     """A run as it lies on the disk.
 
     Raises:
-        CheckpointError: there is no such folder, it holds no run, or one that is not finished.
+        RunDirectoryError: there is no such folder, or it holds no run.
+        CheckpointError: the run is not finished.
 
     """
     if not path.exists():
-        raise CheckpointError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
+        raise RunDirectoryError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
     directory = RunDirectory.at(path) if path.is_dir() else None
     settings = None if directory is None else directory.settings()
     if directory is None or settings is None:
-        raise CheckpointError(f"{str(path)!r} is no run directory: there is no config.yaml in it.")
+        raise RunDirectoryError(f"{str(path)!r} is no run directory: there is no config.yaml in it.")
     result = directory.finished()
     if result is None:
         raise CheckpointError(
@@ -99,7 +100,8 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), free: Collection[str] = (
 
     Args:
         runs: of one kind, images or text.
-        by: what tells the settings apart; by default everything in which the runs differ.
+        by: what tells the settings apart; by default everything in which the runs differ. With ``"seed"`` among
+            them each run has a row.
         free: settings that do not change what is computed; runs may differ in them.
 
     Raises:
@@ -117,7 +119,7 @@ def group(runs: Sequence[Run], by: Sequence[str] = (), free: Collection[str] = (
         name for name in names if any(run.settings.get(name) != runs[0].settings.get(name) for run in runs)
     ]
     for name in by:
-        if name not in names:
+        if name not in (*names, "seed"):
             told = did_you_mean(name, names) or f" They differ in {', '.join(differing) or 'no setting'}."
             raise ConfigError(f"no setting of these runs is called {name!r}.{told}")
     shown = list(by) or differing
@@ -176,7 +178,7 @@ def _check_alike(runs: Sequence[Run], differing: Sequence[str]) -> None:
 
 
 def figures_of(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
-    """The numbers to show: the wanted ones, else those in which the runs differ, or all.
+    """The numbers to show: the wanted ones, else those in which the runs differ, or all but spreads within a run.
 
     Raises:
         ConfigError: a wanted one is in no run.
@@ -187,8 +189,9 @@ def figures_of(runs: Sequence[Run], wanted: Sequence[str] = ()) -> list[str]:
         if name not in names:
             told = did_you_mean(name, names) or f" There are {', '.join(names)}."
             raise ConfigError(f"no result of these runs is called {name!r}.{told}")
-    moving = [name for name in names if len({run.figures.get(name) for run in runs}) > 1]
-    return list(wanted) or moving or names
+    shown = [name for name in names if not name.endswith(".std")]
+    moving = [name for name in shown if len({run.figures.get(name) for run in runs}) > 1]
+    return list(wanted) or moving or shown
 
 
 def unit_of(figure: str) -> str:

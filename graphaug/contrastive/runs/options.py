@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import Field
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -112,18 +112,25 @@ def settled(
     wanted = named.settle(kind, settings, preset, config, earlier, presets)
     if is_first_process():
         RunDirectory(out, force, resume)
-        if wanted.warmup > wanted.epochs:
-            print(
-                f"--warmup {wanted.warmup:g} is longer than the {wanted.epochs} epoch(s) of --epochs: the learning "
-                "rate rises until the run ends.",
-                file=sys.stderr,
-            )
+        for note in _of_little_effect(wanted):
+            print(note, file=sys.stderr)
     if earlier is not None:
         run = RunDirectory.at(out)
         run.check_settings(kind, wanted.to_dict())
         if run.finished() is not None and is_first_process():
             print(f"the run in {out} is finished: this is its result.", file=sys.stderr)
     return wanted
+
+
+def _of_little_effect(wanted: Settings) -> Iterator[str]:
+    """What a run is asked for and will not, or hardly, do."""
+    if wanted.warmup > wanted.epochs:
+        yield (
+            f"--warmup {wanted.warmup:g} is longer than the {wanted.epochs} epoch(s) of --epochs: the learning rate "
+            "rises until the run ends."
+        )
+    if wanted.at and not wanted.subset and not getattr(wanted, "subset_end", None):
+        yield f"--subset 0: no row is augmented at {', '.join(map(str, wanted.at))}, as in a run without a site."
 
 
 def earlier_settings(out: Path, resume: bool, force: bool) -> dict[str, Any] | None:

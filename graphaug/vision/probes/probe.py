@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graphaug.contrastive.runs.directory import NOT_SETTINGS, RunDirectory
 from graphaug.contrastive.runs.files import runs_beside
-from graphaug.errors import CheckpointError, ConfigError, DataError
+from graphaug.errors import CheckpointError, ConfigError, DataError, RunDirectoryError
 from graphaug.vision.config import PretrainConfig
 from graphaug.vision.data.images import ImageData
 from graphaug.vision.models import build_model, features
@@ -68,14 +68,15 @@ def load_run(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     """The encoder of a finished run, whole and in eval mode, and the run's settings.
 
     Raises:
-        CheckpointError: ``path`` is no run directory, has settings that are none, or the run is not finished.
+        RunDirectoryError: ``path`` is no run directory.
+        CheckpointError: it has settings that are none, or the run is not finished.
 
     """
     if not path.exists():
-        raise CheckpointError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
+        raise RunDirectoryError(f"there is no folder {str(path)!r}.{runs_beside(path)}")
     settings = RunDirectory.at(path).settings() if path.is_dir() else None
     if settings is None or "model" not in settings:
-        raise CheckpointError(
+        raise RunDirectoryError(
             f"{str(path)!r} is no run directory: there is no config.yaml that names a model.{_on_text(settings)}"
         )
     try:
