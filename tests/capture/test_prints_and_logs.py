@@ -68,7 +68,10 @@ def test_what_is_logged_reaches_no_handler_of_a_recording_and_stands_in_the_plan
     aug = ga.rewrite(Tells(log), at="first", example_inputs=torch.randn(6, 4))
     assert "nan" not in caplog.text
     (note,) = aug.plan.notes
-    assert re.match(r"what the forward prints or logs \(test_told.py line \d+, test_told.py line \d+\)", note)
+    assert re.match(
+        r"what the forward prints or logs \(test_prints_and_logs.py line \d+, test_prints_and_logs.py line \d+\)",
+        note,
+    )
 
 
 def kept(m, h):
@@ -92,10 +95,13 @@ def asserted(m, h):
 @pytest.mark.parametrize(
     ("tell", "message"),
     [
-        (kept, r"makes a text of the data in .*\(test_told.py line \d+\)\. Make it inside of the print"),
+        (
+            kept,
+            r"makes a text of the data in .*\(test_prints_and_logs.py line \d+\)\. Make it inside of the print",
+        ),
         (
             made_before,
-            r"makes a text of the data in .*\(test_told.py line \d+\)\. Make it inside of the print",
+            r"makes a text of the data in .*\(test_prints_and_logs.py line \d+\)\. Make it inside of the print",
         ),
         (used, r"'mul' takes .* in the model, and nan in the graph"),
     ],
