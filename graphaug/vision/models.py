@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.errors import ConfigError, UnsupportedModel, did_you_mean
-from graphaug.vision.user_models import is_own, own_model
+from graphaug.vision.user_models import is_own, own_model, refuse_file_alone
 
 CIFAR_RESNET = "resnet18-cifar"
 _CIFAR_RESNET = re.compile(r"resnet18-cifar(?::(?P<width>[1-9]\d*))?")
@@ -50,6 +50,7 @@ def build_model(name: str) -> nn.Module:
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
+        refuse_file_alone(name)
         raise ConfigError(
             f"no model is called {name!r}.{did_you_mean(name, [*known, CIFAR_RESNET])} There are torchvision's "
             f"classification models, {CIFAR_RESNET}, timm:NAME, and your own as FILE.py:NAME."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import hashlib
 import importlib.util
 import inspect
@@ -26,6 +27,25 @@ def is_own(name: str) -> bool:
     """Whether a name says a file and something in it."""
     file, colon, what = name.rpartition(":")
     return bool(colon and what) and file.endswith(".py")
+
+
+def refuse_file_alone(name: str) -> None:
+    """Refuse ``my.py`` without a name in it.
+
+    Raises:
+        ConfigError: names the classes and functions that the file defines.
+    """
+    file = Path(name)
+    if file.suffix != ".py" or not file.is_file():
+        return
+    found = []
+    with contextlib.suppress(
+        SyntaxError, ValueError
+    ):  # with a name in it, whoever runs it says what is wrong
+        kinds = (ast.ClassDef, ast.FunctionDef)
+        found = [node.name for node in ast.parse(file.read_bytes()).body if isinstance(node, kinds)]
+    there = f" It defines {', '.join(found)}." if found else ""
+    raise ConfigError(f"{name!r} is a file: say which model in it, as {name}:NAME.{there}")
 
 
 def split_name(name: str) -> tuple[Path, str]:

@@ -100,6 +100,8 @@ def test_pretrain(graphaug: Any, file: Any, tmp_path: Any) -> None:
     ("name", "message"),
     [
         ("my.py:Ney", "has no 'Ney'. Did you mean 'Net'"),
+        ("my.py", "is a file: say which model in it, as {0}:NAME. It defines Net, "),
+        ("bad.py", "is a file: say which model in it, as "),
         ("no.py:Net", "there is no file"),
         ("my.py:broken", "broken() of '{0}' fails: TypeError"),
         ("my.py:broken", "A function without arguments in that file, which returns one, will do."),
