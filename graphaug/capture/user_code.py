@@ -65,9 +65,9 @@ def users_level() -> int:
 
 
 def in_message() -> bool:
-    """Whether the user's code is inside of a statement that makes a message: an error, a warning, a log entry, a print.
+    """Whether the user's code is inside of a statement that only tells: an error, a warning, a log entry, a print.
 
-    What such a statement asks for is told and decides nothing.
+    What such a statement asks for decides nothing.
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and is_internal(frame.f_code.co_filename):
@@ -92,23 +92,48 @@ def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...
     return tuple(
         ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
         for statement in ast.walk(tree)
-        if (node := _message_of(statement)) is not None
+        if (node := _message_of(statement)) is not None and _only_tells(node)
     )
 
 
-def _message_of(statement: ast.AST) -> ast.expr | ast.stmt | None:
-    """The part of a statement that is there for its message."""
+def _message_of(statement: ast.AST) -> ast.expr | None:
+    """The part of a statement that is there for its message: a call, or what is said."""
     if isinstance(statement, ast.Raise):
-        return statement
+        return statement.exc
     if isinstance(statement, ast.Assert):
         return statement.msg
     if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         called = ast.unparse(statement.value.func)
         if called in _ASSERTIONS:
-            return statement.value.args[1] if len(statement.value.args) > 1 else None
+            return statement.value.args[1] if len(statement.value.args) > 1 else None  # not what is asserted
         if called in _MESSAGES or called.rpartition(".")[0].lower().endswith(_LOGS):
-            return statement
+            return statement.value
     return None
+
+
+def _only_tells(message: ast.AST) -> bool:
+    """Whether what a message is made of goes nowhere else: nothing holds it, gets it, or is decided by it."""
+    return not any(
+        isinstance(node, _DECIDING)
+        or (isinstance(node, ast.comprehension) and bool(node.ifs))
+        or (isinstance(node, ast.Call) and node is not message and not _is_harmless(node))
+        for node in ast.walk(message)
+    )
+
+
+def _is_harmless(call: ast.Call) -> bool:
+    """Whether a call gets nothing but constants, or is one of Python's own, of torch, numpy or ``math``."""
+    given = [*call.args, *(keyword.value for keyword in call.keywords)]
+    if all(isinstance(value, ast.Constant) for value in given):
+        return True
+    called = call.func
+    if isinstance(called, ast.Attribute) and called.attr in ("format", "join"):
+        return True
+    while isinstance(called, ast.Attribute):
+        called = called.value
+    return isinstance(called, ast.Name) and called.id in (
+        _LIBRARIES if called is not call.func else _BUILTINS
+    )
 
 
 def is_internal(filename: str) -> bool:
@@ -118,6 +143,12 @@ def is_internal(filename: str) -> bool:
 
 _MESSAGES = ("print", "warn", "warnings.warn")
 _ASSERTIONS = ("torch._assert", "_assert")
+_DECIDING = (ast.IfExp, ast.BoolOp, ast.NamedExpr, ast.Lambda, ast.Await, ast.Yield, ast.YieldFrom)
+_LIBRARIES = ("torch", "F", "np", "numpy", "math")
+_BUILTINS = (
+    *("str", "repr", "format", "round", "float", "int", "complex", "bool", "abs", "len", "min", "max", "sum"),
+    *("list", "tuple", "set", "dict", "sorted", "zip", "enumerate", "range", "type"),
+)
 _LOGS = ("logger", "logging", "log")
 # by their place, not by name: a checkout of this project may well lie in a directory called graphaug
 _HERE = os.path.dirname(os.path.abspath(__file__))

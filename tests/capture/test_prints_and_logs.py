@@ -18,6 +18,13 @@ class Tells(nn.Module):
         super().__init__()
         self.first, self.second, self.tell, self.note = nn.Linear(4, 4), nn.Linear(4, 2), tell, ""
 
+    def reset(self) -> None:
+        self.note = "reset"
+
+    def reset_below(self, number: float) -> None:
+        if number < 0:
+            self.reset()
+
     def forward(self, x: Tensor) -> Tensor:
         h = self.first(x)
         scale = self.tell(self, h)
@@ -34,8 +41,8 @@ def numbers(m, h):
     print("%d" % h.shape[0])  # noqa: UP031
 
 
-def branch(m, h):
-    print("positive" if h.mean() > 0 else "negative", bool(h.any()))
+def of_torch(m, h):
+    print(torch.isnan(h).any(), bool(h.any()), h.mean() > 0, len(h) > 100)
 
 
 def log(m, h):
@@ -49,7 +56,7 @@ def assertion(m, h):
         raise ValueError(f"{h.mean():.3f} of {len(h)}")
 
 
-TOLD = [text, numbers, branch, log, assertion]
+TOLD = [text, numbers, of_torch, log, assertion]
 
 
 @pytest.mark.parametrize("tell", TOLD, ids=lambda f: f.__name__)
@@ -88,6 +95,18 @@ def used(m, h):
     return scale
 
 
+def decided(m, h):
+    print(m.reset() if h.std() < 1e-6 else "fine")
+
+
+def decided_by_a_number(m, h):
+    print("fine", h.std().item() < 1e-6 and m.reset())
+
+
+def handed_on(m, h):
+    print(m.reset_below(float(h.std())))
+
+
 def asserted(m, h):
     torch._assert(int(h.shape[0]) == 6, f"not {h.mean():.2f}")
 
@@ -103,13 +122,31 @@ def asserted(m, h):
             made_before,
             r"makes a text of the data in .*\(test_prints_and_logs.py line \d+\)\. Make it inside of the print",
         ),
-        (used, r"'mul' takes .* in the model, and nan in the graph"),
+        (used, r"needs the number the data in"),
+        (decided, "branches on the data in"),
+        (decided_by_a_number, "branches on the data in|depends on data"),
+        (handed_on, r"needs the number the data in .*std"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_what_is_kept_of_it_is_refused(tell, message: str) -> None:
     with pytest.raises(CaptureError, match=message):
         ga.rewrite(Tells(tell), at="first", example_inputs=torch.randn(6, 4))
+
+
+def decided_by_its_length(m, h):
+    print(m.reset() if len(h) > 6 else "fine")
+
+
+def handed_on_its_length(m, h):
+    print(m.reset_below(6 - len(h)))
+
+
+@pytest.mark.parametrize("tell", [decided_by_its_length, handed_on_its_length])
+def test_what_decides_by_a_size_is_an_assumption(tell) -> None:
+    aug = ga.rewrite(Tells(tell), at="first", example_inputs=torch.randn(6, 4))
+    with pytest.raises(AssumptionViolated):
+        aug(torch.randn(9, 4))
 
 
 def test_the_condition_of_an_assertion_is_no_message() -> None:
