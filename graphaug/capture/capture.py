@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import builtins
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,8 +17,10 @@ from graphaug.capture.names import Assumption
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
+from graphaug.capture.recording.relied.code_names import written_in
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.session import RETURN_IT
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import any_inside
 from graphaug.capture.recording.walk import Walk
@@ -99,10 +102,12 @@ def capture(
             model.train(training)
             walk.recorder.leaves.tables = tables
             graph = walk.record(state)
+            walk.attributes.check_left({*state.changes(), *tables.changed()}, tables.rebound())
             if draws != (python_draws(), tables.states()):
                 raise _drew(model, tables.counted(draws[1]))
             reached = walk.reached
             changed = frozenset(r.name for r in reached if not r.holds())
+            _refuse_left_by_closed(walk, changed)
             _refuse_filled_constants(walk, model)
             assigned = _assigned(walk, state)
         except GraphaugError as error:
@@ -126,6 +131,18 @@ def capture(
         tuple(walk.unwatched),
         tuple(walk.unseen_calls.prints),
     )
+
+
+def _refuse_left_by_closed(walk: Walk, changed: Collection[str]) -> None:
+    """Refuse what opened code may read and other code changes: a hook, or a closed module that fills a global table."""
+    written = frozenset[str]().union(*(written_in(f.__code__) for f in walk.in_reach.functions))
+    for name in sorted(changed):
+        if written.isdisjoint(re.findall(r"[^\W\d]\w*", name)):
+            raise walk.session.refuse(
+                f"it may read {name}, which a closed module or a hook changes when it runs",
+                reason=RETURN_IT,
+                line="",
+            )
 
 
 def _assigned(walk: Walk, state: ModelState) -> tuple[str, ...]:
@@ -178,10 +195,10 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
         elif hasattr(getattr(model, "config", None), "use_cache"):
             fix = "Set model.config.use_cache = False."
         else:
-            fix = "Turn that off, or choose a site outside the module that does it."
+            fix = "Return a tuple, a dict or a dataclass, or choose a site outside the module that does it."
         raise CaptureError(
             f"{type(model).__name__}.forward cannot be captured: it makes {an(value)} in every call, "
-            f"which its modules fill, and a graph has one for all calls. {fix}"
+            f"and a graph would have one for all calls. {fix}"
         )
 
 

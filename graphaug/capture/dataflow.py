@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import builtins
-import dataclasses
+import collections
 import inspect
 import operator
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -56,21 +56,38 @@ def carries_gradient(value: Any) -> bool:
     return any(tensor.requires_grad for tensor in tensors_of(value))
 
 
-def tensors_of(value: Any) -> Iterator[Tensor]:
-    """The tensors that a value holds, also in containers of the user's own classes."""
+def tensors_of(value: Any, deep: int = 4) -> Iterator[Tensor]:
+    """The tensors that a value holds, also in objects of the user's own classes, so many in each other."""
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, Mapping):
-        for entry in value.values():
-            yield from tensors_of(entry)
-    elif isinstance(value, (tuple, list)):
-        for entry in value:
-            yield from tensors_of(entry)
-    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
-        for field in dataclasses.fields(value):
-            yield from tensors_of(getattr(value, field.name, None))
+    elif deep:
+        for entry in _held_by(value):
+            yield from tensors_of(entry, deep - 1)
 
 
+def _held_by(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    if isinstance(value, (tuple, list, set, frozenset, collections.deque)):
+        return value
+    kind = type(value)
+    if issubclass(kind, _WITHOUT_TENSORS) or hasattr(
+        kind, "_fx_node"
+    ):  # a number or dtype that was read off a tensor
+        return ()
+    slots = (name for cls in kind.__mro__ for name in _slots(cls))
+    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
+
+
+def _slots(cls: type) -> tuple[str, ...]:
+    names = vars(cls).get("__slots__", ())
+    return (names,) if isinstance(names, str) else tuple(names)
+
+
+_WITHOUT_TENSORS = (
+    *(int, float, complex, str, bytes, type(None), type, types.FunctionType, types.ModuleType),
+    *(torch.nn.Module, torch.dtype, torch.device, torch.SymInt, torch.SymFloat),
+)
 _VIEWS = {
     "view", "view_as", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "narrow", "select",
     "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold", "detach", "swapaxes",

@@ -117,6 +117,12 @@ def describe(node: Any, deep: int = 3) -> str:
             return f"the assignment to {assigned}{node.meta.get('line', '')}"
         symbol = _INFIX.get(node.target)  # type: ignore[arg-type]
         if symbol and len(args) == 2:
+            within = _BINDS.get(symbol, 1)
+            left, right = (_binding(a) for a in node.args)
+            args = [
+                f"({a})" if b < within + i else a
+                for i, (a, b) in enumerate(zip(args, (left, right), strict=True))
+            ]
             return f"{args[0]} {symbol} {args[1]}"
         return f"{getattr(node.target, '__name__', node.target)}({', '.join(args)})"
     if node.op == "call_method":
@@ -124,6 +130,22 @@ def describe(node: Any, deep: int = 3) -> str:
     return str(node.target)
 
 
+def _binding(node: Any) -> int:
+    """How tightly an operator binds what a node stands for: 3 if there is none."""
+    is_call = isinstance(node, fx.Node) and node.op == "call_function" and len(node.args) == 2
+    symbol = _INFIX.get(node.target) if is_call else None
+    return 3 if symbol is None else _BINDS.get(symbol, 1)
+
+
+_BINDS = {
+    "+": 1,
+    "-": 1,
+    "*": 2,
+    "/": 2,
+    "//": 2,
+    "%": 2,
+    **dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), 0),
+}
 _LOOKUPS = (getattr, operator.getitem)
 
 _INFIX = {

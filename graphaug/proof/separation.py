@@ -211,6 +211,11 @@ def check_sites(
         value = value_of(cut)
         if value is not UNKNOWN and cut not in flow:
             raise SiteNotFound(f"'{target}' {_no_activations(value, graph)}")
+        if isinstance(value, Tensor) and value.dim() < 2:
+            raise SiteNotFound(
+                f"'{target}' holds a tensor of shape {tuple(value.shape)}, and an augmentation needs features beside "
+                "the samples: choose a site with activations."
+            )
         bypass = find_bypass(flow, cut)
         if bypass is None:
             notes[target] = SEPARATES

@@ -208,3 +208,23 @@ class NumpyInside(nn.Module):
 def test_what_runs_again_on_real_tensors_is_counted_once() -> None:
     model = NumpyInside()
     assert total(Inside(model), X) == torchs(model.linear, X)
+
+
+class Forces(nn.Module):
+    """A gradient inside of a forward, as for forces or the residual of an equation, which torch cannot count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.detach().requires_grad_(True)
+        energy = self.net(x)
+        (force,) = torch.autograd.grad(energy.sum(), x, create_graph=True)
+        return torch.cat([energy, force], -1)
+
+
+def test_what_cannot_be_counted_is_not_refused() -> None:
+    model, x = nn.Sequential(nn.Linear(5, 5), Forces(), nn.Linear(6, 2)), torch.randn(4, 5)
+    aug = ga.rewrite(model, "1", stop_grad=True, subset=0.0, example_inputs=x)
+    torch.testing.assert_close(aug(x), model(x), rtol=0, atol=0)

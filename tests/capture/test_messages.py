@@ -90,3 +90,22 @@ def test_a_size_in_a_message_may_be_another() -> None:
     aug = ga.rewrite(model, at="a", rate=0.0, example_inputs=torch.randn(4, 2, 6, 6))
     x = torch.randn(3, 2, 8, 8)
     assert torch.equal(aug(x), model(x))
+
+
+class Pads(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv1d(3, 4, 3, padding=1), nn.Conv1d(4, 2, 4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        missing = (4 - h.shape[-1] % 4) % 4
+        return self.b(nn.functional.pad(h, (0, missing)) if missing else h)
+
+
+def test_an_assumption_is_spelled_as_it_is_reckoned() -> None:
+    plan = ga.rewrite(Pads(), at="a", example_inputs=torch.randn(4, 3, 8), dry_run=True)
+    (said,) = [a for a in plan.assumptions if "% 4" in a]
+    assert said == "(4 - a.shape[2] % 4) % 4 == 0"
+    assert eval(said.replace("a.shape[2]", "8"))
+    assert not eval(said.replace("a.shape[2]", "9"))

@@ -363,3 +363,64 @@ def test_what_the_forward_sets_before_it_reads_it_is_not_relied_on(run_before):
         assert torch.equal(aug(x), model(x))
     with aug.eval().only_the_graph():
         assert torch.equal(aug(x), model(x))
+
+
+class ByItsClass(nn.Module):
+    scale = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(5, 8), nn.Linear(8, 2)
+
+    @classmethod
+    def factor(klass):  # noqa: N804
+        return klass.scale
+
+    def forward(self, x):
+        return self.b(self.a(x) * self.factor())
+
+
+def test_a_class_may_have_any_name_in_its_methods(monkeypatch) -> None:
+    aug = ga.rewrite(ByItsClass(), at="a", example_inputs=torch.randn(4, 5))
+    monkeypatch.setattr(ByItsClass, "scale", 4.0)
+    with pytest.raises(AssumptionViolated, match=r"ByItsClass.scale == 1.0, and now it is 4.0"):
+        aug(torch.randn(4, 5))
+
+
+class Decays(nn.Module):
+    """A penalty on all of its weights, and on the first."""
+
+    def __init__(self, whole: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.head, self.whole = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 2), whole
+
+    def forward(self, x):
+        counted = self.parameters() if self.whole else [next(self.parameters())]
+        return self.head(self.b(self.a(x))) + sum(p.square().sum() for p in counted)
+
+
+CHILDREN = {
+    "another child": (
+        lambda m: setattr(m, "adapter", nn.Linear(3, 3)),
+        "has the children a, b, head, adapter now",
+    ),
+    "a child of a child": (lambda m: m.b.add_module("lora", nn.Linear(2, 2)), "b has the children lora now"),
+    "one without a weight": (lambda m: setattr(m, "b", nn.Tanh()), r"b\.(weight|bias) was removed"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), CHILDREN.values(), ids=CHILDREN)
+def test_code_that_goes_through_all_parameters_relies_on_all_children(change, message: str) -> None:
+    model, x = Decays(whole=True), torch.randn(4, 5)
+    aug = ga.rewrite(model, at="a", allow_bypass=True, example_inputs=x)
+    aug(x)
+    change(model)
+    with pytest.raises(AssumptionViolated, match=message):
+        aug(x)
+
+
+def test_code_that_asks_for_the_first_parameter_does_not() -> None:
+    model, x = Decays(whole=False), torch.randn(4, 5)
+    aug = ga.rewrite(model, at="b", subset=0.0, allow_bypass=True, example_inputs=x)
+    model.adapter = nn.Linear(3, 3)
+    torch.testing.assert_close(aug(x), model(x), rtol=0, atol=0)

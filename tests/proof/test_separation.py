@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import types
 from typing import Any
 
 import networkx as nx
@@ -19,7 +20,7 @@ from graphaug.capture.capture import capture
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.target import Target
-from graphaug.errors import BypassedSite
+from graphaug.errors import BypassedSite, SiteNotFound
 from graphaug.proof.separation import data_graph, find_bypass
 
 pytestmark = pytest.mark.few(2)
@@ -452,3 +453,65 @@ def test_another_entry_without_a_gradient_is_none() -> None:
     aug(x).sum().backward()
     assert all(p.grad is None or not p.grad.any() for p in model[0].parameters())
     assert "with every row stopped, none of 2 parameters below has a gradient" in str(ga.verify(aug, x))
+
+
+class Holder:
+    """An object of the user's, as a closed module may return."""
+
+    def __init__(self, first, second) -> None:
+        self.first, self.second = first, second
+
+
+class Returns(nn.Module):
+    def __init__(self, kind) -> None:
+        super().__init__()
+        self.layer, self.kind = nn.Linear(4, 4), kind
+
+    def forward(self, x):
+        h = self.layer(x)
+        made = self.kind(first=h, second=h * 2)
+        return [made] if self.kind is Holder else made
+
+
+class JoinsIt(nn.Module):
+    def __init__(self, kind) -> None:
+        super().__init__()
+        self.encoder, self.beside, self.head = Returns(kind), nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        made = self.encoder(x)
+        made = made[0] if isinstance(made, list) else made
+        return self.head(self.beside(x) + made.second)
+
+
+@pytest.mark.parametrize("kind", [types.SimpleNamespace, Holder])
+def test_tensors_in_objects_go_around_a_cut(kind) -> None:
+    model, x = JoinsIt(kind), torch.randn(6, 4)
+    for site in ("beside", "encoder"):
+        with pytest.raises(BypassedSite, match="also receives"):
+            ga.rewrite(model, site, example_inputs=x)
+    aug = ga.rewrite(model, "add", stop_grad=True, subset=1.0, example_inputs=x)
+    aug(x).sum().backward()
+    assert not any(
+        p.grad is not None and p.grad.any() for m in (model.encoder, model.beside) for p in m.parameters()
+    )
+    ga.verify(aug, x)
+
+
+class Measures(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x):
+        return nn.functional.cosine_similarity(self.a(x), self.b(x)).mean()
+
+
+@pytest.mark.parametrize(("site", "shape"), [("cosine_similarity", r"\(6,\)"), ("mean", r"\(\)")])
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_a_number_a_sample_is_no_site(site: str, shape: str, dry_run: bool) -> None:
+    message = (
+        rf"'{site}' holds a tensor of shape {shape}, and an augmentation needs features beside the samples"
+    )
+    with pytest.raises(SiteNotFound, match=message):
+        ga.rewrite(Measures(), site, dry_run=dry_run, example_inputs=torch.randn(6, 4))

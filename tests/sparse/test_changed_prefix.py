@@ -467,3 +467,14 @@ def test_a_plan_that_is_read_has_what_the_next_step_will_do(register: Callable[[
     model[0] = nn.BatchNorm1d(6)
     assert aug.plan.backward == "dense"
     assert aug.eval().plan.backward == "dense"  # that of the training that was
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_a_scripted_module_in_front_of_the_cut() -> None:
+    scripted = torch.jit.script(nn.Sequential(nn.Linear(5, 8), nn.ReLU()))
+    model, x = nn.Sequential(scripted, nn.Linear(8, 8), nn.Linear(8, 2)), torch.randn(4, 5)
+    aug = ga.rewrite(model, "1", stop_grad=True, example_inputs=x)
+    assert aug.plan.backward == "sparse"
+    for _ in range(2):
+        aug(x).sum().backward()
+    ga.verify(aug, x)

@@ -6,7 +6,7 @@ import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,16 +17,19 @@ from graphaug.capture.inputs.signature import evaluating, map_tensors
 from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
-from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.tables import Tables
-from graphaug.capture.recording.values.structures import tensors_in
+from graphaug.capture.recording.values.structures import contents, entries, holders_in, tensors_in
 from graphaug.capture.state import undrawn, undrawn_in_python
+from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
 
 DATA_DEPENDENT = (
     torch_private.DataDependentOutputException,
     torch_private.DynamicOutputShapeException,
 )
+_GRADIENTS_INSIDE = "_will_engine_execute_node"
+"""What torch says where its counter of FLOPs meets ``torch.autograd.grad`` inside of a module."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,30 @@ class Leaves:
         self.session, self.ledger = session, ledger
         self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
+        self._filled: Any = None
 
     def run(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Run a closed module, or a function, on arguments of opened code."""
         args, kwargs = self.ledger.evaluable((args, kwargs))
+        try:
+            outcome = self._counted(what, args, kwargs)
+        except RuntimeError as error:
+            if self.counter is None or _GRADIENTS_INSIDE not in str(error):
+                raise
+            counter, self.counter = self.counter, None
+            outcome = replace(self._counted(what, args, kwargs), uncounted=frozenset({"torch.autograd.grad"}))
+            self.counter = counter
+        if self._filled is not None:
+            path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
+            raise self.session.refuse(
+                f"it hands {an(self._filled)} to {path!r}, which fills or changes it",
+                reason=RETURN_IT,
+            )
+        return outcome
+
+    def _counted(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         run: Any = self._module if isinstance(what, nn.Module) else self._function
+        self._filled = None
         with self.session.unrecorded(), self._undrawn(), self.counter or contextlib.nullcontext():
             value, why_unknown = run(what, args, kwargs)
         if self.counter is None:
@@ -124,10 +146,16 @@ class Leaves:
         owned = itertools.chain(
             module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False)
         )
+        # a tensor in them is known to be another's, if it is a fake; a number is not
+        in_fakes = stand_in == self.ledger.fake
+        given = [(holder, contents(holder)) for holder in holders_in((args, kwargs))]
         with unchecked():
             if _is_scripted(module):  # whose tensors nothing can stand in for
                 return copy.deepcopy(module)(*args, **kwargs)
-            return torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
+            result = torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
+        filled = (holder for holder, before in given if contents(holder) != before)
+        self._filled = next((f for f in filled if not (in_fakes and _only_tensors(f))), None)
+        return result
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
         """Run on real tensors of the example's shapes; its result as fakes.
@@ -171,6 +199,11 @@ class Leaves:
             return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
 
         return map_tensors(fake, result)
+
+
+def _only_tensors(holder: Any) -> bool:
+    held = [value for _, value in entries(holder)]
+    return bool(held) and all(isinstance(value, Tensor) for value in held)
 
 
 def _is_scripted(module: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from torch import nn
 from graphaug.capture.recording.kept.caches import Results, cached_functions, filled_since
 from graphaug.capture.recording.kept.generators import Count
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
-from graphaug.capture.recording.kept.names import Imports
+from graphaug.capture.recording.kept.names import Imports, Names
 from graphaug.capture.recording.kept.walk import Found
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.values.inside import any_inside
@@ -82,6 +82,14 @@ class Tables:
                     f"the model cannot be captured: a {type(value).__name__}, {name}, keeps what a forward gives "
                     "it, and nothing can be taken out of it again. Keep it in a list or a dict."
                 )
+
+    def changed(self) -> list[str]:
+        """The names of the containers and objects that hold something else now."""
+        return [r.name for r in self._found.records if not r.kind.same(r.held, r.before)]
+
+    def rebound(self) -> set[tuple[int, str]]:
+        """The attributes of classes that are something else now, with the ids of the classes."""
+        return {key for names in self._found.names if isinstance(names, Names) for key in names.rebound()}
 
     def states(self) -> list[Any]:
         """The states of the generators and counters, as values that compare."""

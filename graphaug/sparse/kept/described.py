@@ -6,6 +6,7 @@ import operator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.jit import ScriptModule
 from torch.nn.parameter import is_lazy
 
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
@@ -74,7 +75,9 @@ def _description(module: nn.Module) -> tuple[Any, ...]:
     plain = [(k, v) for k, v in ours if _is_plain(v)]
     hooks = [h for name in _HOOKS for h in (held.get(name) or {}).values() if not _leaves_rows(h)]
     kind = unsharded(type(module))
-    forward, children = (kind.forward, held.get("forward")), list(module._modules.items())
+    # a scripted class has none that could be read, or exchanged
+    of_class = None if issubclass(kind, ScriptModule) else kind.forward
+    forward, children = (of_class, held.get("forward")), list(module._modules.items())
     return kind, forward, plain, hooks, children, _described_tensors(held)
 
 

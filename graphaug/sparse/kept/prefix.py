@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
+from torch.jit import ScriptModule
 
 from graphaug.capture.recording.hooks import hooks_of_every_module
 from graphaug.capture.state import unchanged
@@ -54,10 +55,12 @@ class Kept:
         self.seen = [
             (path, m, ModuleSeen(m, self.reached.strings), training) for path, m, training in unlike.values()
         ]
-        self.forwards = {type(m): type(m).forward for _, m, _ in unlike.values()}
+        # a scripted class has none that could be read, or exchanged
+        kinds = {type(m) for _, m, _ in unlike.values() if not isinstance(m, ScriptModule)}
+        self.forwards = {kind: kind.forward for kind in kinds}
         self.everywhere = hooks_of_every_module()
         everybody = [m for _, m, _ in unlike.values()]
-        others = {kind: asks_of_others(kind) for kind in self.forwards}
+        others = {type(m): asks_of_others(type(m)) for m in everybody}
         by_functions = asked_by(self.reached.functions, self.forwards)
         reading = [m for m in everybody if "requires_grad" in others[type(m)] | by_functions]
         self.trained = list({p: p.requires_grad for m in reading for p in m.parameters()}.items())

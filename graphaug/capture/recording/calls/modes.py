@@ -52,9 +52,14 @@ class Modes:
             mode: whether gradients are wanted.
             caller: the frame that called it.
         """
+        before = torch.is_grad_enabled()
         function(mode)
         self._grad_mode = mode
         create = self.nodes.create
+        if _is_second_half(caller):
+            if before != mode:
+                create("call_function", function, (mode,), {})
+            return
         if not self._entered or not _is_exit(caller):
             self._entered.append(create("call_function", IS_GRAD_ENABLED, (), {}))
             create("call_function", function, (mode,), {})
@@ -107,12 +112,22 @@ class Modes:
             raise refuse("it seeds torch's generator, and a graph would go on drawing from the caller's")
 
 
+def _is_second_half(frame: FrameType) -> bool:
+    """Whether a ``with torch.set_grad_enabled(...)`` begins: its constructor has set the mode and noted the old one."""
+    code = next(_internal_codes(_past_functions(frame), 1), None)
+    return code is not None and code.co_qualname == "set_grad_enabled.__enter__"
+
+
 def _is_exit(frame: FrameType) -> bool:
     """Whether a block ends here: the code of torch that called is, or is called by, an ``__exit__``."""
-    caller: FrameType | None = frame
-    while caller is not None and caller.f_code.co_name == "__torch_function__":
-        caller = caller.f_back
-    return any(code.co_name == "__exit__" for code in _internal_codes(caller, 3))
+    return any(code.co_name == "__exit__" for code in _internal_codes(_past_functions(frame), 3))
+
+
+def _past_functions(frame: FrameType | None) -> FrameType | None:
+    """The frame behind those of function modes."""
+    while frame is not None and frame.f_code.co_name == "__torch_function__":
+        frame = frame.f_back
+    return frame
 
 
 def _internal_codes(frame: FrameType | None, count: int) -> Iterator[CodeType]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import types
+from collections.abc import Iterator
 from typing import Any
 
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
@@ -27,6 +28,12 @@ class Names:
 
     def _now(self) -> Any:
         return entries_of_class(self._owner) if self._of_a_class else self._owner
+
+    def rebound(self) -> Iterator[tuple[int, str]]:
+        """The names of a class that are bound to something else now, with the class's id."""
+        if self._of_a_class:
+            now, before = self._now(), self._before
+            yield from ((id(self._owner), name) for name in now if now[name] is not before.get(name, NOTHING))
 
     def restore(self) -> None:
         """Undo what no capture may leave behind."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import FILLED, OF_EVERY_MODULE, ModelState
 from graphaug.capture.user_code import is_internal, user_line
+from graphaug.errors import CaptureError
 
 
 class Attributes:
@@ -50,6 +51,7 @@ class Attributes:
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
         self._changed: dict[tuple[int, str], None] = {}  # of these, what was something else before
         self._reads_before: set[tuple[int, str]] = set()
+        self._lines: dict[tuple[int, str], str] = {}  # where it was read first
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
         """See every attribute that opened code reads off a module, or off one of these other objects."""
@@ -80,6 +82,8 @@ class Attributes:
             with self.recorder.session.unrecorded():
                 self._note_missing(m, name)
             raise
+        if self.recorder.ledger.paths.get(m) not in self.opened and (id(m), name) not in self._lines:
+            self._lines[id(m), name] = user_line()
         if type(value) is float or is_plain(value):
             with self.recorder.session.unrecorded():
                 return self._noted(m, name, value)
@@ -99,10 +103,7 @@ class Attributes:
         if type(value) is float:
             return Float(self.recorder.answers, value, lambda: self._number(path, name, value))
         if path not in self.opened and name in stored_names(type(m)):
-            raise self.recorder.session.refuse(
-                f"it reads '{path}.{name}', which '{path}' sets when it is called",
-                reason=RETURN_IT,
-            )
+            raise self._left_by_closed(m, path, name)
         self.facts.setdefault((path, name), Fact(path, name, value))
         return value
 
@@ -158,6 +159,40 @@ class Attributes:
                 line=self._sets[number, name],
             )
 
+    def check_left(self, changed: Collection[str], rebound: Collection[tuple[int, str]]) -> None:
+        """Refuse to read what a closed module leaves behind in its own attributes when it is called.
+
+        Args:
+            changed: the attributes that were set, and the names of what they hold that was filled.
+            rebound: attributes of classes that were set, by the class's id.
+
+        Raises:
+            CaptureError: names the attribute.
+        """
+        paths = {id(m): (path, m) for m, path in self.recorder.ledger.paths.items()}
+        for number, name in self.reads - self._sets.keys():
+            path, module = paths.get(number, ("", None))
+            if module is None or path in self.opened or name in OF_EVERY_MODULE or name in module._modules:
+                continue
+            place = f"{path}.{name}"
+            of_class = name not in vars(module) and any(
+                (id(c), name) in rebound for c in type(module).__mro__
+            )
+            if not of_class and not any(
+                c == place or (c.startswith(place) and c[len(place)] in ".[") for c in changed
+            ):
+                continue
+            if type(vars(module).get(name)) is bool and is_foreign(type(module).__module__):
+                continue  # "done once"
+            raise self._left_by_closed(module, path, name)
+
+    def _left_by_closed(self, module: nn.Module, path: str, name: str) -> CaptureError:
+        return self.recorder.session.refuse(
+            f"it reads '{path}.{name}', which {path!r} sets or fills when it is called",
+            reason=RETURN_IT,
+            line=self._lines.get((id(module), name), ""),
+        )
+
     def write_back(self, state: ModelState) -> None:
         """A node for every attribute that the forward sets.
 
@@ -177,6 +212,8 @@ class Attributes:
             if is_plain(value) and is_plain(before) and value == before:
                 continue
             line = self._sets.get((id(module), attribute), "")
+            if before is FILLED and (id(module), attribute) not in self.reads:
+                continue  # by a hook, or closed code, that fills it in a call of the graph too
             kept = isinstance(before, Tensor) and isinstance(value, Tensor)
             once = type(value) is bool
             if not kept and (self._is_read(module, attribute, once) or before is FILLED):

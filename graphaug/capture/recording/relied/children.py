@@ -10,7 +10,7 @@ import types
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -120,6 +120,9 @@ class Registered:
         for m, path in self.paths.items():
             read = by_module.get(id(m), set())
             found = self._of_module(m, path, read, opened, asked)
+            if _is_swept(m, by_module):  # parameters() went through all of it
+                kept = dict.fromkeys((*found.tensors, *m._parameters))
+                found = replace(found, names=tuple(m._modules), tensors=tuple(kept))
             if found.names is not None or any(
                 vars(found)[k] for k in vars(found) if k not in ("path", "names")
             ):
@@ -157,6 +160,12 @@ class Registered:
             elif not hasattr(m, name):
                 found["absent"].append(name)
         return Children(path, tuple(m._modules) if whole else None, **{k: tuple(v) for k, v in found.items()})
+
+
+def _is_swept(m: nn.Module, reads: Mapping[int, AbstractSet[str]]) -> bool:
+    """Whether code went through all parameters of a module, as a regulariser does, and not to the first alone."""
+    read = reads.get(id(m), set())
+    return {"_parameters", "_modules"} <= read and all(_is_swept(child, reads) for child in m.children())
 
 
 def _entries(m: nn.Module) -> Mapping[str, Any]:

@@ -15,6 +15,7 @@ _NAMED = _GLOBAL | {
     *("LOAD_ATTR", "LOAD_METHOD"),
     *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "IMPORT_FROM"),
 }
+_BINDING = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("ATTR", "GLOBAL", "NAME", "DEREF")}
 _HALVES = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
 """What reads a name that is a string."""
@@ -136,6 +137,14 @@ def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str
             inner = gone_through_in(constant)
             through, filled = through | inner[0], filled | inner[1]
     return frozenset(through), frozenset(filled)
+
+
+@functools.lru_cache(4096)
+def written_in(code: types.CodeType) -> frozenset[str]:
+    """The names that code, and functions that are written inside of it, bind or fill; its own variables are none."""
+    found = {str(i.argval) for i in dis.get_instructions(code) if i.opname in _BINDING}
+    inner = (written_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    return frozenset(found | gone_through_in(code)[1]).union(*inner)
 
 
 @functools.lru_cache(4096)

@@ -142,14 +142,9 @@ class Holdings:
             return
         for attribute in sorted(self.names & vars(cls).keys()):
             value = vars(cls)[attribute]
-            owners = (
-                cls.__name__,
-                "__class__",
-                "cls",
-                "",
-                name.rpartition(".")[2].strip("'").rpartition("'")[2],
-            )
-            if any((owner, attribute) in self.pairs for owner in owners) and _is_value(value):
+            # by whatever name: Net.scale, type(self).scale, of a class method klass.scale
+            owners = {owner for owner, asked in self.pairs if asked == attribute}
+            if owners - {"self"} and _is_value(value):
                 self.reach(f"{cls.__name__}.{attribute}", "attribute", cls, attribute, value)
 
     # --- kinds of holders -----------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import types
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from typing import Any
 
@@ -23,6 +23,7 @@ DEPTH = 4
 """How many containers deep values are followed."""
 WATCHED_DEPTH = 3
 """How many dicts deep a layout tells what is asked of an input."""
+_BAGS = (set, deque)
 PLAIN = (bool, int, float, complex, str, type(None), type(...), torch.dtype, torch.device, torch.layout)
 """Types of constants, which a node can hold as they are."""
 
@@ -95,7 +96,19 @@ def entries(value: Any) -> list[tuple[Key, Any]]:
 
 def contents(value: Any) -> list[Any]:
     """What tells whether a container was changed since: its entries by identity, an array's numbers."""
-    return [value.tobytes()] if isinstance(value, np.ndarray) else [id(v) for _, v in entries(value)]
+    if isinstance(value, np.ndarray):
+        return [value.tobytes()]
+    return [*map(id, value)] if isinstance(value, _BAGS) else [id(v) for _, v in entries(value)]
+
+
+def holders_in(value: Any, depth: int = DEPTH) -> Iterator[Any]:
+    """The containers and objects in a value that can be filled, itself included."""
+    if depth == 0 or not (is_structure(value) or isinstance(value, (*_BAGS, np.ndarray))):
+        return
+    if not isinstance(value, tuple):
+        yield value
+    for _, inner in entries(value):
+        yield from holders_in(inner, depth - 1)
 
 
 def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:
