@@ -101,6 +101,8 @@ def describe(node: Any, deep: int = 3) -> str:
         return repr(node)
     if node.op in ("placeholder", "get_attr", "call_module"):
         return str(node.target)
+    if "in_structure" in node.meta:  # the mark of a site
+        return describe(node.args[0], deep)
     value = value_of(node)
     if isinstance(value, torch.Tensor) or (value is UNKNOWN and node.target not in _LOOKUPS):
         if deep == 0:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
-from graphaug.errors import AssumptionViolated
+from graphaug.errors import AssumptionViolated, CaptureError
 
 logger = logging.getLogger("graphaug.tests.messages")
 FACTORS = {"6x6": 2.0, "8x8": 3.0}
@@ -109,3 +109,23 @@ def test_an_assumption_is_spelled_as_it_is_reckoned() -> None:
     assert said == "(4 - a.shape[2] % 4) % 4 == 0"
     assert eval(said.replace("a.shape[2]", "8"))
     assert not eval(said.replace("a.shape[2]", "9"))
+
+
+class Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Sequential(nn.Linear(5, 8), nn.ReLU()), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.body(x)
+        return self.head(h + 1 if torch.isfinite(h).all() else h)
+
+
+def test_what_depends_on_data_is_named_as_the_plan_names_it() -> None:
+    x = torch.randn(4, 5)
+    for call in (
+        lambda m: ga.sites(m, example_inputs=x),
+        lambda m: ga.rewrite(m, "body.0", example_inputs=x),
+    ):
+        with pytest.raises(CaptureError, match=r"branches on the data in isfinite\(body\.1\)\.all\(\)"):
+            call(Branches())
