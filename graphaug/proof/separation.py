@@ -211,7 +211,7 @@ def check_sites(
         value = value_of(cut)
         if value is not UNKNOWN and cut not in flow:
             raise SiteNotFound(f"'{target}' {_no_activations(value, graph)}")
-        if isinstance(value, Tensor) and value.dim() < 2:
+        if isinstance(value, Tensor) and value.dim() < 2 and (not value.dim() or _has_features(graph)):
             raise SiteNotFound(
                 f"'{target}' holds a tensor of shape {tuple(value.shape)}, and an augmentation needs features beside "
                 "the samples: choose a site with activations."
@@ -227,6 +227,12 @@ def check_sites(
             )
         notes[target] = f"{BYPASSED}{how}"
     return notes
+
+
+def _has_features(graph: fx.Graph) -> bool:
+    """Whether an input has features beside its samples; else the example may be one sample, without a batch."""
+    inputs = (value_of(node) for node in graph.nodes if node.op == "placeholder")
+    return any(tensor.dim() > 1 for value in inputs for tensor in tensors_of(value))
 
 
 def _no_activations(value: Any, graph: fx.Graph) -> str:
