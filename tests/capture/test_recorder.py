@@ -482,7 +482,7 @@ def test_a_thread_that_draws_is_no_fault_of_the_model(pause: float) -> None:
     thread = threading.Thread(target=draw)
     thread.start()
     try:
-        assert others_draw()
+        assert any(others_draw() for _ in range(40))
         made(lambda m, h: nn.functional.dropout(h, 0.5))
     except CaptureError as error:
         said = str(error)
