@@ -135,6 +135,8 @@ def capture(
 
 def _refuse_left_by_closed(walk: Walk, changed: Collection[str]) -> None:
     """Refuse what opened code may read and other code changes: a hook, or a closed module that fills a global table."""
+    if not changed:
+        return
     written = frozenset[str]().union(*(written_in(f.__code__) for f in walk.in_reach.functions))
     for name in sorted(changed):
         if written.isdisjoint(re.findall(r"[^\W\d]\w*", name)):

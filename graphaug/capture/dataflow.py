@@ -71,9 +71,8 @@ def _held_by(value: Any) -> Iterable[Any]:
     if isinstance(value, (tuple, list, set, frozenset, collections.deque)):
         return value
     kind = type(value)
-    if issubclass(kind, _WITHOUT_TENSORS) or hasattr(
-        kind, "_fx_node"
-    ):  # a number or dtype that was read off a tensor
+    # what was read off a tensor, a number or dtype, knows its node, and holds none
+    if issubclass(kind, _WITHOUT_TENSORS) or hasattr(kind, "_fx_node"):
         return ()
     slots = (name for cls in kind.__mro__ for name in _slots(cls))
     return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]

@@ -119,12 +119,9 @@ def describe(node: Any, deep: int = 3) -> str:
             return f"the assignment to {assigned}{node.meta.get('line', '')}"
         symbol = _INFIX.get(node.target)  # type: ignore[arg-type]
         if symbol and len(args) == 2:
-            within = _BINDS.get(symbol, 1)
-            left, right = (_binding(a) for a in node.args)
-            args = [
-                f"({a})" if b < within + i else a
-                for i, (a, b) in enumerate(zip(args, (left, right), strict=True))
-            ]
+            # the right one in parentheses at the same rank, too: 4 - (a - b)
+            places = zip(args, node.args, (0, 1), strict=True)
+            args = [f"({text})" if _rank(arg) < _rank(node) + i else text for text, arg, i in places]
             return f"{args[0]} {symbol} {args[1]}"
         return f"{getattr(node.target, '__name__', node.target)}({', '.join(args)})"
     if node.op == "call_method":
@@ -132,22 +129,14 @@ def describe(node: Any, deep: int = 3) -> str:
     return str(node.target)
 
 
-def _binding(node: Any) -> int:
-    """How tightly an operator binds what a node stands for: 3 if there is none."""
+def _rank(node: Any) -> int:
+    """How tightly the operator binds that a node is written with: 3 if there is none."""
     is_call = isinstance(node, fx.Node) and node.op == "call_function" and len(node.args) == 2
-    symbol = _INFIX.get(node.target) if is_call else None
-    return 3 if symbol is None else _BINDS.get(symbol, 1)
+    return _RANKS.get(_INFIX[node.target], 0) if is_call and node.target in _INFIX else 3
 
 
-_BINDS = {
-    "+": 1,
-    "-": 1,
-    "*": 2,
-    "/": 2,
-    "//": 2,
-    "%": 2,
-    **dict.fromkeys(("==", "!=", "<", "<=", ">", ">="), 0),
-}
+_RANKS = {"+": 1, "-": 1, "*": 2, "/": 2, "//": 2, "%": 2}
+"""Of operators; those that compare have 0."""
 _LOOKUPS = (getattr, operator.getitem)
 
 _INFIX = {

@@ -21,8 +21,8 @@ _LAYER_DROP = (
 )
 
 RETURN_IT = (
-    " A graph knows what modules return: let it return that too, or choose a site outside the module that reads "
-    "it."
+    " A graph knows what modules return: let it return that too, "
+    "or choose a site outside the module that reads it."
 )
 """What to do about a value that a closed module keeps and opened code reads."""
 

@@ -170,21 +170,17 @@ class Attributes:
             CaptureError: names the attribute.
         """
         paths = {id(m): (path, m) for m, path in self.recorder.ledger.paths.items()}
-        for number, name in self.reads - self._sets.keys():
-            path, module = paths.get(number, ("", None))
-            if module is None or path in self.opened or name in OF_EVERY_MODULE or name in module._modules:
+        closed = (
+            (*paths[number], name)
+            for number, name in self.reads - self._sets.keys()
+            if number in paths and paths[number][0] not in self.opened
+        )
+        for path, module, name in sorted(closed, key=lambda read: (read[0], read[2])):
+            if name in OF_EVERY_MODULE or name in module._modules:
                 continue
-            place = f"{path}.{name}"
-            of_class = name not in vars(module) and any(
-                (id(c), name) in rebound for c in type(module).__mro__
-            )
-            if not of_class and not any(
-                c == place or (c.startswith(place) and c[len(place)] in ".[") for c in changed
-            ):
-                continue
-            if type(vars(module).get(name)) is bool and is_foreign(type(module).__module__):
-                continue  # "done once"
-            raise self._left_by_closed(module, path, name)
+            once = type(vars(module).get(name)) is bool and is_foreign(type(module).__module__)
+            if not once and _is_left(module, path, name, changed, rebound):
+                raise self._left_by_closed(module, path, name)
 
     def _left_by_closed(self, module: nn.Module, path: str, name: str) -> CaptureError:
         return self.recorder.session.refuse(
@@ -279,3 +275,13 @@ class Attributes:
     def _carries_data(self, value: Any) -> bool:
         data = self.recorder.nodes.of_data()
         return any(self.recorder.ledger.node_of(t) in data for t in tensors_in(value))
+
+
+def _is_left(
+    module: nn.Module, path: str, name: str, changed: Collection[str], rebound: Collection[tuple[int, str]]
+) -> bool:
+    """Whether an attribute, what it holds, or where it is of its class, that of the class, is something else now."""
+    if name not in vars(module) and any((id(cls), name) in rebound for cls in type(module).__mro__):
+        return True
+    place = f"{path}.{name}"
+    return any(c == place or (c.startswith(place) and c[len(place)] in ".[") for c in changed)

@@ -100,7 +100,7 @@ class Holdings:
     def inside(self, name: str, value: Any, within: Reached | None, depth: int = DEPTH) -> None:
         """Note what code can read through a value."""
         if isinstance(value, type) and within is not None:
-            self.of_class(name, value)
+            self.of_class(value)
         if isinstance(value, nn.Module) and self._module is not None:
             self._module(name, value)
         if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
@@ -136,7 +136,7 @@ class Holdings:
         else:
             self._object(name, value, within, depth)
 
-    def of_class(self, name: str, cls: type) -> None:
+    def of_class(self, cls: type) -> None:
         """Attributes of a class that are read off the class itself: ``Net.scale``, ``type(self).scale``."""
         if is_foreign(cls.__module__) or issubclass(cls, enum.Enum):
             return

@@ -148,7 +148,7 @@ class _Walk:
     def _of_classes(self, path: str, m: nn.Module) -> None:
         """The methods that are called, and class attributes: both may be shadowed by a module's own."""
         for cls in (c for c in type(m).__mro__ if c in self.called.classes or c in self.called.entered):
-            self.holdings.of_class(path, cls)
+            self.holdings.of_class(cls)
             for name in sorted(self.called.names & vars(cls).keys() - vars(m).keys() - {"__dict__"}):
                 value, where = vars(cls)[name], f"{path}.{name}".removeprefix(".")
                 if isinstance(value, (types.FunctionType, classmethod)):
