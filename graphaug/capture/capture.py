@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import contextlib
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ from graphaug.capture.names import Assumption
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
 from graphaug.capture.recording.patches import LOCK
+from graphaug.capture.recording.relied.classes import is_of_a_library
 from graphaug.capture.recording.relied.code_names import written_in
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reached import Reached
@@ -106,8 +107,8 @@ def capture(
             if draws != (python_draws(), tables.states()):
                 raise _drew(model, tables.counted(draws[1]))
             reached = walk.reached
-            changed = frozenset(r.name for r in reached if not r.holds())
-            _refuse_left_by_closed(walk, changed)
+            changed = [r for r in reached if not r.holds()]
+            _refuse_changed(walk, changed)
             _refuse_filled_constants(walk, model)
             assigned = _assigned(walk, state)
         except GraphaugError as error:
@@ -127,21 +128,24 @@ def capture(
         assigned,
         (*walk.held, *walk.facts.values()),
         tuple(reached),
-        changed,
+        frozenset(r.name for r in changed),
         tuple(walk.unwatched),
         tuple(walk.unseen_calls.prints),
     )
 
 
-def _refuse_left_by_closed(walk: Walk, changed: Collection[str]) -> None:
-    """Refuse what opened code may read and other code changes: a hook, or a closed module that fills a global table."""
+def _refuse_changed(walk: Walk, changed: Sequence[Reached]) -> None:
+    """Refuse what opened code may read and something else changes in a call: a closed module, or a hook."""
     if not changed:
         return
     written = frozenset[str]().union(*(written_in(f.__code__) for f in walk.in_reach.functions))
-    for name in sorted(changed):
-        if written.isdisjoint(re.findall(r"[^\W\d]\w*", name)):
+    for reached in changed:
+        dotted = re.findall(r"\w+\.[\w.]+", reached.name)
+        if written.isdisjoint(re.findall(r"[^\W\d]\w*", reached.name)) and not is_of_a_library(
+            type(reached.holder).__module__, *dotted
+        ):
             raise walk.session.refuse(
-                f"it may read {name}, which a closed module or a hook changes when it runs",
+                f"it may read {reached.name}, which is changed in its call, as by a closed module or a hook",
                 reason=RETURN_IT,
                 line="",
             )

@@ -100,7 +100,8 @@ def test_in_a_global_table() -> None:
     LAST["hw"] = (8, 8)
     model = Net(lambda m, hw, _: LAST.update(hw=hw), lambda m, _: LAST["hw"])
     with pytest.raises(
-        CaptureError, match=r"may read the global 'LAST'\['hw'\], which a closed module or a hook changes"
+        CaptureError,
+        match=r"may read the global 'LAST'\['hw'\], which is changed in its call, as by a closed module or a hook",
     ):
         ga.rewrite(model, at="encoder", example_inputs=torch.randn(2, 3, 16, 16))
 
@@ -110,7 +111,8 @@ def test_by_a_hook_of_it() -> None:
     model = Net(lambda m, hw, _: None, lambda m, _: LAST["hw"])
     model.encoder.register_forward_hook(lambda m, args, out: LAST.update(hw=tuple(args[0].shape[-2:])))
     with pytest.raises(
-        CaptureError, match=r"may read the global 'LAST'\['hw'\], which a closed module or a hook changes"
+        CaptureError,
+        match=r"may read the global 'LAST'\['hw'\], which is changed in its call, as by a closed module or a hook",
     ):
         ga.rewrite(model, at="encoder", example_inputs=torch.randn(2, 3, 16, 16))
 
@@ -193,3 +195,33 @@ def test_a_hook_fills_a_table_in_every_call(at: str) -> None:
         kept = model.features["first"]
         torch.testing.assert_close(out, model(x), rtol=0, atol=0)
         torch.testing.assert_close(kept, model.body[0](x), rtol=0, atol=0)
+
+
+class Fills(nn.Module):
+    """Hands on the dict that it was given, with its own features in it, as sentence-transformers' modules do."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.layer, self.name = nn.Linear(5, 5), name
+
+    def forward(self, features: dict[str, Any]) -> dict[str, Any]:
+        features[self.name] = self.layer(features["x"])
+        return features
+
+
+def test_a_dict_that_is_filled_with_tensors_and_handed_on() -> None:
+    class Chain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = Fills("x"), Fills("out")
+
+        def forward(self, x: Tensor) -> Tensor:
+            features = {"x": x, "kind": "text"}
+            for module in (self.first, self.second):
+                features = module(features)
+            return features["out"]
+
+    model = Chain()  # the second module stays closed
+    aug = ga.rewrite(model, at="first.layer", subset=0.0, example_inputs=torch.randn(4, 5))
+    x = torch.randn(7, 5)
+    torch.testing.assert_close(aug(x), model(x), rtol=0, atol=0)

@@ -19,7 +19,7 @@ from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.tables import Tables
-from graphaug.capture.recording.values.structures import contents, entries, holders_in, tensors_in
+from graphaug.capture.recording.values.structures import changed_in, held_by, holders_in, tensors_in
 from graphaug.capture.state import undrawn, undrawn_in_python
 from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
@@ -148,13 +148,13 @@ class Leaves:
         )
         # a tensor in them is known to be another's, if it is a fake; a number is not
         in_fakes = stand_in == self.ledger.fake
-        given = [(holder, contents(holder)) for holder in holders_in((args, kwargs))]
+        given = [(holder, held_by(holder)) for holder in holders_in((args, kwargs))]
         with unchecked():
             if _is_scripted(module):  # whose tensors nothing can stand in for
                 return copy.deepcopy(module)(*args, **kwargs)
             result = torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
-        filled = (holder for holder, before in given if contents(holder) != before)
-        self._filled = next((f for f in filled if not (in_fakes and _only_tensors(f))), None)
+        filled = ((holder, changed_in(held_by(holder), before)) for holder, before in given)
+        self._filled = next((h for h, new in filled if new and not (in_fakes and _only_tensors(new))), None)
         return result
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
@@ -201,9 +201,8 @@ class Leaves:
         return map_tensors(fake, result)
 
 
-def _only_tensors(holder: Any) -> bool:
-    held = [value for _, value in entries(holder)]
-    return bool(held) and all(isinstance(value, Tensor) for value in held)
+def _only_tensors(values: list[Any]) -> bool:
+    return all(isinstance(value, Tensor) for value in values)
 
 
 def _is_scripted(module: nn.Module) -> bool:

@@ -26,7 +26,7 @@ _OPTIONS = (
 )
 """Classes of Python's own that hold what users put into them."""
 _LIBRARIES = {"transformers", "timm", "torchvision", "diffusers", "peft", "sentence_transformers"}
-"""Packages in which the switches of `WITHOUT_EFFECT` mean what they say."""
+"""Packages in which the switches of `WITHOUT_EFFECT` mean what they say, and which load things when they are used."""
 _HEAP_TYPE, _IMMUTABLE = 1 << 9, 1 << 8
 """Flags of types: that Python code may have made it, and that nothing may be set on it."""
 _NO_HOLDERS = (type, enum.Enum, nn.Module, Tensor, types.ModuleType, types.FunctionType)
@@ -35,6 +35,11 @@ _NO_HOLDERS = (type, enum.Enum, nn.Module, Tensor, types.ModuleType, types.Funct
 def is_foreign(module: str | None) -> bool:
     """Whether a module's globals, and the objects of its classes, are taken not to change."""
     return (module or "").partition(".")[0] in _FOREIGN
+
+
+def is_of_a_library(*names: str) -> bool:
+    """Whether one of these names is of a package whose tables are filled when they are first used, and stay."""
+    return not _LIBRARIES.isdisjoint(name.partition(".")[0] for name in names)
 
 
 def can_be_watched(value: Any) -> bool:

@@ -96,9 +96,27 @@ def entries(value: Any) -> list[tuple[Key, Any]]:
 
 def contents(value: Any) -> list[Any]:
     """What tells whether a container was changed since: its entries by identity, an array's numbers."""
-    if isinstance(value, np.ndarray):
-        return [value.tobytes()]
-    return [*map(id, value)] if isinstance(value, _BAGS) else [id(v) for _, v in entries(value)]
+    return [value.tobytes()] if isinstance(value, np.ndarray) else [id(v) for _, v in entries(value)]
+
+
+def held_by(holder: Any) -> dict[Any, Any]:
+    """What a container, an object or an array holds now, by where."""
+    if isinstance(holder, np.ndarray):
+        return dict(enumerate(holder.ravel().tolist()))
+    if isinstance(holder, set):
+        return {value: value for value in holder}
+    return dict(enumerate(holder)) if isinstance(holder, deque) else dict(entries(holder))
+
+
+def changed_in(now: Mapping[Any, Any], before: Mapping[Any, Any]) -> list[Any]:
+    """What of two answers of `held_by` is in one of them alone; numbers are told by their value."""
+    missing = object()
+
+    def same(a: Any, b: Any) -> bool:
+        return a is b or (type(a) is type(b) and isinstance(a, PLAIN) and a == b)
+
+    new = [value for key, value in now.items() if not same(value, before.get(key, missing))]
+    return new + [value for key, value in before.items() if key not in now]
 
 
 def holders_in(value: Any, depth: int = DEPTH) -> Iterator[Any]:
