@@ -16,6 +16,7 @@ from graphaug.capture.capture import Captured, relied_on
 from graphaug.capture.dataflow import writes_into_inputs
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, SparseBackwardError
+from graphaug.proof.in_place import check_in_place
 from graphaug.proof.independence.samples import Samples, check_given, find_samples
 from graphaug.proof.independence.told import told_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
@@ -151,6 +152,7 @@ def _insert(structure: ModelStructure, requests: Sequence[Request], asked: Asked
             structure, names, training=True, inside=inside, resized=resized, whole=False
         )
     notes = check_sites(captured, graph, placed, asked.allow_bypass)
+    check_in_place(captured, graph, placed.items())
     frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
     eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized, whole=False)
 

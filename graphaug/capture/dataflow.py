@@ -100,16 +100,44 @@ _WRITES = {operator.setitem, setattr} | {
 }
 
 
-_OF_GRADIENTS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+WRITTEN, SHARES = "written", "shares"
+"""Notes in ``meta``: what a node wrote into on the example, and what its value shares memory with.
+
+Each is told by (index or keyword of the argument, which of the nodes in it).
+"""
+OF_GRADIENTS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
+"""Methods that change what is done with a tensor's gradient, and not its memory."""
 
 
 def writes(node: fx.Node) -> bool:
-    """True for what changes its first argument in place, its gradient or ``grad`` included, or ``out``."""
+    """True for what changes an argument in place, its gradient or ``grad`` included, or ``out``."""
+    return bool(node.meta.get(WRITTEN)) or _writes_by_name(node)
+
+
+def written(node: fx.Node) -> list[fx.Node]:
+    """What a node changes in place: as its name tells, and as its run on the example showed."""
+    by_name = [_out(node) or node.args[0]] if _writes_by_name(node) else []
+    return [*(n for n in by_name if isinstance(n, fx.Node)), *_noted(node, WRITTEN)]
+
+
+def nodes_in(argument: Any) -> list[fx.Node]:
+    """The nodes in an argument of a node, each as often as it is there."""
+    found: list[fx.Node] = []
+    fx.map_arg(argument, found.append)
+    return found
+
+
+def _noted(node: fx.Node, what: str) -> list[fx.Node]:
+    arguments = {**dict(enumerate(node.args)), **node.kwargs}
+    return [nodes_in(arguments[key])[place] for key, place in node.meta.get(what, ())]
+
+
+def _writes_by_name(node: fx.Node) -> bool:
     if _out(node) is not None:
         return True
     if node.op == "call_method":
         name = str(node.target)
-        return name in _OF_GRADIENTS or (name.endswith("_") and not name.startswith("_"))
+        return name in OF_GRADIENTS or (name.endswith("_") and not name.startswith("_"))
     if node.op != "call_function":
         return False
     name = getattr(node.target, "__name__", "")
@@ -148,9 +176,16 @@ def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     owner: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         first = _out(node) or (node.args[0] if node.args else None)
-        shares = isinstance(first, fx.Node) and (writes(node) or _is_view(node))
-        owner[node] = owner[first] if shares else node  # type: ignore[index]
+        by_name = isinstance(first, fx.Node) and (_writes_by_name(node) or _is_view(node))
+        lies_in = [first] if by_name else _noted(node, SHARES)
+        owner[node] = owner[lies_in[0]] if lies_in else node
     return owner
+
+
+def written_memory(graph: fx.Graph) -> set[fx.Node]:
+    """Whose memory is written in place after it was made."""
+    owner = memory(graph)
+    return {owner[n] for node in graph.nodes for n in written(node)}
 
 
 def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
@@ -160,10 +195,9 @@ def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     found: dict[fx.Node, list[fx.Node]] = {}
     for node in graph.nodes:
         inputs = node.all_input_nodes
-        written = [last[owner[n]] for n in inputs if owner[n] in last]
-        found[node] = list(dict.fromkeys([*inputs, *written]))
-        if writes(node):
-            last[owner[node]] = node
+        since = [last[owner[n]] for n in inputs if owner[n] in last]
+        found[node] = list(dict.fromkeys([*inputs, *since]))
+        last.update((owner[n], node) for n in written(node))
     return found
 
 
@@ -210,7 +244,7 @@ def parameters_of(
 def writes_into_inputs(graph: fx.Graph) -> bool:
     """Whether a graph changes its inputs or its model in place: run in part, it cannot be run again."""
     owner = memory(graph)
-    return any(writes(n) and owner[n].op in ("placeholder", "get_attr") for n in graph.nodes)
+    return any(owner[n].op in ("placeholder", "get_attr") for node in graph.nodes for n in written(node))
 
 
 def upstream(node: fx.Node) -> Iterator[fx.Node]:

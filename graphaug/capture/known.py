@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphaug.capture.dataflow import memory, tensors_of, writes
+from graphaug.capture.dataflow import memory, tensors_of, written_memory
 from graphaug.capture.interpreter import filled
 from graphaug.capture.values import UNKNOWN, value_of
 
@@ -21,7 +21,7 @@ def integers(node: fx.Node, keys: Sequence[tuple[str, Any]], given: Mapping[fx.N
         given: the example's value of every placeholder.
     """
     owner = memory(node.graph)
-    written = {owner[n] for n in node.graph.nodes if writes(n)}
+    written = written_memory(node.graph)
     env: dict[fx.Node, Any] = {}
 
     def known(n: fx.Node) -> bool:

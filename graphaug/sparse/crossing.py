@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import memory, writes
+from graphaug.capture.dataflow import memory, written, written_memory
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.samples import proofs_of
@@ -77,9 +77,9 @@ def entering(
         SparseBackwardError: it cannot be told what a value holds, or the part writes into one.
     """
     owner = memory(graph)
-    for node in graph.nodes:
-        if node in inside and writes(node) and owner[node] not in inside and owner[node] not in own:
-            raise SparseBackwardError(f"opened code changes {describe(owner[node])} in place, which {where}")
+    for changed_one in (owner[n] for node in graph.nodes if node in inside for n in written(node)):
+        if changed_one not in inside and changed_one not in own:
+            raise SparseBackwardError(f"opened code changes {describe(changed_one)} in place, which {where}")
     users = inside | taken_apart(graph, inside, where)
     found = {
         p: None
@@ -94,13 +94,12 @@ def entering(
         proofs = proofs_of(known.model, graph, tensors, known.examples, known.constants, known.dim)
     if len(proofs) != len(tensors):
         raise SparseBackwardError(f"the rows of what {where} cannot be followed")
-    owner = memory(graph)
-    written = {owner[n] for n in graph.nodes if writes(n)}
+    owner, in_place = memory(graph), written_memory(graph)
     order = {n: i for i, n in enumerate(graph.nodes)}
     made = []
     for node in found:
         takers = tuple(sorted((u for u in node.users if u in users), key=order.__getitem__))
-        shared = owner[node] not in written
+        shared = owner[node] not in in_place
         if node in proofs:
             place, proof = proofs[node].place, proofs[node]
             if place is None and not proof.nothing:

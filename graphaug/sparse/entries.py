@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphaug.capture.dataflow import before, writes
+from graphaug.capture.dataflow import before, written
 from graphaug.capture.recording.values.structures import entries, tensors_in
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError, an
@@ -107,8 +107,9 @@ class _Apart:
                 self.parts[node] = part
             return
         if in_prefix and any(n in self.parts for n in node.all_input_nodes):
-            if writes(node) and node.args[0] in self.parts:
-                raise SparseBackwardError(f"opened code changes {describe(node.args[0])} in place")
+            for whole_input in written(node):
+                if whole_input in self.parts:
+                    raise SparseBackwardError(f"opened code changes {describe(whole_input)} in place")
             together = {n: self._together(node, p) for n in node.all_input_nodes if (p := self.parts.get(n))}
             copy = self.graph.node_copy(node, lambda n: together.get(n, self.mapping.get(n)))
         else:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import memory, writes
+from graphaug.capture.dataflow import memory, written
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
@@ -162,8 +162,9 @@ def _region(branch: fx.Node) -> set[fx.Node]:
     owner = memory(branch.graph)
     for node in branch.graph.nodes:
         # what is written into the result itself is written into all rows, put back in memory of their own
-        if writes(node) and node not in region and owner[node] in region and owner[node] is not branch:
-            raise SparseBackwardError(f"{describe(owner[node])} of the branch is changed in place behind it")
+        for held in (owner[n] for n in written(node) if node not in region):
+            if held in region and held is not branch:
+                raise SparseBackwardError(f"{describe(held)} of the branch is changed in place behind it")
     return region
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
-from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes
+from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes, written, written_memory
 from graphaug.capture.recording.checks import ASSERTIONS
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
@@ -43,8 +43,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     ahead = _with_sizes(graph, before(value))
     trained = {n for n in ahead if entry_of(n) is None and _differentiable(n)}
     # what is written in place is made where it is used, with what was written into it by then
-    owner = memory(graph)
-    written = {owner[n] for n in graph.nodes if writes(n)}
+    owner, in_place = memory(graph), written_memory(graph)
     behind = _behind(graph, cut, ahead, trained)
     inputs, given = [n for n in graph.nodes if n.op == "placeholder"], in_inputs(graph)
     shared = [
@@ -54,7 +53,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         and n.op != "get_attr"
         and entry_of(n) is None
         and n not in trained
-        and owner[n] not in written
+        and owner[n] not in in_place
         and isinstance(value_of(n), Tensor)
         and any(user in trained or user in behind for user in users(n))
     ]
@@ -156,10 +155,9 @@ def _takes_parts(node: fx.Node) -> SparseBackwardError:
 def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:
     """Refuse writes into what the caller or the model owns, if they would be made more than once."""
     for node in in_prefix:
-        held = owner[node]
-        twice = held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix)
-        if writes(node) and twice:
-            raise SparseBackwardError(f"opened code changes {describe(held)} in place")
+        for held in (owner[n] for n in written(node)):
+            if held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix):
+                raise SparseBackwardError(f"opened code changes {describe(held)} in place")
 
 
 def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:

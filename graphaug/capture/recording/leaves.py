@@ -19,7 +19,13 @@ from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.tables import Tables
-from graphaug.capture.recording.values.structures import changed_in, held_by, holders_in, tensors_in
+from graphaug.capture.recording.values.structures import (
+    changed_in,
+    held_by,
+    holders_in,
+    memories_of,
+    tensors_in,
+)
 from graphaug.capture.state import undrawn, undrawn_in_python
 from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
@@ -41,12 +47,15 @@ class Outcome:
         why_unknown: why sizes of the result depend on data; empty if they do not.
         flops: what it cost, if FLOPs are counted.
         uncounted: names of operators in it whose FLOPs nothing says.
+        written, shared: the memory of arguments that it wrote into, and that its result lies in.
     """
 
     value: Any
     why_unknown: str
     flops: int = 0
     uncounted: frozenset[str] = frozenset()
+    written: frozenset[int] = frozenset()
+    shared: frozenset[int] = frozenset()
 
 
 class Leaves:
@@ -61,6 +70,7 @@ class Leaves:
         self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
         self._filled: Any = None
+        self._written: list[Tensor] = []
 
     def run(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         """Run a closed module, or a function, on arguments of opened code."""
@@ -84,11 +94,21 @@ class Leaves:
     def _counted(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         run: Any = self._module if isinstance(what, nn.Module) else self._function
         self._filled = None
-        with self.session.unrecorded(), self._undrawn(), self.counter or contextlib.nullcontext():
-            value, why_unknown = run(what, args, kwargs)
+        with self.session.unrecorded(), self._undrawn():
+            given = list(tensors_in((args, kwargs)))
+            self._written, before = [], list(map(_writes_so_far, given))
+            with self.counter or contextlib.nullcontext():
+                value, why_unknown = run(what, args, kwargs)
+            self._written += [t for t, count in zip(given, before, strict=True) if _writes_so_far(t) != count]
+            outcome = Outcome(
+                value,
+                why_unknown,
+                written=memories_of(self._written),
+                shared=memories_of(given) & memories_of(value),
+            )
         if self.counter is None:
-            return Outcome(value, why_unknown)
-        return Outcome(value, why_unknown, self.counter.total, frozenset(self.counter.unknown))
+            return outcome
+        return replace(outcome, flops=self.counter.total, uncounted=frozenset(self.counter.unknown))
 
     @contextlib.contextmanager
     def _undrawn(self) -> Iterator[None]:
@@ -184,13 +204,16 @@ class Leaves:
                         made[id(t)] = _real(t, generator) if known is None else known.detach().clone()
                     return made[id(t)]
 
+                given = list(tensors_in((args, kwargs)))
                 args, kwargs = map_tensors(real, (args, kwargs))
+                before = {id(t): _writes_so_far(made[id(t)]) for t in given}
                 if isinstance(function, nn.Module):
                     result = self._call(function, args, kwargs, lambda t: t.detach().clone())
                 else:
                     if self.counter is not None:
                         self.counter.begin_again()
                     result = function(*args, **kwargs)
+                self._written = [t for t in given if _writes_so_far(made[id(t)]) != before[id(t)]]
         except Exception:
             raise reason from None
 
@@ -199,6 +222,11 @@ class Leaves:
             return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
 
         return map_tensors(fake, result)
+
+
+def _writes_so_far(tensor: Tensor) -> int:
+    """How often a tensor, or what shares its memory, was written into, as far as torch counts."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _only_tensors(values: list[Any]) -> bool:

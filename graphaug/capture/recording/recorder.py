@@ -12,6 +12,7 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
+from graphaug.capture.dataflow import SHARES, WRITTEN, nodes_in
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
 from graphaug.capture.recording.calls.modes import Modes
@@ -21,8 +22,9 @@ from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.structures import holds, plain, tensors_in
+from graphaug.capture.recording.values.structures import holds, memories_of, plain, tensors_in
 from graphaug.capture.recording.values.tracked import is_tracked
+from graphaug.capture.values import UNKNOWN, value_of
 
 _MADE_UNSEEN: Any = torch.ops.aten.lift_fresh.default
 
@@ -107,10 +109,15 @@ class Recorder(TorchFunctionMode):
         self.modes.check(module=kind == "call_module")
         kwargs = dict(kwargs or {})
         lowered = self.ledger.lower(args), {k: self.ledger.lower(v) for k, v in kwargs.items()}
+        handed: dict[Any, tuple[Any, Any]] = dict(enumerate(zip(args, lowered[0], strict=True)))
+        handed.update((key, (value, lowered[1][key])) for key, value in kwargs.items())
         outcome = self.leaves.run(run, args, kwargs)
         self.modes.follow()
         node = self.nodes.create(kind, target, *lowered)
         node.meta.update(flops=outcome.flops, uncounted=outcome.uncounted)
+        for what, places in ((WRITTEN, outcome.written), (SHARES, outcome.shared)):
+            if places and (found := self.session.call_unrecorded(_among, handed, places)):
+                node.meta[what] = found
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
         return node, outcome.value
 
@@ -154,3 +161,19 @@ class Recorder(TorchFunctionMode):
         """The tensors of the model among the arguments, by the identity of the fakes that stand for them."""
         owned = (t for t in tensors_in(args) if id(t) in self.ledger.owned)
         return {id(self.ledger.fake(t)): t for t in owned}
+
+
+def _among(handed: dict[Any, tuple[Any, Any]], places: frozenset[int]) -> tuple[tuple[Any, int], ...]:
+    """The nodes in arguments that hold memory at ``places``, as `graphaug.capture.dataflow.WRITTEN` tells them.
+
+    Args:
+        handed: every argument by its index or keyword: as opened code gave it, and as the graph has it.
+        places: addresses of memory.
+    """
+    found = []
+    for key, (argument, lowered) in handed.items():
+        for place, node in enumerate(nodes_in(lowered)):
+            value = value_of(node)
+            if not places.isdisjoint(memories_of(argument if value is UNKNOWN else value)):
+                found.append((key, place))
+    return tuple(found)

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from graphaug.augment.rows import Rows
 from graphaug.augment.transform import Transform
-from graphaug.capture.dataflow import behind, memory, writes
+from graphaug.capture.dataflow import behind, memory, written
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.proof.independence.samples import proofs_of
@@ -114,8 +114,9 @@ def _followers(
     after = behind(cut) - {cut}
     owner = memory(graph)
     for node in graph.nodes:
-        if node in after and writes(node) and owner[node] not in after:
-            raise SparseBackwardError(f"opened code changes {describe(owner[node])} in place, which {WHERE}")
+        for held in (owner[n] for n in written(node) if node in after):
+            if held not in after:
+                raise SparseBackwardError(f"opened code changes {describe(held)} in place, which {WHERE}")
     users = after | taken_apart(graph, after, WHERE)
     found = {p: None for n in graph.nodes if n in users for p in n.all_input_nodes if p not in users}
     entering = [n for n in found if n is not cut and n.op != "get_attr"]

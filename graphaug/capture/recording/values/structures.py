@@ -70,6 +70,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     return (t for t in torch.utils._pytree.tree_leaves(value) if isinstance(t, Tensor))
 
 
+def memories_of(value: Any) -> frozenset[int]:
+    """What tells the memory of the tensors in a value; that of another kind of tensors than dense ones is not told."""
+    return frozenset(t.untyped_storage()._cdata for t in tensors_in(value) if t.layout is torch.strided)
+
+
 def is_structure(value: Any) -> bool:
     """Whether a value may hold tensors: a container, or a plain object."""
     without = (*PLAIN, nn.Module, type, types.FunctionType, types.ModuleType, Tensor)
