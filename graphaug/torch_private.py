@@ -55,6 +55,7 @@ __all__ = [
     "function_modes",
     "is_functorch_wrapper",
     "quiet_fakes",
+    "sequence_number",
     "set_grad_enabled",
     "settable_backends",
     "symbolic_operations",
@@ -101,6 +102,9 @@ def function_from_source(source: str, names: dict[str, Any]) -> Any:
     """The function ``forward`` of a generated source; torch keeps the source for tracebacks."""
     return _forward_from_src(source, names, {})
 
+
+sequence_number: Callable[[], int] = getattr(torch.autograd, "_get_sequence_nr")  # noqa: B009  # not exported
+"""The number of the next function of gradients: those that a call makes have numbers from one answer to the next."""
 
 symbolic_operations = enable_python_dispatcher
 """A context in which operations made of others (``matmul``) keep symbolic sizes, which torch 2.11 loses otherwise."""

@@ -105,6 +105,8 @@ WRITTEN, SHARES = "written", "shares"
 
 Each is told by (index or keyword of the argument, which of the nodes in it).
 """
+BESIDE = "beside"
+"""A note in ``meta``: the names of nodes that a closed module's result stands on and that are not in its arguments."""
 OF_GRADIENTS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 """Methods that change what is done with a tensor's gradient, and not its memory."""
 
@@ -128,7 +130,8 @@ def nodes_in(argument: Any) -> list[fx.Node]:
 
 
 def _noted(node: fx.Node, what: str) -> list[fx.Node]:
-    arguments = {**dict(enumerate(node.args)), **node.kwargs}
+    arguments: dict[Any, Any] = dict(enumerate(node.args))
+    arguments.update(node.kwargs)
     return [nodes_in(arguments[key])[place] for key, place in node.meta.get(what, ())]
 
 
@@ -176,8 +179,10 @@ def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     owner: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         first = _out(node) or (node.args[0] if node.args else None)
-        by_name = isinstance(first, fx.Node) and (_writes_by_name(node) or _is_view(node))
-        lies_in = [first] if by_name else _noted(node, SHARES)
+        if isinstance(first, fx.Node) and (_writes_by_name(node) or _is_view(node)):
+            lies_in = [first]
+        else:
+            lies_in = _noted(node, SHARES)
         owner[node] = owner[lies_in[0]] if lies_in else node
     return owner
 
@@ -189,14 +194,18 @@ def written_memory(graph: fx.Graph) -> set[fx.Node]:
 
 
 def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What every node reads: its arguments, and what was last written into them or a view of them."""
+    """What every node reads: its arguments, what was last written into them or a view of them, what is kept for it."""
     owner = memory(graph)
     last: dict[fx.Node, fx.Node] = {}
     found: dict[fx.Node, list[fx.Node]] = {}
+    names = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
         inputs = node.all_input_nodes
         since = [last[owner[n]] for n in inputs if owner[n] in last]
-        found[node] = list(dict.fromkeys([*inputs, *since]))
+        beside = [
+            names[name] for name in node.meta.get(BESIDE, ()) if name in names
+        ]  # not in a part of a graph
+        found[node] = list(dict.fromkeys([*inputs, *since, *beside]))
         last.update((owner[n], node) for n in written(node))
     return found
 

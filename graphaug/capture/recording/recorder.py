@@ -12,7 +12,7 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.dataflow import SHARES, WRITTEN, nodes_in
+from graphaug.capture.dataflow import BESIDE, SHARES, WRITTEN, nodes_in
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
 from graphaug.capture.recording.calls.modes import Modes
@@ -20,11 +20,12 @@ from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
+from graphaug.capture.recording.lineage import Lineage
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, memories_of, plain, tensors_in
 from graphaug.capture.recording.values.tracked import is_tracked
-from graphaug.capture.values import UNKNOWN, value_of
+from graphaug.capture.values import UNKNOWN, describe, value_of
 
 _MADE_UNSEEN: Any = torch.ops.aten.lift_fresh.default
 
@@ -49,6 +50,7 @@ class Recorder(TorchFunctionMode):
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
         self.leaves = Leaves(self.session, self.ledger, count_flops=count_flops)
         self.modes = Modes(self.session, self.nodes)
+        self._lineage = Lineage(self.nodes.graph)
         self._questions = Questions(self.session, self.nodes, self.ledger, self.answers)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -111,6 +113,7 @@ class Recorder(TorchFunctionMode):
         lowered = self.ledger.lower(args), {k: self.ledger.lower(v) for k, v in kwargs.items()}
         handed: dict[Any, tuple[Any, Any]] = dict(enumerate(zip(args, lowered[0], strict=True)))
         handed.update((key, (value, lowered[1][key])) for key, value in kwargs.items())
+        self.session.call_unrecorded(self._lineage.begin, self.ledger.evaluable((args, kwargs)))
         outcome = self.leaves.run(run, args, kwargs)
         self.modes.follow()
         node = self.nodes.create(kind, target, *lowered)
@@ -118,8 +121,29 @@ class Recorder(TorchFunctionMode):
         for what, places in ((WRITTEN, outcome.written), (SHARES, outcome.shared)):
             if places and (found := self.session.call_unrecorded(_among, handed, places)):
                 node.meta[what] = found
+        self._lineage.made(node)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
+        if kind == "call_module":
+            self._check_lineage(node, outcome.value)
         return node, outcome.value
+
+    def _check_lineage(self, node: fx.Node, value: Any) -> None:
+        """Note what passes from one closed module to another beside the arguments.
+
+        Raises:
+            CaptureError: opened code left it for the module, which a graph does behind all calls.
+        """
+        beside = self.session.call_unrecorded(self._lineage.beside, node, value)
+        for owner in beside:
+            if owner.op not in ("call_module", "placeholder"):
+                raise self.session.refuse(
+                    f"it computes {describe(owner)}, and {str(node.target)!r}, which is not given that, finds it",
+                    reason=" A graph knows what it hands over: make it an argument, or choose a site outside the "
+                    "module that computes it.",
+                    line="",
+                )
+        if beside:
+            node.meta[BESIDE] = tuple(owner.name for owner in beside)
 
     def adopt(self, value: Any, node: fx.Node) -> Any:
         """A closed module's or function's result, as opened code gets it; its layout is relied on."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from graphaug.capture.recording.kept import generators
 from graphaug.capture.recording.kept.caches import Results, cached_functions, filled_since
 from graphaug.capture.recording.kept.generators import Count
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
@@ -87,6 +88,19 @@ class Tables:
         """The names of the containers and objects that hold something else now."""
         return [r.name for r in self._found.records if not r.kind.same(r.held, r.before)]
 
+    def moved(self) -> str:
+        """The first generator, counter or iterator that has moved on since the beginning; or an empty string."""
+        each = zip(self._found.moving, self._began, strict=True)
+        return next((moving.name for moving, state in each if moving.get() != state), "")
+
+    def filled(self) -> str:
+        """The first container or object that holds something else now, and not what is equal; or an empty string."""
+        return next((record.name for record in self._found.records if record.holds_others()), "")
+
+    def put_back_moved(self) -> None:
+        """Put generators, counters and iterators back to where they were in the beginning."""
+        self.set_states(self._began)
+
     def rebound(self) -> set[tuple[int, str]]:
         """The attributes of classes that are something else now, with the ids of the classes."""
         return {key for names in self._found.names if isinstance(names, Names) for key in names.rebound()}
@@ -96,10 +110,11 @@ class Tables:
         return [moving.get() for moving in self._found.moving]
 
     def counted(self, states: list[Any]) -> str:
-        """Which counter went on since it was in one of these states, as a clause, or an empty string."""
+        """Which counter or iterator went on since it was in one of these states, as a clause, or an empty string."""
         for moving, state in zip(self._found.moving, states, strict=True):
-            if isinstance(moving, Count) and moving.get() != state:
-                return f"it takes numbers from {moving.name}, an itertools.count"
+            if isinstance(moving, (Count, generators.Iterator)) and moving.get() != state:
+                what = "itertools.count" if isinstance(moving, Count) else "iterator"
+                return f"it takes numbers from {moving.name}, an {what}"
         return ""
 
     def set_states(self, states: list[Any]) -> None:

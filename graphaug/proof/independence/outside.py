@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import attributes_of
 from graphaug.capture.state import ModelState, python_draws
 from graphaug.proof.independence.scopes import Scopes
@@ -28,11 +29,12 @@ class Outside:
             if _is_plain_object(v[1])
         ]
         self.objects = [(path, m, name, v, dict(vars(v))) for path, m, (name, v) in held]
-        self.scopes = Scopes(model)
+        self.scopes, self.tables = Scopes(model), Tables(model)
 
     def restore(self) -> None:
         """Put the plain objects back, and what lies beside the model; of modules and generators others take care."""
         self.scopes.restore()
+        self.tables.put_back_moved()
         for _, _, _, value, before in self.objects:
             vars(value).clear()
             vars(value).update(before)
@@ -43,6 +45,8 @@ class Outside:
             return "the prefix draws from Python's or numpy's generator, once for each part of the rows"
         if not torch.equal(torch.get_rng_state(), self.torch):
             return "the prefix seeds torch's generator"
+        if name := self.tables.moved():
+            return f"the prefix takes from '{name}', once for each part of the rows"
         return ""
 
     def changed(
@@ -67,6 +71,8 @@ class Outside:
                 return f"{stated(self.model, f'{path}.{name}'.removeprefix('.'))} keeps state of the batch"
         if name := self.scopes.changed():
             return f"'{name}', kept outside of the model, holds state of the batch"
+        if name := self.tables.filled():
+            return f"'{name}' keeps state of the batch"
         return ""
 
 

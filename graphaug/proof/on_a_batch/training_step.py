@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.tables import Tables
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
@@ -119,7 +120,7 @@ def _both_steps(
 ) -> _Steps:
     """The two steps; if the parts of one run ``apart``, both draw what one run draws."""
     draws: dict[Target, list[Recorded]] = {t: [] for t in aug.augmentations}
-    state = ModelState(model)
+    state, tables = ModelState(model), Tables(model)
     seed(1)
     with _as_one_run(model, apart, level) as mine_drawn:
         found, below = _recorded(aug, call, draws, mine_drawn.aside)
@@ -129,6 +130,7 @@ def _both_steps(
     grads = gradients(loss, [*trained.values(), *reached.values()])
 
     state.restore()  # the model may also set its buffers
+    tables.restore()  # and draw from generators of its own
     seed(1)
     with _as_one_run(model, apart, level) as drawn, hooked(aug, model, draws, drawn.aside):
         expected = plain(model)

@@ -1,11 +1,16 @@
-"""What moves on when it is asked: generators of random numbers, and counters of `itertools`."""
+"""What moves on when it is asked: generators of random numbers, counters of `itertools`, and iterators."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
 import itertools
+import operator
 import random
+import types
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,6 +18,8 @@ import numpy as np
 from graphaug.capture.recording.values.inside import bases
 from graphaug.errors import CaptureError
 
+_MOST = 1000
+"""Entries of what an iterator goes through that are looked at."""
 Replace = Callable[[Any, Any], bool]
 """Puts one object in the place of another wherever that was found; False if it cannot."""
 
@@ -46,6 +53,85 @@ class Count(Moving):
         self.count = new
 
 
+class Iterator(Moving):
+    """An iterator of Python's own: nothing sets it, so that a copy takes its place."""
+
+    def __init__(self, name: str, iterator: Any, replace: Replace) -> None:
+        super().__init__(name, lambda: _At(progress(self.iterator), _copy_of(self.iterator)), self._put)
+        self.iterator, self.replace = iterator, replace
+
+    def _put(self, state: _At) -> None:
+        new = None if state.iterator is None else _copy_of(state.iterator)
+        if new is None or not self.replace(self.iterator, new):
+            raise CaptureError(
+                f"the forward takes from {self.name}, an iterator ({type(self.iterator).__name__}) that cannot be put "
+                "back, so that the attempt has moved it on. Count in a number (self.step = self.step + 1), or hand in "
+                "what it gives as an input."
+            )
+        self.iterator = new
+
+
+@dataclass(frozen=True)
+class _At:
+    """Where an iterator is, and if there can be one, a copy that is there as well."""
+
+    progress: Any
+    iterator: Any = field(compare=False)
+
+
+def _copy_of(iterator: Any) -> Any:
+    """An iterator of its own over the same, those inside of it included; None where none can be made."""
+
+    def own(value: Any, kept: bool = False) -> Any:
+        if isinstance(value, tuple):
+            return tuple(own(entry, kept) for entry in value)
+        if kept and type(value) is list:
+            return list(value)  # what a cycle has seen so far
+        if type(value) in ITERATORS and (value := _copy_of(value)) is None:
+            raise ValueError("an iterator in it cannot be copied")
+        return value
+
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of itertools, whose iterators tell this up to Python 3.13
+        make, arguments, *state = iterator.__reduce__()
+        made = make(*own(arguments))
+        if state and state[0] is not None:
+            made.__setstate__(own(state[0], kept=True))
+        return made
+    return None
+
+
+def progress(value: Any, depth: int = 4) -> Any:
+    """How far an iterator has come, as a value that compares; what it goes through is told by identity."""
+    if isinstance(value, types.GeneratorType):
+        frame = value.gi_frame
+        held = [] if frame is None else sorted(frame.f_locals.items())
+        return frame and frame.f_lasti, [(name, progress(v, depth - 1)) for name, v in held]
+    if depth == 0:
+        return id(value)
+    if isinstance(value, (bool, int, float, str, range)):
+        return value
+    if isinstance(value, tuple):
+        return [progress(v, depth - 1) for v in value]
+    if type(value) is list:
+        return len(value), [id(v) for v in value[:_MOST]]
+    if type(value) not in ITERATORS:
+        return id(value)
+    if (left := operator.length_hint(value, -1)) >= 0:
+        return left
+    with contextlib.suppress(Exception), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return [progress(v, depth - 1) for v in value.__reduce__()[1:]]
+    return object()  # nothing tells: it may have moved
+
+
+ITERATORS = (
+    *(types.GeneratorType, itertools.cycle, itertools.chain, itertools.islice, map, filter, zip, enumerate),
+    *map(type, (iter([]), iter(()), iter({}), iter(set()), iter(range(0)), reversed([]))),
+)
+"""What moves on and cannot be set."""
+
+
 def moving(value: Any, name: str, replace: Replace) -> Moving | None:
     """How an object that moves on is put back; None if it is none.
 
@@ -55,6 +141,8 @@ def moving(value: Any, name: str, replace: Replace) -> Moving | None:
         replace: puts another in its place.
     """
     line = bases(type(value))
+    if type(value) in ITERATORS:
+        return Iterator(name, value, replace)
     if random.Random in line and random.SystemRandom not in line:
         return Moving(
             name,

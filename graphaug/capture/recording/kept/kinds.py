@@ -61,6 +61,19 @@ class Record:
         if not self.kind.same(self.held, self.before):
             self.kind.put(self.held, self.before)
 
+    def holds_others(self) -> bool:
+        """Whether it holds something else than it did, where equal numbers and texts are the same."""
+        now = self.kind.taken(self.held)
+        if self.kind.same(self.held, self.before) or type(now) is not type(self.before):
+            return not self.kind.same(self.held, self.before)
+        if not isinstance(now, (list, tuple)):
+            return True
+        (keys, values), (keys_before, before) = (
+            s if type(s) is tuple else ([], s) for s in (now, self.before)
+        )
+        pairs = zip([*keys, *values], [*keys_before, *before], strict=False)
+        return len(values) != len(before) or not all(map(_alike, *zip(*pairs, strict=True)))
+
     def replace(self, old: Any, new: Any) -> bool:
         """Have another object in the place of one that cannot be put back; False if it was never there."""
         if self.kind not in _HOLDING:
@@ -88,6 +101,11 @@ def _substituted(taken: Any, old: Any, new: Any) -> bool:
 def _identical(a: list[Any], b: list[Any]) -> bool:
     """By identity: tensors and odd objects have no plain answer to ``==``."""
     return len(a) == len(b) and all(map(operator.is_, a, b))
+
+
+def _alike(a: Any, b: Any) -> bool:
+    """By identity, or equal plain values of one type."""
+    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
 
 
 def _same_dict(held: dict[Any, Any], before: Any) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import sys
 import threading
-import types
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
+from graphaug.capture.recording.kept.generators import ITERATORS
 from graphaug.capture.recording.kept.kinds import KINDS
 from graphaug.capture.recording.values.inside import bases, package_of
 
@@ -33,11 +32,6 @@ _CONTAINERS = frozenset(
     }
 )
 """Packages of the standard library whose objects hold what users put into them."""
-_ITERATORS = (
-    *(types.GeneratorType, itertools.cycle, itertools.chain, itertools.islice, map, filter, zip, enumerate),
-    *map(type, (iter([]), iter(()), iter({}), iter(set()), iter(range(0)), reversed([]))),
-)
-"""What moves on and cannot be put back."""
 
 
 class Layout:
@@ -55,14 +49,21 @@ class Layout:
         line = bases(kind)
         self.contents = next((how for base, how in KINDS if base in line), None)
         package = package_of(kind)
-        self.own = (nn.Module in line or not is_foreign(package) or package in _CONTAINERS) and not (
+        theirs = is_foreign(package) and package not in _CONTAINERS and not _is_of_an_optimizer(kind)
+        self.own = (nn.Module in line or not theirs) and not (
             {Tensor, np.ndarray, threading.Thread} & set(line)  # a thread changes its own whenever it likes
         )
-        self.may_move = package in ("random", "numpy", "itertools") or self.own
+        self.may_move = package in ("random", "numpy", "itertools") or kind in ITERATORS or self.own
         # not into those of itertools: what they keep for later is their own
         inner = package in ("builtins", "_contextvars", "_collections")
         self.followed = self.own or inner or self.contents is not None
-        self.is_opaque = self.contents is None and kind in _ITERATORS
+        self.is_opaque = self.contents is None and kind in ITERATORS
+
+
+def _is_of_an_optimizer(kind: type) -> bool:
+    """Whether a class is one of torch's optimizers and schedulers, whose objects count steps."""
+    module = vars(kind).get("__module__")
+    return type(module) is str and module.startswith("torch.optim")
 
 
 INSTALLED = os.sep + "site-packages" + os.sep

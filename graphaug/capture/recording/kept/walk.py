@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.caches import Results
 from graphaug.capture.recording.kept.generators import Moving, moving
-from graphaug.capture.recording.kept.kinds import DICT, SLOTS, SMALL, Record
+from graphaug.capture.recording.kept.kinds import DICT, SLOTS, SMALL, Record, is_of_a_capture
 from graphaug.capture.recording.kept.layouts import INSTALLED, Layout, is_foreign
 from graphaug.capture.recording.kept.names import Attributes, Cell, Names
 from graphaug.capture.recording.values.inside import (
@@ -134,7 +134,8 @@ class Found:
             self.caches[id(value)] = Results(value, reached=True)
         elif layout.may_move and (found := moving(value, name, self.replace)) is not None:
             self.moving.append(found)
-            return
+            if not layout.is_opaque:
+                return
         if layout.contents is not None and self._is_affordable(value):
             self.records.append(Record(name, value, layout.contents))
         if layout.is_opaque:
@@ -157,6 +158,8 @@ class Found:
 
     def _is_affordable(self, value: Any) -> bool:
         """Whether its numbers are few enough to be copied, with those that were."""
+        if is_of_a_capture(value):  # whose size may be a symbol
+            return False
         if isinstance(value, (Tensor, np.ndarray)):
             size = value.numel() if isinstance(value, Tensor) else value.size
             self._numbers += size if size <= SMALL else 0

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.recording.opened.held_modules import held_elsewhere, read_by
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import has_no_effect, is_foreign
@@ -148,10 +149,14 @@ class Attributes:
             CaptureError: names the attribute.
         """
         within = {id(inner): inner for inner in m.modules()} if self._changed else {}
+        beside = held_elsewhere(m) if self._changed else {}
         for number, name in self._changed:
-            if (inner := within.get(number)) is None:
+            inner = within.get(number)
+            if inner is None and name in read_by(m):
+                inner = beside.get(number)
+            if inner is None or inner not in self.recorder.ledger.paths:
                 continue
-            place = f"{self.recorder.ledger.paths[inner]}.{name}"
+            place = f"{self.recorder.ledger.paths[inner]}.{name}".removeprefix(".")
             raise self.recorder.session.refuse(
                 f"it sets {place!r} and then calls {path!r}, which may read it",
                 reason=" A graph sets attributes behind all calls: hand it over as an argument, or choose a site "
