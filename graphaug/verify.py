@@ -17,7 +17,7 @@ from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import evaluating, map_tensors
-from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.recording.tables import Tables, undisturbed
 from graphaug.capture.state import ModelState, unchanged, undrawn
 from graphaug.errors import (
     AssumptionViolated,
@@ -169,11 +169,12 @@ def _eval_equals(aug: AugmentedModule, model: nn.Module, call: Callable[[nn.Modu
         _seed(0)
         found = map_tensors(lambda t: t.clone(), call(run))
         state.restore()  # a forward may move the model on, in eval mode too
+        tables.restore()
         return found
 
     gradients = not _runs_without_gradients(model, call)
     with evaluating(model), evaluating(aug), torch.set_grad_enabled(gradients):
-        state = ModelState(model)
+        state, tables = ModelState(model), Tables(model)
         expected = result(lambda run: _taken(run, call), model)
         found = [result(call, aug)]
         with contextlib.suppress(AssumptionViolated), aug.only_the_graph():  # as it runs where it is compiled

@@ -98,8 +98,9 @@ class AugmentedModule(fx.GraphModule):
         for module in self._parts.added.values():
             module.train(mode)
         frozen = self._parts.frozen
-        if frozen is not None and self._keeps_statistics:
-            for norm in frozen.norms(self._parts.model):
+        if frozen is not None:
+            frozen.keeps_statistics = self._keeps_statistics
+            for norm in frozen.norms(self._parts.model) if self._keeps_statistics else ():
                 norm.eval()
 
     def _later(self) -> dict[str, nn.Module]:

@@ -446,3 +446,23 @@ def test_the_last_batch_of_an_epoch_may_have_one_row(options: dict[str, Any], st
     aug = ga.rewrite(model, "1", example_inputs=torch.randn(4, 8), stop_grad=stop_grad, **options).train()
     aug(torch.randn(1, 8)).sum().backward()
     assert all(p.grad is not None for p in model[2].parameters())
+
+
+def test_a_plan_says_why_the_samples_are_taken_along_another_dimension() -> None:
+    """Tokens of a batch whose mean is taken off: nothing meets along the time alone."""
+
+    class Centred(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            return self.last(h - h.mean(0))
+
+    plan = ga.rewrite(Centred(), "first", example_inputs=torch.randn(6, 5, 8), dry_run=True)
+    assert "dimension 1 of the inputs is taken for the samples, as along dimension 0 mean" in " ".join(plan.notes)
+    plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
+    assert "is taken for the samples" not in str(
+        ga.rewrite(plain, "0", example_inputs=torch.randn(6, 5, 8)).plan
+    )

@@ -176,3 +176,24 @@ def test_compiled_it_is_said_too() -> None:
     compiled = torch.compile(aug, fullgraph=True, backend="aot_eager")
     with pytest.warns(UserWarning, match="blk.0.weight"):
         compiled(X)
+
+
+def test_statistics_that_somebody_sets_to_follow_are_named_once() -> None:
+    model, x = (
+        nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 2)),
+        torch.randn(6, 8),
+    )
+    aug = ga.rewrite(model, "2", freeze="before", example_inputs=x).train()
+    model.train()  # the plain model, whose modules the rewritten one shares
+    with pytest.warns(UserWarning, match="running statistics of 1 follow the batches in the frozen region"):
+        aug(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        aug(x)
+        aug.train()
+        before = model[1].running_mean.clone()
+        aug(x)
+        assert torch.equal(model[1].running_mean, before)
+        aug.keep_frozen_statistics(False)
+        aug(x)
+    assert not torch.equal(model[1].running_mean, before)

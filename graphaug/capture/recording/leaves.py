@@ -172,7 +172,14 @@ class Leaves:
         with unchecked():
             if _is_scripted(module):  # whose tensors nothing can stand in for
                 return copy.deepcopy(module)(*args, **kwargs)
-            result = torch.func.functional_call(module, {k: stand_in(t) for k, t in owned}, args, kwargs)
+            # one that this forward has bound anew is a fake by now
+            before_it = {
+                name: t if isinstance(t, FakeTensor) and in_fakes else stand_in(t) for name, t in owned
+            }
+            own = dict(before_it)
+            result = torch.func.functional_call(module, own, args, kwargs)
+        if in_fakes:
+            _bind_anew(module, {name: t for name, t in own.items() if t is not before_it[name]})
         filled = ((holder, changed_in(held_by(holder), before)) for holder, before in given)
         self._filled = next((h for h, new in filled if new and not (in_fakes and _only_tensors(new))), None)
         return result
@@ -222,6 +229,15 @@ class Leaves:
             return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
 
         return map_tensors(fake, result)
+
+
+def _bind_anew(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Leave what a call bound to the names of buffers: whoever reads them next, in this forward, finds it."""
+    for name, tensor in tensors.items():
+        path, _, last = name.rpartition(".")
+        buffers = module.get_submodule(path)._buffers
+        if last in buffers:
+            buffers[last] = tensor
 
 
 def _writes_so_far(tensor: Tensor) -> int:

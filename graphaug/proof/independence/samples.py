@@ -14,7 +14,7 @@ from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
-from graphaug.proof.independence.places import Proof
+from graphaug.proof.independence.places import Meeting, Proof
 from graphaug.proof.independence.rows import prove
 from graphaug.proof.part import Run, cut_input, inputs_of
 
@@ -72,9 +72,11 @@ def find_samples(
     if rows is not None:
         _check_dim(lead, rows)
     ask = _Asker(model, graph, examples, constants)
-    chosen, proofs = _choose(ask, cuts, lead, rows)
+    chosen, proofs, why = _choose(ask, cuts, lead, rows)
     places: list[Rows] = []
-    notes: list[str] = []
+    notes = [
+        f"rows: dimension {chosen} of the inputs is taken for the samples, as along dimension 0 {why}"
+    ] * bool(why)
     for i, cut in enumerate(cuts):
         proof = proofs[min(i, len(proofs) - 1)]
         proved: Rows | None = proof.place
@@ -100,8 +102,8 @@ def check_given(rows: int | str | None, guessed: str) -> None:
 
 def _choose(
     ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, rows: int | None
-) -> tuple[int, Sequence[Proof]]:
-    """The dimension of the leading input that holds the samples, and what is proved of the cuts along it.
+) -> tuple[int, Sequence[Proof], Meeting | None]:
+    """The dimension of the leading input that holds the samples, what is proved of the cuts along it, and why not 0.
 
     Raises:
         InvalidOption: it is told, and nothing meets along another one, while rows meet along it or its size is fixed.
@@ -116,7 +118,7 @@ def _choose(
     if rows is None or fixed or proofs[0].verdict == "coupled":
         other = _other(ask, cuts, lead, chosen, apart=_apart(proofs[:1]) and not fixed)
     if other is None:
-        return chosen, [_as_one_sample(p, chosen) for p in proofs] if fixed else proofs
+        return chosen, [_as_one_sample(p, chosen) for p in proofs] if fixed else proofs, None
     if rows is not None:
         against = f"with another size of dimension {rows} the forward fails, and"
         if not fixed:
@@ -125,7 +127,7 @@ def _choose(
             f"rows={rows}: {against} along dimension {other} nothing meets. "
             f"Leave rows= away, or give rows={other}."
         )
-    return other, ask(cuts, other)
+    return other, ask(cuts, other), next((p.meeting for p in (*proofs, *whole) if not _apart([p])), None)
 
 
 def _as_one_sample(proof: Proof, dim: int) -> Proof:

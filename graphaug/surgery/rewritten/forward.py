@@ -101,7 +101,7 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _say_if_trained(parts: Parts) -> bool:
-    """Warn, once of the same, of parameters that are trained in what is to be frozen; return whether there are any."""
+    """Warn, once of the same, of what is trained or follows the batches in what is to be frozen; whether any is."""
     trained = parts.trained_in_frozen()
     if trained and (said := f"trained: {trained}") not in parts.warned:
         parts.warned.add(said)
@@ -114,7 +114,17 @@ def _say_if_trained(parts: Parts) -> bool:
             UserWarning,
             stacklevel=users_level(),
         )
-    return bool(trained)
+    following = [] if parts.frozen is None else parts.frozen.following(parts.model)
+    if following and (said := f"following: {following}") not in parts.warned:
+        parts.warned.add(said)
+        warnings.warn(
+            f"the running statistics of {listed(following)} follow the batches in the frozen region: something else, "
+            "as train() of the plain model, has set training mode there. Call train() of the rewritten model, which "
+            "keeps them, or keep_frozen_statistics(False).",
+            UserWarning,
+            stacklevel=users_level(),
+        )
+    return bool(trained or following)
 
 
 _SAY_WHEN_COMPILED = once_compiled(_say_if_trained)

@@ -19,11 +19,13 @@ class FrozenRegion:
         held: each frozen parameter as the module that has it and its name there: modules stay what they are where
             parameters become others, as by sharding, by a parametrization or as a state is loaded.
         acts: whether the parameters were frozen and are not thawed.
+        keeps_statistics: whether modules with batch statistics were set to eval mode last.
     """
 
     places: tuple[str, ...]
     held: tuple[tuple[nn.Module, str], ...]
     acts: bool = False
+    keeps_statistics: bool = False
 
     @classmethod
     def of(cls, graph: fx.Graph, frozen: Frozen | None, model: nn.Module) -> FrozenRegion | None:
@@ -70,6 +72,12 @@ class FrozenRegion:
     def norms(self, model: nn.Module) -> list[nn.Module]:
         """The modules in the region that keep batch statistics."""
         return [module for _, module in self._modules(model) if keeps_statistics(module)]
+
+    def following(self, model: nn.Module) -> list[str]:
+        """The paths of modules in the region whose batch statistics follow the batches, though they were to be kept."""
+        if not self.keeps_statistics:
+            return []
+        return [path for path, module in self._modules(model) if module.training and keeps_statistics(module)]
 
     def _modules(self, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         seen: set[nn.Module] = set()

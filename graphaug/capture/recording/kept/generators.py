@@ -125,6 +125,20 @@ def progress(value: Any, depth: int = 4) -> Any:
     return object()  # nothing tells: it may have moved
 
 
+def iterators_in(value: Any) -> list[Any]:
+    """The iterators that an iterator takes from, whose progress is a part of its own."""
+    held: Any = ()
+    if isinstance(value, types.GeneratorType):
+        held = () if value.gi_frame is None else value.gi_frame.f_locals.values()
+    else:
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            held = [part for part in value.__reduce__()[1:] if isinstance(part, tuple)]
+            held = itertools.chain.from_iterable(held)
+    own = [inner for inner in held if type(inner) in ITERATORS]
+    return own + [deeper for inner in own for deeper in iterators_in(inner)]
+
+
 ITERATORS = (
     *(types.GeneratorType, itertools.cycle, itertools.chain, itertools.islice, map, filter, zip, enumerate),
     *map(type, (iter([]), iter(()), iter({}), iter(set()), iter(range(0)), reversed([]))),

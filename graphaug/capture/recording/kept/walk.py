@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.caches import Results
-from graphaug.capture.recording.kept.generators import Moving, moving
+from graphaug.capture.recording.kept.generators import Moving, iterators_in, moving
 from graphaug.capture.recording.kept.kinds import DICT, SLOTS, SMALL, Record, is_of_a_capture
 from graphaug.capture.recording.kept.layouts import INSTALLED, Layout, is_foreign
 from graphaug.capture.recording.kept.names import Attributes, Cell, Names
@@ -136,6 +136,9 @@ class Found:
             self.moving.append(found)
             if not layout.is_opaque:
                 return
+            inner = iterators_in(value)
+            self._seen.update(map(id, inner))
+            self._alive.extend(inner)
         if layout.contents is not None and self._is_affordable(value):
             self.records.append(Record(name, value, layout.contents))
         if layout.is_opaque:
