@@ -127,7 +127,9 @@ def _choose(
             f"rows={rows}: {against} along dimension {other} nothing meets. "
             f"Leave rows= away, or give rows={other}."
         )
-    return other, ask(cuts, other), next((p.meeting for p in (*proofs, *whole) if not _apart([p])), None)
+    if _apart(proofs):  # they meet behind the cuts
+        proofs = ask(None, chosen, stop=True)
+    return other, ask(cuts, other), next((p.meeting for p in proofs if not _apart([p])), None)
 
 
 def _as_one_sample(proof: Proof, dim: int) -> Proof:
