@@ -461,7 +461,9 @@ def test_a_plan_says_why_the_samples_are_taken_along_another_dimension() -> None
             return self.last(h - h.mean(0))
 
     plan = ga.rewrite(Centred(), "first", example_inputs=torch.randn(6, 5, 8), dry_run=True)
-    assert "dimension 1 of the inputs is taken for the samples, as along dimension 0 mean" in " ".join(plan.notes)
+    assert "dimension 1 of the inputs is taken for the samples, as along dimension 0 mean" in " ".join(
+        plan.notes
+    )
     plain = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 3))
     assert "is taken for the samples" not in str(
         ga.rewrite(plain, "0", example_inputs=torch.randn(6, 5, 8)).plan
