@@ -191,9 +191,11 @@ def _past_the_first(entries: list[tuple[bool, Any]]) -> bool:
 
 def around(bypass: Bypass, captured: Captured) -> str:
     """A bypass in words."""
-    join, value = node_name(bypass.join, captured), node_name(bypass.value, captured)
+    join, value = node_name(bypass.join, captured), f"'{node_name(bypass.value, captured)}'"
     quoted = join if join == "the output" else f"'{join}'"
-    return f"{quoted} also receives {'another entry of ' if bypass.other_entry else ''}'{value}'"
+    if bypass.value.op == "placeholder" and len(captured.graph.find_nodes(op="placeholder")) > 1:
+        value = f"the input '{bypass.value.target}'"  # of several, which one
+    return f"{quoted} also receives {'another entry of ' if bypass.other_entry else ''}{value}"
 
 
 def check_sites(

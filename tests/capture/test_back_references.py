@@ -95,20 +95,21 @@ class Shared(nn.Module):
 
 
 class SetsAClass(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, of_parameters: bool) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(FEATURES, FEATURES), Shared()
+        self.first, self.last, self.of_parameters = nn.Linear(FEATURES, FEATURES), Shared(), of_parameters
 
     def forward(self, x: Tensor) -> Tensor:
-        Shared.gate = torch.sigmoid(x)
+        Shared.gate = torch.sigmoid(self.first.bias if self.of_parameters else x)
         return self.last(self.first(x))
 
 
-def test_a_tensor_that_a_closed_module_finds_in_a_class_is_refused() -> None:
+@pytest.mark.parametrize("of_parameters", [False, True])
+def test_a_tensor_that_a_closed_module_finds_in_a_class_is_refused(of_parameters: bool) -> None:
     with pytest.raises(
-        CaptureError, match=r"computes sigmoid\(x\), and 'last', which is not given that, finds it"
+        CaptureError, match=r"computes sigmoid.*, and 'last', which is not given that, finds it"
     ):
-        ga.rewrite(SetsAClass(), "first", example_inputs=torch.randn(6, FEATURES))
+        ga.rewrite(SetsAClass(of_parameters), "first", example_inputs=torch.randn(6, FEATURES))
 
 
 class Logs(nn.Module):

@@ -159,3 +159,31 @@ def test_what_is_kept_without_a_gradient_is_no_way() -> None:
     model, x = by(lambda _, h: TABLE.update(h=h.detach()), lambda: TABLE["h"]), torch.randn(6, FEATURES)
     assert ga.rewrite(model, "middle", example_inputs=x).plan.sites[0].note.startswith("separates")
     assert passed(model, "middle", x) == 0
+
+
+class Positions(nn.Module):
+    """Makes a table of its parameters alone in its call, which another one adds too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.table = nn.Linear(FEATURES, FEATURES), nn.Parameter(torch.randn(FEATURES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.made = torch.tanh(self.table * 2)
+        return self.linear(x) + self.made
+
+
+def test_a_table_of_parameters_that_is_kept_is_no_way() -> None:
+    first, x = Positions(), torch.randn(6, FEATURES)
+    model = Chain(first, Adds(lambda: first.made))
+    assert ga.rewrite(model, "middle", example_inputs=x).plan.sites[0].note.startswith("separates")
+    assert passed(model, "middle", x) == 0
+
+
+def test_of_token_ids_whatever_is_kept_is_a_way() -> None:
+    """An embedding's gradient ends at its weights, and what it gives is of the data all the same."""
+    kept: dict[str, Tensor] = {}
+    first = nn.Embedding(10, FEATURES)
+    first.register_forward_hook(lambda _, __, out: kept.update(h=out))
+    with pytest.raises(BypassedSite, match=r"'last' also receives 'first'"):
+        ga.rewrite(Chain(first, Adds(lambda: kept["h"])), "middle", example_inputs=torch.randint(10, (6,)))

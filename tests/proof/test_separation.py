@@ -515,3 +515,11 @@ def test_a_number_a_sample_is_no_site(site: str, shape: str, dry_run: bool) -> N
     )
     with pytest.raises(SiteNotFound, match=message):
         ga.rewrite(Measures(), site, dry_run=dry_run, example_inputs=torch.randn(6, 4))
+
+
+def test_of_several_inputs_a_bypass_names_the_one() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 3, enable_nested_tensor=False)
+    x, mask = torch.randn(4, 5, 8), torch.zeros(4, 5)
+    with pytest.raises(BypassedSite, match=r"'layers.2' also receives the input 'src_key_padding_mask'"):
+        ga.rewrite(encoder, "layers.1", example_inputs={"src": x, "src_key_padding_mask": mask})

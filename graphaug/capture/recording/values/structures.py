@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import types
@@ -72,7 +73,11 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def memories_of(value: Any) -> frozenset[int]:
     """What tells the memory of the tensors in a value; that of another kind of tensors than dense ones is not told."""
-    return frozenset(t.untyped_storage()._cdata for t in tensors_in(value) if t.layout is torch.strided)
+    found = set()
+    for tensor in (t for t in tensors_in(value) if t.layout is torch.strided):
+        with contextlib.suppress(NotImplementedError, RuntimeError):  # of wrappers, which have none
+            found.add(tensor.untyped_storage()._cdata)
+    return frozenset(found)
 
 
 def is_structure(value: Any) -> bool:
