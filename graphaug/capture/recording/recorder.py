@@ -15,12 +15,12 @@ from graphaug import torch_private
 from graphaug.capture.dataflow import BESIDE, SHARES, WRITTEN, nodes_in
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
+from graphaug.capture.recording.calls.lineage import Lineage
 from graphaug.capture.recording.calls.modes import Modes
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
-from graphaug.capture.recording.lineage import Lineage
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, memories_of, plain, tensors_in
