@@ -117,9 +117,16 @@ def capture(
         except Exception as error:
             raise _located(model, error, walk, signature) from error
     _drop_dead(graph)
+    return _captured(walk, graph, reached, changed, assigned)
+
+
+def _captured(
+    walk: Walk, graph: fx.Graph, reached: list[Reached], changed: list[Reached], assigned: tuple[str, ...]
+) -> Captured:
+    """What was recorded, as it is handed on."""
     return Captured(
         graph,
-        signature,
+        walk.signature,
         walk.opened,
         list(walk.assumptions.values()),
         walk.constants,
