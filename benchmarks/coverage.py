@@ -215,7 +215,8 @@ def compare_gradients(
     model.train(training)
     masks = Masks(0.5, 0.5)
     torch.manual_seed(0)
-    with hook(model.get_submodule(place), masks, stop_grad=True):
+    # of several tensors, that one with which the model goes on
+    with hook(model.get_submodule(place), masks, stop_grad=True, entry=aug.plan.sites[0].entry):
         expected = model(**inputs)
     theirs = gradients(model, expected)
     aug.train(training)

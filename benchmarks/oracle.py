@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -47,9 +47,29 @@ def with_first(value: Any, new: Tensor) -> Any:
     return type(value)([with_first(value[0], new), *value[1:]])
 
 
+def entry_of(value: Any, keys: Sequence[Any]) -> Any:
+    """What lies in an output under these keys, one in the other."""
+    for key in keys:
+        value = value[key]
+    return value
+
+
+def with_entry(value: Any, keys: Sequence[Any], new: Any) -> Any:
+    """The same output with another entry there."""
+    if not keys:
+        return new
+    key, *rest = keys
+    inner = with_entry(value[key], rest, new)
+    if hasattr(value, "values"):
+        return type(value)(**{**value, key: inner})
+    return type(value)(inner if i == key else held for i, held in enumerate(value))
+
+
 @contextlib.contextmanager
-def hook(module: nn.Module, masks: Masks, *, stop_grad: bool, call: int = 0) -> Iterator[None]:
-    """Augment the output of ``module`` in its ``call``-th call, as a user would write it by hand."""
+def hook(
+    module: nn.Module, masks: Masks, *, stop_grad: bool, call: int = 0, entry: Sequence[Any] = ()
+) -> Iterator[None]:
+    """Augment the output of ``module``, or an entry of it, in its ``call``-th call, as one would write it by hand."""
     seen = 0
 
     def augment(_: nn.Module, args: Any, output: Any) -> Any:
@@ -57,13 +77,14 @@ def hook(module: nn.Module, masks: Masks, *, stop_grad: bool, call: int = 0) -> 
         seen += 1
         if seen != call + 1:
             return None
-        h = first_tensor(output)
+        chosen = entry_of(output, entry)
+        h = first_tensor(chosen)
         rows, noise = masks.draw(h)
         parts = []
         for i in range(h.shape[0]):
             dropped = h[i] * noise[i]
             parts.append((dropped.detach() if stop_grad else dropped) if rows[i] else h[i])
-        return with_first(output, torch.stack(parts))
+        return with_entry(output, entry, with_first(chosen, torch.stack(parts)))
 
     handle = module.register_forward_hook(augment)
     try:
