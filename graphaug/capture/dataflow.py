@@ -202,9 +202,8 @@ def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     for node in graph.nodes:
         inputs = node.all_input_nodes
         since = [last[owner[n]] for n in inputs if owner[n] in last]
-        beside = [
-            names[name] for name in node.meta.get(BESIDE, ()) if name in names
-        ]  # not in a part of a graph
+        # a part of a graph may be without them
+        beside = [names[name] for name in node.meta.get(BESIDE, ()) if name in names]
         found[node] = list(dict.fromkeys([*inputs, *since, *beside]))
         last.update((owner[n], node) for n in written(node))
     return found

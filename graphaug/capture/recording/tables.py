@@ -12,9 +12,8 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.capture.recording.kept import generators
 from graphaug.capture.recording.kept.caches import Results, cached_functions, filled_since
-from graphaug.capture.recording.kept.generators import Count
+from graphaug.capture.recording.kept.generators import Count, PlainIterator
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.kept.names import Imports, Names
 from graphaug.capture.recording.kept.walk import Found
@@ -112,7 +111,7 @@ class Tables:
     def counted(self, states: list[Any]) -> str:
         """Which counter or iterator went on since it was in one of these states, as a clause, or an empty string."""
         for moving, state in zip(self._found.moving, states, strict=True):
-            if isinstance(moving, (Count, generators.Iterator)) and moving.get() != state:
+            if isinstance(moving, (Count, PlainIterator)) and moving.get() != state:
                 what = "itertools.count" if isinstance(moving, Count) else "iterator"
                 return f"it takes numbers from {moving.name}, an {what}"
         return ""

@@ -11,8 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from graphaug.capture.recording.kept.kinds import kind_of
-from graphaug.capture.recording.values.inside import isinstance_of
+from graphaug.capture.recording.kept.kinds import alike, kind_of
 from graphaug.capture.user_code import is_internal
 
 _MOST = 300
@@ -126,13 +125,4 @@ def _held(value: Any) -> Any:
 
 def _same(value: Any, held: Any) -> bool:
     kind = kind_of(value)
-    if kind is None or kind.same(value, held):
-        return kind is not None
-    if isinstance_of(value, set):
-        return False
-    before, now = (side if type(side) is tuple else ([], side) for side in (held, kind.taken(value)))
-    return len(now[1]) == len(before[1]) and all(map(_alike, [*now[0], *now[1]], [*before[0], *before[1]]))
-
-
-def _alike(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS) and a == b)
+    return kind is not None and alike(kind, value, held)

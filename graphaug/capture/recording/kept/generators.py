@@ -53,7 +53,7 @@ class Count(Moving):
         self.count = new
 
 
-class Iterator(Moving):
+class PlainIterator(Moving):
     """An iterator of Python's own: nothing sets it, so that a copy takes its place."""
 
     def __init__(self, name: str, iterator: Any, replace: Replace) -> None:
@@ -156,7 +156,7 @@ def moving(value: Any, name: str, replace: Replace) -> Moving | None:
     """
     line = bases(type(value))
     if type(value) in ITERATORS:
-        return Iterator(name, value, replace)
+        return PlainIterator(name, value, replace)
     if random.Random in line and random.SystemRandom not in line:
         return Moving(
             name,

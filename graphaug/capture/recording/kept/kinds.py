@@ -63,16 +63,7 @@ class Record:
 
     def holds_others(self) -> bool:
         """Whether it holds something else than it did, where equal numbers and texts are the same."""
-        now = self.kind.taken(self.held)
-        if self.kind.same(self.held, self.before) or type(now) is not type(self.before):
-            return not self.kind.same(self.held, self.before)
-        if not isinstance(now, (list, tuple)):
-            return True
-        (keys, values), (keys_before, before) = (
-            s if type(s) is tuple else ([], s) for s in (now, self.before)
-        )
-        pairs = zip([*keys, *values], [*keys_before, *before], strict=False)
-        return len(values) != len(before) or not all(map(_alike, *zip(*pairs, strict=True)))
+        return not alike(self.kind, self.held, self.before)
 
     def replace(self, old: Any, new: Any) -> bool:
         """Have another object in the place of one that cannot be put back; False if it was never there."""
@@ -103,9 +94,26 @@ def _identical(a: list[Any], b: list[Any]) -> bool:
     return len(a) == len(b) and all(map(operator.is_, a, b))
 
 
-def _alike(a: Any, b: Any) -> bool:
-    """By identity, or equal plain values of one type."""
-    return a is b or (type(a) is type(b) and isinstance(a, (bool, int, float, str)) and a == b)
+def alike(kind: Kind, held: Any, before: Any) -> bool:
+    """Whether an object holds what was taken of it, where equal numbers and texts are the same."""
+    if kind.same(held, before):
+        return True
+    now = kind.taken(held)
+    if set in bases(type(held)) or not isinstance(now, (list, tuple)):
+        return False
+    (keys, values), (keys_before, values_before) = (
+        side if type(side) is tuple else ([], side) for side in (now, before)
+    )
+    return len(values) == len(values_before) and all(
+        map(_equal, [*keys, *values], [*keys_before, *values_before])
+    )
+
+
+def _equal(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, _VALUES) and isinstance(b, _VALUES) and a == b)
+
+
+_VALUES = (bool, int, float, str)
 
 
 def _same_dict(held: dict[Any, Any], before: Any) -> bool:
