@@ -11,9 +11,10 @@ from pathlib import Path
 
 from graphaug.contrastive.config.sites import site
 from graphaug.errors import ConfigError, did_you_mean
-from graphaug.recipes import graphs as graph_figures
-from graphaug.recipes import images as image_figures
-from graphaug.recipes import text as text_figures
+from graphaug.recipes.methods import graphs as graph_figures
+from graphaug.recipes.methods import images as image_figures
+from graphaug.recipes.methods import similarity, variants
+from graphaug.recipes.methods import text as text_figures
 from graphaug.recipes.plan import Figure, graph_settings, text_settings
 from graphaug.recipes.runs.kinds import kind_of
 from graphaug.recipes.sweep import Sweep
@@ -62,10 +63,45 @@ FIGURES: tuple[Figure, ...] = (
         "fig35-37", UNKNOWN, UNKNOWN, also=("fig35", "fig36", "fig37"), missing="it is not known what to run"
     ),
     Figure(
+        "stop-star",
+        "Stop*: Deep Augmentation that begins with a SimCLR run",
+        "begun so, it is ahead of SimCLR that goes on as long (asked)",
+        variants.begun_with_simclr,
+        ("stop*",),
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
+    ),
+    Figure(
+        "freeze",
+        "what lies before the site frozen, or what lies behind it, begun with a SimCLR run",
+        "freezing a side is ahead of training all (asked)",
+        variants.freezing,
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
+    ),
+    Figure(
+        "pairs",
+        "rows of both views augmented, or of the first alone: lower-to-higher pairs",
+        "these pairs alone are ahead of all (asked)",
+        variants.pairs,
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
+    ),
+    Figure(
+        "training",
+        "the linear probe over training, at every site",
+        "Deep Augmentation is ahead of SimCLR at the end",
+        variants.over_training,
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
+    ),
+    Figure(
         "cka",
-        "maps of similarity between layers",
-        "it works best around the ends of stretches of co-adapted layers",
-        missing="graphaug advise --check runs its like on one data set; it is not in the sweep yet",
+        "maps of similarity between layers, by two estimators, with controls",
+        "layers are less alike with Deep Augmentation",
+        similarity.maps,
+        data=("fashion-mnist",),
+        full_data=("cifar100",),
     ),
     Figure(
         "pca",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from graphaug.errors import ConfigError, did_you_mean
@@ -80,11 +82,18 @@ MEASURES: Mapping[str, str] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to train: its name, its settings but for the seed, and the data that its encoder is carried over to."""
+    """One way to train: its name, and its settings but for the seed.
+
+    ``transfer``: the data that its encoder is carried over to. ``begins_with``: the name of the setting whose run of
+    the same seed gives the weights. ``looks``: what else is asked of a finished run, by the names of
+    `graphaug.recipes.runs.kinds.Kind.look`.
+    """
 
     name: str
     config: Any
     transfer: str | None = None
+    begins_with: str | None = None
+    looks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -94,7 +103,9 @@ class Plan:
     ``lines``: by the name of a line in the picture, the setting at each mark of its axis; ``level``: settings that are
     drawn across. ``measures``: the figures to show, by their names in an outcome. ``choices``: what is chosen, by
     ``chosen_by``, where a validation part is held out. ``scores``: what the figures are, a hundred times of which is
-    shown; ``unit``: the same, short; ``tested_on``: what they were read from.
+    shown; ``unit``: the same, short; ``tested_on``: what they were read from, and ``read`` when. ``drawn``: by mark,
+    the figure that the picture has there, where it is not the one that claims are tested on; ``axis``: what the marks
+    are. ``maps``: settings whose maps of similarity between layers are drawn.
     """
 
     settings: tuple[Setting, ...]
@@ -109,16 +120,30 @@ class Plan:
     scores: str = "accuracies in %"
     unit: str = "%"
     tested_on: str = "test images"
+    read: str = "once, at its end"
+    drawn: Mapping[str, str] = field(default_factory=dict)
+    axis: str = "site"
+    maps: tuple[str, ...] = ()
 
     @property
     def measure(self) -> str:
         """The one that the claims are tested on."""
         return next(iter(self.measures))
 
+    def folder(self, name: str, seed: int) -> Path:
+        """Of a setting's run, in the directory of the sweep."""
+        number = [s.name for s in self.settings].index(name)
+        return Path("runs") / f"{number:02}-{_slug(name)}-seed{seed}"
+
     def spoken(self, figures: Mapping[str, float]) -> str:
         """The measure that the claims are tested on, of a run."""
         percent = "%" if self.unit == "%" else ""
         return f"{self.measures[self.measure]} {100 * figures[self.measure]:.1f}{percent}"
+
+
+def _slug(name: str) -> str:
+    """A setting's name as that of a directory."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-").lower()
 
 
 def image_settings(

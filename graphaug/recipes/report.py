@@ -11,6 +11,7 @@ from graphaug.contrastive.runs.compare import interval
 from graphaug.contrastive.runs.files import write_json, write_text
 from graphaug.recipes.choice import Chosen, choose
 from graphaug.recipes.claims import LEVEL, Values, Verdict, judge
+from graphaug.recipes.maps import maps_of
 from graphaug.recipes.plan import Plan
 from graphaug.recipes.sweep import Outcomes
 from graphaug.terminal.table import Column, render
@@ -52,6 +53,8 @@ def report(figure: str, plan: Plan, outcomes: Outcomes, out: Path | None, width:
         write_text(out / "results.txt", whole + "\n")
         write_json(out / "results.json", as_json(figure, plan, outcomes, verdicts))
         save(picture(plan, outcomes), out / "figure")
+        if plan.maps:
+            save(maps_of(plan, out), out / "maps")
     return text
 
 
@@ -77,8 +80,7 @@ def foot(plan: Plan) -> list[str]:
     """What stands below the table: what its numbers are."""
     return [
         f"{plan.scores}, mean over seeds ± half the 95 % confidence interval (Student's t); 'to …' by seed",
-        f"no setting was chosen by these numbers: all are shown, and each run read the {plan.tested_on} once, at its "
-        "end",
+        f"no setting was chosen by these numbers: all are shown, and each run read the {plan.tested_on} {plan.read}",
     ]
 
 
@@ -197,18 +199,18 @@ def as_json(figure: str, plan: Plan, outcomes: Outcomes, verdicts: list[Verdict]
 
 
 def picture(plan: Plan, outcomes: Outcomes) -> Figure:
-    """The measure at each site, a line a treatment, with intervals over seeds; what has no site is drawn across."""
+    """The measure at each site or other mark, a line a treatment, with intervals over seeds; what has none, across."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 4.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="site", ylabel=f"{plan.measures[plan.measure]} ({plan.unit})")
-    found = values(outcomes, plan.measure)
+    axes = figure.add_subplot(xlabel=plan.axis, ylabel=f"{plan.measures[plan.measure]} ({plan.unit})")
 
-    def of(name: str) -> tuple[float, float]:
-        return interval([100 * v for v in found.get(name, {}).values() if v is not None])
+    def of(name: str, mark: str = "") -> tuple[float, float]:
+        found = values(outcomes, plan.drawn.get(mark, plan.measure)).get(name, {})
+        return interval([100 * v for v in found.values() if v is not None])
 
     for number, (name, at) in enumerate(plan.lines.items()):
-        marks = [(plan.marks.index(site), *of(setting)) for site, setting in at.items()]
+        marks = [(plan.marks.index(mark), *of(setting, mark)) for mark, setting in at.items()]
         x, middles, halves = zip(*marks, strict=True)
         axes.errorbar(
             [i + 0.06 * (number - 0.5) for i in x],

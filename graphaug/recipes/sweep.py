@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +15,7 @@ from graphaug.contrastive.runs.files import make_folder, only_one, write_json
 from graphaug.contrastive.runs.progress import duration
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, RunDirectoryError
-from graphaug.recipes.plan import Plan
+from graphaug.recipes.plan import Plan, Setting
 from graphaug.recipes.runs.job import Job, Outcome, make, read
 from graphaug.recipes.runs.kinds import Kind, kind_of
 
@@ -53,17 +52,23 @@ class Sweep:
     @property
     def jobs(self) -> list[Job]:
         """Every run, seed by seed, so that a sweep that is not done yet has whole seeds."""
-        return [
-            Job(
-                s.name,
-                replace(s.config, seed=seed),
-                self.out / "runs" / f"{number:02}-{_slug(s.name)}-seed{seed}",
-                s.transfer,
-                0 if s.transfer is None else self.transfer_epochs,
-            )
-            for seed in range(self.seeds)
-            for number, s in enumerate(self.plan.settings)
-        ]
+        return [self._job(s, seed) for seed in range(self.seeds) for s in self.plan.settings]
+
+    def _job(self, setting: Setting, seed: int) -> Job:
+        config = replace(setting.config, seed=seed)
+        first = None if setting.begins_with is None else self._folder(setting.begins_with, seed)
+        return Job(
+            setting.name,
+            config if first is None else replace(config, init=str(first)),
+            self._folder(setting.name, seed),
+            setting.transfer,
+            0 if setting.transfer is None else self.transfer_epochs,
+            first,
+            setting.looks,
+        )
+
+    def _folder(self, name: str, seed: int) -> Path:
+        return self.out / self.plan.folder(name, seed)
 
     def check(self) -> None:
         """Refuse what cannot be run, or does not belong to what the directory holds; nothing is written.
@@ -111,8 +116,7 @@ class Sweep:
             if done:
                 say(f"{done} of {total} runs are done already")
             start = time.monotonic()
-            for count, (number, outcome) in enumerate(executor.map(make, left), 1):
-                job = left[number]
+            for count, (job, outcome) in enumerate(_made(executor, left), 1):
                 outcomes[job.setting][job.config.seed] = outcome
                 rest = (time.monotonic() - start) / count * (len(left) - count)
                 say(
@@ -178,6 +182,16 @@ class Sweep:
         return found
 
 
+def _made(executor: Executor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcome]]:
+    """Runs as they are done: first those that begin with no other's weights, then those that do."""
+    for wave in (
+        [j for j in jobs if j.begins_with is None],
+        [j for j in jobs if j.begins_with is not None],
+    ):
+        for number, outcome in executor.map(make, wave):
+            yield wave[number], outcome
+
+
 def _compare_settings(
     out: Path, old: Mapping[str, Any], new: Mapping[str, Any], settings: type[Settings]
 ) -> None:
@@ -209,8 +223,3 @@ def _compare_settings(
             f"the sweep in {str(out)!r} has other settings:\n    " + "\n    ".join(sorted(found)) + "\n"
             "Go on with it without changing them, or choose another directory."
         )
-
-
-def _slug(name: str) -> str:
-    """A setting's name as that of a directory."""
-    return re.sub(r"[^\w.-]+", "-", name).strip("-").lower()

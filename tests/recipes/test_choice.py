@@ -16,7 +16,7 @@ from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, DataError
 from graphaug.recipes.choice import Choice, choose
 from graphaug.recipes.figures import planned
-from graphaug.recipes.images import PLAIN
+from graphaug.recipes.methods.images import PLAIN
 from graphaug.recipes.report import report
 from graphaug.recipes.runs.job import Outcome
 from graphaug.vision import pretrain as loop

@@ -13,7 +13,7 @@ from idx_files import write_idx
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, DataError, RunDirectoryError, SiteNotFound
 from graphaug.recipes.figures import FIGURES, listing, planned
-from graphaug.recipes.images import PLAIN
+from graphaug.recipes.methods.images import PLAIN
 from graphaug.recipes.plan import SCALES
 from graphaug.recipes.report import report
 from graphaug.recipes.runs import job as jobs

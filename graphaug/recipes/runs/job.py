@@ -10,7 +10,7 @@ from typing import Any
 
 from graphaug.contrastive.runs.compare import numbers
 from graphaug.contrastive.runs.directory import RunDirectory
-from graphaug.contrastive.runs.files import write_json
+from graphaug.contrastive.runs.files import make_folder, write_json
 from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
 from graphaug.recipes.runs.kinds import kind_of
 
@@ -20,13 +20,18 @@ OUTCOME = "outcome.json"
 
 @dataclass(frozen=True)
 class Job:
-    """A run: its setting, its settings (see `kind_of`), its directory, and the data to carry the encoder over to."""
+    """A run: its setting, its settings (see `kind_of`), its directory, and the data to carry the encoder over to.
+
+    ``begins_with``: the directory of the run whose weights it begins with; ``looks``: what else is asked of it.
+    """
 
     setting: str
     config: Any
     out: Path
     transfer: str | None = None
     transfer_epochs: int = 0
+    begins_with: Path | None = None
+    looks: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,8 +64,23 @@ def read(job: Job) -> Outcome | None:
         RunDirectoryError: its outcome is damaged.
 
     """
-    RunDirectory.at(job.out).check_settings(type(job.config), job.config.to_dict())
-    file = job.out / OUTCOME
+    run = RunDirectory.at(job.out)
+    wanted = job.config.to_dict()
+    there = run.settings()
+    if job.begins_with is not None and there is not None:
+        wanted["init"] = there.get("init")  # the run beside it, whatever the way to it was called then
+    run.check_settings(type(job.config), wanted)
+    return outcome_in(job.out)
+
+
+def outcome_in(folder: Path) -> Outcome | None:
+    """What is written down of the run of a directory; None if nothing.
+
+    Raises:
+        RunDirectoryError: it is damaged.
+
+    """
+    file = folder / OUTCOME
     try:
         return Outcome(**json.loads(file.read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -73,6 +93,10 @@ def read(job: Job) -> Outcome | None:
 
 def _make(job: Job) -> Outcome:
     kind = kind_of(job.config)
+    if job.begins_with is not None:
+        first = outcome_in(job.begins_with)
+        if first is not None and first.diverged:  # so has what would begin with its weights
+            return _kept(job, Outcome({}, diverged=f"it begins with a run that diverged: {first.diverged}"))
     try:
         result, metrics = kind.train(job.config, job.out)
     except (TrainingDiverged, TrainingCollapsed) as error:
@@ -82,6 +106,13 @@ def _make(job: Job) -> Outcome:
         if job.transfer is not None:
             carried = kind.carry_over(job.config, job.out, job.transfer, job.transfer_epochs)
             figures |= {f"transfer.{name}": value for name, value in carried.items()}
+        if job.looks is not None:
+            figures |= {f"{job.looks}.{n}": v for n, v in kind.look(job.config, job.out, job.looks).items()}
         outcome = Outcome(figures, round(sum(line["seconds"] for line in metrics), 1))
+    return _kept(job, outcome)
+
+
+def _kept(job: Job, outcome: Outcome) -> Outcome:
+    make_folder(job.out)
     write_json(job.out / OUTCOME, asdict(outcome), indent=2)
     return outcome

@@ -45,6 +45,9 @@ class Kind(Protocol):
     def carry_over(self, config: Any, out: Path, data: str, epochs: int) -> dict[str, float]:
         """Accuracies of a finished run's encoder on other data."""
 
+    def look(self, config: Any, out: Path, what: str) -> dict[str, float]:
+        """More numbers of a finished run: ``"snapshots"`` or ``"layers"``, see `ImageRuns.look`."""
+
 
 def kind_of(config: Settings) -> Kind:
     """The kind of runs that settings are of."""

@@ -72,3 +72,12 @@ class GraphRuns:
     def carry_over(self, config: GraphsConfig, out: Path, data: str, epochs: int) -> dict[str, float]:
         """Nothing is carried over yet; see `facts_of_other`."""
         return dict(self.facts_of_other(config, data))
+
+    def look(self, config: GraphsConfig, out: Path, what: str) -> dict[str, float]:
+        """Nothing more is asked of a run yet.
+
+        Raises:
+            ConfigError: always.
+
+        """
+        raise ConfigError(f"of encoders of graphs no figure asks for {what} yet.")

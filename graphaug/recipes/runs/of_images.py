@@ -81,6 +81,12 @@ class ImageRuns:
 
         return transfer_run(out, fewer(load(data, size=config.size), config.images), epochs=epochs)
 
+    def look(self, config: PretrainConfig, out: Path, what: str) -> dict[str, float]:
+        """``"snapshots"``: a probe of each; ``"layers"``: maps of similarity. See `graphaug.recipes.runs.looks`."""
+        from graphaug.recipes.runs.looks import layers, snapshots
+
+        return {"snapshots": snapshots, "layers": layers}[what](config, out)
+
 
 def _check_models(configs: Sequence[PretrainConfig]) -> None:
     """Check settings with one head."""

@@ -105,6 +105,15 @@ class TextRuns:
         """Nothing is carried over; see `facts_of_other`."""
         return dict(self.facts_of_other(config, data))
 
+    def look(self, config: SimCSEConfig, out: Path, what: str) -> dict[str, float]:
+        """Nothing more is asked of a run yet.
+
+        Raises:
+            ConfigError: always.
+
+        """
+        raise ConfigError(f"of encoders of text no figure asks for {what} yet.")
+
 
 def _model(config: SimCSEConfig) -> Model:
     """The encoder of some settings, of a size with a tokenizer of any words; no random number is used up."""

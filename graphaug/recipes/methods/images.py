@@ -18,8 +18,8 @@ from dataclasses import replace
 
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
+from graphaug.recipes.methods.treatments import all_called, at_sites, called
 from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
-from graphaug.recipes.treatments import all_called, at_sites, called
 from graphaug.vision.config import PretrainConfig
 
 PLAIN = "SimCLR"
@@ -30,6 +30,7 @@ EVERYWHERE = (0.125, 0.25, 0.5)
 """Rates of dropout everywhere: those that this library's documentation names as the paper's best somewhere."""
 
 ABSTRACT = "the paper's abstract"
+LATER = "the abstract of the version of 2025 (arXiv:2303.14537)"
 
 TRANSFERRED = {"transfer.linear": "linear probe on the other data", "transfer.fine-tuned": "fine-tuned on it"}
 
@@ -53,13 +54,13 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
         ),
         Claim(
             "At some site it is ahead of dropout everywhere, at each of its rates.",
-            "docs/training.md, which calls it the paper's dropout baseline",
+            f"{LATER}: dropout across all layers does not consistently improve performance",
             "some",
             tuple(Member(name, tuple(s.name for s in everywhere)) for name in all_deep),
         ),
         Claim(
             "Stopping the gradient is ahead of not stopping it, at every site.",
-            "docs/text.md says it of the paper's text encoders; of images it is only asked",
+            f"{LATER}, which calls stop-gradient critical; of every site it is only asked",
             "every",
             tuple(Member(called(site, True), (called(site, False),)) for site in deep),
         ),
@@ -108,7 +109,7 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
         ),
         Claim(
             "PCA is ahead of dropout, at every site.",
-            "nowhere: the abstract names both, and it is only asked",
+            f"nowhere: {LATER} says that dropout can be matched, by PCA for one; it is only asked",
             "every",
             tuple(Member(_pca(name), (name,)) for name in all_called(deep)),
         ),
@@ -134,9 +135,7 @@ def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str])
     labelled = [Setting(LABELLED, own), *at_sites(own, sites, INPUT, f"{LABELLED}: ")]
     deep = [s for s in sites if s != INPUT]
     theirs = f"{LABELLED}: "
-    source = (
-        "the issue says of later versions that trends invert in supervised training; the sentence is ours"
-    )
+    source = f"{LATER}: performance trends invert in supervised tasks; the sentence is ours"
     claims = (
         Claim(
             "Without labels, Deep Augmentation at some site is ahead of SimCLR without it.",

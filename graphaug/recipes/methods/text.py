@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphaug.recipes.claims import Claim, Member
+from graphaug.recipes.methods.treatments import all_called, at_sites, called
 from graphaug.recipes.plan import Plan, Setting, Site
-from graphaug.recipes.treatments import all_called, at_sites, called
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.presets import RATES
 from graphaug.text.sts.tasks import TASKS

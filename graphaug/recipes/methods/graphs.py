@@ -18,8 +18,8 @@ from graphaug.graphs.config import METHODS, GraphsConfig
 from graphaug.graphs.data.graphs import load
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
+from graphaug.recipes.methods.treatments import all_called, at_sites, called
 from graphaug.recipes.plan import Plan, Setting, Site
-from graphaug.recipes.treatments import all_called, at_sites, called
 
 INPUT: Site = 0
 NAMES = {"graphcl": "GraphCL", "simgrace": "SimGRACE"}
