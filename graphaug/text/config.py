@@ -41,6 +41,10 @@ class SimCSEConfig(Settings):
     contrastive: bool = setting(True, "SimCSE's objective; without it, --mlm alone.")
     temperature: float = setting(0.05, "Temperature of the loss, in units of cosine similarity.")
     dropout: bool = setting(True, "The model's own dropout, by which the two passes of a sentence differ.")
+    crop: float = setting(
+        1.0,
+        "Share of a sentence's tokens that a pass reads: a span that each draws anew; 1 is the whole sentence.",
+    )
     mlm: bool = setting(False, "Add the masked-language objective.")
     mlm_weight: float = setting(0.1, "Its weight.")
     mlm_rate: float = setting(0.15, "Share of the tokens that are to be told.")
@@ -73,7 +77,8 @@ class SimCSEConfig(Settings):
         super().check()
         self.at_least(vocab_size=10, max_length=3, report_every=1, checkpoint_every=0, snapshot_every=0)
         self.positive("mlm_weight", "mlm_rate")
-        self.shares("mlm_rate")
+        self.shares("mlm_rate", "crop")
+        self.positive("crop")
         if self.clip is not None:
             self.positive("clip")
         if self.sentences is not None:
@@ -89,6 +94,11 @@ class SimCSEConfig(Settings):
             raise ConfigError(
                 "deep_views=True without the contrastive objective, whose views they are: leave out --deep-views, or "
                 "--no-contrastive."
+            )
+        if self.deep_views and self.crop < 1:
+            raise ConfigError(
+                f"deep_views=True with crop={self.crop:g}: the two views are made of one reading of a sentence, and "
+                "crops are two. Leave out --deep-views, or --crop."
             )
         if not (self.contrastive or self.mlm):
             raise ConfigError("without the contrastive objective nothing is trained on: add --mlm.")

@@ -16,8 +16,9 @@ from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.task import Training, configured_engine
 from graphaug.errors import EncoderError
 from graphaug.text.config import SimCSEConfig
+from graphaug.text.corpus.crops import Crops
 from graphaug.text.corpus.masking import Masking
-from graphaug.text.encoders.encoder import TextEncoder, padding_id
+from graphaug.text.encoders.encoder import TextEncoder, ends, padding_id
 from graphaug.text.encoders.files import RUN
 from graphaug.text.encoders.load import notes_of
 from graphaug.text.model import Model, sizes, tokenized
@@ -56,7 +57,8 @@ def text_training(
     wrapped = SimCSE(model.encoder).to(fabric.device)
     if model.head is not None:
         model.head.to(fabric.device)
-    feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device, masking)
+    crops = Crops(config.crop, ends(model.tokenizer)) if config.crop < 1 else None
+    feed = TextFeed(rows, config, sizes(config), padding_id(model.tokenizer), fabric.device, masking, crops)
     with augmented(wrapped, model, config, feed) as objective:
         engine = build_engine(fabric, objective, feed, config)
         counts = {"sentences": len(rows), "truncated": truncated, "steps_per_epoch": feed.steps}

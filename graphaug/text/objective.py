@@ -15,6 +15,7 @@ from graphaug.contrastive.geometry import embedding_spread
 from graphaug.contrastive.losses import info_nce
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.corpus.batches import epoch, pad
+from graphaug.text.corpus.crops import Crops
 from graphaug.text.corpus.masking import Masking
 from graphaug.text.corpus.mlm import MaskedHead, chosen_positions, labelled, masked_loss
 from graphaug.text.simcse import twice
@@ -43,6 +44,7 @@ class TextObjective(nn.Module):
         self.network, self.reader, self.head = network, reader, head
         self.contrastive, self.cache, self.deep_views = config.contrastive, config.cache, config.deep_views
         self.temperature, self.gather = config.temperature, config.gather
+        self.apart = config.crop < 1
         self.weight = config.mlm_weight if config.contrastive else 1.0
 
     def forward(
@@ -56,8 +58,8 @@ class TextObjective(nn.Module):
         """The measures of a batch.
 
         Args:
-            input_ids: ``(N, tokens)``.
-            attention_mask: ``(N, tokens)``.
+            input_ids: ``(N, tokens)``, which both passes read; of crops ``(2N, tokens)``, those of each pass.
+            attention_mask: as many.
             masked_ids: ``(2N, tokens)``, both passes, masked each for itself.
             positions: among ``2N · tokens``, that the masked-language loss is taken at.
             labels: what stood at them.
@@ -89,20 +91,29 @@ class TextObjective(nn.Module):
             return self._pair(input_ids, attention_mask)
         # Gradient caching (Gao et al. 2021, arXiv:2101.06983): the parts are computed without keeping anything, the
         # loss is taken on all vectors, and the backward computes each part again, with its draws.
-        parts = zip(input_ids.split(self.cache), attention_mask.split(self.cache), strict=True)
+        parts = zip(self._parts(input_ids), self._parts(attention_mask), strict=True)
         pairs = [checkpoint(self._pair, *part, use_reentrant=False) for part in parts]
         first, second = zip(*pairs, strict=True)
         return torch.cat(first), torch.cat(second)
 
     def _pair(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         batch = {"input_ids": input_ids, "attention_mask": attention_mask}
-        z: Tensor = self.network(**(batch if self.deep_views else twice(batch)))
+        z: Tensor = self.network(**(batch if self.deep_views or self.apart else twice(batch)))
         z1, z2 = z.chunk(2)
         return z1, z2
 
+    def _parts(self, rows: Tensor) -> Sequence[Tensor]:
+        """The arguments of `_pair`, of as many sentences as are computed at once."""
+        assert self.cache is not None
+        if not self.apart:
+            return list(rows.split(self.cache))
+        return [
+            torch.cat(pair) for pair in zip(*(half.split(self.cache) for half in rows.chunk(2)), strict=True)
+        ]
+
     def _told(self, masked_ids: Tensor, attention_mask: Tensor, positions: Tensor, labels: Tensor) -> Tensor:
         """Mean cross entropy of the tokens to be told, in nats."""
-        mask = torch.cat([attention_mask, attention_mask])
+        mask = attention_mask if self.apart else torch.cat([attention_mask, attention_mask])
         if self.cache is None:
             total = self._told_part(masked_ids, mask, positions, labels)
         else:
@@ -170,6 +181,7 @@ class TextFeed:
         pad_id: what they are padded with.
         device: where batches go.
         masking: draws masked tokens, for masked language.
+        crops: draws what each pass reads of a sentence; without it both read the whole.
 
     """
 
@@ -181,8 +193,10 @@ class TextFeed:
         pad_id: int,
         device: torch.device,
         masking: Masking | None = None,
+        crops: Crops | None = None,
     ) -> None:
         self.rows, self.sizes, self.pad_id, self.device, self.masking = rows, sizes, pad_id, device, masking
+        self.crops, self.spans = crops, torch.Generator().manual_seed(config.seed)
         self.batch_size = config.batch_size
         self.steps = len(rows) // self.batch_size
         self.order = torch.Generator().manual_seed(config.seed)
@@ -197,25 +211,35 @@ class TextFeed:
 
     def batches(self, step: int) -> Iterator[tuple[Tensor, ...]]:
         """This process's share of a batch: the arguments of `TextObjective`."""
-        chosen = self.chosen[step]
-        ids, mask = pad([self.rows[i] for i in chosen], self.sizes, self.pad_id)
-        share = len(chosen) // process_count()
+        rows = [self.rows[i] for i in self.chosen[step]]
+        share = len(rows) // process_count()
         own = slice(process_rank() * share, (process_rank() + 1) * share)
-        batch = [ids[own], mask[own]]
+
+        def ours(both: Tensor) -> Tensor:
+            return torch.cat([half[own] for half in both.chunk(2)])
+
+        if self.crops is None:
+            ids, mask = pad(rows, self.sizes, self.pad_id)
+            batch, both = [ids[own], mask[own]], torch.cat([ids, ids])
+        else:
+            passes = [*self.crops(rows, self.spans), *self.crops(rows, self.spans)]
+            both, mask = pad(passes, self.sizes, self.pad_id)
+            batch = [ours(both), ours(mask)]
         if self.masking is not None:
-            masked, labels = self.masking(torch.cat([ids, ids]), self.masks)
-            masked, labels = (torch.cat([t[own] for t in both.chunk(2)]) for both in (masked, labels))
+            masked, labels = map(ours, self.masking(both, self.masks))
             batch += [masked, *chosen_positions(labels)]
         yield tuple(t.to(self.device, non_blocking=True) for t in batch)
 
     def state_dict(self, new_epoch: bool) -> dict[str, Any]:
-        """Both generators; the one of the order as it was before this epoch, or with ``new_epoch`` as it is."""
-        return {
-            "order": self.order.get_state() if new_epoch else self._before_epoch,
-            "masks": self.masks.get_state(),
-        }
+        """The generators; the one of the order as it was before this epoch, or with ``new_epoch`` as it is."""
+        drawn = {"masks": self.masks.get_state()}
+        if self.crops is not None:
+            drawn["spans"] = self.spans.get_state()
+        return {"order": self.order.get_state() if new_epoch else self._before_epoch, **drawn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go back to a state."""
         self.order.set_state(state["order"])
         self.masks.set_state(state["masks"])
+        if self.crops is not None:
+            self.spans.set_state(state["spans"])

@@ -22,17 +22,17 @@ from graphaug.text.simcse import SimCSE
 
 
 def check_passes(encoder: nn.Module, config: SimCSEConfig) -> None:
-    """Raise ``ConfigError`` if the two passes of a sentence would be one: no dropout anywhere, and no site that acts.
+    """Raise ``ConfigError`` if the two passes of a sentence would be one: no dropout, no crops, and no site that acts.
 
     With ``dropout=False`` that was asked for, and the negatives alone are trained on.
     """
-    acts = (config.at or config.everywhere) and config.rate > 0 and config.subset > 0
+    acts = config.crop < 1 or ((config.at or config.everywhere) and config.rate > 0 and config.subset > 0)
     if not config.contrastive or not config.dropout or acts or _drops(encoder):
         return
     raise ConfigError(
         f"{config.encoder!r} has no dropout (all its probabilities are 0), so that the two passes of a sentence would "
-        "be the same: add Deep Augmentation with at= (--at), set probabilities in the encoder's config.json, or say "
-        "with dropout=False (--no-dropout) that it is meant."
+        "be the same: add Deep Augmentation with at= (--at), or crop= (--crop), set probabilities in the encoder's "
+        "config.json, or say with dropout=False (--no-dropout) that it is meant."
     )
 
 

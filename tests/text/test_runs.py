@@ -245,7 +245,8 @@ def test_passes_that_would_be_the_same_are_refused(tmp_path):
     config = replace(PLAIN, from_config=None, encoder=str(tmp_path / "none"), dropout=True)
     for change in ({}, {"at": (1,), "rate": 0.0}):
         with pytest.raises(
-            ConfigError, match=r"no dropout .* would be the same: add Deep Augmentation .*--no-dropout"
+            ConfigError,
+            match=r"no dropout .* would be the same: add Deep Augmentation .*--crop.*--no-dropout",
         ):
             run(replace(config, **change), tmp_path / "run")
     assert not (tmp_path / "run").exists()

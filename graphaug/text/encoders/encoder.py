@@ -191,6 +191,12 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.pad_token_id if tokenizer.pad_token is not None else tokenizer.eos_token_id)
 
 
+def ends(tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+    """The tokens that open and close a sentence."""
+    known = (tokenizer.cls_token_id, tokenizer.sep_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id)
+    return frozenset(int(token) for token in known if token is not None)
+
+
 def longest(model: nn.Module, tokenizer: PreTrainedTokenizerBase) -> int:
     """Return how many tokens of a sentence model and tokenizer can take, special tokens included."""
     limits = [tokenizer.model_max_length]
