@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,10 +12,9 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_flag
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
-from graphaug.capture.dataflow import before, writes
+from graphaug.capture.recording.nodes import IS_GRAD_ENABLED
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
-from graphaug.capture.values import assume
 from graphaug.errors import InvalidOption
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.marked import mark
@@ -25,6 +24,7 @@ from graphaug.sites import structure_of
 from graphaug.surgery.insert import copy_graph
 from graphaug.surgery.module import AugmentedModule
 from graphaug.surgery.unwrap import plain_model
+from graphaug.torch_private import set_grad_enabled
 
 
 class RowsFirst(nn.Module):
@@ -54,8 +54,8 @@ def tap(
     """A model that returns what a model computes at some of its sites.
 
     It shares everything with the model, which is not changed: modules, parameters, modes. Values have their gradient.
-    What only serves later values is not run, in training mode neither: no running statistics behind the last site
-    move.
+    All that the model runs before the last site is run, with its draws and what it changes; nothing behind it is, in
+    training mode neither: no running statistics move there.
 
     Args:
         model: a plain ``nn.Module``, or a rewritten one, whose augmentation is then left out.
@@ -135,7 +135,10 @@ def _lies_in(target: Target, path: str) -> bool:
 
 
 def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) -> fx.Graph:
-    """The part of a graph that computes the values at the taps, as a graph that returns them.
+    """A graph up to the last tap, that returns the values at all of them.
+
+    Also what no tap is computed from stays: it may switch gradients off, draw random numbers that others would draw
+    then, or write what a module reads that runs later.
 
     Args:
         graph: with a call of a module at every tap.
@@ -146,11 +149,10 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
     taps = {str(n.target): n for n in graph.nodes if n.op == "call_module" and n.target in spelled}
     (output,) = (n for n in graph.nodes if n.op == "output")
     graph.erase_node(output)
-    needed = set().union(*(before(node) for node in taps.values()))
-    needed |= _checks(graph, needed, last=max(taps.values()))
-    for node in reversed(graph.nodes):
-        if node not in needed and node.op != "placeholder":
-            graph.erase_node(node)
+    last = max(taps.values())
+    later = [n for n in graph.nodes if n > last and n.op != "placeholder"]
+    for node in reversed(later):
+        graph.erase_node(node)
     found: dict[str, fx.Node] = {}
     for name, node in taps.items():
         value = node.args[0]
@@ -165,22 +167,31 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
             found[spelled[name]] = kept
         node.replace_all_uses_with(value)
         graph.erase_node(node)
+    _close_grad_regions(graph)
     graph.output({site: found[site] for site in spelled.values() if site in found})
     graph.lint()
     return graph
 
 
-def _checks(graph: fx.Graph, needed: set[fx.Node], last: fx.Node) -> set[fx.Node]:
-    """The checks of what the graph relies on up to the last tap, with what they ask: sizes, switches, modes of torch.
+def _close_grad_regions(graph: fx.Graph) -> None:
+    """Leave the grad mode as it was for the caller, where the last tap lies in a region that sets it."""
+    open_at_the_end: list[fx.Node] = []  # the nodes that asked for the mode around each region
+    for node in graph.nodes:
+        if node.target is not set_grad_enabled:
+            continue
+        (mode,) = node.args
+        if not isinstance(mode, fx.Node):
+            open_at_the_end.append(next(n for n in _backwards(node) if n.target is IS_GRAD_ENABLED))
+        elif mode in open_at_the_end:
+            del open_at_the_end[open_at_the_end.index(mode) :]
+    if open_at_the_end:
+        graph.call_function(set_grad_enabled, (open_at_the_end[0],))
 
-    Those that a module would have to run for, which serves nothing else, are left out.
-    """
-    found: set[fx.Node] = set()
-    for check in (n for n in graph.nodes if n.target is assume and n < last):
-        asked = before(check) - needed
-        if not any(n.op == "call_module" or writes(n) for n in asked):
-            found |= asked
-    return found
+
+def _backwards(node: fx.Node) -> Iterator[fx.Node]:
+    while node.op != "root":
+        yield node
+        node = node.prev
 
 
 def copied(value: Any) -> Any:

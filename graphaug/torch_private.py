@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import source as _dynamo_source
 from torch._dynamo.source import ConstantSource
@@ -58,6 +59,7 @@ __all__ = [
     "sequence_number",
     "set_grad_enabled",
     "settable_backends",
+    "storage_of",
     "symbolic_operations",
     "takes_over",
     "unsharded",
@@ -111,6 +113,14 @@ symbolic_operations = enable_python_dispatcher
 
 without_fakes = unset_fake_temporarily
 """A context in which tensors that are made are real, inside of one in which they are fake."""
+
+
+def storage_of(tensor: Tensor) -> int | None:
+    """What tells a tensor's memory from others; None of one that has none of its own, as sparse ones and wrappers."""
+    try:
+        return int(tensor.untyped_storage()._cdata)
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 @contextlib.contextmanager

@@ -7,10 +7,12 @@ import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import map_tensors
+from graphaug.capture.recording.values.structures import held_in
 
 THE_EXAMPLE, ANOTHER_SIZE, ANOTHER_LENGTH = "the example", "another batch size", "another sequence length"
 
@@ -59,22 +61,48 @@ def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
         yield ANOTHER_LENGTH, map_tensors(cut, dict(examples))
 
 
-def same(a: Any, b: Any) -> bool:
-    """Equal structures with bit-equal tensors; NaN equals NaN."""
+def plain_containers(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """Outputs as dicts, which every pytree knows; objects by their attributes. What holds itself is held once."""
+    held = None if id(value) in within else held_in(value)
+    if held is None:
+        return None if id(value) in within else value
+    return {key: plain_containers(entry, (*within, id(value))) for key, entry in held.items()}
+
+
+def same(a: Any, b: Any, within: tuple[int, ...] = ()) -> bool:
+    """Equal structures, objects by their attributes, with bit-equal tensors and arrays; NaN equals NaN."""
     if isinstance(a, Tensor):
-        return (
-            isinstance(b, Tensor)
-            and a.shape == b.shape
-            and a.dtype == b.dtype
-            and bool(
-                torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan())
-            )
-        )
-    if isinstance(a, Mapping):
-        return type(a) is type(b) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (tuple, list)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and (not isinstance(a, (bool, int, float, str)) or a == b)
+        return isinstance(b, Tensor) and a.shape == b.shape and a.dtype == b.dtype and _bit_equal(a, b)
+    if type(a) is not type(b):
+        return False
+    if isinstance(a, np.ndarray):
+        return bool(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
+    if isinstance(a, (bool, int, float, complex, str, bytes)):
+        return bool(a == b or (a != a and b != b))
+    held, other = held_in(a), held_in(b)
+    if held is None or other is None or id(a) in within:
+        return True
+    return list(held) == list(other) and all(same(held[k], other[k], (*within, id(a))) for k in held)
+
+
+def _bit_equal(a: Tensor, b: Tensor) -> bool:
+    if a.layout is not b.layout:
+        return False
+    a, b = dense(a), dense(b)
+    return bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan()))
+
+
+def dense(tensor: Tensor) -> Tensor:
+    """The numbers of a tensor, also of a sparse one."""
+    return tensor if tensor.layout is torch.strided else tensor.to_dense()
+
+
+def numbers_in(output: Any) -> list[Tensor]:
+    """The tensors of an output that can be differentiated, complex ones as their real and imaginary parts."""
+    leaves = [
+        dense(t) for t in tensors_in(plain_containers(output)) if t.is_floating_point() or t.is_complex()
+    ]
+    return [torch.view_as_real(t.resolve_conj()) if t.is_complex() else t for t in leaves]
 
 
 def tensors_in(value: Any) -> list[Tensor]:

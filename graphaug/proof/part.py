@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.dataflow import before
-from graphaug.capture.inputs.signature import plain_containers
 from graphaug.capture.interpreter import Interpreter, filled
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.values import assume
+from graphaug.proof.equivalence import plain_containers
 
 
 def inputs_of(graph: fx.Graph, examples: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from graphaug.capture.inputs.signature import Signature, map_tensors, modes_kept, plain_containers
+from graphaug.capture.inputs.signature import Signature, map_tensors, modes_kept
 from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.proof.equivalence import dense, numbers_in
 from graphaug.sparse.beside import drawn_twice
 from graphaug.sparse.run import Split, sparse_forward
 from graphaug.torch_private import OpOverload
@@ -172,8 +173,7 @@ def _compared(aug: Any, plan: Split, inputs: Any, trained: dict[str, Tensor]) ->
 def _step(forward: Any, trained: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
     """The outputs of a forward, and the gradients of a fixed random projection of them."""
     with OneDraw(), torch.enable_grad():  # type: ignore[no-untyped-call]
-        leaves = torch.utils._pytree.tree_leaves(plain_containers(forward()))
-    outputs = [t for t in leaves if isinstance(t, Tensor) and t.is_floating_point()]
+        outputs = numbers_in(forward())
     generator = torch.Generator().manual_seed(0)
     weights = [torch.randn(t.shape, generator=generator).to(t) for t in outputs]
     loss = sum((t * w).sum() for t, w in zip(outputs, weights, strict=True) if t.requires_grad)
@@ -187,7 +187,7 @@ def _step(forward: Any, trained: list[Tensor]) -> tuple[list[Tensor], tuple[Tens
         if "use_reentrant" not in str(error):
             raise
         return outputs, (None,) * len(trained)  # reentrant checkpoints allow no look at gradients
-    return outputs, tuple(g.to_dense() if g is not None and g.is_sparse else g for g in grads)
+    return outputs, tuple(None if g is None else dense(g) for g in grads)
 
 
 def _largest(tensors: list[Tensor]) -> float:

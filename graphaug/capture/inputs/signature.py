@@ -261,15 +261,6 @@ def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
     return torch.utils._pytree.tree_map(lambda v: fn(v) if isinstance(v, Tensor) else v, value)
 
 
-def plain_containers(value: Any) -> Any:
-    """Outputs as plain containers, which every pytree knows."""
-    if hasattr(value, "items"):
-        return {k: plain_containers(v) for k, v in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [plain_containers(v) for v in value]
-    return value
-
-
 @contextlib.contextmanager
 def modes_kept(*models: nn.Module) -> Iterator[None]:
     """Every module's own flag comes back, whatever mode it is put in."""

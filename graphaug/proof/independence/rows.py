@@ -19,7 +19,7 @@ from graphaug.proof.independence.places import NOTHING, Meeting, Proof, Rows, St
 from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.proof.independence.watch import Watch, following, names_the_question
 from graphaug.proof.independence.where import module_paths
-from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode, quiet_fakes
+from graphaug.torch_private import BackwardCFunction, FakeTensor, FakeTensorMode, quiet_fakes, storage_of
 
 
 class Forward(nn.Module):
@@ -81,13 +81,14 @@ def _traced(
     if any(n and n % PRIME == 0 for _, t in held for n in t.shape):
         return [_unknown(f"a parameter has a size that {PRIME} divides, which stands for the number of rows")]
     fakes: dict[str, Tensor] = {f"model.{name}": fake.from_tensor(t, static_shapes=True) for name, t in held}
-    storages = {f.untyped_storage()._cdata: name.removeprefix("model.") for name, f in fakes.items()}
+    storages = {storage_of(f): name.removeprefix("model.") for name, f in fakes.items()}
 
     def owned(tensor: Tensor) -> str:
         """The name of a tensor's memory among the model's, or of a constant of its code."""
         if not isinstance(tensor, FakeTensor):
             return "a tensor that the model holds"
-        return storages.get(tensor.untyped_storage()._cdata, "")
+        place = storage_of(tensor)
+        return "" if place is None else storages.get(place, "")
 
     follow, watch = Follow(count, module_paths(model), owned, stop), Watch(count)
     for tensor in fakes.values():

@@ -13,7 +13,7 @@ from graphaug.proof.independence.call import plain_name
 from graphaug.proof.independence.places import Meeting, Meets, Numbers, Rows, Size, State
 from graphaug.proof.independence.symbols import RowCount
 from graphaug.proof.independence.where import located
-from graphaug.torch_private import FakeTensor, OpOverload, WeakIdKeyDictionary
+from graphaug.torch_private import FakeTensor, OpOverload, WeakIdKeyDictionary, storage_of
 
 
 class States:
@@ -49,11 +49,22 @@ class States:
             return cast(State, found)
         if not isinstance(tensor, FakeTensor):
             return None  # a constant of the model or its code
-        shares = tensor.untyped_storage()._cdata
-        known = (s for t, s in list(self.states.items()) if s is not None and _storage(t) == shares)
+        shares = storage_of(tensor)
+        if shares is None:
+            return Meeting("unknown", "", "a tensor without memory of its own cannot be followed")
+        known = (s for t, s in list(self.states.items()) if s is not None and storage_of(t) == shares)
         if next(known, None) is None and not any(isinstance(n, torch.SymInt) for n in tensor.shape):
             return None
         return Meeting("unknown", "", "a value was made in a way that cannot be followed")
+
+    def _sharing(self, target: Tensor) -> list[Tensor]:
+        """The tensors in the memory of one, itself among them where it was seen."""
+        place = storage_of(target)
+        return [
+            t
+            for t in list(self.states.keys())
+            if t is target or (place is not None and storage_of(t) == place)
+        ]
 
     def by_sizes(self, value: Any) -> Rows | None:
         """The one dimension of a value that is as long as there are rows."""
@@ -114,13 +125,13 @@ class States:
             self.state_writes.append((held, self._meeting(func, Meets("keeps state of the batch"))))
             return
         if behind is not None:
-            for t in [t for t in list(self.states.keys()) if _storage(t) == _storage(target)]:
+            for t in self._sharing(target):
                 self.assumed[t] = behind
         old = self.state(target)
         covered = isinstance(old, Rows) and isinstance(new, Rows) and new.uniform and not old.uniform
         if not isinstance(new, Meeting) and (new == old or covered):
             return  # a view that rows meet in may be of a value that they do not meet in yet
-        shared = [t for t in list(self.states.keys()) if _storage(t) == _storage(target)]
+        shared = self._sharing(target)
         unlike = [t for t in shared if self.states[t] is not old or t.shape != target.shape]
         if isinstance(new, Rows) and isinstance(old, Rows) and old.uniform and not unlike:
             found: State = new
@@ -144,7 +155,3 @@ class States:
 def is_known(size: Any) -> bool:
     """Whether a size is a number, also one that is written as a symbol."""
     return not isinstance(size, torch.SymInt) or bool(size.node.expr.is_Integer)
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)

@@ -7,17 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.capture.inputs.signature import plain_containers
 from graphaug.errors import VerificationError
+from graphaug.proof.equivalence import dense, numbers_in, plain_containers, tensors_in
 
 
 def loss_of(output: Any, weights: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-    """A fixed random projection of every floating-point output to one number."""
-    leaves = [
-        v
-        for v in torch.utils._pytree.tree_leaves(plain_containers(output))
-        if isinstance(v, Tensor) and v.is_floating_point()
-    ]
+    """A fixed random projection of every floating-point or complex output to one number."""
+    leaves = numbers_in(output)
     if not leaves:
         raise VerificationError("the model returns no floating-point tensor to differentiate.")
     if weights is None:
@@ -32,18 +28,17 @@ def distance(a: Any, b: Any, terms: float = 0.0) -> float:
     Of terms of the size ``terms`` that cancel each other, as in the gradient of an attention's key bias, the rounding
     is left: so much is no difference.
     """
-    first = [v for v in torch.utils._pytree.tree_leaves(plain_containers(a)) if isinstance(v, Tensor)]
-    second = [v for v in torch.utils._pytree.tree_leaves(plain_containers(b)) if isinstance(v, Tensor)]
+    first, second = (tensors_in(plain_containers(value)) for value in (a, b))
     if len(first) != len(second):
         # no gradient and a gradient of zeros are the same thing
-        return 0.0 if not any(bool(t.any()) for t in [*first, *second]) else float("inf")
+        return 0.0 if not any(bool(dense(t).any()) for t in [*first, *second]) else float("inf")
     worst = 0.0
     for s, t in zip(first, second, strict=True):
         if s.shape != t.shape:
             return float("inf")
-        if not s.is_floating_point() or s.numel() == 0:
+        if not (s.is_floating_point() or s.is_complex()) or s.numel() == 0:
             continue
-        s, t = s.detach(), t.detach()
+        s, t = dense(s.detach()), dense(t.detach())
         size = max(float(s.abs().max()), float(t.abs().max()), 1e-6)
         rounding = 8 * torch.finfo(s.dtype).eps * terms
         worst = max(worst, (float((s - t).abs().max()) - rounding) / size)
@@ -58,5 +53,4 @@ def by_how_much(a: Any, b: Any) -> str:
 
 def first_tensor(value: Any) -> Tensor:
     """The first tensor in a nested value."""
-    leaves = [v for v in torch.utils._pytree.tree_leaves(plain_containers(value)) if isinstance(v, Tensor)]
-    return leaves[0]
+    return tensors_in(plain_containers(value))[0]

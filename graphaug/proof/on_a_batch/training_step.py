@@ -14,6 +14,7 @@ from graphaug.capture.recording.tables import Tables
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
+from graphaug.proof.equivalence import dense
 from graphaug.proof.on_a_batch.frozen import said_of_frozen
 from graphaug.proof.on_a_batch.hook_oracle import (
     NoDropout,
@@ -176,10 +177,11 @@ def _recorded(
 
 
 def gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
-    """The gradients of a loss; None for all where it has none."""
+    """The gradients of a loss, sparse ones made dense; None for all where it has none."""
     if not loss.requires_grad or not inputs:
         return [None] * len(inputs)
-    return list(torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=keep))
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=keep)
+    return [None if g is None else dense(g) for g in found]
 
 
 def compare(

@@ -251,7 +251,8 @@ class Modes:
 def _facts(tensor: Tensor) -> tuple[int, tuple[int, ...], bool, int]:
     if isinstance(tensor, UninitializedTensorMixin):
         return 0, (), False, 0
-    return tensor.data_ptr(), tuple(tensor.shape), tensor.requires_grad, len(tensor._backward_hooks or ())
+    place = tensor.data_ptr() if tensor.layout is torch.strided else 0
+    return place, tuple(tensor.shape), tensor.requires_grad, len(tensor._backward_hooks or ())
 
 
 def _whole(state: Any) -> Any:

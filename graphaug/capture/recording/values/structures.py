@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import types
@@ -14,9 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.recording.values.inside import any_inside, attributes_of
+from graphaug.capture.recording.values.inside import NOTHING, any_inside, attributes_of, content, slots_of
 from graphaug.capture.recording.values.tracked import DATA, is_tracked
 from graphaug.capture.recording.values.watched import Watched
+from graphaug.torch_private import storage_of
 
 Key = tuple[str, Any]
 """How an entry is reached: ("item", its key or index) or ("attribute", its name)."""
@@ -73,11 +73,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
 
 def memories_of(value: Any) -> frozenset[int]:
     """What tells the memory of the tensors in a value; that of another kind of tensors than dense ones is not told."""
-    found = set()
-    for tensor in (t for t in tensors_in(value) if t.layout is torch.strided):
-        with contextlib.suppress(NotImplementedError, RuntimeError):  # of wrappers, which have none
-            found.add(tensor.untyped_storage()._cdata)
-    return frozenset(found)
+    found = (storage_of(t) for t in tensors_in(value) if t.layout is torch.strided)
+    return frozenset(place for place in found if place is not None)
 
 
 def is_structure(value: Any) -> bool:
@@ -102,6 +99,18 @@ def entries(value: Any) -> list[tuple[Key, Any]]:
     if isinstance(value, (tuple, list)):
         return [(("item", i), v) for i, v in enumerate(value)]
     return [(("attribute", k), v) for k, v in (attributes_of(value) or {}).items()]
+
+
+def held_in(value: Any) -> dict[Key, Any] | None:
+    """What a result holds, by where: also what lies in slots. None of what is no container and no plain object."""
+    if isinstance(value, (nn.Module, type, types.FunctionType, types.ModuleType, Tensor, *PLAIN)):
+        return None
+    if not isinstance(value, Mapping) and hasattr(value, "items"):
+        return {("item", key): entry for key, entry in value.items()}
+    slots = {("attribute", name): content(slot, value) for name, slot in slots_of(value)}
+    if not (slots or is_structure(value)):
+        return None
+    return {**dict(entries(value)), **{key: entry for key, entry in slots.items() if entry is not NOTHING}}
 
 
 def contents(value: Any) -> list[Any]:
