@@ -230,7 +230,7 @@ def _choose(asked: Asked, surgery: Surgery) -> tuple[Choice, fx.Graph | None, li
     return (
         view_choice(asked.backward, surgery, viewed),
         viewed.graph,
-        [*notes, *view_notes(surgery, asked.views)],
+        [*notes, *view_notes(surgery, viewed)],
     )
 
 

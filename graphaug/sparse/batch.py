@@ -10,6 +10,7 @@ from torch import Tensor, fx
 from graphaug.capture.dataflow import data_dependent
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
+from graphaug.proof.independence.places import Meeting
 
 
 @dataclass(frozen=True)
@@ -21,12 +22,14 @@ class Viewed:
         cut: the augmentation's node in it.
         batch: the values of its nodes as they are without views, at two batch sizes.
         times: how many views.
+        draws: what is drawn once for all views and used behind the cut, beside what is drawn before it.
     """
 
     graph: fx.Graph
     cut: fx.Node
     batch: Batch
     times: int
+    draws: tuple[Meeting, ...] = ()
 
 
 @dataclass(frozen=True)

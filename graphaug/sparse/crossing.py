@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import memory, written, written_memory
+from graphaug.capture.dataflow import before, memory, written, written_memory
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
+from graphaug.proof.independence.places import Meeting
 from graphaug.proof.independence.samples import proofs_of
 from graphaug.sparse.batch import Batch
 from graphaug.sparse.tuples import together
@@ -29,6 +30,7 @@ class Entering:
         place: where the rows lie in it; None of a size.
         kinds: of a size, which of its numbers count the rows, as `Batch.merge_of` tells.
         shared: whether nothing writes into its memory, so that one copy is enough for all users.
+        draws: what was drawn for the values that enter, as far as it can be told.
     """
 
     node: fx.Node
@@ -36,6 +38,7 @@ class Entering:
     place: Rows | None
     kinds: Any
     shared: bool
+    draws: tuple[Meeting, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,41 @@ def entering(
             if place is None and not proof.nothing:
                 raise SparseBackwardError(f"{describe(node)} {where}, and {proof.meeting}")
             if place is not None:
-                made.append(Entering(node, takers, place, None, shared))
+                made.append(Entering(node, takers, place, None, shared, proof.draws))
         elif node.op != "get_attr":
             kinds = _kinds(node, known, where)
             if _counts(kinds):
                 made.append(Entering(node, takers, None, kinds, shared))
     return made
+
+
+def made_of_sizes(graph: fx.Graph, cut: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
+    """The tensors that only a part behind a cut uses, made of sizes and of what the model owns: noise, targets, tables.
+
+    For other sizes they are others, so that whoever changes how many rows there are has them made for these.
+    """
+    ahead = before(cut)
+    alone: set[fx.Node] = set()
+    for node in graph.nodes:
+        makes = node.op in ("call_function", "call_method") and set(node.all_input_nodes) <= alone
+        if node.op == "get_attr" or makes or _is_plain(node):
+            alone.add(node)
+    found: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        read = [n for n in node.all_input_nodes if not _is_plain(n)]
+        made = node.op != "get_attr" and node in alone and set(read) <= alone
+        of_sizes = any(n.op != "get_attr" for n in (read if _is_plain(node) else node.all_input_nodes))
+        if made and of_sizes and node not in ahead and all(u in inside or u in found for u in node.users):
+            found.add(node)
+    return found
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Whether a value is known, and holds no tensor."""
+    value = value_of(node)
+    return value is not UNKNOWN and not any(
+        isinstance(leaf, Tensor) for leaf in torch.utils._pytree.tree_leaves(value)
+    )
 
 
 def _kinds(node: fx.Node, known: Known, where: str) -> Any:

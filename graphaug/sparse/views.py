@@ -14,7 +14,7 @@ from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.proof.prefix import prefix_modules
 from graphaug.sparse.batch import Batch, Viewed, check_single
 from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
-from graphaug.sparse.crossing import Entering, Known, copied, entering
+from graphaug.sparse.crossing import Entering, Known, copied, entering, made_of_sizes
 from graphaug.sparse.tuples import together
 from graphaug.surgery.called.views import multiplied, repeated
 
@@ -22,8 +22,8 @@ from graphaug.surgery.called.views import multiplied, repeated
 def with_views(surgery: Surgery, times: int) -> Viewed:
     """A training graph whose suffix runs on ``times`` as many rows: ``[h; …; h]`` enters the augmentation.
 
-    What the suffix takes from elsewhere (masks, sizes, inputs) is repeated with its rows; what holds nothing of any
-    row (parameters, position tables) stays as it is.
+    What the suffix takes from elsewhere (masks, sizes, inputs) is repeated with its rows; what it makes of sizes
+    (noise, targets) is made for all views; what holds nothing of any row (parameters, position tables) stays as it is.
 
     Args:
         surgery: the rewrite, of one site; its graph is left as it is.
@@ -62,9 +62,9 @@ def view_choice(backward: str, surgery: Surgery, viewed: Viewed) -> Choice:
     return dataclasses.replace(choice, reason=once + why)
 
 
-def view_notes(surgery: Surgery, times: int) -> list[str]:
+def view_notes(surgery: Surgery, viewed: Viewed) -> list[str]:
     """What views share that copies of the input would not."""
-    notes = []
+    notes, times = [], viewed.times
     proof = surgery.samples.proofs[0] if surgery.samples.proofs else None
     if proof is not None and proof.statistics:
         notes.append(
@@ -79,6 +79,15 @@ def view_notes(surgery: Surgery, times: int) -> list[str]:
         notes.append(
             f"views: the {times} views of a row share the dropout before the cut, as of '{drops[0]}'"
         )
+    modules = dict(surgery.structure.model.named_modules())
+    drawn = dict.fromkeys(
+        (draw.op, draw.module if draw.module in modules else "", draw.line)
+        for draw in (*(proof.draws if proof is not None else ()), *viewed.draws)
+        if draw.module not in drops
+    )
+    for op, module, line in drawn:
+        where = f" in '{module}'" if module else ""
+        notes.append(f"views: the {times} views of a row share what '{op}' draws{where}{line}")
     return notes
 
 
@@ -89,14 +98,18 @@ def _viewed(surgery: Surgery, times: int, batch: Batch) -> Viewed:
     cut, back = mapping[surgery.cuts[0]], {new: old for old, new in mapping.items()}
     dim = min(samples.dims.values(), default=0)
     known = Known(batch, back, structure.model, structure.signature.examples, surgery.captured.constants, dim)
-    for value in entering(graph, behind(cut) - {cut}, known, "passes around the cut", {cut}):
+    inside = behind(cut) - {cut}
+    inside |= made_of_sizes(graph, cut, inside)
+    values = entering(graph, inside, known, "passes around the cut", {cut})
+    for value in values:
         _repeat(graph, value, times)
     with graph.inserting_before(cut):
         once = graph.call_function(repeated, (cut.args[0], place.dim, place.outer, times))
     cut.replace_input_with(cut.args[0], once)  # type: ignore[arg-type]
     once.meta["value"] = value_of(cut)
     graph.lint()
-    return Viewed(graph, cut, Batch(graph, batch.sizes, _others(graph, batch, back)), times)
+    draws = tuple(dict.fromkeys(draw for value in values for draw in value.draws))
+    return Viewed(graph, cut, Batch(graph, batch.sizes, _others(graph, batch, back)), times, draws)
 
 
 def _others(graph: fx.Graph, batch: Batch, back: dict[fx.Node, fx.Node]) -> dict[fx.Node, Any]:

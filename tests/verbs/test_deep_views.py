@@ -294,3 +294,89 @@ def test_options_that_views_do_not_have_are_refused() -> None:
     for views in (0, -1, 1.5, True, "2", None):
         with pytest.raises(InvalidOption, match="whole number of views"):
             ga.rewrite(TextNet(), "blocks.1", views=views)
+
+
+class Behind(nn.Module):
+    """Something made of sizes, behind the cut in the graph but not computed from it."""
+
+    def __init__(self, made: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.made = made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.made(x, self.last(self.second(self.first(x))))
+
+
+def contrasted(x: Tensor, h: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(h @ h.T, torch.arange(x.shape[0]))
+
+
+SIZED: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "targets": contrasted,
+    "targets by size": lambda x, h: nn.functional.cross_entropy(h @ h.T, torch.arange(x.size(0))),
+    "a table of pairs": lambda x, h: (h @ h.T * (1 - torch.eye(x.shape[0], dtype=h.dtype))).sum(1),
+    "what is made of it": lambda x, h: h * (torch.zeros(x.shape[0]).double() + torch.arange(x.shape[0]))[:, None],
+    "its own shape": lambda x, h: (h @ h.T * torch.ones(x.shape[0], x.shape[0]).tril().view(x.shape[0], -1)).sum(1),
+    "filled in place": lambda x, h: (h @ h.T * torch.zeros(x.shape[0], x.shape[0]).fill_diagonal_(1)).sum(1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("made", SIZED.values(), ids=SIZED)
+def test_what_is_made_of_sizes_is_made_for_all_views(made: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """Oracle: the model on [x; x; x]."""
+    torch.manual_seed(0)
+    model, x = Behind(made).double(), torch.randn(4, 4, dtype=torch.float64)
+    aug = ga.rewrite(model, "second", rate=0.0, views=3, example_inputs=x).train()
+    for rows in (4, 2):
+        torch.testing.assert_close(aug(x[:rows]), model(torch.cat([x[:rows]] * 3)))
+    assert "ok" in str(ga.verify(aug, x))
+
+
+def test_noise_by_size_is_drawn_for_each_view() -> None:
+    model = Behind(lambda x, h: h + torch.randn(x.shape[0], h.shape[1]))
+    x = torch.randn(4, 4)
+    aug = ga.rewrite(model, "second", rate=0.0, views=2, example_inputs=x).train()
+    first, second = aug(x).chunk(2)
+    assert bool((first != second).all())
+    assert not aug.plan.notes
+    assert "gradients equal those of forward hooks" in str(
+        ga.verify(aug, x)
+    )  # on [x; x], with the same draws
+
+
+class Noisy(nn.Module):
+    def forward(self, h: Tensor) -> Tensor:
+        return h + torch.randn_like(h)
+
+
+def test_what_is_drawn_once_for_all_views_is_said() -> None:
+    x = torch.randn(4, 4)
+    for model, said in (
+        (nn.Sequential(nn.Linear(4, 4), Noisy(), nn.Linear(4, 4), nn.Linear(4, 2)), "draws in '1'"),
+        (Behind(lambda x, h: h + torch.randn_like(x)), "share what 'randn_like' draws"),
+    ):
+        site = "2" if isinstance(model, nn.Sequential) else "second"
+        aug = ga.rewrite(model, site, rate=0.0, views=2, example_inputs=x).train()
+        assert said in " ".join(aug.plan.notes)
+        first, second = aug(x).chunk(2)
+        assert torch.equal(first, second)
+
+
+def test_what_both_sides_of_the_cut_use_is_made_once_or_refused() -> None:
+    class Both(nn.Module):
+        def __init__(self, table: Callable[[int], Tensor]) -> None:
+            super().__init__()
+            self.first, self.second, self.table = nn.Linear(4, 4), nn.Linear(4, 4), table
+
+        def forward(self, x: Tensor) -> Tensor:
+            noise = self.table(x.shape[0])
+            return self.second(self.first(x + noise[:, None])) + noise[:, None]
+
+    x = torch.randn(4, 4)
+    aug = ga.rewrite(Both(torch.randn), "first", rate=0.0, views=2, example_inputs=x).train()
+    assert "share what 'randn' draws" in " ".join(aug.plan.notes)
+    first, second = aug(x).chunk(2)
+    assert torch.equal(first, second)
+    with pytest.raises(InvalidOption, match="each row's own number"):
+        ga.rewrite(Both(torch.arange), "first", views=2, example_inputs=x)

@@ -65,6 +65,7 @@ class Follow(States, TorchDispatchMode):
         States.__init__(self, count, paths, owned, stop)
         TorchDispatchMode.__init__(self)
         self.statistics: list[Meeting] = []
+        self.draws: list[Meeting] = []
         self.ops = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -87,6 +88,8 @@ class Follow(States, TorchDispatchMode):
         with self.count.kernel():
             result = _padded(*args[:2]) if func is _PAD else func(*args, **kwargs)
         if isinstance(func, OpOverload) and func.namespace != "prim":
+            if self._draws(func, args, kwargs):
+                self.draws.append(self._meeting(func, Meets("draws", "draw")))
             self._follow(func, args, kwargs, result)
         return result
 
@@ -212,13 +215,17 @@ class Follow(States, TorchDispatchMode):
 
     def _without_rows(self, func: OpOverload, args: Any, kwargs: Any) -> State:
         """What is made of constants: one draw of it would be another one for each part of the rows."""
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return None
-        call = Call(func, args, kwargs, None, self.state, self.size)
-        off = (call["dropout_p"] == 0 if "dropout_p" in call.given else False) or call["train"] is False
-        if off or (call.name in ("native_dropout", "dropout") and call["p"] == 0):
+        if not self._draws(func, args, kwargs):
             return None
         return self._meeting(func, Meets("draws once for all rows", "draw"))
+
+    def _draws(self, func: OpOverload, args: Any, kwargs: Any) -> bool:
+        """Whether an operation draws from a generator, a dropout that is off not."""
+        if torch.Tag.nondeterministic_seeded not in func.tags:
+            return False
+        call = Call(func, args, kwargs, None, self.state, self.size)
+        off = (call["dropout_p"] == 0 if "dropout_p" in call.given else False) or call["train"] is False
+        return not (off or (call.name in ("native_dropout", "dropout") and call["p"] == 0))
 
     def _targets(self, func: OpOverload, args: Any, kwargs: Any) -> list[Tensor]:
         names = written(func)

@@ -11,6 +11,7 @@ from graphaug.augment.rows import Rows
 
 __all__ = [
     "NOTHING",
+    "NUMBERS",
     "Kind",
     "Meeting",
     "Meets",
@@ -27,6 +28,7 @@ __all__ = [
 Kind = Literal["coupled", "statistics", "place", "draw", "state", "decision", "failure", "unknown"]
 Verdict = Literal["proved", "coupled", "statistics", "unknown"]
 NOTHING = "the value holds nothing of any row"
+NUMBERS = "it holds each row's own number"
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class Proof:
         place: where the samples lie in the value, or None if that cannot be told.
         meeting: the first operation at which rows meet or are lost, or None.
         statistics: every normalisation by statistics of the batch.
+        draws: every operation of the trace that draws random numbers.
         operations: how many operations were followed.
         sizes: where they lie as far as sizes tell: the one dimension that is as long as there are rows.
         least: the least number of rows that it holds for: 1, or 2 where the code asks whether there is more than one.
@@ -88,6 +91,7 @@ class Proof:
     operations: int = 0
     sizes: Rows | None = None
     least: int = 1
+    draws: tuple[Meeting, ...] = ()
 
     @property
     def nothing(self) -> bool:

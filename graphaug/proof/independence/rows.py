@@ -15,7 +15,7 @@ from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.outside import Outside, stated
-from graphaug.proof.independence.places import NOTHING, Meeting, Proof, Rows, State, Verdict
+from graphaug.proof.independence.places import NOTHING, NUMBERS, Meeting, Numbers, Proof, Rows, State, Verdict
 from graphaug.proof.independence.symbols import PRIME, RowCount
 from graphaug.proof.independence.watch import Watch, following, names_the_question
 from graphaug.proof.independence.where import module_paths
@@ -288,10 +288,11 @@ def _verdict(
     ):
         meeting = against  # what is known of the forward counts more than what is not known of an operation
     if meeting is None and place is None:
-        meeting = Meeting("place", "", NOTHING)
+        meeting = Meeting("place", "", NUMBERS if isinstance(state, Numbers) else NOTHING)
     verdict: Verdict = "proved"
     if meeting is not None:
         verdict = "unknown" if meeting.kind in ("unknown", "failure") else "coupled"
     elif follow.statistics:
         verdict, meeting = "statistics", follow.statistics[0]
-    return Proof(verdict, place, meeting, tuple(follow.statistics), follow.ops, sizes, follow.count.least)
+    known = (tuple(follow.statistics), follow.ops, sizes, follow.count.least, tuple(follow.draws))
+    return Proof(verdict, place, meeting, *known)
