@@ -205,7 +205,7 @@ def check_sites(
 
     Raises:
         BypassedSite: one does not separate the input from the output, and that is not allowed.
-        SiteNotFound: its value can be no batch of activations.
+        SiteNotFound: its value can be no batch of activations, or is complex.
     """
     flow = data_graph(graph)
     notes = {}
@@ -213,6 +213,10 @@ def check_sites(
         value = value_of(cut)
         if value is not UNKNOWN and cut not in flow:
             raise SiteNotFound(f"'{target}' {_no_activations(value, graph)}")
+        if isinstance(value, Tensor) and value.is_complex():
+            raise SiteNotFound(
+                f"'{target}' holds complex numbers, for which no augmentation is defined: choose a site with real ones."
+            )
         if isinstance(value, Tensor) and value.dim() < 2 and (not value.dim() or _has_features(graph)):
             raise SiteNotFound(
                 f"'{target}' holds a tensor of shape {tuple(value.shape)}, and an augmentation needs features beside "

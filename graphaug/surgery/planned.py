@@ -9,6 +9,7 @@ from torch import fx, nn
 from graphaug.augment.rows import Rows
 from graphaug.augment.site import Augmentation, none_augmented
 from graphaug.capture.capture import Captured
+from graphaug.capture.dataflow import before, behind, carries_gradient, parameters_of
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.surgery.methods import running_methods
@@ -55,6 +56,7 @@ def notes_of(
     return [
         *_placement_notes(requests, placed),
         *_state_notes(captured),
+        *_kept_notes(model, placed),
         *_mode_notes(model),
         *_method_notes(model),
         *_lightning_notes(model, requests[0].target),
@@ -100,6 +102,27 @@ def _state_notes(captured: Captured) -> list[str]:
         notes.append(
             f"what the forward prints or logs ({lines}) the graph does not, in training mode: call the model itself"
         )
+    return notes
+
+
+def _kept_notes(model: nn.Module, placed: Mapping[Target, fx.Node]) -> list[str]:
+    """Of what the forward keeps for a loss, which is no output: that it may pass its gradient around a site."""
+    notes = []
+    for target, cut in placed.items():
+        ahead, later = before(cut) - {cut}, behind(cut)
+        for node in cut.graph.nodes:
+            if node.target is not setattr or node in later:
+                continue
+            value = node.args[2]
+            if not isinstance(value, fx.Node) or not carries_gradient(value_of(value)):
+                continue
+            shared = before(value) & ahead
+            if any(parameters_of(n, model.get_submodule, model.get_parameter) for n in shared):
+                kept = node.meta.get("assigned", f"'{node.args[1]}'")
+                notes.append(
+                    f"'{target}': what {kept} is set to{node.meta.get('line', '')} is computed beside the site, and "
+                    "a loss that is taken of it has its gradient below the cut"
+                )
     return notes
 
 

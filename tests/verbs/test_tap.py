@@ -312,3 +312,109 @@ def test_so_is_a_mapping_of_one_tensor_and_a_tensor_is_not() -> None:
         ga.tap(Outer(dict), ["inner.t", "inner"])
     model, x = Outer(Tensor), torch.randn(3, 4)
     assert torch.equal(ga.tap(model, ["inner", "inner.t"])(x)["inner"], model.inner(x))
+
+
+# --- what no tap is computed from, and stays -------------------------------------------------------------
+
+
+class Shielded(nn.Module):
+    """A frozen backbone under no_grad, with a region in a region, and a trained head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.neck, self.head = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            h = self.backbone(x)
+            with torch.enable_grad():
+                h = h + self.neck(x).relu()
+        return self.head(self.neck(h).relu())
+
+
+class Momentum(nn.Module):
+    """MoCo's update of the keys' encoder in the forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(6, 4), nn.Linear(6, 4).requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self) -> None:
+        for p, q in zip(self.k.parameters(), self.q.parameters(), strict=True):
+            p.mul_(0.5).add_(q, alpha=0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q = self.q(x)
+        with torch.no_grad():
+            self.update()
+            k = self.k(x)
+        return (q * k).sum(1)
+
+
+class TwoTowers(nn.Module):
+    """Dropout in a branch that the second one is not computed from."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.first, self.second = nn.Dropout(0.5), nn.Dropout(0.5)
+        self.norm = nn.BatchNorm1d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.c(self.norm(self.first(self.a(x))) + self.second(self.b(x)))
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize(
+    ("make", "site"),
+    [
+        (Shielded, "backbone"),
+        (Shielded, "neck@0"),
+        (Shielded, "neck@1"),
+        (Momentum, "k"),
+        (Momentum, "q"),
+        (TwoTowers, "second"),
+        (TwoTowers, "first"),
+    ],
+)
+@pytest.mark.few(14)
+def test_what_runs_before_the_site_is_run(make: Callable[[], nn.Module], site: str, train: bool) -> None:
+    """Oracle: a hook on a copy of the model: value, gradients, what is left changed; and the grad mode stays."""
+    torch.manual_seed(0)
+    model, x = make().train(train), torch.randn(4, 6)
+    twin, taken = copy.deepcopy(model), []
+    path, _, call_number = site.partition("@")
+
+    def hook(module: nn.Module, args: Any, out: Tensor) -> None:
+        taken.append(out)
+
+    twin.get_submodule(path).register_forward_hook(hook)
+    tapped = ga.tap(model, site, example_inputs=x).train(train)
+    torch.manual_seed(3)
+    twin(x)
+    torch.manual_seed(3)
+    value = tapped(x)[site]
+    seen = taken[int(call_number or 0)]
+    assert torch.is_grad_enabled()
+    assert torch.equal(value, seen)
+    assert value.requires_grad == seen.requires_grad
+    if seen.requires_grad:
+        seen.square().sum().backward()
+        value.square().sum().backward()
+        for (name, p), q in zip(model.named_parameters(), twin.parameters(), strict=True):
+            assert (p.grad is None) == (q.grad is None), name
+            if p.grad is not None and q.grad is not None:
+                torch.testing.assert_close(p.grad, q.grad)
+    behind = {"first": "norm.", "q": "k."}.get(site, "-")  # what lies behind the last site is not run
+    for (name, mine), theirs in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
+        if not name.startswith(behind):
+            assert torch.equal(mine, theirs), name
+    assert "bit-equal to what forward hooks see" in str(ga.verify(tapped, x))
+
+
+def test_compiled_it_keeps_regions_without_gradients() -> None:
+    model, x = Shielded(), torch.randn(4, 6)
+    tapped = torch.compile(ga.tap(model, "backbone", example_inputs=x), fullgraph=True, backend="aot_eager")
+    assert not tapped(x)["backbone"].requires_grad
+    assert torch.is_grad_enabled()

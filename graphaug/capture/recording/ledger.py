@@ -16,6 +16,7 @@ from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.values.handles import Handle
+from graphaug.capture.recording.values.labels import Labels
 from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import (
     DEPTH,
@@ -51,12 +52,14 @@ class Ledger:
         fake_mode: what makes the model's tensors fake.
         given: the example's value of every input.
         home: where tensors on the meta device are taken to lie.
+        labels: what was set on tensors.
     """
 
     def __init__(self, root: nn.Module, session: Session, nodes: Nodes, answers: Answers) -> None:
         self.session, self.nodes, self.answers = session, nodes, answers
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.home = torch.device("cpu")
+        self.labels = Labels()
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self.owned = tensor_names(root)
         self.constants: dict[str, Any] = {}
@@ -75,6 +78,7 @@ class Ledger:
         self._kept.append(value)  # its id is its name: it may not be given to another object
         if isinstance(value, Tensor):
             self._origins[id(value)] = (node, keys)
+            self.labels.note(value)
             return
         if not is_structure(value) or len(keys) > DEPTH:
             return

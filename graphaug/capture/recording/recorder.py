@@ -110,6 +110,9 @@ class Recorder(TorchFunctionMode):
         """
         self.modes.check(module=kind == "call_module")
         kwargs = dict(kwargs or {})
+        if kind == "call_module":
+            given = (f"{str(target)!r} is given", self.session.refuse, lambda: self._is_of_users(target))
+            self.session.call_unrecorded(self.ledger.labels.check, (args, kwargs), *given)
         lowered = self.ledger.lower(args), {k: self.ledger.lower(v) for k, v in kwargs.items()}
         handed: dict[Any, tuple[Any, Any]] = dict(enumerate(zip(args, lowered[0], strict=True)))
         handed.update((key, (value, lowered[1][key])) for key, value in kwargs.items())
@@ -126,6 +129,11 @@ class Recorder(TorchFunctionMode):
         if kind == "call_module":
             self._check_lineage(node, outcome.value)
         return node, outcome.value
+
+    def _is_of_users(self, path: str) -> bool:
+        """Whether a closed module, or one inside of it, has code of its own, which torch's have not."""
+        within = (m for m, at in self.ledger.paths.items() if at == path or at.startswith(f"{path}."))
+        return any(type(m).__module__.partition(".")[0] != "torch" for m in within)
 
     def _check_lineage(self, node: fx.Node, value: Any) -> None:
         """Note what passes from one closed module to another beside the arguments.

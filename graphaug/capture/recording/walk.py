@@ -134,6 +134,7 @@ class Walk:
                 with recorder, self.session.unrecorded():
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     recorder.modes.check()
+                    self.ledger.labels.check(result, "it returns", self.session.refuse)
                     self.held = tuple(self._held())
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})

@@ -53,8 +53,8 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
                     f"'{site.request.target}': with every row stopped, {name!r} below the cut still has a gradient of "
                     f"up to {float(gradient.abs().max()):.2g}: something passes around the augmentation."
                 )
-        count = len(before)
-        yield f"'{site.request.target}': with every row stopped, none of {count} parameters below has a gradient"
+        none = f"none of {len(before)} parameters below has a gradient of the output"
+        yield f"'{site.request.target}': with every row stopped, {none}"
 
 
 def acting(augmentation: Augmentation) -> contextlib.AbstractContextManager[None]:

@@ -50,6 +50,8 @@ _ASKED = (
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
+_TRACED_BY_TORCH = ("cond", "while_loop")
+"""Control flow that torch's compiler traces when it is called."""
 _TO_DLPACK: Any = vars(torch.utils.dlpack)["to_dlpack"]
 
 
@@ -87,6 +89,10 @@ class UnseenCalls:
         for name in _SEEDS:
             for owner in (o for o in (torch, torch.random) if hasattr(o, name)):
                 method(owner, name, self._seed)
+        for name in (n for n in _TRACED_BY_TORCH if hasattr(torch, n)):
+            refused = functools.partial(self._traced_by_torch, name)
+            self._by_function[getattr(torch, name)] = refused
+            method(torch, name, refused)
         method(torch, "from_numpy", self._from_numpy)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
@@ -157,6 +163,9 @@ class UnseenCalls:
             self.prints[user_line().strip(" ()")] = None
         else:
             original(logger, record)
+
+    def _traced_by_torch(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+        raise self.recorder.session.refuse(f"it calls torch.{name}, whose branches torch itself traces")
 
     def _from_numpy(self, original: Any, values: Any) -> Any:
         """An array of the user's as a tensor: the array itself, as it is in every call."""
