@@ -209,7 +209,8 @@ class AugmentedModule(fx.GraphModule):
 
         Args:
             context: ``labels`` (B,), integers; ``mask`` (B, T) of real tokens; ``source``, the activation of another
-                input, with B rows or one; ``generator``, not compiled.
+                input, with B rows or one; ``generator``, of what a transform draws, not compiled: which rows are
+                augmented, and the units of `rewrite`'s own dropout, are drawn by torch's.
 
         Raises:
             InvalidOption: something else.
