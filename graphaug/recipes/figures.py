@@ -49,6 +49,14 @@ FIGURES: tuple[Figure, ...] = (
         asks=("a file of sentences", "SentEval's directory with STS/ and SICK/"),
         base=text_settings,
     ),
+    Figure(
+        "crops",
+        "SimCSE beside crops of the sentence, and deep views beside two passes",
+        "Deep Augmentation is ahead of crops, and deep views of two passes (asked)",
+        text_figures.beside_crops,
+        asks=("a file of sentences", "SentEval's directory with STS/ and SICK/"),
+        base=text_settings,
+    ),
     Figure("fig9-10", UNKNOWN, UNKNOWN, also=("fig9", "fig10"), missing="it is not known what to run"),
     Figure("fig11-12", UNKNOWN, UNKNOWN, also=("fig11", "fig12"), missing="it is not known what to run"),
     Figure(

@@ -98,6 +98,25 @@ def test_the_claims_are_of_each_objective_against_itself(tmp_path, data):
     }
 
 
+def test_crops_and_deep_views_stand_beside_simcse_and_run(tmp_path, data):
+    plan = planned("crops", tmp_path / "out", data=data, at=[1, 2]).plan
+    configs = {s.name: s.config for s in plan.settings}
+    plain = configs[PLAIN]
+    assert configs["crops of 90%"] == replace(plain, crop=0.9)
+    assert configs["site 2, deep views"] == replace(plain, at=(2,), deep_views=True, rate=0.25, subset=1.0)
+    assert configs["site 1, stopped"].rate == 0.125
+    assert len(configs) == 1 + 2 + 4 + 2
+    assert all(name in configs for c in plan.claims for m in c.members for name in (m.setting, *m.behind))
+    few = tuple(
+        replace(s, config=replace(s.config, sentences=40, batch_size=8))
+        for s in plan.settings
+        if s.name in ("crops of 50%", "site 1, deep views")
+    )
+    sweep = planned("crops", tmp_path / "out", data=data, at=[1], seeds=1)
+    outcomes, _ = run(replace(sweep, plan=replace(plan, settings=few)))
+    assert all(o[0].failed is o[0].diverged is None for o in outcomes.values())
+
+
 def test_a_model_is_a_size_or_an_encoder_and_has_its_own_blocks(tmp_path, data):
     sized = planned("fig8", tmp_path / "out", data=data, model="bert-mini").plan
     assert (sized.marks, sized.settings[0].config.from_config) == (("1", "2", "3", "4"), "bert-mini")
