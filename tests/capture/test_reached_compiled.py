@@ -1,8 +1,12 @@
 """Changes after compiling that torch's compiler has to see by itself: it compiles anew, and then all is compared."""
 
 import collections
+import enum
 import functools
+import logging
+import re
 
+import numpy as np
 import pytest
 import torch
 from compiling import check_noticed_when_compiled
@@ -63,3 +67,106 @@ CHANGES = {
 def test_a_change_after_compiling_is_noticed(what):
     aug = ga.rewrite(Net(), "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
     check_noticed_when_compiled(aug, torch.randn(3, 4), CHANGES[what])
+
+
+# --- what lists, dicts and sets hold ------------------------------------------------------------------------
+
+
+class Named(enum.Enum):
+    ONE = 1
+
+
+HELD = {
+    "numbers": (1.0, 2.0),
+    "a pattern": re.compile("a"),
+    "a pattern and its text": (re.compile("a"), "x"),
+    "in each other": ((1, (2, 3)), ()),
+    "a named tuple": Gains(2.0),
+    "a size": torch.Size([1]),
+    "a partial": functools.partial(torch.mul, other=2.0),
+    "a frozenset": frozenset({1}),
+    "a frozenset in a tuple": (frozenset({1}), 2),
+    "a set": {1},
+    "a dict": {"a": (1, 2)},
+    "a range": range(3),
+    "a slice": slice(1, 2),
+    "a function": lambda h: h,
+    "a method": "a".upper,
+    "a builtin": len,
+    "an autograd function": torch.autograd.Function,
+    "a class": Net,
+    "an enum": Named.ONE,
+    "an array": np.ones(2),
+    "a logger": logging.getLogger("held"),
+    "a tensor": torch.ones(1),
+    "a module": nn.ReLU(),
+    "nan": float("nan"),
+    "none": None,
+}
+LISTED: list = []
+MAPPED: dict = {}
+MEMBERS: set = set()
+
+
+class Goes(nn.Module):
+    """Goes through containers of its file, and does nothing with most of what they hold."""
+
+    def __init__(self, through: str) -> None:
+        super().__init__()
+        self.first, self.last, self.through = nn.Linear(4, 4), nn.Linear(4, 4), through
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        if self.through == "list":
+            for held in LISTED:
+                h = h * 2 if held is Ellipsis else h
+        elif self.through == "dict":
+            for held in MAPPED.values():
+                h = h * 2 if held is Ellipsis else h
+        elif "more" in MEMBERS:
+            h = h * 2
+        return self.last(h)
+
+
+@pytest.fixture
+def held():
+    yield
+    LISTED.clear()
+    MAPPED.clear()
+    MEMBERS.clear()
+
+
+@pytest.mark.parametrize("through", ["list", "dict"])
+@pytest.mark.parametrize("what", HELD)
+@pytest.mark.few(6)
+def test_what_containers_hold_compiles(what, through, held):
+    """Of each kind of value, in the place of which torch's compiler may make another: nothing was changed."""
+    LISTED.append(HELD[what])
+    MAPPED["key"] = HELD[what]
+    aug = ga.rewrite(Goes(through), "first", example_inputs=torch.randn(4, 4)).train()
+    torch._dynamo.reset()
+    fast = torch.compile(aug, fullgraph=True, backend="eager")
+    fast(torch.randn(3, 4)).sum().backward()
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        fast(torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("through", "change"),
+    [
+        ("list", lambda m: LISTED.append(1)),
+        ("list", lambda m: LISTED.__setitem__(0, (1.0, 3.0))),
+        ("list", lambda m: LISTED.__setitem__(0, (1.0, 2.0, 3.0))),
+        ("list", lambda m: LISTED.__setitem__(1, ((1, (2, 4)), "b"))),
+        ("dict", lambda m: MAPPED.__setitem__("a", (1, (2, 4)))),
+        ("set", lambda m: MEMBERS.add("more")),
+        ("set", lambda m: MEMBERS.discard("some")),
+    ],
+)
+@pytest.mark.few(3)
+def test_what_is_changed_in_containers_is_noticed(through, change, held):
+    LISTED.extend([(1.0, 2.0), ((1, (2, 3)), "b")])
+    MAPPED["a"] = (1, (2, 3))
+    MEMBERS.update({"some", "thing"})
+    aug = ga.rewrite(Goes(through), "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
+    check_noticed_when_compiled(aug, torch.randn(3, 4), change)

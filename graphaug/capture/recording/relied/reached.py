@@ -33,18 +33,22 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
+How = str | tuple["How", ...]
+"""See `_how`."""
+
+
 class Array(list[Any]):
     """The numbers of an array."""
 
 
 _NOT_TOLD = (
-    tuple,
-    functools.partial,
     np.ndarray,
     Array,
     logging.Logger,
     set,
     frozenset,
+    range,
+    slice,
     contextvars.ContextVar,
 )
 _NOT_COMPILED = ("table", "bytes")
@@ -65,9 +69,8 @@ class Reached:
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
-        told: whether torch's compiler can tell what was there from something else. Seen before it compiles: torch 2.11
-            cannot ask whether a logger is an instance of something.
-        in_parts: how it can tell so nevertheless: by the "entries" of a tuple, the "identity" of a partial function.
+        how: how torch's compiler can tell what was there from something else, see `_how`; of what has entries, of each.
+            Seen before it compiles: torch 2.11 cannot ask whether a logger is an instance of something.
         number: which of the things with its name it is.
     """
 
@@ -77,8 +80,7 @@ class Reached:
     key: Any
     expected: Any
     within: Reached | None = None
-    told: bool = field(init=False)
-    in_parts: str = field(init=False, default="")
+    how: How = field(init=False)
     _look: Any = field(init=False, default=None)
     number: int = 0
 
@@ -92,13 +94,14 @@ class Reached:
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         if self.kind == "property":
             unseen = not COMPILES_PROPERTIES
-        object.__setattr__(self, "told", not unseen and not isinstance(self.expected, _NOT_TOLD))
-        if not unseen and self.kind in ("attribute", "item"):
-            kinds = ((tuple, "entries"), (functools.partial, "identity"))
-            object.__setattr__(
-                self, "in_parts", next((p for k, p in kinds if isinstance(self.expected, k)), "")
-            )
-
+        how: How = "" if unseen else _how(self.expected)
+        if self.kind == "members" and not unseen:
+            how = "is"
+        elif how == "is" and self.kind == "entries":
+            how = tuple(map(_how, self.expected))
+        elif how not in ("is", "") and self.kind not in ("attribute", "item"):
+            how = ""
+        object.__setattr__(self, "how", how)
         object.__setattr__(self, "_look", _look_up(self.kind, self.holder, self.key, self.expected))
 
     def is_read(self, reads: AbstractSet[tuple[int, str]]) -> bool:
@@ -133,12 +136,12 @@ class Reached:
 
     def holds(self) -> bool:
         """Whether it is what it was."""
-        if self.kind == "property" and torch.compiler.is_compiling() and not self.told:
+        if self.kind == "property" and torch.compiler.is_compiling() and self.how == "":
             return True  # the compiler cannot even read what is expected
         if self.expected is CHANGED:
             return False
-        if torch.compiler.is_compiling() and not self.told:
-            return not self.in_parts or self._holds_in_parts()
+        if torch.compiler.is_compiling() and self.how != "is":
+            return self.how == "" or _same(self.how, self._now(), self.expected)
         if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
             return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
@@ -156,13 +159,6 @@ class Reached:
             else _is(now, self.expected)
         )
 
-    def _holds_in_parts(self) -> bool:
-        now, before = self._now(), self.expected
-        if self.in_parts == "identity":
-            return id(now) == id(before)
-        same = type(now) is type(before) and len(now) == len(before)
-        return same and all(a == b for a, b in zip(now, before, strict=True) if is_plain(b))
-
     def _now(self) -> Any:
         if self.kind == "attribute":
             return getattr(self.holder, self.key, GONE)
@@ -175,7 +171,7 @@ class Reached:
         if self.kind == "property":
             return getattr(type(self.holder), self.key, GONE)
         if self.kind == "item":
-            if self.told or self.in_parts:
+            if self.how != "":
                 return self.holder.get(self.key, GONE)
             return (
                 dict.get(self.holder, self.key, GONE)
@@ -225,6 +221,32 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
     there = (d for d in held if type(d) is dict and d.get(key, GONE) is expected)
     found = next(there, None) if of_object and expected is not GONE and expected is not None else None
     return None if found is None else found.get
+
+
+def _how(value: Any) -> How:
+    """How torch's compiler can tell a value from another: "" if it cannot.
+
+    "is" by itself, "identity" by its id, and a tuple entry by entry: it makes tuples anew, and none is another.
+    """
+    if isinstance(value, functools.partial):
+        return "identity"
+    if isinstance(value, tuple):
+        return tuple(map(_how, value))
+    bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType)
+    of_gradients = isinstance(value, type) and issubclass(value, torch.autograd.Function)
+    return "" if bound or of_gradients or isinstance(value, _NOT_TOLD) else "is"
+
+
+def _same(how: How, a: Any, b: Any) -> bool:
+    """Whether two are the same, as far as torch's compiler can tell; it goes through this."""
+    if how == "":
+        return True
+    if how == "is":
+        return _is(a, b)
+    if how == "identity":
+        return id(a) == id(b)
+    alike = len(a) == len(b) and (type(a) is type(b) or isinstance(b, list))
+    return alike and all(_same(part, x, y) for part, x, y in zip(how, a, b, strict=True))
 
 
 def _is(a: Any, b: Any) -> bool:
