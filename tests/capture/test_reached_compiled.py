@@ -76,6 +76,11 @@ class Named(enum.Enum):
     ONE = 1
 
 
+@functools.lru_cache
+def cached(number: int) -> int:
+    return number
+
+
 HELD = {
     "numbers": (1.0, 2.0),
     "a pattern": re.compile("a"),
@@ -92,6 +97,7 @@ HELD = {
     "a slice": slice(1, 2),
     "a function": lambda h: h,
     "a method": "a".upper,
+    "a cached function": cached,
     "a builtin": len,
     "an autograd function": torch.autograd.Function,
     "a class": Net,

@@ -51,6 +51,7 @@ _NOT_TOLD = (
     slice,
     contextvars.ContextVar,
 )
+_CACHED = type(functools.lru_cache(lambda: None))
 _NOT_COMPILED = ("table", "bytes")
 """Kinds that torch's compiler cannot look into."""
 
@@ -99,7 +100,7 @@ class Reached:
             how = "is"
         elif how == "is" and self.kind == "entries":
             how = tuple(map(_how, self.expected))
-        elif how not in ("is", "") and self.kind not in ("attribute", "item"):
+        elif how not in ("is", "cached") and self.kind not in ("attribute", "item"):
             how = ""
         object.__setattr__(self, "how", how)
         object.__setattr__(self, "_look", _look_up(self.kind, self.holder, self.key, self.expected))
@@ -226,10 +227,13 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
 def _how(value: Any) -> How:
     """How torch's compiler can tell a value from another: "" if it cannot.
 
-    "is" by itself, "identity" by its id, and a tuple entry by entry: it makes tuples anew, and none is another.
+    "is" by itself; "partial" by the function and what is given to it; "cached" by the function in a cache, as torch
+    2.11 knows no more of it; a tuple entry by entry. Of these it makes others, of which none is the one that was there.
     """
     if isinstance(value, functools.partial):
-        return "identity"
+        return "partial"
+    if isinstance(value, _CACHED):
+        return "cached"
     if isinstance(value, tuple):
         return tuple(map(_how, value))
     bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType)
@@ -243,10 +247,21 @@ def _same(how: How, a: Any, b: Any) -> bool:
         return True
     if how == "is":
         return _is(a, b)
-    if how == "identity":
-        return id(a) == id(b)
+    if how == "partial":
+        return (
+            a.func is b.func and _equal(a.args, b.args) and _equal(a.keywords.values(), b.keywords.values())
+        )
+    if how == "cached":
+        return a.__wrapped__ is b.__wrapped__
     alike = len(a) == len(b) and (type(a) is type(b) or isinstance(b, list))
     return alike and all(_same(part, x, y) for part, x, y in zip(how, a, b, strict=True))
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether as many values are given, and plain ones are equal."""
+    return len(first) == len(second) and all(
+        a == b for a, b in zip(first, second, strict=True) if is_plain(b)
+    )
 
 
 def _is(a: Any, b: Any) -> bool:
