@@ -86,6 +86,7 @@ FIGURES: tuple[Figure, ...] = (
         variants.freezing,
         data=("fashion-mnist",),
         full_data=("cifar100",),
+        inner=True,
     ),
     Figure(
         "pairs",
@@ -209,7 +210,7 @@ def planned(
     base = figure.base(scale, model, epochs, images, validation)
     chosen = tuple(data) or figure.default_data(scale)
     figure.check_data(chosen)
-    sites = list(dict.fromkeys(map(site, at))) or kind_of(base).sites(base)
+    sites = list(dict.fromkeys(map(site, at))) or kind_of(base).sites(base)[: -1 if figure.inner else None]
     if all(isinstance(s, int) for s in sites):
         sites.sort()  # from the input to the head
     fine_tuning = 30 if scale == "full" else base.epochs

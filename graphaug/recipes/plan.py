@@ -244,6 +244,7 @@ class Figure:
         missing: why not.
         data: the data sets it takes by default, as many as it takes; at full size, ``full_data``.
         asks: what its data are, in their order, where there are none by default.
+        inner: by default the last numbered site, the head, is left out: nothing lies behind it.
     """
 
     name: str
@@ -256,6 +257,7 @@ class Figure:
     full_data: tuple[str, ...] = ()
     asks: tuple[str, ...] = ()
     base: Callable[..., Any] = image_settings
+    inner: bool = False
 
     def default_data(self, scale: str) -> tuple[str, ...]:
         """The data sets it is run on where none are named."""

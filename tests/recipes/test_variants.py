@@ -13,10 +13,11 @@ from torch import nn
 
 from graphaug.contrastive.runs.sweep import Executor
 from graphaug.errors import ConfigError, DataError
-from graphaug.recipes.figures import planned
+from graphaug.recipes.figures import FIGURES, planned
 from graphaug.recipes.maps import maps_of
 from graphaug.recipes.methods.images import PLAIN
 from graphaug.recipes.methods.variants import AGAIN, LONGER, THEN
+from graphaug.recipes.plan import image_settings
 from graphaug.recipes.report import report
 from graphaug.recipes.runs import job as jobs
 from graphaug.recipes.runs import looks
@@ -118,6 +119,16 @@ def test_the_settings_differ_in_what_the_figure_is_about(tmp_path, data):
     longer = config("stop-star", "site 4, stopped" + LONGER)
     assert longer.begins_with is None
     assert longer.config == replace(plain.config, at=(4,), stop_grad=True, epochs=2 * plain.config.epochs)
+
+
+@pytest.mark.parametrize("figure", [f.name for f in FIGURES if f.data and f.base is image_settings])
+def test_every_figure_on_images_can_be_run_at_the_sites_that_it_takes_by_default(figure, tmp_path, data):
+    other = tmp_path / "other"
+    write_idx(other, train=160, test=40, seed=1)
+    given = [data, f"idx:{other}"] if figure == "fig5" else [data]
+    sweep = planned(figure, tmp_path / "out", data=given, model="resnet18-cifar:2", images=128, seeds=1)
+    sweep.check()
+    assert not (tmp_path / "out").exists()
 
 
 def test_snapshots_are_probed_as_the_end_is(tmp_path, data):
