@@ -89,14 +89,14 @@ class Reached:
         """See what torch's compiler can do with it."""
         own_dict = isinstance(self.holder, dict) and type(self.holder) not in DICTS
         unseen = self.kind in _NOT_COMPILED or own_dict or isinstance(self.holder, threading.local)
-        if self.kind == "members":
+        if self.kind == "members" and self.expected is not CHANGED:
             unseen = not all(map(is_plain, self.expected))
         if self.kind == "context":
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         if self.kind == "property":
             unseen = not COMPILES_PROPERTIES
         how: How = "" if unseen else _how(self.expected)
-        if self.kind == "members" and not unseen:
+        if self.expected is CHANGED or (self.kind == "members" and not unseen):
             how = "is"
         elif how == "is" and self.kind == "entries":
             how = tuple(map(_how, self.expected))
