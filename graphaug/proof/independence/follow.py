@@ -88,8 +88,8 @@ class Follow(States, TorchDispatchMode):
         with self.count.kernel():
             result = _padded(*args[:2]) if func is _PAD else func(*args, **kwargs)
         if isinstance(func, OpOverload) and func.namespace != "prim":
-            if self._draws(func, args, kwargs):
-                self.draws.append(self._meeting(func, Meets("draws", "draw")))
+            if self._draws(func, args, kwargs):  # which is no meeting, and ends no trace
+                self.draws.append(located(Meets("draws", "draw"), plain_name(func), self.paths))
             self._follow(func, args, kwargs, result)
         return result
 
