@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
 
 from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_flag
@@ -16,6 +16,7 @@ from graphaug.capture.recording.nodes import IS_GRAD_ENABLED
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption
+from graphaug.proof.equivalence import copied
 from graphaug.proof.independence.samples import find_samples
 from graphaug.proof.marked import mark
 from graphaug.select.model_structure import ModelStructure
@@ -150,9 +151,14 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
     (output,) = (n for n in graph.nodes if n.op == "output")
     graph.erase_node(output)
     last = max(taps.values())
-    later = [n for n in graph.nodes if n > last and n.op != "placeholder"]
-    for node in reversed(later):
-        graph.erase_node(node)
+    stays = {n for n in graph.nodes if n <= last or n.op == "placeholder"}
+    for node in graph.nodes:  # what the forward has assigned by then is assigned behind all else
+        sets = node.op == "get_attr" or node.target in (setattr, torch.Size)
+        if sets and stays.issuperset(node.all_input_nodes):
+            stays.add(node)
+    for node in reversed(graph.nodes):
+        if node not in stays or (node > last and node.op == "get_attr" and not node.users):
+            graph.erase_node(node)
     found: dict[str, fx.Node] = {}
     for name, node in taps.items():
         value = node.args[0]
@@ -192,8 +198,3 @@ def _backwards(node: fx.Node) -> Iterator[fx.Node]:
     while node.op != "root":
         yield node
         node = node.prev
-
-
-def copied(value: Any) -> Any:
-    """The value with its tensors copied, their gradients as they were."""
-    return torch.utils._pytree.tree_map_only(Tensor, torch.clone, value)

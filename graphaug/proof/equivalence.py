@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
+import decimal
+import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -69,6 +72,13 @@ def plain_containers(value: Any, within: tuple[int, ...] = ()) -> Any:
     return {key: plain_containers(entry, (*within, id(value))) for key, entry in held.items()}
 
 
+_VALUES = (
+    *(bool, int, float, complex, str, bytes, range, enum.Enum, decimal.Decimal, np.generic),
+    *(torch.dtype, torch.device, torch.layout),
+)
+"""Types of values that are the same where they are equal."""
+
+
 def same(a: Any, b: Any, within: tuple[int, ...] = ()) -> bool:
     """Equal structures, objects by their attributes, with bit-equal tensors and arrays; NaN equals NaN."""
     if isinstance(a, Tensor):
@@ -77,8 +87,12 @@ def same(a: Any, b: Any, within: tuple[int, ...] = ()) -> bool:
         return False
     if isinstance(a, np.ndarray):
         return bool(a.dtype == b.dtype and np.array_equal(a, b, equal_nan=a.dtype.kind in "fc"))
-    if isinstance(a, (bool, int, float, complex, str, bytes)):
+    if isinstance(a, _VALUES):
         return bool(a == b or (a != a and b != b))
+    if isinstance(a, (set, frozenset)):
+        return len(a) == len(b) and (a == b or any(isinstance(entry, Tensor) for entry in a))
+    if isinstance(a, collections.deque):
+        return same(list(a), list(b), (*within, id(a)))
     held, other = held_in(a), held_in(b)
     if held is None or other is None or id(a) in within:
         return True
@@ -88,7 +102,7 @@ def same(a: Any, b: Any, within: tuple[int, ...] = ()) -> bool:
 def _bit_equal(a: Tensor, b: Tensor) -> bool:
     if a.layout is not b.layout:
         return False
-    a, b = dense(a), dense(b)
+    a, b = dense(a.detach()), dense(b.detach())
     return bool(torch.equal(torch.nan_to_num(a), torch.nan_to_num(b)) and torch.equal(a.isnan(), b.isnan()))
 
 
@@ -108,3 +122,14 @@ def numbers_in(output: Any) -> list[Tensor]:
 def tensors_in(value: Any) -> list[Tensor]:
     """The tensors of a nested value."""
     return [v for v in torch.utils._pytree.tree_leaves(value) if isinstance(v, Tensor)]
+
+
+def copied(value: Any) -> Any:
+    """The value with its tensors copied, their gradients as they were, also in a region without."""
+    return torch.utils._pytree.tree_map_only(Tensor, copied_tensor, value)
+
+
+def copied_tensor(tensor: Tensor) -> Tensor:
+    """One of them."""
+    with torch.set_grad_enabled(tensor.requires_grad):
+        return tensor.clone()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import before, memory, written, written_memory
+from graphaug.capture.dataflow import before, memory, writes, written, written_memory
 from graphaug.capture.values import UNKNOWN, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Meeting
@@ -132,7 +132,9 @@ def made_of_sizes(graph: fx.Graph, cut: fx.Node, inside: set[fx.Node]) -> set[fx
         read = [n for n in node.all_input_nodes if not _is_plain(n)]
         made = node.op != "get_attr" and node in alone and set(read) <= alone
         of_sizes = any(n.op != "get_attr" for n in (read if _is_plain(node) else node.all_input_nodes))
-        if made and of_sizes and node not in ahead and all(u in inside or u in found for u in node.users):
+        asks = _is_plain(node) and not writes(node)  # of what it is made of, as a check does
+        used_there = all(u in inside or u in found for u in node.users) and (asks or bool(node.users))
+        if made and of_sizes and node not in ahead and used_there:
             found.add(node)
     return found
 

@@ -17,12 +17,22 @@ import graphaug as ga
 Gains = collections.namedtuple("Gains", "first")
 
 
+def applied(function, h):
+    return function(h)
+
+
+def moved(h, scale=1.0, shift=0.0):
+    return h * scale + shift
+
+
 class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
         self.gains, self.size = Gains(1.0), torch.Size([1])
         self.scaled = functools.partial(torch.mul, other=1.0)
+        self.act, self.given, self.span = torch.tanh, functools.partial(applied, torch.tanh), range(2)
+        self.shifted, self.cut = functools.partial(moved, scale=2.0), slice(0, 4)
         self.table, self.shift = {"a": torch.ones(4)}, torch.ones(4)
         self.prompts = nn.ParameterDict({"a": nn.Parameter(torch.ones(4))})
 
@@ -46,6 +56,9 @@ class Net(nn.Module):
         for value in (*self.table.values(), *self.prompts.values()):
             h = h + value
         h = h if self.shift is None else h * self.gain
+        h = self.shifted(self.given(self.act(h)))[:, self.cut]
+        for number in self.span:
+            h = h + number
         return self.last(self.scaled(h))
 
 
@@ -59,6 +72,12 @@ CHANGES = {
     "table": lambda m: m.table.__setitem__("b", torch.ones(4)),
     "prompts": lambda m: m.prompts.__setitem__("b", nn.Parameter(torch.ones(4))),
     "shift": lambda m: setattr(m, "shift", None),
+    "act": lambda m: setattr(m, "act", torch.relu),
+    "given": lambda m: setattr(m, "given", functools.partial(applied, torch.relu)),
+    "a name": lambda m: setattr(m, "shifted", functools.partial(moved, shift=2.0)),
+    "a value": lambda m: setattr(m, "shifted", functools.partial(moved, scale=3.0)),
+    "span": lambda m: setattr(m, "span", range(3)),
+    "cut": lambda m: setattr(m, "cut", slice(0, 4, 1)),
 }
 
 

@@ -25,8 +25,8 @@ def loss_of(output: Any, weights: list[Tensor] | None = None) -> tuple[Tensor, l
 def distance(a: Any, b: Any, terms: float = 0.0) -> float:
     """Largest difference between two structures of tensors, relative to the largest entry; inf: other form.
 
-    Of terms of the size ``terms`` that cancel each other, as in the gradient of an attention's key bias, the rounding
-    is left: so much is no difference.
+    Entries that are not finite have to be so in both. Of terms of the size ``terms`` that cancel each other, as in the
+    gradient of an attention's key bias, the rounding is left: so much is no difference.
     """
     first, second = (tensors_in(plain_containers(value)) for value in (a, b))
     if len(first) != len(second):
@@ -39,6 +39,12 @@ def distance(a: Any, b: Any, terms: float = 0.0) -> float:
         if not (s.is_floating_point() or s.is_complex()) or s.numel() == 0:
             continue
         s, t = dense(s.detach()), dense(t.detach())
+        finite = s.isfinite()
+        if not torch.equal(finite, t.isfinite()):
+            return float("inf")
+        s, t = s[finite], t[finite]
+        if s.numel() == 0:
+            continue
         size = max(float(s.abs().max()), float(t.abs().max()), 1e-6)
         rounding = 8 * torch.finfo(s.dtype).eps * terms
         worst = max(worst, (float((s - t).abs().max()) - rounding) / size)

@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
-from graphaug.proof.equivalence import same
+from graphaug.proof.equivalence import copied, same
 from graphaug.proof.on_a_batch.hook_oracle import hook_at
 from graphaug.proof.on_a_batch.outputs import by_how_much, loss_of
 from graphaug.proof.on_a_batch.training_step import Call, Seed, compare_gradients, gradients
@@ -67,8 +66,8 @@ def _seen(aug: AugmentedModule, model: nn.Module, named: Mapping[Target, str], c
 
     def keep(target: Target, reader: nn.Module | None) -> Any:
         def change(value: Any) -> Any:
-            copied = torch.utils._pytree.tree_map_only(Tensor, torch.clone, value)
-            seen[str(target)] = copied if reader is None else reader(copied)
+            found = copied(value)
+            seen[str(target)] = found if reader is None else reader(found)
             return value
 
         return change

@@ -14,7 +14,7 @@ import threading
 import types
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -33,7 +33,16 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-How = str | tuple["How", ...]
+class Given(NamedTuple):
+    """How a partial function is told: its function, what is given to it, and the names of the rest."""
+
+    function: How
+    args: tuple[How, ...]
+    names: tuple[str, ...]
+    values: tuple[How, ...]
+
+
+How = str | Given | tuple["How", ...]
 """See `_how`."""
 
 
@@ -47,8 +56,6 @@ _NOT_TOLD = (
     logging.Logger,
     set,
     frozenset,
-    range,
-    slice,
     contextvars.ContextVar,
 )
 _CACHED = type(functools.lru_cache(lambda: None))
@@ -100,7 +107,7 @@ class Reached:
             how = "is"
         elif how == "is" and self.kind == "entries":
             how = tuple(map(_how, self.expected))
-        elif how not in ("is", "cached") and self.kind not in ("attribute", "item"):
+        elif how not in ("is", "cached", "bounds") and self.kind not in ("attribute", "item"):
             how = ""
         object.__setattr__(self, "how", how)
         object.__setattr__(self, "_look", _look_up(self.kind, self.holder, self.key, self.expected))
@@ -227,16 +234,23 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
 def _how(value: Any) -> How:
     """How torch's compiler can tell a value from another: "" if it cannot.
 
-    "is" by itself; "partial" by the function and what is given to it; "cached" by the function in a cache, as torch
-    2.11 knows no more of it; a tuple entry by entry. Of these it makes others, of which none is the one that was there.
+    "is" by itself; "cached" by the function in a cache, as torch 2.11 knows no more of it; "bounds" of a range or a
+    slice; a partial function by its function and all that is given to it, and a tuple entry by entry. Of these it makes
+    others, of which none is the one that was there.
     """
     if isinstance(value, functools.partial):
-        return "partial"
+        given = value.keywords
+        return Given(
+            _how(value.func), tuple(map(_how, value.args)), tuple(given), tuple(map(_how, given.values()))
+        )
+    if isinstance(value, (range, slice)):
+        return "bounds"
     if isinstance(value, _CACHED):
         return "cached"
     if isinstance(value, tuple):
         return tuple(map(_how, value))
-    bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, types.ModuleType)
+    of_none = (types.ModuleType, type, type(None))  # what a builtin function, which is no method, belongs to
+    bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, of_none)
     of_gradients = isinstance(value, type) and issubclass(value, torch.autograd.Function)
     return "" if bound or of_gradients or isinstance(value, _NOT_TOLD) else "is"
 
@@ -247,21 +261,21 @@ def _same(how: How, a: Any, b: Any) -> bool:
         return True
     if how == "is":
         return _is(a, b)
-    if how == "partial":
-        return (
-            a.func is b.func and _equal(a.args, b.args) and _equal(a.keywords.values(), b.keywords.values())
-        )
     if how == "cached":
         return a.__wrapped__ is b.__wrapped__
+    if how == "bounds":
+        return type(a) is type(b) and a.start == b.start and a.stop == b.stop and a.step == b.step
+    if isinstance(how, Given):
+        if not isinstance(a, functools.partial) or tuple(a.keywords) != how.names:
+            return False
+        values = tuple(a.keywords.values()), tuple(b.keywords.values())
+        return (
+            _same(how.function, a.func, b.func)
+            and _same(how.args, a.args, b.args)
+            and _same(how.values, *values)
+        )
     alike = len(a) == len(b) and (type(a) is type(b) or isinstance(b, list))
     return alike and all(_same(part, x, y) for part, x, y in zip(how, a, b, strict=True))
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Whether as many values are given, and plain ones are equal."""
-    return len(first) == len(second) and all(
-        a == b for a, b in zip(first, second, strict=True) if is_plain(b)
-    )
 
 
 def _is(a: Any, b: Any) -> bool:

@@ -105,7 +105,7 @@ def held_in(value: Any) -> dict[Key, Any] | None:
     """What a result holds, by where: also what lies in slots. None of what is no container and no plain object."""
     if isinstance(value, (nn.Module, type, types.FunctionType, types.ModuleType, Tensor, *PLAIN)):
         return None
-    if not isinstance(value, Mapping) and hasattr(value, "items"):
+    if not isinstance(value, Mapping) and callable(getattr(type(value), "items", None)):
         return {("item", key): entry for key, entry in value.items()}
     slots = {("attribute", name): content(slot, value) for name, slot in slots_of(value)}
     if not (slots or is_structure(value)):
