@@ -20,6 +20,9 @@ from graphaug.text.corpus.masking import Masking
 from graphaug.text.corpus.mlm import MaskedHead, chosen_positions, labelled, masked_loss
 from graphaug.text.simcse import twice
 
+SPANS = 1 << 32
+"""Added to the seed of crops, so that their draws are none of the order's and the masks'."""
+
 
 class TextObjective(nn.Module):
     """The two passes of each sentence, and the losses on them.
@@ -196,7 +199,7 @@ class TextFeed:
         crops: Crops | None = None,
     ) -> None:
         self.rows, self.sizes, self.pad_id, self.device, self.masking = rows, sizes, pad_id, device, masking
-        self.crops, self.spans = crops, torch.Generator().manual_seed(config.seed)
+        self.crops, self.spans = crops, torch.Generator().manual_seed(config.seed + SPANS)
         self.batch_size = config.batch_size
         self.steps = len(rows) // self.batch_size
         self.order = torch.Generator().manual_seed(config.seed)

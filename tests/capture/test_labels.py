@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -12,6 +13,11 @@ import graphaug as ga
 from graphaug.errors import CaptureError, SiteNotFound
 
 X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+@dataclasses.dataclass
+class Out:
+    logits: Tensor
 
 
 class Labelled(nn.Module):
@@ -32,6 +38,10 @@ class Labelled(nn.Module):
         if self.what == "given":
             assert self.reader is not None
             return self.c(self.reader(h=[self.b(x), h]))
+        if self.what == "returned in an object":
+            inside: Any = self.c(self.b(x))
+            inside.aux = h.sum()
+            return Out(inside)
         if self.what == "changed in place":
             h.add_(1)
             h.note = "once more"
@@ -63,9 +73,10 @@ class Hangs(nn.Module):
     [
         (Labelled("returned"), "sets an attribute, 'aux', on a tensor that it returns"),
         (Labelled("given", Reader()), "sets an attribute, 'aux', on a tensor that 'reader' is given"),
+        (Labelled("returned in an object"), "sets an attribute, 'aux', on a tensor that it returns"),
         (Labelled("changed in place"), "sets an attribute, '(aux|note)', on a tensor that it returns"),
     ],
-    ids=["returned", "given", "in place"],
+    ids=["returned", "given", "in an object", "in place"],
 )
 def test_an_attribute_that_leaves_the_forward_on_a_tensor_is_refused(model: nn.Module, message: str) -> None:
     with pytest.raises(CaptureError, match=f"{message}.*test_labels.py line"):
@@ -122,19 +133,30 @@ class Auxiliary(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.a(x)
         out: Tensor = self.c(self.b(h))
-        kept = {"before": h, "behind": out, "without gradient": h.detach(), "input": x}[self.of]
-        self.aux_loss = kept.square().mean()
+        kept = {
+            "before": h,
+            "both": h,
+            "in a dict": h,
+            "behind": out,
+            "without gradient": h.detach(),
+            "input": x,
+        }
+        loss = kept[self.of].square().mean()
+        loss = loss + out.sum() if self.of == "both" else loss
+        self.aux_loss: Any = {"loss": loss} if self.of == "in a dict" else loss
         return out
 
 
-@pytest.mark.parametrize("of", ["before", "behind", "without gradient", "input"])
+@pytest.mark.parametrize("of", ["before", "both", "in a dict", "behind", "without gradient", "input"])
 def test_a_loss_that_is_kept_beside_the_output_is_said_where_it_passes_the_site(of: str) -> None:
     model = Auxiliary(of)
     aug = ga.rewrite(model, "b", stop_grad=True, subset=1.0, example_inputs=X).train()
     said = [note for note in aug.plan.notes if "self.aux_loss" in note]
-    (aug(X).sum() + model.aux_loss).backward()
+    out = aug(X)
+    kept = model.aux_loss["loss"] if of == "in a dict" else model.aux_loss
+    (out.sum() + kept).backward()
     reached = model.a.weight.grad is not None and bool(model.a.weight.grad.any())
-    assert reached == bool(said) == (of == "before")
+    assert reached == bool(said) == (of in ("before", "both", "in a dict"))
     if said:
         assert "has its gradient below the cut" in said[0]
         assert "test_labels.py line" in said[0]

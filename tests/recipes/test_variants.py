@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,8 +77,25 @@ def test_a_sweep_that_was_moved_goes_on(tmp_path, data):
     sweep = small("stop*", out, data, {PLAIN, AGAIN})
     run(sweep)
     out.rename(tmp_path / "elsewhere")
-    _, said = run(replace(sweep, out=tmp_path / "elsewhere"))
+    moved = replace(sweep, out=tmp_path / "elsewhere")
+    _, said = run(moved)
     assert said == ["2 of 2 runs are done already"]
+    second = moved.jobs[1]
+    (second.out / OUTCOME).unlink()  # as a kill leaves a run that has come to its end
+    outcomes, said = run(moved)
+    assert said[0] == "1 of 2 runs are done already"
+    assert outcomes[AGAIN][0].failed is None
+    (second.out / OUTCOME).unlink()
+    (second.out / "result.json").unlink()  # and one that goes on from its checkpoint
+    assert run(moved)[0][AGAIN][0].failed is None
+
+
+def test_another_spelling_of_the_directory_is_the_same_one(tmp_path, data, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(small("stop*", Path("out"), data, {PLAIN, AGAIN}))
+    whole = small("stop*", tmp_path / "out", data, {PLAIN, AGAIN})
+    (whole.jobs[1].out / OUTCOME).unlink()
+    assert run(whole)[0][AGAIN][0].failed is None
 
 
 def test_what_begins_with_a_diverged_run_has_diverged(tmp_path, data, monkeypatch):
@@ -135,11 +153,14 @@ def test_snapshots_are_probed_as_the_end_is(tmp_path, data):
     sweep = small("training", tmp_path / "out", data, {PLAIN}, epochs=2)
     outcomes, _ = run(sweep)
     figures = outcomes[PLAIN][0].figures
+    assert sweep.plan.marks == ("0", "1", "2")
     assert figures["snapshots.2.linear"] == figures["linear"]
     assert figures["snapshots.2.knn"] == figures["knn"]
-    assert {n for n in figures if n.startswith("snapshots") and n.endswith("linear")} == set(
-        sweep.plan.drawn.values()
-    )
+    assert set(sweep.plan.drawn.values()) < figures.keys()
+    for epochs, marks in ((4, 5), (16, 9), (20, 8), (1500, 9)):
+        found = small("training", tmp_path / "x", data, {PLAIN}, epochs=epochs).plan
+        assert len(found.marks) == marks
+        assert found.marks[-1] == str(epochs)
     text = report("training", sweep.plan, outcomes | {s: {} for s in ("site 4", "site 4, stopped")}, None)
     assert "at every snapshot" in text
     assert "untrained" in text

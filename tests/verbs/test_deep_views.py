@@ -380,3 +380,45 @@ def test_what_both_sides_of_the_cut_use_is_made_once_or_refused() -> None:
     assert torch.equal(first, second)
     with pytest.raises(InvalidOption, match="each row's own number"):
         ga.rewrite(Both(torch.arange), "first", views=2, example_inputs=x)
+
+
+class Counts(nn.Module):
+    """Keeps something in every call, as counters and averages do."""
+
+    def __init__(self, keep: Callable[[nn.Module, Tensor], None], behind: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.keep, self.behind = nn.Linear(4, 4), nn.Linear(4, 4), keep, behind
+        self.register_buffer("seen", torch.zeros(()))
+        self.register_buffer("mean", torch.zeros(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.behind:
+            self.keep(self, x)
+        h = self.first(x)
+        if self.behind:
+            self.keep(self, x)
+        return self.second(h)
+
+
+def counted(m: Any, x: Tensor) -> None:
+    m.seen = m.seen + 1
+
+
+def added(m: Any, x: Tensor) -> None:
+    m.seen += 1
+
+
+def averaged(m: Any, x: Tensor) -> None:
+    m.mean = m.mean.lerp(torch.ones(4), 0.1)
+
+
+@pytest.mark.parametrize("behind", [True, False])
+@pytest.mark.parametrize("keep", [counted, added, averaged])
+def test_counters_and_averages_go_on(keep: Callable[[nn.Module, Tensor], None], behind: bool) -> None:
+    model, x = Counts(keep, behind), torch.randn(4, 4)
+    twin = copy.deepcopy(model)
+    aug = ga.rewrite(model, "first", rate=0.0, views=2, example_inputs=x).train()
+    for _ in range(2):
+        torch.testing.assert_close(aug(x), twin.train()(torch.cat([x, x])))
+    for mine, theirs in zip(model.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(mine, theirs)

@@ -413,6 +413,64 @@ def test_what_runs_before_the_site_is_run(make: Callable[[], nn.Module], site: s
     assert "bit-equal to what forward hooks see" in str(ga.verify(tapped, x))
 
 
+class Average(nn.Module):
+    """Assigns a buffer anew before the site, and an attribute behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.register_buffer("mean", torch.zeros(6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(0)
+        y = self.b(x - self.mean)
+        self.last = y.detach().sum()
+        return self.a(y)
+
+
+def test_what_the_forward_assigns_before_the_site_is_assigned_in_every_call() -> None:
+    """Oracle: a hook on a copy, over three calls."""
+    torch.manual_seed(0)
+    model, taken = Average().train(), []
+    twin = copy.deepcopy(model)
+    twin.b.register_forward_hook(lambda m, a, out: taken.append(out))
+    tapped = ga.tap(model, "b", example_inputs=torch.randn(4, 6)).train()
+    for step in range(3):
+        x = torch.randn(4, 6)
+        twin(x)
+        assert torch.equal(tapped(x)["b"], taken[step])
+        assert torch.equal(model.mean, twin.mean)
+    assert not hasattr(model, "last")  # what lies behind the site is not run
+
+
+class Passed(nn.Module):
+    """A value with a gradient goes through a module in a region without, and is used there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.same = nn.Linear(6, 6), nn.Linear(6, 6), nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        with torch.no_grad():
+            z = self.same(h)
+            w = self.b(z)
+        return h + w
+
+
+@pytest.mark.parametrize(
+    ("sites", "side"), [(["same", "b"], "after"), (["same"], "after"), (["b"], "before")]
+)
+def test_a_value_keeps_its_gradient_in_a_region_without(sites: list[str], side: str) -> None:
+    model, x = Passed(), torch.randn(4, 6)
+    tapped = ga.tap(model, sites, side=side, example_inputs=x)
+    found = next(iter(tapped(x).values()))
+    assert found.requires_grad
+    found.sum().backward()
+    assert model.a.weight.grad is not None
+    assert "gradients equal" in str(ga.verify(tapped, x))
+
+
 def test_compiled_it_keeps_regions_without_gradients() -> None:
     model, x = Shielded(), torch.randn(4, 6)
     tapped = torch.compile(ga.tap(model, "backbone", example_inputs=x), fullgraph=True, backend="aot_eager")

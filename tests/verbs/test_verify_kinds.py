@@ -106,6 +106,34 @@ def test_equal_is_said_of_equal_objects_alone() -> None:
     complex_one = torch.tensor([1 + 2j, complex("nan")])
     assert same(complex_one, complex_one.clone())
     assert not same(complex_one, torch.tensor([1 + 3j, complex("nan")]))
+    assert same(complex_one.requires_grad_(), complex_one)
+    for a, b in (
+        ({1}, {2}),
+        (frozenset({1}), frozenset({1, 2})),
+        (collections.deque([one]), collections.deque([two])),
+        (np.float32(1), np.float32(2)),
+        (torch.float32, torch.float64),
+        (range(2), range(3)),
+    ):
+        assert same(a, a)
+        assert not same(Out(a), Out(b))
+
+
+@dataclasses.dataclass
+class WithItems:
+    items: Any
+
+
+def test_a_field_called_items_is_one_like_others() -> None:
+    assert torch.equal(numbers_in(WithItems(torch.ones(2)))[0], torch.ones(2))
+    assert not same(WithItems(torch.ones(2)), WithItems(torch.zeros(2)))
+
+
+def test_what_is_not_finite_has_to_be_so_in_both() -> None:
+    nan, inf = float("nan"), float("inf")
+    assert distance(torch.tensor([nan]), torch.tensor([1.0])) == inf
+    assert distance(torch.tensor([nan, 1.0]), torch.tensor([nan, 2.0])) == 0.5
+    assert distance(torch.tensor([-inf, 1.0]), torch.tensor([-inf, 2.0])) == 0.5
 
 
 def test_distances_are_of_complex_and_sparse_tensors_too() -> None:

@@ -10,11 +10,12 @@ The numbers of these figures are not written down in this repository; the issue 
   behind it (``after``). From random weights either would say what random layers are worth.
 - *Pairs*: rows of both views are augmented, or those of the first alone, so that every pair has one view from the lower
   layers as it is and one that was augmented higher up ("lower-to-higher").
-- *Over training*: the encoder is probed at nine epochs of a run, the untrained one among them.
+- *Over training*: the encoder is probed up to nine times over a run, untrained and at its end among them.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -29,7 +30,7 @@ AGAIN = THEN + PLAIN
 LONGER = ", from the start"
 OURS = "the issue names the subject; the sentence is ours"
 PROBED = 8
-"""Times that an encoder is probed over training, beside the untrained one."""
+"""Times at most that an encoder is probed over training, beside the untrained one."""
 
 
 def begun_with_simclr(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
@@ -117,15 +118,14 @@ def pairs(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> P
 
 def over_training(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """The linear probe at epochs of a run, of SimCLR and of every site with and without stop-gradient."""
-    every = max(1, base.epochs // PROBED)
+    every = math.ceil(base.epochs / PROBED)
     base, deep = replace(base, data=data[0], snapshot_every=every), _deep(sites)
     settings = tuple(
         replace(s, looks="snapshots") for s in (Setting(PLAIN, base), *at_sites(base, deep, INPUT))
     )
-    epochs = range(0, base.epochs + 1, every)
-    marks = tuple(map(str, epochs))
-    drawn = {mark: f"snapshots.{mark}.linear" for mark in marks}
-    middle = marks[len(marks) // 2]
+    marks = tuple(map(str, (*range(0, base.epochs, every), base.epochs)))
+    drawn = {mark: f"snapshots.{mark}.linear" for mark in marks[:-1]}
+    middle = marks[(len(marks) - 1) // 2]
     claims = (
         Claim(
             "Deep Augmentation at some site is ahead of SimCLR at the end of training.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +65,32 @@ def read(job: Job) -> Outcome | None:
         RunDirectoryError: its outcome is damaged.
 
     """
-    run = RunDirectory.at(job.out)
-    wanted = job.config.to_dict()
-    there = run.settings()
-    if job.begins_with is not None and there is not None:
-        wanted["init"] = there.get("init")  # the run beside it, whatever the way to it was called then
-    run.check_settings(type(job.config), wanted)
+    RunDirectory.at(job.out).check_settings(type(job.config), _settings(job).to_dict())
     return outcome_in(job.out)
+
+
+def _settings(job: Job) -> Any:
+    """The settings of a run; of one that begins with another's weights, with the way to them as it was called before.
+
+    The run beside it is meant, however the sweep's directory is spelled, and wherever it was moved since.
+    """
+    there = RunDirectory.at(job.out).settings()
+    if job.begins_with is None or there is None or there.get("init") is None:
+        return job.config
+    return replace(job.config, init=there["init"])
+
+
+def _begin_anew(job: Job) -> None:
+    """Remove a run that has nothing to go on from, and whose weights to begin with do not lie where they did."""
+    run = RunDirectory.at(job.out)
+    before = (run.settings() or {}).get("init")
+    if (
+        job.begins_with is not None
+        and before is not None
+        and not Path(before).exists()
+        and run.begins_again()
+    ):
+        shutil.rmtree(job.out)
 
 
 def outcome_in(folder: Path) -> Outcome | None:
@@ -97,8 +117,9 @@ def _make(job: Job) -> Outcome:
         first = outcome_in(job.begins_with)
         if first is not None and first.diverged:  # so has what would begin with its weights
             return _kept(job, Outcome({}, diverged=f"it begins with a run that diverged: {first.diverged}"))
+    _begin_anew(job)
     try:
-        result, metrics = kind.train(job.config, job.out)
+        result, metrics = kind.train(_settings(job), job.out)
     except (TrainingDiverged, TrainingCollapsed) as error:
         outcome = Outcome({}, diverged=f"{type(error).__name__}: {error}")
     else:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor
 
-from graphaug.capture.recording.values.structures import tensors_in
+from graphaug.capture.recording.values.structures import DEPTH, entries, is_structure
+from graphaug.capture.recording.values.watched import Watched
 
 
 class Labels:
@@ -30,7 +31,7 @@ class Labels:
         """Refuse a value with a tensor on which an attribute was set since.
 
         Args:
-            value: tensors in tuples, lists and dicts.
+            value: tensors in containers and objects.
             what: what is done with it, for the message.
             refuse: makes the error, of a clause and ``reason``.
             reads: whether the one who gets it may read attributes that torch does not know.
@@ -38,7 +39,7 @@ class Labels:
         Raises:
             CaptureError: there is one.
         """
-        for tensor in tensors_in(value):
+        for tensor in _tensors(value):
             known = self._before.get(id(tensor))
             name = next((n for n in vars(tensor) if known is not None and n not in known), None)
             if name is not None and reads():
@@ -47,3 +48,12 @@ class Labels:
                     reason=" A graph's tensors do not have it: return it beside the tensor, or choose a site outside "
                     "that module, so that it stays closed.",
                 )
+
+
+def _tensors(value: Any, depth: int = DEPTH) -> Iterator[Tensor]:
+    """The tensors in a value; a dict that notes what is asked of it is an input, and nothing was set on its tensors."""
+    if isinstance(value, Tensor):
+        yield value
+    elif depth and type(value) is not Watched and is_structure(value):
+        for _, entry in entries(value):
+            yield from _tensors(entry, depth - 1)
