@@ -110,7 +110,8 @@ def _kept_notes(model: nn.Module, placed: Mapping[Target, fx.Node]) -> list[str]
     notes = []
     for target, cut in placed.items():
         ahead, inputs = before(cut) - {cut}, reads(cut.graph)
-        trained = {n for n in ahead if parameters_of(n, model.get_submodule, model.get_parameter)}
+        own = (n for n in ahead if not n.meta.get("augmentation"))  # of the model, not of another site
+        trained = {n for n in own if parameters_of(n, model.get_submodule, model.get_parameter)}
         for node in (n for n in cut.graph.nodes if n.target is setattr):
             kept = [n for n in nodes_in(node.args[2]) if carries_gradient(value_of(n))]
             if not trained.isdisjoint(_computed_from(kept, inputs, cut)):

@@ -160,3 +160,18 @@ def test_a_loss_that_is_kept_beside_the_output_is_said_where_it_passes_the_site(
     if said:
         assert "has its gradient below the cut" in said[0]
         assert "test_labels.py line" in said[0]
+
+
+def test_of_several_sites_each_is_asked_for_itself() -> None:
+    """What is kept of what lies between two sites passes the second alone."""
+
+    class Between(Auxiliary):
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.b(self.a(x))
+            self.aux_loss = h.square().mean()
+            out: Tensor = self.c(h.relu())
+            return out
+
+    aug = ga.rewrite(Between("before"), ["a", "b"], stop_grad=True, example_inputs=X)
+    said = [note for note in aug.plan.notes if "self.aux_loss" in note]
+    assert [note.split(":")[0] for note in said] == ["'b'"]
