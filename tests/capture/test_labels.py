@@ -167,9 +167,9 @@ def test_of_several_sites_each_is_asked_for_itself() -> None:
 
     class Between(Auxiliary):
         def forward(self, x: Tensor) -> Tensor:
-            h = self.b(self.a(x))
+            h = self.a(x) * 2
             self.aux_loss = h.square().mean()
-            out: Tensor = self.c(h.relu())
+            out: Tensor = self.c(self.b(h))
             return out
 
     aug = ga.rewrite(Between("before"), ["a", "b"], stop_grad=True, example_inputs=X)
