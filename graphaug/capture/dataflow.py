@@ -8,6 +8,7 @@ import inspect
 import operator
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -211,14 +212,21 @@ def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
 
 def before(node: fx.Node) -> set[fx.Node]:
     """Everything that ``node`` is computed from, itself included."""
-    inputs = reads(node.graph)
-    seen, stack = {node}, [node]
+    return needed([node])
+
+
+def needed(nodes: Iterable[fx.Node], stop: AbstractSet[fx.Node] = frozenset()) -> set[fx.Node]:
+    """Everything that some nodes are computed from, these included, down to the nodes in ``stop``, these included."""
+    found: set[fx.Node] = set()
+    stack = list(nodes)
+    inputs = reads(stack[0].graph) if stack else {}
     while stack:
-        for parent in inputs[stack.pop()]:
-            if parent not in seen:
-                seen.add(parent)
-                stack.append(parent)
-    return seen
+        node = stack.pop()
+        if node not in found:
+            found.add(node)
+            if node not in stop:
+                stack.extend(inputs[node])
+    return found
 
 
 def behind(node: fx.Node) -> set[fx.Node]:

@@ -126,10 +126,9 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 def copied(value: Any) -> Any:
     """The value with its tensors copied, their gradients as they were, also in a region without."""
-    return torch.utils._pytree.tree_map_only(Tensor, copied_tensor, value)
+    return torch.utils._pytree.tree_map_only(Tensor, _copied, value)
 
 
-def copied_tensor(tensor: Tensor) -> Tensor:
-    """One of them."""
+def _copied(tensor: Tensor) -> Tensor:
     with torch.set_grad_enabled(tensor.requires_grad):
         return tensor.clone()

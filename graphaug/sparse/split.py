@@ -13,7 +13,15 @@ from typing import Any
 from torch import Tensor, fx
 
 from graphaug.augment.rows import BATCH, Rows
-from graphaug.capture.dataflow import before, carries_gradient, memory, reads, writes, written, written_memory
+from graphaug.capture.dataflow import (
+    before,
+    carries_gradient,
+    memory,
+    needed,
+    writes,
+    written,
+    written_memory,
+)
 from graphaug.capture.recording.checks import ASSERTIONS
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
@@ -60,10 +68,10 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     _check_shared_cost(shared, ahead)
     crossing = _crossing(behind, ahead, trained, set(shared), value)
     outputs = [value, *crossing]
-    in_prefix = _needed(outputs, stop={*given, *shared})
+    in_prefix = needed(outputs, stop={*given, *shared})
     _check_modules(in_prefix, before(value) | {value})
     used = [n for n in given if n in in_prefix]
-    _check_writes(in_prefix, _needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
+    _check_writes(in_prefix, needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
     prefix_graph = _extract(graph, outputs, [*used, *shared])
     shared_graph = _extract(graph, shared, inputs) if shared else None
     rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
@@ -134,9 +142,7 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
             if before(node) & trained:
                 raise _takes_parts(node)
             roots.append(node)
-    return {
-        n for n in _needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
-    }
+    return {n for n in needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut}
 
 
 def _check_modules(in_prefix: set[fx.Node], proved: set[fx.Node]) -> None:
@@ -158,20 +164,6 @@ def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[
         for held in (owner[n] for n in written(node)):
             if held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix):
                 raise SparseBackwardError(f"opened code changes {describe(held)} in place")
-
-
-def _needed(outputs: Iterable[fx.Node], stop: set[fx.Node]) -> set[fx.Node]:
-    """Everything that ``outputs`` are computed from, down to the nodes in ``stop``, these included."""
-    found: set[fx.Node] = set()
-    stack = list(outputs)
-    read = reads(stack[0].graph) if stack else {}
-    while stack:
-        node = stack.pop()
-        if node not in found:
-            found.add(node)
-            if node not in stop:
-                stack.extend(read[node])
-    return found
 
 
 def _differentiable(node: fx.Node) -> bool:
@@ -241,14 +233,14 @@ def _is_local(node: fx.Node) -> bool:
 
 def _extract(graph: fx.Graph, outputs: list[fx.Node], inputs: list[fx.Node]) -> fx.Graph:
     """The part of ``graph`` that computes ``outputs`` from the nodes in ``inputs``."""
-    part, mapping = _part(graph, _needed(outputs, stop=set(inputs)), inputs)
+    part, mapping = _part(graph, needed(outputs, stop=set(inputs)), inputs)
     part.output(tuple(mapping[n] for n in outputs))
     return part
 
 
 def _suffix(graph: fx.Graph, cut: fx.Node, behind: set[fx.Node], inputs: list[fx.Node]) -> fx.Graph:
     """Everything behind the cut; what it can compute from the inputs it computes itself."""
-    return _part(graph, _needed(behind, stop=set(inputs)), inputs)[0]
+    return _part(graph, needed(behind, stop=set(inputs)), inputs)[0]
 
 
 def _part(

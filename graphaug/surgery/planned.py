@@ -9,7 +9,7 @@ from torch import fx, nn
 from graphaug.augment.rows import Rows
 from graphaug.augment.site import Augmentation, none_augmented
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import before, carries_gradient, nodes_in, parameters_of, reads
+from graphaug.capture.dataflow import before, carries_gradient, needed, nodes_in, parameters_of
 from graphaug.capture.target import Target
 from graphaug.capture.values import value_of
 from graphaug.surgery.methods import running_methods
@@ -107,33 +107,20 @@ def _state_notes(captured: Captured) -> list[str]:
 
 def _kept_notes(model: nn.Module, placed: Mapping[Target, fx.Node]) -> list[str]:
     """Of what the forward keeps for a loss, which is no output: that it may pass its gradient around a site."""
+    sets = [n for n in next(iter(placed.values())).graph.nodes if n.target is setattr]
     notes = []
-    for target, cut in placed.items():
-        ahead, inputs = before(cut) - {cut}, reads(cut.graph)
-        own = (n for n in ahead if not n.meta.get("augmentation"))  # of the model, not of another site
+    for target, cut in placed.items() if sets else ():
+        own = (n for n in before(cut) if not n.meta.get("augmentation"))  # of the model, not of a site
         trained = {n for n in own if parameters_of(n, model.get_submodule, model.get_parameter)}
-        for node in (n for n in cut.graph.nodes if n.target is setattr):
+        for node in sets:
             kept = [n for n in nodes_in(node.args[2]) if carries_gradient(value_of(n))]
-            if not trained.isdisjoint(_computed_from(kept, inputs, cut)):
+            if not trained.isdisjoint(needed(kept, {cut})):
                 name = node.meta.get("assigned", f"'{node.args[1]}'")
                 notes.append(
                     f"'{target}': what {name} is set to{node.meta.get('line', '')} is computed beside the site, and "
                     "a loss that is taken of it has its gradient below the cut"
                 )
     return notes
-
-
-def _computed_from(
-    nodes: Iterable[fx.Node], inputs: Mapping[fx.Node, Iterable[fx.Node]], cut: fx.Node
-) -> set[fx.Node]:
-    """All that nodes are computed from by a way that does not lead through a cut."""
-    seen, stack = {cut}, list(nodes)
-    while stack:
-        node = stack.pop()
-        if node not in seen:
-            seen.add(node)
-            stack.extend(inputs[node])
-    return seen - {cut}
 
 
 def _mode_notes(model: nn.Module) -> list[str]:

@@ -18,7 +18,7 @@ from graphaug.graphs.config import METHODS, GraphsConfig
 from graphaug.graphs.data.graphs import load
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
-from graphaug.recipes.methods.treatments import all_called, at_sites, called
+from graphaug.recipes.methods.treatments import all_called, at_sites, behind, two_lines
 from graphaug.recipes.plan import Plan, Setting, Site
 
 INPUT: Site = 0
@@ -33,7 +33,7 @@ def on_graphs(base: GraphsConfig, sites: Sequence[Site], data: Sequence[str]) ->
     """Every site with and without stop-gradient, with both methods, and both without Deep Augmentation."""
     base = replace(base, data=data[0])
     measures = CLASSES if load(base).classes else VALUES
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     settings: list[Setting] = []
     claims: list[Claim] = []
     baseline: dict[str, str] = {}
@@ -46,8 +46,7 @@ def on_graphs(base: GraphsConfig, sites: Sequence[Site], data: Sequence[str]) ->
         all_deep = tuple(prefix + name for name in all_called(deep))
         settings += group
         baseline |= {s.name: plain for s in group[1:]}
-        lines[f"{plain}, gradient kept"] = {str(s): prefix + called(s, False) for s in sites}
-        lines[f"{plain}, gradient stopped"] = {str(s): prefix + called(s, True) for s in deep}
+        lines |= two_lines(sites, INPUT, prefix.__add__, f"{plain}, ")
         choices.append(Choice(f"{plain}, its site chosen", all_deep, plain))
         claims.append(
             Claim(

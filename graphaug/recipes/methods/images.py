@@ -18,7 +18,7 @@ from dataclasses import replace
 
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
-from graphaug.recipes.methods.treatments import all_called, at_sites, called
+from graphaug.recipes.methods.treatments import all_called, at_sites, behind, called, two_lines
 from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
 from graphaug.vision.config import PretrainConfig
 
@@ -43,7 +43,7 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
         Setting(f"everywhere, {rate:g}", replace(base, everywhere=True, rate=rate, subset=1.0))
         for rate in EVERYWHERE
     ]
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     all_deep = all_called(deep)
     claims = [
         Claim(
@@ -81,10 +81,7 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
         tuple(claims),
         dict.fromkeys((s.name for s in (*settings, *everywhere) if s.name != PLAIN), PLAIN),
         tuple(map(str, sites)),
-        {
-            "gradient kept": {str(s): called(s, False) for s in sites},
-            "gradient stopped": {str(s): called(s, True) for s in deep},
-        },
+        two_lines(sites, INPUT),
         (PLAIN, *(s.name for s in everywhere)),
         MEASURES,
         (
@@ -99,7 +96,7 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
     base = replace(base, data=data[0])
     pca = [Setting(_pca(s.name), replace(s.config, transform="pca")) for s in at_sites(base, sites, INPUT)]
     dropout = list(at_sites(base, sites, INPUT))
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     claims = (
         Claim(
             "With PCA, Deep Augmentation at some site is ahead of SimCLR without it.",
@@ -114,10 +111,9 @@ def by_pca(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> 
             tuple(Member(_pca(name), (name,)) for name in all_called(deep)),
         ),
     )
-    lines = {}
+    lines: dict[str, dict[str, str]] = {}
     for word, spelled in (("dropout", str), ("PCA", _pca)):
-        lines[f"{word}, gradient kept"] = {str(s): spelled(called(s, False)) for s in sites}
-        lines[f"{word}, gradient stopped"] = {str(s): spelled(called(s, True)) for s in deep}
+        lines |= two_lines(sites, INPUT, spelled, f"{word}, ")
     settings = (Setting(PLAIN, base), *dropout, *pca)
     baseline = dict.fromkeys((s.name for s in settings[1:]), PLAIN)
     choices = (
@@ -133,7 +129,7 @@ def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str])
     contrastive = [Setting(PLAIN, base), *at_sites(base, sites, INPUT)]
     own = base.of_method("supervised")
     labelled = [Setting(LABELLED, own), *at_sites(own, sites, INPUT, f"{LABELLED}: ")]
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     theirs = f"{LABELLED}: "
     source = f"{LATER}: performance trends invert in supervised tasks; the sentence is ours"
     claims = (
@@ -156,10 +152,9 @@ def supervised(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str])
             tuple(Member(theirs + called(s, False), (theirs + called(s, True),)) for s in deep),
         ),
     )
-    lines = {}
+    lines: dict[str, dict[str, str]] = {}
     for word, prefix in ((PLAIN, ""), (LABELLED, theirs)):
-        lines[f"{word}, gradient kept"] = {str(s): prefix + called(s, False) for s in sites}
-        lines[f"{word}, gradient stopped"] = {str(s): prefix + called(s, True) for s in deep}
+        lines |= two_lines(sites, INPUT, prefix.__add__, f"{word}, ")
     baseline = dict.fromkeys((s.name for s in contrastive[1:]), PLAIN)
     baseline |= dict.fromkeys((s.name for s in labelled[1:]), LABELLED)
     settings = (*contrastive, *labelled)
@@ -177,7 +172,7 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
     claims: list[Claim] = []
     baseline: dict[str, str] = {}
     lines: dict[str, dict[str, str]] = {}
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     short = [_short(d) for d in data]
     names = dict(zip(data, short if len({*short}) == len(data) else data, strict=True))
     for source, target in (data, tuple(reversed(data))):
@@ -190,8 +185,7 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
         ]
         settings += group
         baseline |= {s.name: plain for s in group[1:]}
-        lines[f"{way}, gradient kept"] = {str(s): f"{way}: {called(s, False)}" for s in deep}
-        lines[f"{way}, gradient stopped"] = {str(s): f"{way}: {called(s, True)}" for s in deep}
+        lines |= two_lines(deep, INPUT, f"{way}: ".__add__, f"{way}, ")
         claims.append(
             Claim(
                 f"{way}: with Deep Augmentation at some site the encoder serves the other data better.",

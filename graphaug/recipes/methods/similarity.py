@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from graphaug.recipes.claims import Claim, Member
 from graphaug.recipes.methods.images import ABSTRACT, INPUT, PLAIN
-from graphaug.recipes.methods.treatments import all_called, at_sites, called
+from graphaug.recipes.methods.treatments import all_called, at_sites, behind, two_lines
 from graphaug.recipes.plan import Plan, Setting, Site
 from graphaug.vision.config import PretrainConfig
 
@@ -38,7 +38,7 @@ MEASURES = {
 def maps(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """CKA between layers, of SimCLR and of every site with and without stop-gradient."""
     base = replace(base, data=data[0])
-    deep = [s for s in sites if s != INPUT]
+    deep = behind(sites, INPUT)
     settings = tuple(replace(s, looks="layers") for s in (Setting(PLAIN, base), *at_sites(base, deep, INPUT)))
     claims = (
         Claim(
@@ -53,10 +53,7 @@ def maps(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Pl
         claims,
         dict.fromkeys((s.name for s in settings[1:]), PLAIN),
         tuple(map(str, deep)),
-        {
-            "gradient kept": {str(s): called(s, False) for s in deep},
-            "gradient stopped": {str(s): called(s, True) for s in deep},
-        },
+        two_lines(deep, INPUT),
         (PLAIN,),
         MEASURES,
         scores="shares in %",

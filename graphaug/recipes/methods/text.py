@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from graphaug.recipes.claims import Claim, Member
-from graphaug.recipes.methods.treatments import all_called, at_sites, called
+from graphaug.recipes.methods.treatments import all_called, at_sites, called, two_lines
 from graphaug.recipes.plan import Plan, Setting, Site
 from graphaug.text.config import SimCSEConfig
 from graphaug.text.presets import RATES
@@ -58,8 +58,7 @@ def on_sentences(base: SimCSEConfig, sites: Sequence[Site], data: Sequence[str])
         deep = [_at_its_rate(s) for s in at_sites(own, sites, INPUT, prefix)]
         settings += [Setting(plain, own), *deep]
         baseline |= {s.name: plain for s in deep}
-        lines[f"{plain}, gradient kept"] = {str(s): prefix + called(s, False) for s in sites}
-        lines[f"{plain}, gradient stopped"] = {str(s): prefix + called(s, True) for s in sites}
+        lines |= two_lines(sites, INPUT, prefix.__add__, f"{plain}, ")
         claims += _claims(plain, mlm, sites)
     return Plan(
         tuple(settings),
@@ -109,8 +108,7 @@ def beside_crops(base: SimCSEConfig, sites: Sequence[Site], data: Sequence[str])
         ),
     )
     lines = {
-        "gradient kept": {str(s): called(s, False) for s in sites},
-        "gradient stopped": {str(s): called(s, True) for s in sites},
+        **two_lines(sites, INPUT),
         "deep views": {str(s): _views(s) for s in sites},
     }
     return Plan(

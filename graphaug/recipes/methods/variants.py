@@ -21,7 +21,7 @@ from dataclasses import replace
 
 from graphaug.recipes.claims import Claim, Member
 from graphaug.recipes.methods.images import ABSTRACT, INPUT, PLAIN
-from graphaug.recipes.methods.treatments import all_called, at_sites, called
+from graphaug.recipes.methods.treatments import all_called, at_sites, behind, called, two_lines
 from graphaug.recipes.plan import MEASURES, Plan, Setting, Site
 from graphaug.vision.config import PretrainConfig
 
@@ -35,7 +35,7 @@ PROBED = 8
 
 def begun_with_simclr(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Stop*: Deep Augmentation that begins with a SimCLR run, with and without stop-gradient."""
-    base, deep = replace(base, data=data[0]), _deep(sites)
+    base, deep = replace(base, data=data[0]), behind(sites, INPUT)
     double = replace(base, epochs=2 * base.epochs)
     begun = [Setting(THEN + s.name, s.config, begins_with=PLAIN) for s in at_sites(base, deep, INPUT)]
     whole = [Setting(s.name + LONGER, s.config) for s in at_sites(double, deep, INPUT) if s.config.stop_grad]
@@ -65,7 +65,7 @@ def begun_with_simclr(base: PretrainConfig, sites: Sequence[Site], data: Sequenc
 
 def freezing(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Freezing before and after the site, begun with a SimCLR run."""
-    base, deep = replace(base, data=data[0]), _deep(sites)
+    base, deep = replace(base, data=data[0]), behind(sites, INPUT)
     settings = [Setting(PLAIN, base), Setting(AGAIN, base, begins_with=PLAIN)]
     lines: dict[str, dict[str, str]] = {"nothing frozen": {}, "frozen before": {}, "frozen after": {}}
     for site in deep:
@@ -89,7 +89,7 @@ def freezing(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
 
 def pairs(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """Rows of both views, or of the first alone: only lower-to-higher pairs."""
-    base, deep = replace(base, data=data[0]), _deep(sites)
+    base, deep = replace(base, data=data[0]), behind(sites, INPUT)
     both = list(at_sites(base, deep, INPUT))
     first = [Setting(_one(s.name), replace(s.config, pairing="one-sided")) for s in both]
     settings = (Setting(PLAIN, base), *both, *first)
@@ -107,11 +107,7 @@ def pairs(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> P
             tuple(Member(_one(s.name), (s.name,)) for s in both),
         ),
     )
-    lines = {}
-    for word, spelled in (("all pairs", str), ("lower to higher", _one)):
-        for stopped in (False, True):
-            kept = "stopped" if stopped else "kept"
-            lines[f"{word}, gradient {kept}"] = {str(s): spelled(called(s, stopped)) for s in deep}
+    lines = two_lines(deep, INPUT, label="all pairs, ") | two_lines(deep, INPUT, _one, "lower to higher, ")
     baseline = dict.fromkeys((s.name for s in settings[1:]), PLAIN)
     return Plan(settings, claims, baseline, _marks(deep), lines, (PLAIN,), MEASURES)
 
@@ -119,7 +115,7 @@ def pairs(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> P
 def over_training(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -> Plan:
     """The linear probe at epochs of a run, of SimCLR and of every site with and without stop-gradient."""
     every = math.ceil(base.epochs / PROBED)
-    base, deep = replace(base, data=data[0], snapshot_every=every), _deep(sites)
+    base, deep = replace(base, data=data[0], snapshot_every=every), behind(sites, INPUT)
     settings = tuple(
         replace(s, looks="snapshots") for s in (Setting(PLAIN, base), *at_sites(base, deep, INPUT))
     )
@@ -151,11 +147,6 @@ def over_training(base: PretrainConfig, sites: Sequence[Site], data: Sequence[st
         drawn=drawn,
         axis="epochs",
     )
-
-
-def _deep(sites: Sequence[Site]) -> list[Site]:
-    """Without the input, below which nothing is trained."""
-    return [site for site in sites if site != INPUT]
 
 
 def _marks(sites: Sequence[Site]) -> tuple[str, ...]:

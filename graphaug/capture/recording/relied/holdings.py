@@ -20,7 +20,8 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.classes import can_be_watched, has_no_effect, is_foreign
 from graphaug.capture.recording.relied.facts import is_plain
-from graphaug.capture.recording.relied.reached import DICTS, GONE, Array, Reached
+from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
+from graphaug.capture.recording.relied.told import Array
 
 DEPTH = 6
 """Containers within containers that are followed."""

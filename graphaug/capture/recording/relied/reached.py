@@ -6,15 +6,12 @@ A graph holds what these were when it was captured, so that it relies on them.
 from __future__ import annotations
 
 import collections
-import contextvars
-import functools
-import logging
 import operator
 import threading
 import types
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +19,7 @@ from torch import nn
 
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import ABSENT, is_plain
+from graphaug.capture.recording.relied.told import How, how_told, is_same, same_as_told
 from graphaug.errors import AssumptionViolated
 from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES, COMPILES_PROPERTIES
 
@@ -33,32 +31,6 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-class Given(NamedTuple):
-    """How a partial function is told: its function, what is given to it, and the names of the rest."""
-
-    function: How
-    args: tuple[How, ...]
-    names: tuple[str, ...]
-    values: tuple[How, ...]
-
-
-How = str | Given | tuple["How", ...]
-"""See `_how`."""
-
-
-class Array(list[Any]):
-    """The numbers of an array."""
-
-
-_NOT_TOLD = (
-    np.ndarray,
-    Array,
-    logging.Logger,
-    set,
-    frozenset,
-    contextvars.ContextVar,
-)
-_CACHED = type(functools.lru_cache(lambda: None))
 _NOT_COMPILED = ("table", "bytes")
 """Kinds that torch's compiler cannot look into."""
 
@@ -77,8 +49,8 @@ class Reached:
         key: the attribute's name, or the dict's key.
         expected: what was there.
         within: what it was reached through, if that can be left unread.
-        how: how torch's compiler can tell what was there from something else, see `_how`; of what has entries, of each.
-            Seen before it compiles: torch 2.11 cannot ask whether a logger is an instance of something.
+        how: how torch's compiler can tell what was there from something else, see `how_told`; of what has entries, of
+            each. Seen before it compiles: torch 2.11 cannot ask whether a logger is an instance of something.
         number: which of the things with its name it is.
     """
 
@@ -102,11 +74,11 @@ class Reached:
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
         if self.kind == "property":
             unseen = not COMPILES_PROPERTIES
-        how: How = "" if unseen else _how(self.expected)
+        how: How = "" if unseen else how_told(self.expected)
         if self.expected is CHANGED or (self.kind == "members" and not unseen):
             how = "is"
         elif how == "is" and self.kind == "entries":
-            how = tuple(map(_how, self.expected))
+            how = tuple(map(how_told, self.expected))
         elif how not in ("is", "cached", "bounds") and self.kind not in ("attribute", "item"):
             how = ""
         object.__setattr__(self, "how", how)
@@ -149,12 +121,12 @@ class Reached:
         if self.expected is CHANGED:
             return False
         if torch.compiler.is_compiling() and self.how != "is":
-            return self.how == "" or _same(self.how, self._now(), self.expected)
+            return self.how == "" or same_as_told(self.how, self._now(), self.expected)
         if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
             return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
         if self.kind in ("entries", "numbers"):
-            return len(now) == len(self.expected) and all(map(_is, now, self.expected))
+            return len(now) == len(self.expected) and all(map(is_same, now, self.expected))
         if self.kind == "table":
             return (
                 len(now) == len(self.expected)
@@ -164,7 +136,7 @@ class Reached:
         return (
             now == self.expected
             if self.kind in ("keys", "members", "bytes", "hooks")
-            else _is(now, self.expected)
+            else is_same(now, self.expected)
         )
 
     def _now(self) -> Any:
@@ -229,72 +201,6 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
     there = (d for d in held if type(d) is dict and d.get(key, GONE) is expected)
     found = next(there, None) if of_object and expected is not GONE and expected is not None else None
     return None if found is None else found.get
-
-
-def _how(value: Any) -> How:
-    """How torch's compiler can tell a value from another: "" if it cannot.
-
-    "is" by itself; "cached" by the function in a cache, as torch 2.11 knows no more of it; "bounds" of a range or a
-    slice; a partial function by its function and all that is given to it, and a tuple entry by entry. Of these it makes
-    others, of which none is the one that was there.
-    """
-    if isinstance(value, functools.partial):
-        given = value.keywords
-        return Given(
-            _how(value.func), tuple(map(_how, value.args)), tuple(given), tuple(map(_how, given.values()))
-        )
-    if isinstance(value, (range, slice)):
-        return "bounds"
-    if isinstance(value, _CACHED):
-        return "cached"
-    if isinstance(value, tuple):
-        return tuple(map(_how, value))
-    of_none = (types.ModuleType, type, type(None))  # what a builtin function, which is no method, belongs to
-    bound = isinstance(value, types.BuiltinMethodType) and not isinstance(value.__self__, of_none)
-    of_gradients = isinstance(value, type) and issubclass(value, torch.autograd.Function)
-    return "" if bound or of_gradients or isinstance(value, _NOT_TOLD) else "is"
-
-
-def _same(how: How, a: Any, b: Any) -> bool:
-    """Whether two are the same, as far as torch's compiler can tell; it goes through this."""
-    if how == "":
-        return True
-    if how == "is":
-        return _is(a, b)
-    if how == "cached":
-        return a.__wrapped__ is b.__wrapped__
-    if how == "bounds":
-        return type(a) is type(b) and a.start == b.start and a.stop == b.stop and a.step == b.step
-    if isinstance(how, Given):
-        if not isinstance(a, functools.partial) or tuple(a.keywords) != how.names:
-            return False
-        values = tuple(a.keywords.values()), tuple(b.keywords.values())
-        return (
-            _same(how.function, a.func, b.func)
-            and _same(how.args, a.args, b.args)
-            and _same(how.values, *values)
-        )
-    alike = len(a) == len(b) and (type(a) is type(b) or isinstance(b, list))
-    return alike and all(_same(part, x, y) for part, x, y in zip(how, a, b, strict=True))
-
-
-def _is(a: Any, b: Any) -> bool:
-    """Whether two are the same: equal plain values, and a function that was defined once more as it was."""
-    if a is b:
-        return True
-    if type(a) is not type(b) or torch.compiler.is_compiling():
-        return is_plain(b) and type(a) is type(b) and bool(a == b)
-    if isinstance(a, types.FunctionType):
-        bound = (
-            a.__closure__,
-            a.__defaults__,
-            a.__kwdefaults__,
-            b.__closure__,
-            b.__defaults__,
-            b.__kwdefaults__,
-        )
-        return a.__code__ == b.__code__ and not any(bound)
-    return is_plain(b) and (a == b or a != a)
 
 
 def reader(cell: types.CellType) -> types.FunctionType:
