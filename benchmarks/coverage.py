@@ -31,13 +31,14 @@ import torch
 from torch import nn
 
 import graphaug
-from benchmarks import zoo
-from benchmarks.oracle import Masks, distance, gradients, hook, imposed, leaves
+from benchmarks import tiny, zoo
+from benchmarks.oracle import Masks, Where, distance, gradients, hook, imposed, leaves
 from graphaug.sites import structure_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS = 900  # for one model; more is reported as a failure
 SECONDS_OF_A_KIND = 90
+GROUPS = ("torchvision", "timm", "transformers")
 GRADIENT_TOLERANCE = 1e-4  # relative, float32; sums are taken in another order
 INDUCTOR = (
     *("torchvision:resnet18", "torchvision:convnext_tiny", "torchvision:vit_b_16", "torchvision:swin_t"),
@@ -95,7 +96,9 @@ def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
         except Exception as error:
             return {**record, "status": "cannot be built here", "reason": brief(error)}
         model.eval()
-        places = zoo.three_depths(model, inputs)
+        places = zoo.three_depths(model, inputs, 2 if case.group == "tiny" else 3)
+        if case.group == "tiny":
+            places = places[len(places) // 2 :][:1]
         record["sites"] = [measure_site(model, inputs, other, place) for place in places]
         record["without_examples"] = without_examples(model, places[len(places) // 2])
         bad = [s for s in record["sites"] if s["problem"]]
@@ -215,12 +218,14 @@ def compare_gradients(
     model.train(training)
     masks = Masks(0.5, 0.5)
     torch.manual_seed(0)
-    # of several tensors, that one with which the model goes on
-    with hook(model.get_submodule(place), masks, stop_grad=True, entry=aug.plan.sites[0].entry):
+    (augmentation,) = aug.augmentations.values()
+    # of several tensors, that one with which the model goes on; samples where the plan says that they lie
+    entry, rows = aug.plan.sites[0].entry, augmentation.place
+    where = Where(rows.dim, rows.slices, rows.inner)
+    with hook(model.get_submodule(place), masks, stop_grad=True, entry=entry, place=where):
         expected = model(**inputs)
     theirs = gradients(model, expected)
     aug.train(training)
-    (augmentation,) = aug.augmentations.values()
     augmentation.train()
     torch.manual_seed(0)
     with imposed(augmentation, masks):
@@ -288,7 +293,7 @@ def brief(error: BaseException) -> str:
 def work(tasks: Any, results: Any, compiled: bool) -> None:
     """A worker: takes names, returns records, until told to stop."""
     torch.set_num_threads(1)
-    cases = {case.name: case for case in (*zoo.cases(), *zoo.kinds())}
+    cases = {case.name: case for case in (*zoo.cases(), *zoo.kinds(), *tiny.cases())}
     while True:
         name = tasks.get()
         if name is None:
@@ -296,7 +301,7 @@ def work(tasks: Any, results: Any, compiled: bool) -> None:
         results.put(("begin", name))
         begin = time.perf_counter()
         try:
-            with limited(SECONDS_OF_A_KIND if cases[name].group == "kinds" else SECONDS):
+            with limited(SECONDS if cases[name].group in GROUPS else SECONDS_OF_A_KIND):
                 record = measure(cases[name], compiled=compiled)
         except BaseException as error:
             record = {
@@ -489,9 +494,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure which architectures can be rewritten.")
     parser.add_argument(
         "--only",
-        choices=["torchvision", "timm", "transformers", "kinds"],
-        help="kinds: every base model of transformers, which is no part of the table",
+        choices=[*GROUPS, "kinds", "tiny"],
+        help="no part of the table are kinds, every base model of transformers, and tiny, those of its own tests",
     )
+    parser.add_argument("--tests", type=Path, help="for tiny: a checkout of transformers")
     parser.add_argument("--match", default="", help="only models whose name contains this")
     parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1))
     parser.add_argument("--no-compile", action="store_true")
@@ -501,7 +507,9 @@ def main() -> None:
     )
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    known = zoo.kinds() if options.only == "kinds" else zoo.cases()
+    if options.tests is not None:
+        os.environ[tiny.FOLDER] = str(options.tests.resolve())
+    known = {"kinds": zoo.kinds, "tiny": tiny.cases}.get(options.only, zoo.cases)()
     cases = [c for c in known if options.match in c.name and options.only in (None, c.group)]
     if not cases:
         sys.exit(f"no model matches {options.match!r}")

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+
+class Where(NamedTuple):
+    """Where the samples lie: index ``(o * B + b) * inner + i`` of a dimension belongs to sample ``b`` of ``B``."""
+
+    dim: int = 0
+    slices: int = 1
+    inner: int = 1
+
+
+PLAIN = Where()
 
 
 class Masks:
@@ -19,11 +30,13 @@ class Masks:
         self.rows: Tensor | None = None
         self.noise: Tensor | None = None
 
-    def draw(self, h: Tensor) -> tuple[Tensor, Tensor]:
+    def draw(self, h: Tensor, place: Where = PLAIN) -> tuple[Tensor, Tensor]:
+        """Which samples are augmented, and by what every number is multiplied."""
         if self.rows is None or self.noise is None:
-            count = round(self.subset * h.shape[0])
-            order = torch.randperm(h.shape[0], generator=self.generator)
-            self.rows = torch.zeros(h.shape[0], dtype=torch.bool)
+            samples = h.shape[place.dim] // place.slices
+            count = round(self.subset * samples)
+            order = torch.randperm(samples, generator=self.generator)
+            self.rows = torch.zeros(samples, dtype=torch.bool)
             self.rows[order[:count]] = True
             kept = torch.rand(h.shape, generator=self.generator) >= self.rate
             self.noise = kept / (1 - self.rate)
@@ -67,7 +80,13 @@ def with_entry(value: Any, keys: Sequence[Any], new: Any) -> Any:
 
 @contextlib.contextmanager
 def hook(
-    module: nn.Module, masks: Masks, *, stop_grad: bool, call: int = 0, entry: Sequence[Any] = ()
+    module: nn.Module,
+    masks: Masks,
+    *,
+    stop_grad: bool,
+    call: int = 0,
+    entry: Sequence[Any] = (),
+    place: Where = PLAIN,
 ) -> Iterator[None]:
     """Augment the output of ``module``, or an entry of it, in its ``call``-th call, as one would write it by hand."""
     seen = 0
@@ -79,12 +98,13 @@ def hook(
             return None
         chosen = entry_of(output, entry)
         h = first_tensor(chosen)
-        rows, noise = masks.draw(h)
+        rows, noise = masks.draw(h, place)
         parts = []
-        for i in range(h.shape[0]):
-            dropped = h[i] * noise[i]
-            parts.append((dropped.detach() if stop_grad else dropped) if rows[i] else h[i])
-        return with_entry(output, entry, with_first(chosen, torch.stack(parts)))
+        for i, (part, factor) in enumerate(zip(h.unbind(place.dim), noise.unbind(place.dim), strict=True)):
+            dropped = part * factor
+            sample = i // place.inner % len(rows)
+            parts.append((dropped.detach() if stop_grad else dropped) if rows[sample] else part)
+        return with_entry(output, entry, with_first(chosen, torch.stack(parts, place.dim)))
 
     handle = module.register_forward_hook(augment)
     try:
@@ -101,7 +121,7 @@ def imposed(augmentation: nn.Module, masks: Masks) -> Iterator[None]:
     assert noise is not None
 
     def draw_noise(h: Tensor) -> Tensor:
-        return (noise if h.shape[0] == len(rows) else noise[rows]).to(h)
+        return (noise if h.shape == noise.shape else noise[rows]).to(h)
 
     augmentation.__dict__["draw_rows"] = lambda count, device: rows.to(device)
     augmentation.__dict__["draw_noise"] = draw_noise

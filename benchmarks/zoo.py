@@ -381,8 +381,8 @@ def _runs(model: nn.Module, inputs: Inputs) -> tuple[nn.Module, Inputs]:
     return model, inputs
 
 
-def three_depths(model: nn.Module, inputs: Inputs) -> list[str]:
-    """The first, the middle and the last block that the forward calls: entries of the outermost lists."""
+def three_depths(model: nn.Module, inputs: Inputs, least: int = 3) -> list[str]:
+    """The first, the middle and the last block that the forward calls: entries of the outermost lists of so many."""
     inside: list[str] = []
     for path, module in model.named_modules():
         if isinstance(module, (nn.ModuleList, nn.Sequential)):
@@ -396,7 +396,7 @@ def three_depths(model: nn.Module, inputs: Inputs) -> list[str]:
     children = [n for n, child in model.named_children() if list(child.parameters())]
     for candidates in (blocks, deeper, children):
         called = _called(model, inputs, candidates)
-        if len(called) >= 3 or (called and candidates is children):
+        if len(called) >= least or (called and candidates is children):
             return list(dict.fromkeys((called[0], called[len(called) // 2], called[-1])))
     every = _called(model, inputs, [*blocks, *deeper, *children])
     return list(dict.fromkeys((every[0], every[len(every) // 2], every[-1])))
@@ -413,7 +413,7 @@ def _called(model: nn.Module, inputs: Inputs, paths: list[str]) -> list[str]:
                 if (
                     value.is_floating_point()
                     and value.dim() >= 2
-                    and value.shape[0] == 2
+                    and 2 in value.shape[:2]  # XLNet's blocks have the samples along their second dimension
                     and value.requires_grad
                 ):
                     found[path] = None
