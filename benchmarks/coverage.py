@@ -100,6 +100,11 @@ def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
         if case.group == "tiny":
             places = places[len(places) // 2 :][:1]
         record["sites"] = [measure_site(model, inputs, other, place) for place in places]
+        if case.group == "tiny" and (
+            done := tiny.follow(record["sites"][0]["problem"], model, inputs, other)
+        ):
+            record.update(followed=done, before=record["sites"][0]["problem"])
+            record["sites"] = [measure_site(model, inputs, other, place) for place in places]
         record["without_examples"] = without_examples(model, places[len(places) // 2])
         bad = [s for s in record["sites"] if s["problem"]]
         if bad:
@@ -519,6 +524,8 @@ def main() -> None:
     whose = "" if options.journal is None else " of its workers together, in several sittings"
     totals = summary(records)
     print(json.dumps(totals, indent=2))
+    if options.only == "tiny" and not options.match:
+        write((options.out or ROOT / "benchmarks/results") / "tiny.json", tiny.result(records, versions()))
     whole = not options.match and options.only is None
     if not whole and options.out is None:
         return

@@ -9,11 +9,14 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from benchmarks.zoo import Case, Inputs
@@ -38,22 +41,50 @@ def cases() -> list[Case]:
     return [
         TinyCase(f"tiny:{file.stem.removeprefix('test_modeling_')}", "tiny", functools.partial(_make, file))
         for file in files
-        if "all_model_classes" in file.read_text()
+        if not file.stem.startswith(("test_modeling_tf_", "test_modeling_flax_"))
     ]
+
+
+def result(records: list[dict[str, Any]], versions: dict[str, str]) -> str:
+    """What is kept of a run: how many are ok as they are, and once what their refusal says was done; and each model."""
+    built = [r for r in records if r["status"] != "cannot be built here"]
+    totals = {
+        "can be built": len(built),
+        "ok as they are": sum(r["status"] == "ok" and not r.get("followed") for r in built),
+        "ok once the refusal is followed": sum(
+            r["status"] == "ok" and bool(r.get("followed")) for r in built
+        ),
+        "failed": sum(r["status"] == "failed" for r in built),
+        "cannot be built here": len(records) - len(built),
+    }
+    models = [{k: r[k] for k in ("name", "status", "reason", "before", "sites") if r.get(k)} for r in records]
+    return json.dumps({"versions": versions, "totals": totals, "models": models}, indent=1) + "\n"
+
+
+def follow(advice: str, model: nn.Module, inputs: Inputs, other: Inputs) -> str:
+    """Do what a refusal says, once; what that was, or "" if it names no argument and no setting."""
+    if found := re.search(r"Pass (\w+)=False in example_inputs", advice):
+        inputs[found[1]] = other[found[1]] = False
+    elif found := re.search(r"model[\w.]*\.config\.(\w+) = (False|0\.0)", advice):
+        for module in model.modules():
+            for holder in (module, getattr(module, "config", None)):  # blocks have copies of LayerDrop's rate
+                if isinstance(getattr(holder, found[1], None), (bool, float)):
+                    setattr(holder, found[1], False if found[2] == "False" else 0.0)
+    return found[0] if found else ""
 
 
 def _make(file: Path) -> tuple[nn.Module, Inputs, Inputs]:
     test = _test_of(file)
-    test.setUp()
     cls = test.all_model_classes[0]
     config, inputs = _inputs(test, cls, 2)
     _, other = _inputs(test, cls, 3)
     model = cls(config)
     model.eval()
-    with contextlib.suppress(Exception):
+    with torch.no_grad(), contextlib.suppress(Exception):
         model(**other)
         return model, inputs, other
-    model(**inputs)
+    with torch.no_grad():
+        model(**inputs)
     return model, inputs, inputs  # what belongs to a batch size is in the configuration
 
 
@@ -74,6 +105,13 @@ def _test_of(file: Path) -> Any:
     module = importlib.import_module(".".join(file.relative_to(root).with_suffix("").parts))
     for found in vars(module).values():
         own = isinstance(found, type) and found.__module__ == module.__name__ and hasattr(found, "setUp")
-        if own and getattr(found, "all_model_classes", ()):
-            return found("setUp")
+        if own and hasattr(found, "all_model_classes"):
+            test = found("setUp")
+            test.setUp()  # where a tester names the classes
+            if (
+                test.all_model_classes
+                and hasattr(test, "model_tester")
+                and hasattr(test, "_prepare_for_class")
+            ):
+                return test
     raise LookupError("no test case of this file has models here")

@@ -202,16 +202,12 @@ def _refuse_filled_constants(walk: Walk, model: nn.Module) -> None:
     for value in walk.constants.values():
         if isinstance(value, (Tensor, nn.Module)) or not any_inside(value, is_of_a_capture):
             continue
-        switches = [name for name in walk.signature.defaults if name.startswith("use_") and "cache" in name]
-        if switches:
-            fix = f"Pass {switches[0]}=False in example_inputs."
-        elif hasattr(getattr(model, "config", None), "use_cache"):
-            fix = "Set model.config.use_cache = False."
-        else:
-            fix = "Return a tuple, a dict or a dataclass, or choose a site outside the module that does it."
+        otherwise = (
+            " Return a tuple, a dict or a dataclass, or choose a site outside the module that does it."
+        )
         raise CaptureError(
             f"{type(model).__name__}.forward cannot be captured: it makes {an(value)} in every call, "
-            f"and a graph would have one for all calls. {fix}"
+            f"and a graph would have one for all calls.{walk.session.about_caches(value) or otherwise}"
         )
 
 

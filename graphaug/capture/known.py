@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, fx
 
 from graphaug.capture.dataflow import memory, tensors_of, written_memory
@@ -30,14 +31,15 @@ def integers(node: fx.Node, keys: Sequence[tuple[str, Any]], given: Mapping[fx.N
         if n in env:
             return env[n] is not UNKNOWN
         env[n] = UNKNOWN
-        if owner[n] in written or value is UNKNOWN:
+        if owner[n] in written:
             return False
         if n.op == "placeholder":
             env[n] = given.get(n, UNKNOWN)
-        elif next(tensors_of(value), None) is None:  # a size, a dtype
+        elif value is not UNKNOWN and next(tensors_of(value), None) is None:  # a size, a dtype
             env[n] = value
         elif _is_call(n) and not _floats(value) and all(map(known, n.all_input_nodes)):
-            env[n] = _computed(n, env)
+            found = _computed(n, env)  # also where its shape depends on them, as that of repeat_interleave
+            env[n] = UNKNOWN if any(map(_floats, tensors_of(found))) else found
         return env[n] is not UNKNOWN
 
     if not known(node):
@@ -58,9 +60,15 @@ def _floats(value: Any) -> bool:
 
 def _computed(n: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = filled(n, env)
+    states = torch.get_rng_state()
     try:
         if n.op == "call_method":
-            return getattr(args[0], str(n.target))(*args[1:], **kwargs)
-        return n.target(*args, **kwargs)  # type: ignore[operator]
+            found = getattr(args[0], str(n.target))(*args[1:], **kwargs)
+        else:
+            found = n.target(*args, **kwargs)  # type: ignore[operator]
     except Exception:  # of what another device holds, or no data at all
         return UNKNOWN
+    if torch.equal(torch.get_rng_state(), states):
+        return found
+    torch.set_rng_state(states)  # what is drawn is another in each call
+    return UNKNOWN

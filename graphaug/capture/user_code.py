@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dis
 import functools
 import inspect
 import itertools
@@ -14,6 +15,7 @@ import types
 from typing import Any
 
 import torch
+from torch import nn
 
 
 def global_names(cls: type) -> dict[str, Any]:
@@ -64,51 +66,61 @@ def users_level() -> int:
     return level
 
 
-def in_message() -> bool:
+def in_message() -> str:
     """Whether the user's code is inside of a statement that only tells: an error, a warning, a log entry, a print.
 
     What such a statement asks for decides nothing.
+
+    Returns:
+        "now" if it is told in this call alone, "later" if it is what a check in the graph says, of other data; else "".
     """
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and is_internal(frame.f_code.co_filename):
         if frame.f_code.co_filename == logging.__file__:
-            return True
+            return "now"
         frame = frame.f_back
     if frame is None:
-        return False
+        return ""
     file, code = frame.f_code.co_filename, frame.f_code
     line, _, column, _ = next(itertools.islice(code.co_positions(), frame.f_lasti // 2, None))
     at = (line or frame.f_lineno, column or 0)
-    return any(begin <= at < end for begin, end in _messages("".join(linecache.getlines(file))))
+    told = _messages("".join(linecache.getlines(file)))
+    return next((when for begin, end, when in told if begin <= at < end), "")
 
 
 @functools.lru_cache(256)
-def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int]], ...]:
-    """Where in a file's source messages are made: begin and end as (line, column); none if it cannot be read."""
+def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int], str], ...]:
+    """Where in a file's source messages are made, begin and end as (line, column), and when they are told.
+
+    None, if it cannot be read.
+    """
     try:
         tree = ast.parse(source)
     except (SyntaxError, ValueError):
         return ()
     return tuple(
-        ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0))
-        for statement in ast.walk(tree)
-        if (node := _message_of(statement)) is not None and _only_tells(node)
+        ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0), when)
+        for node, when in filter(None, map(_message_of, ast.walk(tree)))
+        if _only_tells(node)
     )
 
 
-def _message_of(statement: ast.AST) -> ast.expr | None:
-    """The part of a statement that is there for its message: a call, or what is said."""
+def _message_of(statement: ast.AST) -> tuple[ast.expr, str] | None:
+    """The part of a statement that is there for its message, a call or what is said; and when that is told."""
+    said: ast.expr | None = None
     if isinstance(statement, ast.Raise):
-        return statement.exc
-    if isinstance(statement, ast.Assert):
-        return statement.msg
-    if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
+        said = statement.exc
+    elif isinstance(statement, ast.Assert):
+        said = statement.msg
+    elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         called = ast.unparse(statement.value.func)
-        if called in _ASSERTIONS:
-            return statement.value.args[1] if len(statement.value.args) > 1 else None  # not what is asserted
+        if called in _ASSERTIONS:  # not what is asserted
+            named = [k.value for k in statement.value.keywords if k.arg in ("message", "msg")]
+            texts = [*statement.value.args[1:2], *named]
+            return (texts[0], "later") if texts else None
         if called in _MESSAGES or called.rpartition(".")[0].lower().endswith(_LOGS):
-            return statement.value
-    return None
+            said = statement.value
+    return None if said is None else (said, "now")
 
 
 def _only_tells(message: ast.AST) -> bool:
@@ -136,13 +148,61 @@ def _is_harmless(call: ast.Call) -> bool:
     )
 
 
+def may_return_none(what: Any) -> bool:
+    """Whether a module or function of the user's shows a way by which it returns None: of one inside of it, too."""
+    functions = [type(m).forward for m in what.modules()] if isinstance(what, nn.Module) else [what]
+    found = (inspect.unwrap(f) for f in functions if (f.__module__ or "torch").partition(".")[0] != "torch")
+    return any(_returns_none(f.__code__, _unset(f)) for f in found if isinstance(f, types.FunctionType))
+
+
+def _unset(function: types.FunctionType) -> frozenset[str]:
+    """The parameters that are None unless they are given."""
+    positional = function.__code__.co_varnames[: function.__code__.co_argcount]
+    defaults = function.__defaults__ or ()
+    given = [
+        *zip(reversed(positional), reversed(defaults), strict=False),
+        *(function.__kwdefaults__ or {}).items(),
+    ]
+    return frozenset(name for name, default in given if default is None)
+
+
+@functools.lru_cache(4096)
+def _returns_none(code: types.CodeType, unset: frozenset[str]) -> bool:
+    def is_none(step: dis.Instruction) -> bool:
+        return step.opname == "LOAD_CONST" and step.argval is None
+
+    pairs = list(itertools.pairwise(dis.get_instructions(code)))
+    names = unset | {step.argval for before, step in pairs if step.opname == "STORE_FAST" and is_none(before)}
+    return any(
+        (step.opname == "RETURN_CONST" and step.argval is None)
+        or (
+            step.opname == "RETURN_VALUE"
+            and (is_none(before) or (before.opname.startswith("LOAD_FAST") and before.argval in names))
+        )
+        for before, step in pairs
+    )
+
+
 def is_internal(filename: str) -> bool:
     """Whether a file is torch's, ours, or plumbing of the standard library."""
     return filename.startswith(("<", *_PACKAGES)) or filename.endswith(_PLUMBING)
 
 
+OF_THAT_CALL = "…"
+"""Stands in the message of a check for what is another in each call."""
 _MESSAGES = ("print", "warn", "warnings.warn")
-_ASSERTIONS = ("torch._assert", "_assert")
+_ASSERTIONS = (
+    *(
+        "torch._assert",
+        "_assert",
+        "torch._check",
+        "torch._check_value",
+        "torch._check_index",
+        "torch._check_type",
+    ),
+    *("torch._check_tensor_all", "torch_compilable_check"),  # transformers' own, which calls torch's
+)
+"""What raises if its first argument does not hold; the second says so."""
 _DECIDING = (ast.IfExp, ast.BoolOp, ast.NamedExpr, ast.Lambda, ast.Await, ast.Yield, ast.YieldFrom)
 _LIBRARIES = ("torch", "F", "np", "numpy", "math")
 _BUILTINS = (

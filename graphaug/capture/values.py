@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -51,6 +52,13 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         raise AssumptionViolated(
             f"this model was captured for {spelled(what, expected)}, but {found}.{advice}"
         )
+
+
+def filled(made: Any, entries: Mapping[str, Any]) -> Any:
+    """A mapping that a graph just made, with further entries behind those that it has."""
+    for name, value in entries.items():
+        made[name] = value
+    return made
 
 
 def _differs(value: Any, expected: Any) -> bool:

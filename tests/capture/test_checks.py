@@ -36,6 +36,45 @@ class Checking(nn.Module):
         return self.second(torch.tanh(self.first(x)))
 
 
+def torch_compilable_check(cond: Tensor, message: str) -> None:
+    """Raises by data, with a text that shows some, as the function of that name in transformers does."""
+    torch._check_tensor_all_with(ValueError, cond, lambda: message)
+
+
+def by_keyword(x: Tensor) -> None:
+    torch_compilable_check(x < 100, message=f"{x.max()} in {x.shape[0]} rows is too large, above {100}")
+
+
+def by_position(x: Tensor) -> None:
+    torch_compilable_check(x < 100, f"{x.max()} in {x.shape[0]} rows is too large, above {100}")
+
+
+class Says(nn.Module):
+    """A check whose text is made of data and sizes before anyone knows whether it is needed."""
+
+    def __init__(self, check: Any) -> None:
+        super().__init__()
+        self.first, self.second, self.check = nn.Linear(4, 4), nn.Linear(4, 4), check
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        self.check(x)
+        return self.second(h)
+
+
+@pytest.mark.parametrize("check", [by_keyword, by_position])
+def test_the_text_of_a_check_shows_no_number_of_another_call(check: Any) -> None:
+    model, x = Says(check), torch.randn(6, 4)
+    aug = ga.rewrite(model, "first", subset=0.0, example_inputs=x)
+    torch.testing.assert_close(aug(torch.cat([x, x])), model(torch.cat([x, x])), rtol=0, atol=0)
+    assert not [a for a in aug.plan.assumptions if "shape" in a]
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        aug(x[:4] + 1000)
+    said = str(caught.value)
+    assert "Fake" not in said
+    assert "6" not in said
+
+
 TOO_LARGE: Any = (
     (lambda: "too large") if torch.__version__.startswith("2.11") else "too large"
 )  # which takes no text

@@ -122,10 +122,10 @@ def asserted(m, h):
             made_before,
             r"makes a text of the data in .*\(test_prints_and_logs.py line \d+\)\. Make it inside of the print",
         ),
-        (used, r"needs the number the data in"),
+        (used, r"needs the number in the data in"),
         (decided, "branches on the data in"),
         (decided_by_a_number, "branches on the data in|depends on data"),
-        (handed_on, r"needs the number the data in .*std"),
+        (handed_on, r"needs the number in the data in .*std"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

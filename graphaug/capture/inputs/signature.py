@@ -89,6 +89,22 @@ class Signature:
         name = type(model).__name__
         return Signature(name, positional, captured, defaults, guessed, examples, doubled)
 
+    def without_caches(self, model: nn.Module) -> str:
+        """What turns off the caches that this model's modules fill, as a sentence after a space; "" if nothing does."""
+        given = [name for name, value in self.examples.items() if "cache" in type(value).__name__.lower()]
+        if given:
+            return f" Leave {given[0]!r} out of example_inputs, and pass use_cache=False."
+        switches = [name for name in self.defaults if name.startswith("use_") and "cache" in name]
+        if switches:
+            return f" Pass {switches[0]}=False in example_inputs."
+        for entry in self.captured:
+            if entry.name.startswith("use_") and "cache" in entry.name:
+                return f" Pass {entry.name}=False in example_inputs." if entry.default is True else ""
+        for path, module in model.named_modules():
+            if getattr(getattr(module, "config", None), _FILLS_A_CACHE, False):
+                return f" Set {'.'.join(filter(None, ('model', path)))}.config.{_FILLS_A_CACHE} = False."
+        return ""
+
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yield (name, default, example value) of every placeholder."""
         for entry in self.captured:

@@ -87,7 +87,7 @@ class Leaves:
             path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
             raise self.session.refuse(
                 f"it hands {an(self._filled)} to {path!r}, which fills or changes it",
-                reason=RETURN_IT,
+                reason=self.session.about_caches(*holders_in((args, kwargs))) or RETURN_IT,
             )
         return outcome
 
@@ -143,6 +143,17 @@ class Leaves:
         except (*DATA_DEPENDENT, NotImplementedError) as error:
             reason: Exception = error
         return self._small(function, args, kwargs, reason), _why_unknown(reason)
+
+    def _on_no_tensors(
+        self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Exception | None:
+        """The refusal of a module that runs neither on fakes nor on real ones, if it may be for a cache."""
+        advice = self.session.about_caches(*holders_in((args, kwargs)))
+        if not advice:
+            return None
+        return self.session.refuse(
+            f"it hands a cache to {an(function)}, which does not run without data", reason=advice
+        )
 
     def _fake(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         try:
@@ -222,7 +233,7 @@ class Leaves:
                     result = function(*args, **kwargs)
                 self._written = [t for t in given if _writes_so_far(made[id(t)]) != before[id(t)]]
         except Exception:
-            raise reason from None
+            raise self._on_no_tensors(function, args, kwargs) or reason from None
 
         def fake(t: Tensor) -> Tensor:
             found = self.ledger.fake_mode.from_tensor(t.detach())

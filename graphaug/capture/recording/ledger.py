@@ -30,9 +30,11 @@ from graphaug.capture.recording.values.structures import (
     is_structure,
     plain,
     rebuilt,
+    set_afterwards,
 )
 from graphaug.capture.recording.values.tracked import Answers, is_tracked
 from graphaug.capture.recording.values.watched import Watched, watched
+from graphaug.capture.values import filled
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
 
 READ_IN_EVERY_CALL = (int, float, torch.device)
@@ -262,6 +264,11 @@ class Ledger:
         elif isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
             # a ModelOutput of transformers; its None fields stay out
             kwargs = {k: self.lower(v) for k, v in value.items() if v is not None}
+            late = set_afterwards(value.__dataclass_fields__, kwargs)
+            if late:  # set after it was made, and its values are in this order
+                at_once = {k: v for k, v in kwargs.items() if k not in late}
+                made = self.nodes.create("call_function", type(value), args, at_once)
+                return self.nodes.create("call_function", filled, (made, late), {})
         elif isinstance(value, OrderedDict):
             args = ({k: self.lower(v) for k, v in value.items()},)
         elif isinstance(value, (int, float, str)):  # enumerations, subclasses of str

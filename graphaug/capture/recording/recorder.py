@@ -21,10 +21,11 @@ from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
-from graphaug.capture.recording.nodes import Nodes
+from graphaug.capture.recording.nodes import Nodes, is_unknown_node
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, memories_of, plain, tensors_in
-from graphaug.capture.recording.values.tracked import is_tracked
+from graphaug.capture.recording.values.tracked import doubtful, is_tracked
+from graphaug.capture.user_code import may_return_none
 from graphaug.capture.values import UNKNOWN, describe, value_of
 
 _MADE_UNSEEN: Any = torch.ops.aten.lift_fresh.default
@@ -35,16 +36,16 @@ class Recorder(TorchFunctionMode):
 
     Args:
         root: the model.
+        session: of this recording.
         count_flops: note each node's FLOPs.
-        guessed: where the examples come from, if the user gave none.
 
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
     """
 
-    def __init__(self, root: nn.Module, *, count_flops: bool, guessed: str = "") -> None:
+    def __init__(self, root: nn.Module, session: Session, *, count_flops: bool) -> None:
         super().__init__()
-        self.session = Session(type(root).__name__, guessed)
+        self.session = session
         self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
@@ -130,6 +131,11 @@ class Recorder(TorchFunctionMode):
             self._check_lineage(node, outcome.value)
         return node, outcome.value
 
+    def numbers(self, tensor: Tensor) -> Any:
+        """The integers of a tensor as lists, as opened code gets them."""
+        self.modes.check(module=False)
+        return self._questions.numbers(tensor)
+
     def _is_of_users(self, path: str) -> bool:
         """Whether a closed module, or one inside of it, has code of its own, which torch's have not."""
         within = (m for m, at in self.ledger.paths.items() if at == path or at.startswith(f"{path}."))
@@ -153,13 +159,18 @@ class Recorder(TorchFunctionMode):
         if beside:
             node.meta[BESIDE] = tuple(owner.name for owner in beside)
 
-    def adopt(self, value: Any, node: fx.Node) -> Any:
-        """A closed module's or function's result, as opened code gets it; its layout is relied on."""
+    def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
+        """The result of a closed module or function, as opened code gets it; its layout is relied on.
+
+        Of a tensor, only where it might be None in another call, which no operation may ever notice.
+        """
         adopted = self.session.call_unrecorded(self.ledger.adopt, value, node)
         if isinstance(value, bool):
             self.nodes.assume(node, value)
         elif not isinstance(value, (Tensor, np.ndarray)) and type(value) not in READ_IN_EVERY_CALL:
             self.nodes.assume_layout(node, value)  # an array is made anew, as of masks that are drawn
+        elif isinstance(value, Tensor) and may_return_none(what):
+            self.nodes.assume_layout(node, value)
         return adopted
 
     def record(self, call: Call, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -176,7 +187,8 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, (tuple, list)) and not isinstance(value, Size):
             return self._several(value, node)
         if isinstance(value, (int, float, str, torch.dtype, torch.device, Size)):
-            return self.answers.tracked(value, lambda: node)
+            found = self.answers.tracked(value, lambda: node)
+            return doubtful(found) if is_unknown_node(node) and call.target in operations.SIZED else found
         return value
 
     def _several(self, value: Any, node: fx.Node) -> Any:

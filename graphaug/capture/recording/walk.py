@@ -28,6 +28,7 @@ from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
+from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
 from graphaug.capture.recording.values.used import ends
 from graphaug.capture.state import ModelState
@@ -60,8 +61,9 @@ class Walk:
         self.registered = Registered(model)
         self.hooked: dict[str, list[bool]] = {}
         self.held: tuple[Relied, ...] = ()
-        self.recorder = Recorder(model, count_flops=count_flops, guessed=signature.guessed)
-        self.session, self.ledger = self.recorder.session, self.recorder.ledger
+        self.session = Session(type(model).__name__, signature.guessed, signature.without_caches(model))
+        self.recorder = Recorder(model, self.session, count_flops=count_flops)
+        self.ledger = self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
         self.unseen_calls = UnseenCalls(self.recorder, self.patches)
         self.attributes = Attributes(model, opened, self.recorder, self.unseen_calls.seen)
@@ -180,7 +182,7 @@ class Walk:
             self.attributes.check_call(m, path)
             node, value = self.recorder.call("call_module", path, m, args, kwargs)
             node.meta["site"] = Target(path, None, number, "after")
-            return self.recorder.adopt(value, node)
+            return self.recorder.adopt(value, node, m)
 
     def _opened(
         self, m: nn.Module, path: str, number: int, forward: Callable[..., Any], args: Any, kwargs: Any

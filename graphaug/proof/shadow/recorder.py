@@ -19,7 +19,7 @@ from graphaug.proof.shadow.records import Entry, Record, Result, Token, results
 
 # Python sees the numbers, or the memory itself: what is done with them is in no record
 _UNSEEN = {
-    "numpy", "__array__", "tolist", "data_ptr", "__dlpack__", "untyped_storage", "storage", "apply_", "map_",
+    "numpy", "__array__", "data_ptr", "__dlpack__", "untyped_storage", "storage", "apply_", "map_",
     "map2_", "__deepcopy__", "__reduce_ex__", "_typed_storage", "set_",
 }  # fmt: skip
 # changes of a tensor that are no operations
@@ -167,7 +167,7 @@ class _Functions(TorchFunctionMode):
         elif name == "requires_grad_":
             what = "requires_grad"
             given = [args[0], args[1] if len(args) > 1 else kwargs.get("requires_grad", True)]
-        elif name in _CHANGES:
+        elif name in _CHANGES or (name == "tolist" and not origins.is_plain(args[0])):  # as `item`, of many
             what = name
         elif name in _UNSEEN and args and isinstance(args[0], Tensor) and not origins.is_plain(args[0]):
             said = f"Tensor.{name} hands its numbers to other code than torch's{user_line()}"

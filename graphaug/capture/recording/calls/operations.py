@@ -83,8 +83,8 @@ def _is_operator(frame: FrameType) -> bool:
 
 
 DATA_METHODS = {
-    "__bool__": "branches on", "__int__": "needs the number", "__index__": "needs the number",
-    "__float__": "needs the number", "__complex__": "needs the number", "tolist": "needs the numbers",
+    "__bool__": "branches on", "__int__": "needs the number in", "__index__": "needs the number in",
+    "__float__": "needs the number in", "__complex__": "needs the number in", "tolist": "needs the numbers in",
     "numpy": "hands to numpy", "__array__": "hands to numpy", "__contains__": "looks for a value in",
     "is_nonzero": "branches on", "data_ptr": "asks for the address of", "untyped_storage": "takes the storage of",
     "storage": "takes the storage of", "__deepcopy__": "copies", "__reduce_ex__": "pickles", "__dlpack__": "exports",
@@ -93,19 +93,8 @@ DATA_METHODS = {
 }  # fmt: skip
 """Methods of a tensor that a graph cannot hold, with what they do to it."""
 
-SIZES = {"size", "stride"}
-COUNTS = {
-    "dim",
-    "ndimension",
-    "numel",
-    "nelement",
-    "element_size",
-    "storage_offset",
-    "ndim",
-    "itemsize",
-    "nbytes",
-}
-HANDLES = {"dtype", "device"}
+SIZED = {"numel", "nelement", torch.numel}
+"""Counts that say how large a tensor is, and so how large data made it."""
 
 WITHOUT_GRAPH = {torch.equal: "compares", torch.allclose: "compares", torch.is_nonzero: "branches on"}
 """Functions whose answer is a Python value that depends on data."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Size, Tensor, fx, nn
 
+from graphaug import torch_private
 from graphaug.capture.dataflow import why_unknown
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
@@ -16,7 +17,7 @@ from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.nodes import Nodes, is_fact, is_unknown_node
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.tracked import DATA, doubtful
-from graphaug.capture.user_code import in_message
+from graphaug.capture.user_code import OF_THAT_CALL, in_message
 from graphaug.capture.values import describe, value_of
 
 _SPELLED = ("__repr__", "__str__", "__dir__", "__hash__")
@@ -40,8 +41,8 @@ class Questions:
             CaptureError: the answer depends on data.
         """
         tensor = args[0]
-        if name in _TOLD and in_message():
-            return self._told(name, tensor)
+        if name in _TOLD and (told := in_message()):
+            return self._told(name, tensor, told)
         if name == "__format__":
             raise self.session.refuse(
                 f"it makes a text of the data in {describe(self.ledger.node_of(tensor))}",
@@ -69,10 +70,10 @@ class Questions:
             return self.session.depends(self.ledger.node_of(tensor), verb)
         return self.session.refuse(f"it {verb} the data in {tensor!r}")
 
-    def _told(self, name: str, tensor: Tensor) -> Any:
+    def _told(self, name: str, tensor: Tensor, when: str) -> Any:
         """Something to say in a message that nobody reads: it makes no node, and nothing relies on it."""
         if name == "__format__":
-            return self.session.call_unrecorded(repr, tensor)
+            return OF_THAT_CALL if when == "later" else self.session.call_unrecorded(repr, tensor)
         if name == "__len__":
             return self.session.call_unrecorded(len, self.ledger.evaluable(tensor))
         kinds = {"__bool__": False, "__int__": 0, "__index__": 0, "__complex__": complex(math.nan)}
@@ -152,7 +153,7 @@ class Questions:
         return Size(map(doubtful, sizes)) if is_unknown_node(node) else sizes
 
     def _item(self, tensor: Tensor) -> Any:
-        """The number in a tensor: known only where the tensor is a constant."""
+        """The number in a tensor: known where the tensor is a constant, and only to run on where inputs tell it."""
         lowered = self.ledger.node_of(tensor)
         try:
             value: Any = self.session.call_unrecorded(Tensor.item, self.ledger.evaluable(tensor))
@@ -160,7 +161,38 @@ class Questions:
             value = DATA
         node = self.nodes.create("call_method", "item", (lowered,), {})
         self.nodes.note_value(node, value, "its value depends on data" if value is DATA else "")
+        if value is DATA and (known := self._integers(tensor)) is not None:
+            return doubtful(self.answers.tracked(known, lambda: node))
         return self.answers.tracked(value, lambda: node)
+
+    def numbers(self, tensor: Tensor) -> Any:
+        """The integers of a tensor as lists, which the graph reads in every call; how many there are it relies on.
+
+        Raises:
+            CaptureError: the inputs do not tell them.
+        """
+        known = self._integers(tensor)
+        if known is None:
+            raise self.data(operations.DATA_METHODS["tolist"], tensor)
+        held = self.ledger.node_of(tensor)
+        self.nodes.assume(self.nodes.attribute(held, "shape"), tuple(tensor.shape))
+        node = self.nodes.create("call_method", "tolist", (held,), {})
+        self.nodes.note_value(node, DATA, "its values depend on data")
+
+        def read(values: Any, keys: tuple[Any, ...]) -> Any:
+            if isinstance(values, list):
+                return [read(inner, (*keys, ("item", i))) for i, inner in enumerate(values)]
+            return doubtful(self.answers.tracked(values, lambda: self.ledger.entry(node, keys)))
+
+        return read(known, ())
+
+    def _integers(self, tensor: Tensor) -> Any:
+        """The integers in a tensor on the example, as Python has them, if its inputs alone tell them; else None."""
+        if tensor.dtype == torch.bool:  # an answer, and none to run on
+            return None
+        with torch_private.without_fakes():
+            known = self.session.call_unrecorded(self.ledger.integers, tensor)
+            return None if known is None else self.session.call_unrecorded(known.tolist)
 
     def _known(self, node: fx.Node, verb: str) -> None:
         if is_unknown_node(node):

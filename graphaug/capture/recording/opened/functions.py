@@ -73,7 +73,7 @@ class PlainFunctions:
             if holds((args, kwargs), _is_traced) and not self._is_open(args, kwargs):
                 node, value = self.recorder.call("call_function", fn, fn, args, kwargs)
                 self.recorder.nodes.name(node)
-                return self.recorder.adopt(value, node)
+                return self.recorder.adopt(value, node, fn)
         return fn(*args, **kwargs)
 
     def _is_open(self, args: Any, kwargs: Any) -> bool:

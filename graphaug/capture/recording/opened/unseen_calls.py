@@ -94,6 +94,7 @@ class UnseenCalls:
             self._by_function[getattr(torch, name)] = refused
             method(torch, name, refused)
         method(torch, "from_numpy", self._from_numpy)
+        method(FakeTensor, "tolist", self._tolist)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
@@ -173,6 +174,14 @@ class UnseenCalls:
             return original(values)
         with self.recorder.session.unrecorded():
             return self.recorder.record(Call("function", original), original, (values,), {})
+
+    def _tolist(self, original: Any, tensor: Tensor) -> Any:
+        """The integers of a tensor as opened code takes them, to split by."""
+        recorder = self.recorder
+        if recorder.session.aside or not self._asks(sys._getframe(2)):
+            return original(tensor)
+        with recorder.session.unrecorded():
+            return recorder.numbers(tensor)
 
     def _type_info(self, original: Any, *args: Any, **kwargs: Any) -> Any:
         """``torch.finfo(h.dtype)``, read in every call."""

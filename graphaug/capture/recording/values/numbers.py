@@ -11,7 +11,7 @@ import torch
 from torch import fx
 
 from graphaug.capture.recording.values.tracked import DATA, Answers, Tracked
-from graphaug.capture.user_code import in_message
+from graphaug.capture.user_code import OF_THAT_CALL, in_message
 from graphaug.torch_private import ShapeEnv
 
 
@@ -65,13 +65,16 @@ class _Number(Tracked):
         return hash(self._ask())
 
     def __repr__(self) -> str:
-        return repr(self._asked_or_told())
+        return self._text(repr)
 
     def __str__(self) -> str:
-        return str(self._asked_or_told())
+        return self._text(str)
 
     def __format__(self, spec: str) -> str:
-        return format(self._asked_or_told(), spec)
+        return self._text(lambda value: format(value, spec))
+
+    def _text(self, made: Callable[[Any], str]) -> str:
+        return OF_THAT_CALL if in_message() == "later" else made(self._asked_or_told())
 
     def __round__(self, digits: int | None = None) -> Any:
         return round(self._asked_or_told(), *(() if digits is None else (digits,)))
@@ -136,6 +139,7 @@ class Int(_Number, torch.SymInt):  # type: ignore[misc, override]
         return int
 
 
+setattr(Int, "__invert__", _unary(operator.invert))  # noqa: B010 mypy takes SymInt to have none
 for _name in ("and", "or", "xor", "lshift", "rshift"):
     _function = getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)
     setattr(Int, f"__{_name}__", _binary(_function))

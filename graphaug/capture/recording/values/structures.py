@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from typing import Any
 
 import numpy as np
@@ -146,6 +146,15 @@ def holders_in(value: Any, depth: int = DEPTH) -> Iterator[Any]:
         yield value
     for _, inner in entries(value):
         yield from holders_in(inner, depth - 1)
+
+
+def set_afterwards(fields: Iterable[str], entries: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries from the first on that a constructor, which goes by the fields, would put earlier."""
+    waiting = dict(entries)
+    for name in fields:
+        if waiting and name == next(iter(waiting)):
+            del waiting[name]
+    return waiting
 
 
 def rebuilt(value: Any, keys: list[Key], new: list[Any]) -> Any:

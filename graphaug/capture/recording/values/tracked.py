@@ -56,7 +56,7 @@ class Tracked:
         assert self._made is not None
         return self._made
 
-    def _ask(self, verb: str = "needs the number") -> Any:
+    def _ask(self, verb: str = "needs the number in") -> Any:
         """The value itself; from here on the graph holds for that value only."""
         return self._answers.ask(self, verb)
 
