@@ -100,3 +100,46 @@ def test_another_object_is_not_taken_for_a_cache() -> None:
     with pytest.raises(CaptureError) as caught:
         ga.rewrite(Decodes(), "first", example_inputs=torch.randn(3, 4))
     assert "use_cache" not in str(caught.value)
+
+
+class Slot:
+    def __init__(self) -> None:
+        self.keys: torch.Tensor | None = None
+
+
+class Slots:
+    """A cache as transformers has it: slots in a list, each filled by its own layer."""
+
+    def __init__(self) -> None:
+        self.layers = [Slot(), Slot()]
+
+
+class NeedsData(torch.nn.Module):
+    """Closed code that no tensor without data can run, as experts are that sort their tokens."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__()
+        self.layer, self.number = torch.nn.Linear(4, 4), number
+
+    def forward(self, x: torch.Tensor, *, cache: Slots) -> torch.Tensor:
+        h = self.layer(x)
+        h = h * 2 if h.sum().item() > 0 else h
+        slot = cache.layers[self.number]
+        slot.keys = h if slot.keys is None else slot.keys + h
+        return slot.keys
+
+
+class Sorts(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = NeedsData(0), NeedsData(1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        cache = Slots()
+        out: torch.Tensor = self.second(self.first(x, cache=cache), cache=cache)
+        return out
+
+
+def test_what_closed_code_fills_deep_inside_is_seen_without_fakes_too() -> None:
+    with pytest.raises(CaptureError, match="it hands a Slot to 'first', which fills or changes it"):
+        ga.rewrite(Sorts(), "first", example_inputs=torch.randn(3, 4))

@@ -87,7 +87,7 @@ class Leaves:
             path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
             raise self.session.refuse(
                 f"it hands {an(self._filled)} to {path!r}, which fills or changes it",
-                reason=self.session.about_caches(*holders_in((args, kwargs))) or RETURN_IT,
+                reason=self.session.about_caches(*_holders(args, kwargs)) or RETURN_IT,
             )
         return outcome
 
@@ -148,7 +148,7 @@ class Leaves:
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Exception | None:
         """The refusal of a module that runs neither on fakes nor on real ones, if it may be for a cache."""
-        advice = self.session.about_caches(*holders_in((args, kwargs)))
+        advice = self.session.about_caches(*_holders(args, kwargs))
         if not advice:
             return None
         return self.session.refuse(
@@ -179,7 +179,7 @@ class Leaves:
         )
         # a tensor in them is known to be another's, if it is a fake; a number is not
         in_fakes = stand_in == self.ledger.fake
-        given = [(holder, held_by(holder)) for holder in holders_in((args, kwargs))]
+        given = [(holder, held_by(holder)) for holder in _holders(args, kwargs)]
         with unchecked():
             if _is_scripted(module):  # whose tensors nothing can stand in for
                 return copy.deepcopy(module)(*args, **kwargs)
@@ -240,6 +240,11 @@ class Leaves:
             return found.requires_grad_(True).clone() if with_gradient and t.is_floating_point() else found
 
         return map_tensors(fake, result)
+
+
+def _holders(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
+    """What a call could fill of what it is given: each argument is looked into as deep as another."""
+    return itertools.chain.from_iterable(map(holders_in, (*args, *kwargs.values())))
 
 
 def _bind_anew(module: nn.Module, tensors: dict[str, Tensor]) -> None:
