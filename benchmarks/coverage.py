@@ -16,11 +16,13 @@ import contextlib
 import gc
 import json
 import multiprocessing
+import multiprocessing.connection
 import os
 import platform
 import queue
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Iterator
@@ -298,6 +300,7 @@ def brief(error: BaseException) -> str:
 def work(tasks: Any, results: Any, compiled: bool) -> None:
     """A worker: takes names, returns records, until told to stop."""
     torch.set_num_threads(1)
+    threading.Thread(target=_die_with_the_parent, daemon=True).start()
     cases = {case.name: case for case in (*zoo.cases(), *zoo.kinds(), *tiny.cases())}
     while True:
         name = tasks.get()
@@ -319,6 +322,14 @@ def work(tasks: Any, results: Any, compiled: bool) -> None:
         gc.collect()
         record["seconds"] = round(time.perf_counter() - begin, 1)
         results.put(("end", record))
+
+
+def _die_with_the_parent() -> None:
+    """End this worker once the run that began it was killed, in whatever it is."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def run(
