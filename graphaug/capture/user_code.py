@@ -150,9 +150,16 @@ def _is_harmless(call: ast.Call) -> bool:
 
 def may_return_none(what: Any) -> bool:
     """Whether a module or function of the user's shows a way by which it returns None: of one inside of it, too."""
-    functions = [type(m).forward for m in what.modules()] if isinstance(what, nn.Module) else [what]
-    found = (inspect.unwrap(f) for f in functions if (f.__module__ or "torch").partition(".")[0] != "torch")
+    functions = [_forward_of(m) for m in what.modules()] if isinstance(what, nn.Module) else [what]
+    users = (f for f in functions if isinstance(f, types.FunctionType))
+    found = (inspect.unwrap(f) for f in users if (f.__module__ or "torch").partition(".")[0] != "torch")
     return any(_returns_none(f.__code__, _unset(f)) for f in found if isinstance(f, types.FunctionType))
+
+
+def _forward_of(module: nn.Module) -> Any:
+    """The function that a call of a module runs; of a scripted one, what tells nothing of it."""
+    own = vars(module).get("forward", inspect.getattr_static(type(module), "forward", None))
+    return getattr(own, "__func__", own)
 
 
 def _unset(function: types.FunctionType) -> frozenset[str]:
