@@ -145,20 +145,41 @@ def draw(
 @app.command(cls=Help)
 def demo(
     out: Annotated[Path, typer.Option(help="Directory for the table, the plot and the runs.")] = Path("demo"),
-    epochs: Annotated[int, typer.Option(min=1, help="The budget of each run.")] = 12,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, fashion-mnist, idx:DIR or others, as for pretrain; by default Fashion-MNIST where it was "
+            "downloaded before, else digits."
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(min=1, help="The budget of each run; by default 12, of other data than digits 4."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each setting.")] = 3,
     workers: Annotated[int, typer.Option(min=1, help="Processes that share the runs, one thread each.")] = (
         min(4, os.cpu_count() or 1)
     ),
     force: Force = False,
 ) -> None:
-    """Compare SimCLR with Deep Augmentation at three sites on digits, with one budget."""
+    """Compare SimCLR with Deep Augmentation, with one budget: on digits, or by a choice on Fashion-MNIST."""
+    from graphaug.recipes.demo import found, run_demo_on
+    from graphaug.terminal.table import terminal_width
     from graphaug.vision.demo import run_demo
 
     def report(done: int, total: int, line: str) -> None:
         print(f"[{done}/{total}] {line}", file=sys.stderr)
 
-    print(run_demo(out, epochs=epochs, seeds=seeds, workers=workers, force=force, report=report))
+    def say(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    chosen = data or found() or "digits"
+    if chosen == "digits":
+        print(run_demo(out, epochs=epochs or 12, seeds=seeds, workers=workers, force=force, report=report))
+        return
+    print(
+        run_demo_on(chosen, out, epochs=epochs, seeds=seeds, workers=workers, say=say, width=terminal_width())
+    )
 
 
 @app.command(cls=Help)
