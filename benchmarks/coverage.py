@@ -102,10 +102,13 @@ def measure(case: zoo.Case, *, compiled: bool = True) -> dict[str, Any]:
         if case.group == "tiny":
             places = places[len(places) // 2 :][:1]
         record["sites"] = [measure_site(model, inputs, other, place) for place in places]
-        if case.group == "tiny" and (
-            done := tiny.follow(record["sites"][0]["problem"], model, inputs, other)
-        ):
-            record.update(followed=done, before=record["sites"][0]["problem"])
+        while case.group == "tiny":
+            problem = record["sites"][0]["problem"]
+            done = tiny.follow(problem, model, inputs, other)
+            if not done:
+                break
+            record.setdefault("followed", []).append(done)
+            record.setdefault("before", problem)
             record["sites"] = [measure_site(model, inputs, other, place) for place in places]
         record["without_examples"] = without_examples(model, places[len(places) // 2])
         bad = [s for s in record["sites"] if s["problem"]]

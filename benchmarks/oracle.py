@@ -106,7 +106,8 @@ def hook(
             parts.append((dropped.detach() if stop_grad else dropped) if rows[sample] else part)
         return with_entry(output, entry, with_first(chosen, torch.stack(parts, place.dim)))
 
-    handle = module.register_forward_hook(augment)
+    # before the hooks by which transformers keeps what its blocks return
+    handle = module.register_forward_hook(augment, prepend=True)
     try:
         yield
     finally:

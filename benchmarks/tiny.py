@@ -57,20 +57,27 @@ def result(records: list[dict[str, Any]], versions: dict[str, str]) -> str:
         "failed": sum(r["status"] == "failed" for r in built),
         "cannot be built here": len(records) - len(built),
     }
-    models = [{k: r[k] for k in ("name", "status", "reason", "before", "sites") if r.get(k)} for r in records]
+    models = [
+        {k: r[k] for k in ("name", "status", "reason", "before", "followed", "sites") if r.get(k)}
+        for r in records
+    ]
     return json.dumps({"versions": versions, "totals": totals, "models": models}, indent=1) + "\n"
 
 
 def follow(advice: str, model: nn.Module, inputs: Inputs, other: Inputs) -> str:
-    """Do what a refusal says, once; what that was, or "" if it names no argument and no setting."""
+    """Do what a refusal says; what that was, or "" if it names no argument and no setting, or they are so already."""
+    changed = False
     if found := re.search(r"Pass (\w+)=False in example_inputs", advice):
+        changed = inputs.get(found[1]) is not False
         inputs[found[1]] = other[found[1]] = False
     elif found := re.search(r"model[\w.]*\.config\.(\w+) = (False|0\.0)", advice):
+        wanted = False if found[2] == "False" else 0.0
         for module in model.modules():
             for holder in (module, getattr(module, "config", None)):  # blocks have copies of LayerDrop's rate
-                if isinstance(getattr(holder, found[1], None), (bool, float)):
-                    setattr(holder, found[1], False if found[2] == "False" else 0.0)
-    return found[0] if found else ""
+                if isinstance(held := getattr(holder, found[1], None), (bool, float)) and held != wanted:
+                    setattr(holder, found[1], wanted)
+                    changed = True
+    return found[0] if found and changed else ""
 
 
 def _make(file: Path) -> tuple[nn.Module, Inputs, Inputs]:

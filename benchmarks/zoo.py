@@ -398,12 +398,16 @@ def three_depths(model: nn.Module, inputs: Inputs, least: int = 3) -> list[str]:
         called = _called(model, inputs, candidates)
         if len(called) >= least or (called and candidates is children):
             return list(dict.fromkeys((called[0], called[len(called) // 2], called[-1])))
-    every = _called(model, inputs, [*blocks, *deeper, *children])
+    paths = [*blocks, *deeper, *children]
+    every = _called(model, inputs, paths) or _called(model, inputs, paths, of_samples=False)
     return list(dict.fromkeys((every[0], every[len(every) // 2], every[-1])))
 
 
-def _called(model: nn.Module, inputs: Inputs, paths: list[str]) -> list[str]:
-    """Those of the modules that are called and give activations, in order of their first call."""
+def _called(model: nn.Module, inputs: Inputs, paths: list[str], *, of_samples: bool = True) -> list[str]:
+    """Those of the modules that are called and give activations, in order of their first call.
+
+    With ``of_samples`` those with the two samples along a first dimension alone, and not what is packed or in frames.
+    """
     found: dict[str, None] = {}
 
     def note(path: str) -> Any:
@@ -413,7 +417,9 @@ def _called(model: nn.Module, inputs: Inputs, paths: list[str]) -> list[str]:
                 if (
                     value.is_floating_point()
                     and value.dim() >= 2
-                    and 2 in value.shape[:2]  # XLNet's blocks have the samples along their second dimension
+                    and (
+                        2 in value.shape[:2] or not of_samples
+                    )  # XLNet's blocks have the samples along their second dimension
                     and value.requires_grad
                 ):
                     found[path] = None
