@@ -417,9 +417,7 @@ def _called(model: nn.Module, inputs: Inputs, paths: list[str], *, of_samples: b
                 if (
                     value.is_floating_point()
                     and value.dim() >= 2
-                    and (
-                        2 in value.shape[:2] or not of_samples
-                    )  # XLNet's blocks have the samples along their second dimension
+                    and (2 in value.shape[:2] or not of_samples)  # of XLNet along the second
                     and value.requires_grad
                 ):
                     found[path] = None
