@@ -61,7 +61,8 @@ def result(records: list[dict[str, Any]], versions: dict[str, str]) -> str:
         {k: r[k] for k in ("name", "status", "reason", "before", "followed", "sites") if r.get(k)}
         for r in records
     ]
-    return json.dumps({"versions": versions, "totals": totals, "models": models}, indent=1) + "\n"
+    text = json.dumps({"versions": versions, "totals": totals, "models": models}, indent=1) + "\n"
+    return text.replace(f"{os.environ[FOLDER]}/", "")
 
 
 def follow(advice: str, model: nn.Module, inputs: Inputs, other: Inputs) -> str:
