@@ -101,7 +101,7 @@ class Signature:
             if entry.name.startswith("use_") and "cache" in entry.name:
                 return f" Pass {entry.name}=False in example_inputs." if entry.default is True else ""
         for path, module in model.named_modules():
-            if getattr(getattr(module, "config", None), _FILLS_A_CACHE, False):
+            if getattr(getattr(module, "config", None), _FILLS_A_CACHE, False) is True:
                 return f" Set {'.'.join(filter(None, ('model', path)))}.config.{_FILLS_A_CACHE} = False."
         return ""
 

@@ -36,11 +36,11 @@ class Session:
         frames: the opened modules whose forwards run, the innermost last.
         refused: the first refusal, also if opened code caught it.
         guessed: where the examples come from, if the user gave none; else empty.
-        without_caches: what turns off the caches that the model's modules fill, as advice; empty if nothing does.
+        without_caches: tells what turns off the caches that the model's modules fill, as advice; empty if nothing does.
         training: the mode of the model.
     """
 
-    def __init__(self, model: str, guessed: str = "", without_caches: str = "") -> None:
+    def __init__(self, model: str, guessed: str, without_caches: Callable[[], str]) -> None:
         self.model, self.guessed, self.without_caches = model, guessed, without_caches
         self.aside, self.training = False, True
         self.frames: list[Frame] = []
@@ -70,7 +70,7 @@ class Session:
     def about_caches(self, *objects: Any) -> str:
         """What turns them off, as advice after a space, if one of these is a cache by its name; else empty."""
         named = any("cache" in type(held).__name__.lower() for held in objects)
-        return self.without_caches if named else ""
+        return self.without_caches() if named else ""
 
     def depends(self, node: fx.Node, verb: str) -> CaptureError:
         """The refusal of a step that data decide, and what to do if they are a draw.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -61,7 +62,8 @@ class Walk:
         self.registered = Registered(model)
         self.hooked: dict[str, list[bool]] = {}
         self.held: tuple[Relied, ...] = ()
-        self.session = Session(type(model).__name__, signature.guessed, signature.without_caches(model))
+        without_caches = functools.partial(signature.without_caches, model)
+        self.session = Session(type(model).__name__, signature.guessed, without_caches)
         self.recorder = Recorder(model, self.session, count_flops=count_flops)
         self.ledger = self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
