@@ -54,7 +54,7 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         )
 
 
-def filled(made: Any, entries: Mapping[str, Any]) -> Any:
+def extended(made: Any, entries: Mapping[str, Any]) -> Any:
     """A mapping that a graph just made, with further entries behind those that it has."""
     for name, value in entries.items():
         made[name] = value

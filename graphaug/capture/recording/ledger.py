@@ -34,7 +34,7 @@ from graphaug.capture.recording.values.structures import (
 )
 from graphaug.capture.recording.values.tracked import Answers, is_tracked
 from graphaug.capture.recording.values.watched import Watched, watched
-from graphaug.capture.values import filled
+from graphaug.capture.values import extended
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
 
 READ_IN_EVERY_CALL = (int, float, torch.device)
@@ -268,7 +268,7 @@ class Ledger:
             if late:  # set after it was made, and its values are in this order
                 at_once = {k: v for k, v in kwargs.items() if k not in late}
                 made = self.nodes.create("call_function", type(value), args, at_once)
-                return self.nodes.create("call_function", filled, (made, late), {})
+                return self.nodes.create("call_function", extended, (made, late), {})
         elif isinstance(value, OrderedDict):
             args = ({k: self.lower(v) for k, v in value.items()},)
         elif isinstance(value, (int, float, str)):  # enumerations, subclasses of str
