@@ -128,17 +128,20 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
         check_frozen(aug)
         aug.train()
         if aug._parts.split is not None:  # before modes are set for comparisons
-            aug._parts.split.look_again(aug._parts)
+            with unchanged(model):
+                aug._parts.split.look_again(aug._parts)
         with aug.dense():
             for target, augmentation in aug.augmentations.items():
-                with acting(augmentation):
+                with acting(augmentation), unchanged(model):  # each claim of the model as it is
                     if isinstance(augmentation, DeepAugment):
                         claims.extend(probe(target, augmentation, aug, call))
                     elif isinstance(augmentation, Transformed):
                         claims.extend(redraw(target, augmentation, aug, call, tolerance))
-        claims.extend(against_hooks(aug, model, call, plain, tolerance, _seed))
+        with unchanged(model):
+            claims.extend(against_hooks(aug, model, call, plain, tolerance, _seed))
         aug.train()
-        claims.extend(nothing_below(aug, model, call, _seed))
+        with unchanged(model):
+            claims.extend(nothing_below(aug, model, call, _seed))
     return Verification(tuple(claims))
 
 

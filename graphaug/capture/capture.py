@@ -16,6 +16,7 @@ from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.names import Assumption
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
 from graphaug.capture.recording.leaves import DATA_DEPENDENT
+from graphaug.capture.recording.opened.cached_properties import properties_kept
 from graphaug.capture.recording.patches import LOCK
 from graphaug.capture.recording.relied.classes import is_of_a_library
 from graphaug.capture.recording.relied.code_names import written_in
@@ -80,14 +81,19 @@ def capture(
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    walk = Walk(
-        model,
-        frozenset(opened) | {""},
-        signature,
-        marks=marks,
-        open_functions=open_functions,
-        count_flops=count_flops,
-    )
+    with properties_kept(model, opened):
+        walk = Walk(
+            model,
+            frozenset(opened) | {""},
+            signature,
+            marks=marks,
+            open_functions=open_functions,
+            count_flops=count_flops,
+        )
+        return _recorded(walk, model, signature, training)
+
+
+def _recorded(walk: Walk, model: nn.Module, signature: Signature, training: bool) -> Captured:
     tables = Tables(model, signature.examples.values())
     with (
         LOCK,

@@ -108,6 +108,8 @@ Each is told by (index or keyword of the argument, which of the nodes in it).
 """
 BESIDE = "beside"
 """A note in ``meta``: the names of nodes that a closed module's result stands on and that are not in its arguments."""
+HOLDS = "holds"
+"""A note in ``meta``: the names of nodes for tensors that a closed module holds, and so reads."""
 OF_GRADIENTS = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad"}
 """Methods that change what is done with a tensor's gradient, and not its memory."""
 
@@ -119,8 +121,8 @@ def writes(node: fx.Node) -> bool:
 
 def written(node: fx.Node) -> list[fx.Node]:
     """What a node changes in place: as its name tells, and as its run on the example showed."""
-    by_name = [_out(node) or node.args[0]] if _writes_by_name(node) else []
-    return [*(n for n in by_name if isinstance(n, fx.Node)), *_noted(node, WRITTEN)]
+    by_name = nodes_in(_out(node) or _first(node)) if _writes_by_name(node) else []  # of _foreach_mul_ a list
+    return [*by_name, *_noted(node, WRITTEN)]
 
 
 def nodes_in(argument: Any) -> list[fx.Node]:
@@ -155,6 +157,11 @@ def _out(node: fx.Node) -> fx.Node | None:
     return first if isinstance(first, fx.Node) else None
 
 
+def _first(node: fx.Node) -> Any:
+    """The first argument, also where all are given by name: what changes a tensor in place has it first."""
+    return next(iter((*node.args, *node.kwargs.values())), None)
+
+
 def _is_inplace(node: fx.Node) -> bool:
     """Whether a function is called with ``inplace=True``, as a keyword or by its place."""
     if "inplace" in node.kwargs or not isinstance(node.target, types.FunctionType):
@@ -179,7 +186,7 @@ def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Whose memory every node's value lies in: its own, or that of what it is a view of or writes into."""
     owner: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        first = _out(node) or (node.args[0] if node.args else None)
+        first = _out(node) or _first(node)
         if isinstance(first, fx.Node) and (_writes_by_name(node) or _is_view(node)):
             lies_in = [first]
         else:
@@ -195,16 +202,19 @@ def written_memory(graph: fx.Graph) -> set[fx.Node]:
 
 
 def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
-    """What every node reads: its arguments, what was last written into them or a view of them, what is kept for it."""
+    """What every node reads: its arguments, what was last written into them or a view of them, what is kept for it.
+
+    A closed module reads its parameters and buffers, too, and so what was last written into those.
+    """
     owner = memory(graph)
     last: dict[fx.Node, fx.Node] = {}
     found: dict[fx.Node, list[fx.Node]] = {}
     names = {node.name: node for node in graph.nodes}
     for node in graph.nodes:
         inputs = node.all_input_nodes
-        since = [last[owner[n]] for n in inputs if owner[n] in last]
         # a part of a graph may be without them
-        beside = [names[name] for name in node.meta.get(BESIDE, ()) if name in names]
+        beside, held = ([names[n] for n in node.meta.get(what, ()) if n in names] for what in (BESIDE, HOLDS))
+        since = [last[owner[n]] for n in (*inputs, *held) if owner[n] in last]
         found[node] = list(dict.fromkeys([*inputs, *since, *beside]))
         last.update((owner[n], node) for n in written(node))
     return found

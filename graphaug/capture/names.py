@@ -7,7 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from graphaug.capture.values import spelled
 
@@ -52,3 +52,14 @@ class Frame:
 def differentiable(t: Tensor) -> Tensor:
     """Let floating-point inputs require a gradient, as non-leaf tensors that may be changed in place."""
     return t.detach().requires_grad_(True).clone() if t.is_floating_point() else t
+
+
+def tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
+    """Every tensor that a module of ``root`` owns, by identity: parameters, buffers, plain attributes."""
+    names: dict[int, tuple[Tensor, str]] = {}
+    for path, m in root.named_modules():
+        owned = (m._parameters, m._buffers, vars(m))
+        for name, tensor in ((k, v) for group in owned for k, v in group.items()):
+            if isinstance(tensor, Tensor):
+                names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
+    return names

@@ -25,7 +25,7 @@ from graphaug.sparse.run import Split
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
 from graphaug.surgery.plan import Request
-from graphaug.torch_private import quiet_fakes
+from graphaug.torch_private import quiet_fakes, set_grad_enabled
 
 SMALLEST_SAVING = 0.1
 """Share of the step's backward FLOPs that "auto" wants to save before it splits.
@@ -152,6 +152,8 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         possible = backward == "auto" and all(is_plain_norm(norm) for _, norm in norms)
         way = f"; {SPLIT_ANYWAY} in two streams that share them" if possible else ""
         raise refuse(f"{type(module).__name__} '{path}' couples the rows by its batch statistics{hooks}{way}")
+    if any(n.target is set_grad_enabled for n in graph.nodes):
+        raise refuse("opened code switches gradients off and on itself")
     proof = surgery.samples.proofs[0]
     if against := _against(proof, backward, {path for path, _ in norms}, surgery.samples):
         raise refuse(against)

@@ -7,6 +7,7 @@ others with grad; ``suffix`` takes the augmented rows, back in their places, to 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any
 
@@ -31,7 +32,6 @@ from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_input
 from graphaug.sparse.run import Split
 from graphaug.sparse.tuples import tuples_apart, users
 from graphaug.surgery.called.views import repeated
-from graphaug.torch_private import set_grad_enabled
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
 
@@ -45,8 +45,6 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     graph, cut, batch = tuples_apart(*apart(graph, cut, batch))
     value, views = _once(cut.args[0])
     check_single(value)
-    if any(n.target is set_grad_enabled for n in graph.nodes):
-        raise SparseBackwardError("opened code switches gradients off and on itself")
 
     ahead = _with_sizes(graph, before(value))
     trained = {n for n in ahead if entry_of(n) is None and _differentiable(n)}
@@ -130,7 +128,11 @@ def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
 
 
 def _is_plain(value: Any) -> bool:
-    return value is not UNKNOWN and not holds(value, lambda v: isinstance(v, Tensor))
+    return value is not UNKNOWN and not holds(value, _is_tensor)
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
 def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.Node]) -> set[fx.Node]:
@@ -142,7 +144,15 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
             if before(node) & trained:
                 raise _takes_parts(node)
             roots.append(node)
-    return {n for n in needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut}
+    behind = {
+        n for n in needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
+    }
+    for node in itertools.takewhile(lambda n: n is not cut, graph.nodes):
+        # a module that is called for what it changes: the suffix would be too late, or leave it out
+        for_effect = node not in behind or not holds(value_of(node), _is_tensor)
+        if node.op == "call_module" and node not in ahead and for_effect:
+            raise _takes_parts(node)
+    return behind
 
 
 def _check_modules(in_prefix: set[fx.Node], proved: set[fx.Node]) -> None:
@@ -154,7 +164,7 @@ def _check_modules(in_prefix: set[fx.Node], proved: set[fx.Node]) -> None:
 
 def _takes_parts(node: fx.Node) -> SparseBackwardError:
     return SparseBackwardError(
-        f"{describe(node)} takes what trained layers before the cut compute, which runs in two parts"
+        f"{describe(node)} takes what trained layers before the cut compute, or changes them, and they run in two parts"
     )
 
 

@@ -113,7 +113,7 @@ def test_what_is_no_plain_method_may_be_replaced_on_the_class(what, site, monkey
     aug = ga.rewrite(model, site, rate=0.5, example_inputs=torch.randn(4, 4)).train()
     aug(torch.randn(3, 4))
     monkeypatch.setattr(Body, what, CODE[what])
-    with pytest.raises(AssumptionViolated, match=rf"\.{what} was changed"):
+    with pytest.raises(AssumptionViolated, match=rf"\.{what} changed"):
         aug(torch.randn(3, 4))
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Size, Tensor, fx, nn
 
 from graphaug.capture.known import integers
-from graphaug.capture.names import CONSTANTS
+from graphaug.capture.names import CONSTANTS, tensor_names
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.values.handles import Handle
@@ -179,6 +179,11 @@ class Ledger:
             self._entries[node, keys] = self.nodes.create("call_function", function, (parent, key), {})
         return self._entries[node, keys]
 
+    def nodes_within(self, module: nn.Module) -> tuple[str, ...]:
+        """The names of the nodes that there are by now for the tensors of a module, by whatever name they were read."""
+        held = map(self._origins.get, tensor_names(module))
+        return tuple(node.name for node, _ in filter(None, held))
+
     def node_of(self, value: Tensor) -> fx.Node:
         """The node of a tensor.
 
@@ -287,14 +292,3 @@ def _is_handed_on(value: Any) -> bool:
     if isinstance(value, Watched):
         value.note_whole()
     return False
-
-
-def tensor_names(root: nn.Module) -> dict[int, tuple[Tensor, str]]:
-    """Every tensor that a module of ``root`` owns, by identity: parameters, buffers, plain attributes."""
-    names: dict[int, tuple[Tensor, str]] = {}
-    for path, m in root.named_modules():
-        owned = (m._parameters, m._buffers, vars(m))
-        for name, tensor in ((k, v) for group in owned for k, v in group.items()):
-            if isinstance(tensor, Tensor):
-                names.setdefault(id(tensor), (tensor, f"{path}.{name}" if path else name))
-    return names

@@ -12,7 +12,7 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.dataflow import BESIDE, SHARES, WRITTEN, nodes_in
+from graphaug.capture.dataflow import BESIDE, HOLDS, SHARES, WRITTEN, nodes_in
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
 from graphaug.capture.recording.calls.lineage import Lineage
@@ -85,7 +85,8 @@ class Recorder(TorchFunctionMode):
             if found is not NotImplemented:
                 return found
         if func in operations.WITHOUT_GRAPH:
-            raise self._questions.data(operations.WITHOUT_GRAPH[func], args[0])
+            first = next(iter((*args, *kwargs.values())))
+            raise self._questions.data(operations.WITHOUT_GRAPH[func], first)
         if call.swapped:
             return self.record(call, call.target, (args[1], args[0], *args[2:]), kwargs)
         return self.record(call, func, args, kwargs)
@@ -128,6 +129,7 @@ class Recorder(TorchFunctionMode):
         self._lineage.made(node)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
         if kind == "call_module":
+            node.meta[HOLDS] = self.session.call_unrecorded(self.ledger.nodes_within, run)
             self._check_lineage(node, outcome.value)
         return node, outcome.value
 

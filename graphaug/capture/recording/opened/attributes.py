@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
@@ -88,6 +89,11 @@ class Attributes:
         if type(value) is float or is_plain(value):
             with self.recorder.session.unrecorded():
                 return self._noted(m, name, value)
+        if isinstance(value, types.GeneratorType):  # once something was taken, it cannot be put back
+            raise self.recorder.session.refuse(
+                f"it reads self.{name}, a generator, which goes on with what is taken",
+                reason=" Count in a number (self.step = self.step + 1), or hand in what it gives as an input.",
+            )
         if name == "__dict__" and not is_internal(sys._getframe(2).f_code.co_filename):
             with self.recorder.session.unrecorded():
                 self._note_all(m, value)

@@ -21,6 +21,8 @@ from graphaug.capture.recording.relied.code_names import (
 )
 from graphaug.capture.recording.relied.reached import GONE
 
+NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
+"""Methods of objects that run when these are made, told or gone."""
 BY_OPERATORS = {"__getitem__", "__iter__", "__len__", "__contains__"}
 """Methods that no code names."""
 
@@ -64,6 +66,9 @@ class Called:
         for cls in (c for c in type(m).__mro__ if c not in (nn.Module, object)):
             self.classes[cls] = None
             self._method(cls, "forward")
+            if not is_foreign(cls.__module__):  # what no code names: __getattr__, __len__
+                for name in (n for n in vars(cls) if n.startswith("__") and n not in NO_READERS):
+                    self._method(cls, name)
         for name in sorted(self.names & vars(m).keys()):  # set on the object, whose class may have none
             self._function(vars(m)[name])
         for hooks in (m._forward_hooks, m._forward_pre_hooks):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import collections
 import contextvars
+import ctypes
 import enum
 import functools
 import inspect
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from graphaug.capture.recording.relied.called import NO_READERS
 from graphaug.capture.recording.relied.classes import can_be_watched, has_no_effect, is_foreign
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
@@ -34,6 +36,10 @@ _MANY = 5_000
 _SEQUENCES = (list, collections.deque)
 _NAMESPACES = (types.SimpleNamespace, threading.local)
 """Objects whose reads nobody sees: what names say of them is all there is."""
+_OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
+"""Values that C code shares, as of `multiprocessing.RawValue`."""
+_THREADS = {"threading", "queue", "multiprocessing.sharedctypes", "multiprocessing.managers"}
+"""Modules of Python whose objects tell what another thread or process has done: events, counts, queues, values."""
 _ENDS = (type, Tensor, nn.Module, types.FunctionType, types.ModuleType)
 
 
@@ -100,6 +106,10 @@ class Holdings:
 
     def inside(self, name: str, value: Any, within: Reached | None, depth: int = DEPTH) -> None:
         """Note what code can read through a value."""
+        if type(value) in weakref.ProxyTypes:
+            # which answers for what it stands for wherever it is asked, also as to its class
+            self.inside(name, value.__repr__.__self__, within, depth)
+            return
         if isinstance(value, type) and within is not None:
             self.of_class(value)
         if isinstance(value, nn.Module) and self._module is not None:
@@ -124,7 +134,7 @@ class Holdings:
             self._entries(name, value, within, depth)
         elif isinstance(value, weakref.ref):
             self.inside(name, value(), within, depth)
-        elif isinstance(value, (bytearray, array.array)):
+        elif isinstance(value, (bytearray, memoryview, array.array, *_OF_C)):
             self._buffer(name, value, within)
         elif isinstance(value, (set, frozenset)):
             self.add(f"the set {name}", "members", value, None, set(value), within)
@@ -166,7 +176,7 @@ class Holdings:
             self.unwatched.append((name, within))
 
     def _buffer(self, name: str, value: Any, within: Reached | None) -> None:
-        if len(value) <= _MOST_AS_A_WHOLE:
+        if memoryview(value).nbytes <= _MOST_AS_A_WHOLE:
             self.add(f"the numbers in {name}", "bytes", value, None, bytes(value), within)
         else:
             self.unwatched.append((name, within))
@@ -201,11 +211,11 @@ class Holdings:
 
     def _object(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
         """Of an object whose reads are seen every attribute; of others those that code names."""
-        watched = can_be_watched(value)
-        if not watched and not isinstance(value, _NAMESPACES):
+        watched, of_threads = can_be_watched(value), _is_of_threads(value)
+        if not watched and not of_threads and not isinstance(value, _NAMESPACES):
             return
         owner, held = name.rpartition(".")[2], _own_attributes(value)
-        every = watched and len(self.found) < _MANY
+        every = of_threads or (watched and len(self.found) < _MANY)
         for attribute in sorted(map(str, held if every else self.names & held.keys())):
             of_a_tensor = hasattr(Tensor, attribute) and (owner, attribute) not in self.pairs
             if watched or not of_a_tensor:
@@ -227,7 +237,7 @@ class Holdings:
                 if isinstance(held, types.MemberDescriptorType) and not attribute.startswith("__"):
                     now = getattr(value, attribute, GONE)
                     self.reach(f"{name}.{attribute}", "attribute", value, attribute, now, within, depth)
-                elif attribute in self.names or (attribute.startswith("__") and attribute not in _NO_READERS):
+                elif attribute in self.names or (attribute.startswith("__") and attribute not in NO_READERS):
                     self._method(cls, attribute)
                     if attribute not in shadowed and not attribute.startswith("__"):
                         self._of_its_class(f"{name}.{attribute}", value, attribute, held, within, depth)
@@ -246,8 +256,12 @@ class Holdings:
             self.reach(name, "attribute", value, attribute, held, within, depth)
 
 
-_NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
 _DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property, types.FunctionType, type)
+
+
+def _is_of_threads(value: Any) -> bool:
+    """Whether an object passes something on between threads, in attributes of its own; threads themselves do not."""
+    return type(value).__module__ in _THREADS and not isinstance(value, (threading.Thread, threading.local))
 
 
 def _is_value(value: Any) -> bool:

@@ -5,6 +5,7 @@ What counts is what ``forward`` and the functions that it can call name in their
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import types
@@ -155,7 +156,7 @@ class _Walk:
                     bound = getattr(getattr(m, name), "__func__", None)
                     if bound is not None and not name.startswith("__"):
                         self.holdings.reach(where, "method", m, name, bound)
-                elif isinstance(value, property):
+                elif isinstance(value, (property, functools.cached_property)):
                     self.holdings.reach(where, "property", m, name, getattr(type(m), name))
                 elif not isinstance(value, types.MemberDescriptorType):
                     self.holdings.reach(where, "attribute", m, name, getattr(m, name))

@@ -109,7 +109,7 @@ class Reached:
             return  # by far the most of all checks
         if self.holds():
             return
-        what = f"before {self.name} was changed"
+        what = f"before {self.name} changed"
         if not compiling and is_plain(self.expected) and is_plain(now := self._now()):
             what = f"for {self.name} == {self.expected!r}, and now it is {now!r}"
         raise AssumptionViolated(f"this model was captured {what}. Call rewrite again.")

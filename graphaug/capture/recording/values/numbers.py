@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -35,6 +36,13 @@ def _comparison(function: Callable[..., Any]) -> Any:
         return self._answers.answer(function, (self, other))
 
     return method
+
+
+_OF_NUMPY: dict[Any, Callable[..., Any]] = {
+    **{np.add: operator.add, np.subtract: operator.sub, np.multiply: operator.mul, np.power: operator.pow},
+    **{np.true_divide: operator.truediv, np.floor_divide: operator.floordiv, np.remainder: operator.mod},
+    **{np.negative: operator.neg, np.absolute: operator.abs, np.sqrt: math.sqrt},
+}
 
 
 class _Number(Tracked):
@@ -93,6 +101,19 @@ class _Number(Tracked):
 
     def __rdivmod__(self, other: Any) -> Any:
         return other // self, other % self
+
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """What numpy computes of it: arithmetic as Python's in the graph, all else of the value itself."""
+        known = _OF_NUMPY.get(ufunc) if method == "__call__" and not kwargs else None
+        if ufunc is np.sqrt and not issubclass(type(self), Int):  # of what is negative numpy makes a NaN
+            known = None
+        if known is not None and all(isinstance(x, (int, float, np.int64)) for x in inputs):
+            given = (x.item() if isinstance(x, (np.int64, np.float64)) else x for x in inputs)
+            return self._answers.derived(known, tuple(given))
+        return getattr(ufunc, method)(*(x._ask() if isinstance(x, _Number) else x for x in inputs), **kwargs)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        return np.array(self._ask(), dtype)
 
     def __copy__(self) -> Any:
         return self

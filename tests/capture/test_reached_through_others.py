@@ -1,0 +1,145 @@
+"""What a forward reads past its own attributes: ``__getattr__``, weak proxies, what threads and C code share."""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import queue
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphaug as ga
+from graphaug.errors import AssumptionViolated, CaptureError
+
+X = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+
+
+class Net(nn.Module):
+    """A forward that is scaled by what a case's function finds."""
+
+    def __init__(self, held: Any, read: Callable[[Any], float]) -> None:
+        super().__init__()
+        self.inner, self.held, self.read = nn.Linear(6, 6), held, read
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.read(self.held)
+
+
+CASES: dict[str, tuple[Callable[[], Any], Callable[[Any], float], Callable[[Any], Any]]] = {
+    "an event": (threading.Event, lambda e: 5.0 if e.is_set() else 1.0, lambda e: e.set()),
+    "a queue": (queue.Queue, lambda q: 1.0 + q.qsize(), lambda q: q.put(1)),
+    "a value of processes": (
+        lambda: multiprocessing.Value("d", 1.0),
+        lambda v: v.value,
+        lambda v: setattr(v, "value", 9.0),
+    ),
+    "a raw array": (
+        lambda: multiprocessing.RawArray("d", [1.0]),
+        lambda a: a[0],
+        lambda a: a.__setitem__(0, 9.0),
+    ),
+    "a number of C": (lambda: ctypes.c_double(1.0), lambda c: c.value, lambda c: setattr(c, "value", 9.0)),
+    "a view of bytes": (
+        lambda: memoryview(bytearray([1])),
+        lambda m: float(m[0]),
+        lambda m: m.__setitem__(0, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_others_share_is_relied_on(name: str) -> None:
+    make, read, change = CASES[name]
+    held = make()
+    model = Net(held, read)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
+    assert torch.equal(aug(X), model(X))
+    change(held)
+    with pytest.raises(AssumptionViolated, match=r"held.*Call rewrite again"):
+        aug(X)
+    assert torch.equal(aug.eval()(X), model.eval()(X))
+
+
+def test_an_event_is_read_by_compiled_code() -> None:
+    event = threading.Event()
+    model = Net(event, lambda e: 5.0 if e.is_set() else 1.0).eval()
+    fast = torch.compile(ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).eval(), backend="eager")
+    for _ in range(2):
+        assert torch.equal(fast(X), model(X))
+        event.set()
+
+
+class Options:
+    """What a proxy can refer to."""
+
+    gain = 2.0
+
+
+def test_a_weak_proxy_stands_for_what_it_refers_to() -> None:
+    options = Options()
+    model = Net(weakref.proxy(options), lambda held: held.gain)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
+    assert torch.equal(aug(X), model(X))
+    options.gain = 3.0
+    with pytest.raises(AssumptionViolated, match="gain"):
+        aug(X)
+
+
+class Answering(nn.Module):
+    """Answers for attributes that it does not have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.store = nn.Linear(6, 6), {"gain": 2.0}
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "store" and name in self.__dict__.get("store", {}):
+            return self.__dict__["store"][name]
+        return super().__getattr__(name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * self.gain
+
+
+class Sized(nn.Module):
+    """Tells a length that no code names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.rows = nn.Linear(6, 6), [1, 2]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) * len(self)
+
+
+@pytest.mark.parametrize(
+    ("cls", "change"),
+    [(Answering, lambda m: m.store.update(gain=100.0)), (Sized, lambda m: m.rows.append(3))],
+    ids=["__getattr__", "__len__"],
+)
+def test_methods_that_no_code_names_are_followed(cls: type[nn.Module], change: Callable[[Any], None]) -> None:
+    model = cls()
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
+    assert torch.equal(aug(X), model(X))
+    change(model)
+    with pytest.raises(AssumptionViolated, match="Call rewrite again"):
+        aug(X)
+
+
+def test_a_generator_is_refused_before_anything_is_taken() -> None:
+    def numbers() -> Iterator[float]:
+        yield from (1.0, 2.0)
+
+    model = Net(numbers(), lambda held: next(held))
+    with pytest.raises(CaptureError, match=r"self\.held, a generator"):
+        ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
+    assert next(model.held) == 1.0
