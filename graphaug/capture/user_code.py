@@ -88,6 +88,29 @@ def in_message() -> str:
     return next((when for begin, end, when in told if begin <= at < end), "")
 
 
+def only_checks() -> bool:
+    """Whether what the user's code asks decides no more than whether it raises: ``assert``, ``if ...: raise``."""
+    frame = _users_frame()
+    if frame is None:
+        return False
+    lines = "".join(linecache.getlines(frame.f_code.co_filename))
+    return any(begin <= frame.f_lineno <= end for begin, end in _checks(lines))
+
+
+@functools.lru_cache(256)
+def _checks(source: str) -> tuple[tuple[int, int], ...]:
+    """The first and last lines of the conditions in a file that only lead to an error."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):
+        return ()
+    return tuple(
+        (node.test.lineno, node.test.end_lineno or node.test.lineno)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) or (isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise))
+    )
+
+
 @functools.lru_cache(256)
 def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int], str], ...]:
     """Where in a file's source messages are made, begin and end as (line, column), and when they are told.

@@ -112,7 +112,8 @@ def _with_sizes(graph: fx.Graph, ahead: set[fx.Node]) -> set[fx.Node]:
     found, tables = set(ahead), set()
     given = {n for n in graph.nodes if n.op == "get_attr" or entry_of(n) is not None}
     for node in graph.nodes:
-        if not node.op.startswith("call_") or node in found or node.target is assume or writes(node):
+        acts = node.target is assume or node.target in ASSERTIONS or writes(node)
+        if not node.op.startswith("call_") or node in found or acts:
             continue
         inputs, value = node.all_input_nodes, value_of(node)
         if not inputs or value is UNKNOWN or not all(n in found or n in given for n in inputs):

@@ -119,3 +119,61 @@ def test_it_compiles_whole(name: str) -> None:
     aug = ga.rewrite(Checking(CHECKS[name]), "first", stop_grad=True, example_inputs=x)
     torch.compile(aug, fullgraph=True, backend="aot_eager")(x).sum().backward()
     assert aug.second.weight.grad is not None
+
+
+class OfHidden(nn.Module):
+    """A check of what trained layers in front of the site compute."""
+
+    def __init__(self, check: Any) -> None:
+        super().__init__()
+        self.first, self.inner, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+        self.check = check
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        self.check(h)
+        return self.last(self.inner(h))
+
+
+@pytest.mark.parametrize(
+    "check",
+    [
+        lambda h: torch._assert_async(torch.isfinite(h).all(), "not finite"),
+        lambda h: torch._assert(torch.isfinite(h).all(), "not finite"),
+        lambda h: torch._check_tensor_all(torch.isfinite(h)),
+    ],
+    ids=["_assert_async", "_assert", "_check_tensor_all"],
+)
+def test_a_check_in_front_of_the_site_is_made(check: Any) -> None:
+    x = torch.randn(6, 4)
+    aug = ga.rewrite(OfHidden(check), "inner", stop_grad=True, example_inputs=x).train()
+    aug(x)
+    with pytest.raises((RuntimeError, AssertionError)):
+        aug(x * float("nan"))
+
+
+def asserting(h: Tensor) -> None:
+    assert torch.isfinite(h).all(), "not finite"
+
+
+def raising(h: Tensor) -> None:
+    if not torch.isfinite(h).all():
+        print("soon")
+        raise ValueError("not finite")
+
+
+def counting(h: Tensor) -> None:
+    if h[h > 0].numel() > 1000:
+        raise ValueError("too many")
+
+
+def deciding(h: Tensor) -> None:
+    if h.max() > 1000:
+        print("large")
+
+
+@pytest.mark.parametrize(("check", "advised"), [(asserting, 1), (raising, 1), (counting, 1), (deciding, 0)])
+def test_what_only_checks_is_told_how_a_graph_checks(check: Any, advised: int) -> None:
+    with pytest.raises(ga.GraphaugError, match="branches on the data") as caught:
+        ga.rewrite(OfHidden(check), "inner", example_inputs=torch.randn(6, 4))
+    assert str(caught.value).count("write torch._assert_async(condition") == advised

@@ -11,7 +11,7 @@ from torch import fx
 
 from graphaug.capture.dataflow import upstream
 from graphaug.capture.names import Frame
-from graphaug.capture.user_code import user_line
+from graphaug.capture.user_code import only_checks, user_line
 from graphaug.capture.values import describe
 from graphaug.errors import CaptureError
 
@@ -19,6 +19,11 @@ _LAYER_DROP = (
     " A draw decides what runs, as LayerDrop does: set it to 0 for this model (transformers: "
     "model.config.layerdrop = 0.0), or choose a site outside that module, so that it stays closed."
 )
+_CHECK = (
+    " A graph keeps a check that is an operation: write torch._assert_async(condition, 'message'), of one entry, "
+    "or choose a site outside that module, so that it stays closed."
+)
+"""What to do about a condition that only leads to an error."""
 
 RETURN_IT = (
     " A graph knows what modules return: let it return that too, "
@@ -80,7 +85,8 @@ class Session:
             verb: what the code does with them, such as "branches on".
         """
         drawn = any(n.target is torch.rand for n in upstream(node))
-        return self.refuse(f"it {verb} the data in {describe(node)}", reason=_LAYER_DROP if drawn else "")
+        reason = _LAYER_DROP if drawn else _CHECK if only_checks() else ""
+        return self.refuse(f"it {verb} the data in {describe(node)}", reason=reason)
 
     def refuse(self, why: str, *, reason: str = "", line: str | None = None) -> CaptureError:
         """A `CaptureError` that names the model, the file and the line of the opened code that runs.
