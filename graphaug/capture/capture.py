@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import builtins
+import collections
 import contextlib
+import functools
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -32,6 +35,9 @@ from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
 from graphaug.torch_private import quiet_fakes
+
+_WITH_CACHE = type(functools.lru_cache(lambda: None))
+"""What ``functools.lru_cache`` makes of a function."""
 
 
 @dataclass
@@ -157,11 +163,24 @@ def _refuse_changed(walk: Walk, changed: Sequence[Reached]) -> None:
         if written.isdisjoint(re.findall(r"[^\W\d]\w*", reached.name)) and not is_of_a_library(
             type(reached.holder).__module__, *dotted
         ):
-            raise walk.session.refuse(
-                f"it may read {reached.name}, which is changed in its call, as by a closed module or a hook",
-                reason=RETURN_IT,
-                line="",
-            )
+            what, way = _what_changes(reached)
+            raise walk.session.refuse(f"it may read {reached.name}, {what}", reason=way, line="")
+
+
+def _what_changes(reached: Reached) -> tuple[str, str]:
+    """What changes a thing in a call, as far as its kind tells, and what to do about it."""
+    if isinstance(inspect.getattr_static(reached.holder, str(reached.key), None), _WITH_CACHE):
+        return (
+            "a method whose results functools keeps for later calls",
+            " A graph has no memory but buffers: make the result one (register_buffer), cache a function that no "
+            "module owns, or choose a site outside that module, so that it stays closed.",
+        )
+    if isinstance(reached.holder, collections.defaultdict):
+        return (
+            "a defaultdict, which a read of a missing key fills",
+            " Put the key there before, or read it by get.",
+        )
+    return "which is changed in its call, as by a closed module or a hook", RETURN_IT
 
 
 def _assigned(walk: Walk, state: ModelState) -> tuple[str, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import ctypes
+import functools
 import multiprocessing
 import queue
 import threading
@@ -143,3 +145,33 @@ def test_a_generator_is_refused_before_anything_is_taken() -> None:
     with pytest.raises(CaptureError, match=r"self\.held, a generator"):
         ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
     assert next(model.held) == 1.0
+
+
+class Remembering(nn.Module):
+    """Keeps what a method returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(6, 6)
+
+    @functools.lru_cache  # noqa: B019 - as people write it
+    def table(self, n: int) -> Tensor:
+        return torch.arange(float(n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.inner(x) + self.table(6)
+
+
+def test_what_functools_keeps_of_a_method_is_refused_by_its_name() -> None:
+    with pytest.raises(CaptureError, match=r"table, a method whose results functools keeps.*register_buffer"):
+        ga.rewrite(Remembering(), at="inner", rate=0.0, example_inputs=X)
+
+
+def test_a_defaultdict_that_a_read_fills_is_refused_by_its_name() -> None:
+    held: Any = collections.defaultdict(lambda: 1.0)
+    with pytest.raises(CaptureError, match=r"held, a defaultdict, which a read of a missing key fills"):
+        ga.rewrite(Net(held, lambda d: d["gain"]), at="inner", rate=0.0, example_inputs=X)
+    assert not held
+    held["gain"] = 2.0
+    model = Net(held, lambda d: d["gain"])
+    assert torch.equal(ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()(X), model(X))
