@@ -69,7 +69,9 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
     in_prefix = needed(outputs, stop={*given, *shared})
     _check_modules(in_prefix, before(value) | {value})
     used = [n for n in given if n in in_prefix]
-    _check_writes(in_prefix, needed(behind, stop={*inputs, *shared, cut, *crossing}), owner)
+    _check_writes(in_prefix, owner)
+    in_suffix = needed(behind, stop={*inputs, *shared, cut, *crossing})
+    _check_effects(graph, {cut, *in_prefix, *in_suffix, *needed(shared, stop=set(inputs))})
     prefix_graph = _extract(graph, outputs, [*used, *shared])
     shared_graph = _extract(graph, shared, inputs) if shared else None
     rows = [batch.rows_of(n) if isinstance(value_of(n), Tensor) else None for n in [*used, *shared]]
@@ -140,8 +142,7 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
     """What the suffix computes: all that the output needs, and the checks of the assumptions."""
     roots = [n for n in graph.nodes if n.op == "output" or n.target is assume]
     for node in graph.nodes:
-        effect = node.op == "call_module" or node.target in ASSERTIONS or writes(node)
-        if not node.users and effect and node not in ahead:
+        if not node.users and _acts(node) and node not in ahead:
             if before(node) & trained:
                 raise _takes_parts(node)
             roots.append(node)
@@ -169,11 +170,24 @@ def _takes_parts(node: fx.Node) -> SparseBackwardError:
     )
 
 
-def _check_writes(in_prefix: set[fx.Node], in_suffix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:
-    """Refuse writes into what the caller or the model owns, if they would be made more than once."""
+def _check_effects(graph: fx.Graph, parts: set[fx.Node]) -> None:
+    """Refuse to leave out what is called, or written, for what it changes: nothing may use its result."""
+    for node in graph.nodes:
+        if _acts(node) and node not in parts:
+            raise SparseBackwardError(
+                f"no part of a split step needs {describe(node)}, which may change something"
+            )
+
+
+def _acts(node: fx.Node) -> bool:
+    return node.op == "call_module" or node.target in ASSERTIONS or writes(node)
+
+
+def _check_writes(in_prefix: set[fx.Node], owner: dict[fx.Node, fx.Node]) -> None:
+    """Refuse writes into what the caller or the model owns: the two runs of the prefix would make them twice."""
     for node in in_prefix:
         for held in (owner[n] for n in written(node)):
-            if held.op == "get_attr" or (held.op == "placeholder" and node in in_suffix):
+            if held.op in ("get_attr", "placeholder"):
                 raise SparseBackwardError(f"opened code changes {describe(held)} in place")
 
 

@@ -1,26 +1,29 @@
 """Trying what no rule proves: one row of the prefix moved, and a split step against the whole one, on the example.
 
-What no example shows is not found so; the plan says "tried, not proved". State, draws of other generators and questions
-about the number of rows are no matter of a trial: the trace that found an operation without a rule tells of them.
+What no example shows is not found so; the plan says "tried, not proved". Draws of other generators and questions about
+the number of rows are no matter of a trial: the trace that found an operation without a rule tells of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.capture.inputs.signature import Signature, map_tensors, modes_kept
+from graphaug.capture.recording.tables import Tables
 from graphaug.capture.state import seed, unchanged, undrawn
 from graphaug.proof.equivalence import dense, numbers_in
+from graphaug.proof.left import left_in, otherwise_left
 from graphaug.sparse.beside import drawn_twice
+from graphaug.sparse.one_draw import OneDraw
 from graphaug.sparse.run import Split, sparse_forward
-from graphaug.torch_private import OpOverload
 
+OTHER_OUTPUT = "a split step does not give the output of the whole one"
 ROWS = 8
 """At most so many rows of the example are computed with."""
 
@@ -31,10 +34,9 @@ TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-3}
 def check_split(aug: Any, found: Split, signature: Signature, proved: bool = False) -> str:
     """Look at what of a split model is not proved, on its example; the reason against it, or an empty string.
 
-    Of rows that are proved independent no more is asked than whether what both parts need can be computed beside them.
+    Of rows that are proved independent it is asked whether what both parts need can be computed beside them. Of all
+    it is, whether a split step gives and leaves what the whole one does: no proof is of what is changed on the way.
     """
-    if proved and found.shared is None:
-        return ""
     examples = dict(signature.examples)
     args, kwargs = signature.arrange(examples)
     values = signature.bind(tuple(args), kwargs)
@@ -43,15 +45,57 @@ def check_split(aug: Any, found: Split, signature: Signature, proved: bool = Fal
             aug.train()
             if found.shared is not None and (against := drawn_twice(aug, found, values, signature.guessed)):
                 return against
-            if proved:
-                return ""
-            held = [*aug.parameters(), *torch.utils._pytree.tree_leaves(examples)]
-            if any(t.is_meta for t in held if isinstance(t, Tensor)):
-                return "the model lies on the meta device, where rows cannot be tried"
-            return tried(aug, found, values)
+            if any(p.is_meta for p in aug.parameters()):
+                return "" if proved else "the model lies on the meta device, where rows cannot be tried"
+            values = map_tensors(functools.partial(_real, aug), values)
+            return ("" if proved else tried(aug, found, values)) or acts_otherwise(aug, found, values)
     except Exception as error:
         said = next(iter(str(error).splitlines()), "")
         return f"a trial on the example failed ({type(error).__name__}{said and ': '}{said[:120]})"
+
+
+def _real(aug: Any, example: Tensor) -> Tensor:
+    """An example with numbers: one that was guessed has none."""
+    if not example.is_meta:
+        return example
+    device = next((p.device for p in aug.parameters()), torch.device("cpu"))
+    if not example.is_floating_point():
+        return torch.ones(example.shape, dtype=example.dtype, device=device)
+    made = torch.randn(example.shape, generator=torch.Generator().manual_seed(0))
+    return made.to(device, example.dtype)
+
+
+def acts_otherwise(aug: Any, plan: Split, values: dict[str, Any]) -> str:
+    """What a split step gives or leaves otherwise than the whole one, of a few rows; an empty string if nothing."""
+    _, count = plan.counted(values)
+    few = 2 * max(plan.least, 1)
+    tables = Tables(aug.original)
+
+    def step(forward: Callable[[dict[str, Any]], Any], rows: int) -> tuple[list[Tensor], dict[str, Any]]:
+        inputs = map_tensors(lambda t: t[:rows].clone() if t.dim() and len(t) == count else t.clone(), values)
+        with unchanged(aug.original), undrawn(), OneDraw(), torch.enable_grad():  # type: ignore[no-untyped-call]
+            outputs = [t.detach() for t in numbers_in(forward(inputs))]
+            left = left_in(aug.original, inputs)
+        tables.restore()
+        return outputs, left
+
+    with _imposed(getattr(aug, plan.augmentation), plan.views):
+        for rows in dict.fromkeys((min(few, count), count)):
+            try:
+                whole = step(lambda inputs: aug._forward_training(**inputs), rows)
+            except Exception:  # what the forward assumes of a size holds for the example's own
+                continue
+            try:
+                parts = step(lambda inputs: sparse_forward(aug, plan, inputs), rows)
+            except Exception as error:
+                return f"a split step fails, and the whole one does not ({type(error).__name__})"
+            tolerance, share = _tolerance(aug, whole[0])
+            if _apart(whole[0], parts[0], tolerance, share * _largest(whole[0])):
+                return OTHER_OUTPUT
+            if name := otherwise_left(whole[1], parts[1], tolerance):
+                return f"a split step does not leave '{name}' as the whole one does"
+            break
+    return ""
 
 
 def tried(aug: Any, plan: Split, values: dict[str, Any]) -> str:
@@ -155,19 +199,23 @@ def _compared(aug: Any, plan: Split, inputs: Any, trained: dict[str, Tensor]) ->
         parts = step(lambda: sparse_forward(aug, plan, inputs()))
     if not whole[0]:
         return "a trial finds no tensor in the output to compare"
-    coarse = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
-    floating = [*aug.parameters(), *whole[0]]
-    tolerance = 0.1 if coarse else max(TOLERANCE.get(t.dtype, 0.1) for t in floating if t.is_floating_point())
-    # rounding is relative to what was added up, and a number may be what is left of large terms
-    share = 1e-3 if tolerance < 0.1 else 0.1
+    tolerance, share = _tolerance(aug, whole[0])
     if _apart(whole[0], parts[0], tolerance, share * _largest(whole[0])):
-        return "a split step does not give the output of the whole one"
+        return OTHER_OUTPUT
     floor = share * _largest([g for g in whole[1] if g is not None])
     for path, a, b in zip(trained, whole[1], parts[1], strict=True):
         a, b = (torch.zeros_like(trained[path]) if g is None else g for g in (a, b))
         if _apart([a], [b], tolerance, floor):
             return f"the gradient of '{path}' is another one in a split step"
     return ""
+
+
+def _tolerance(aug: Any, outputs: list[Tensor]) -> tuple[float, float]:
+    """Of the largest entry of a tensor, and of all: rounding is relative to what was added up, of large terms too."""
+    coarse = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    kinds = {t.dtype for t in (*aug.parameters(), *outputs) if t.is_floating_point()}
+    tolerance = 0.1 if coarse else max((TOLERANCE.get(kind, 0.1) for kind in kinds), default=0.0)
+    return tolerance, 1e-3 if tolerance < 0.1 else 0.1
 
 
 def _step(forward: Any, trained: list[Tensor]) -> tuple[list[Tensor], tuple[Tensor | None, ...]]:
@@ -239,31 +287,3 @@ def _moved(trained: list[Tensor]) -> Iterator[None]:
         for p, saved in zip(trained, held, strict=True):
             p.data.copy_(saved)
         torch.clear_autocast_cache()
-
-
-class OneDraw(TorchDispatchMode):
-    """Every random number is the same one, so that a row draws the same wherever it stands."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if not isinstance(func, OpOverload):
-            return func(*args, **kwargs)
-        names = [a.name for a in func._schema.arguments]
-        if "dropout_p" in names:  # a fused attention, or its backward
-            position = names.index("dropout_p")
-            if position < len(args):
-                args = (*args[:position], 0.0, *args[position + 1 :])
-            else:
-                kwargs = {**kwargs, "dropout_p": 0.0}
-        if torch.Tag.nondeterministic_seeded not in func.tags:
-            return func(*args, **kwargs)
-        name = func._schema.name.removeprefix("aten::").removesuffix("_").removesuffix("_like")
-        if name == "native_dropout":
-            return args[0].clone(), torch.ones_like(args[0], dtype=torch.bool)
-        seed(0)
-        drawn = func(*args, **kwargs)
-        if name == "randperm":
-            return drawn.copy_(torch.arange(len(drawn)))
-        if name in ("bernoulli", "uniform", "normal", "rand", "randn", "exponential"):
-            return drawn.fill_(1 if name == "bernoulli" else 0.5)
-        return drawn

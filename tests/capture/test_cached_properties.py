@@ -109,3 +109,79 @@ def test_an_object_is_to_be_made_before() -> None:
     expected = model(X)
     aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
     assert torch.equal(aug.train()(X), expected)
+
+
+class Child(nn.Module):
+    """Keeps a number that its parent reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    @functools.cached_property
+    def width(self) -> float:
+        return float(self.layer.weight.shape[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x)
+
+
+class OfAChild(nn.Module):
+    """A forward that reads what a closed child keeps."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = Child(), nn.Linear(6, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x) / self.inner.width)
+
+
+class OfValues(Scaled):
+    """A forward that reads a dtype, a device and a size that are kept."""
+
+    @functools.cached_property
+    def dtype(self) -> torch.dtype:
+        return self.inner.weight.dtype
+
+    @functools.cached_property
+    def device(self) -> torch.device:
+        return self.inner.weight.device
+
+    @functools.cached_property
+    def shape(self) -> torch.Size:
+        return self.inner.weight.shape
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x).to(self.device, self.dtype) * self.shape[0])
+
+
+class Registering(Scaled):
+    """A forward that reads what registers a buffer when it is made."""
+
+    @functools.cached_property
+    def mask(self) -> Tensor:
+        self.register_buffer("made", torch.ones(6))
+        return self.made
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.inner(x) * self.mask)
+
+
+@pytest.mark.parametrize("cls", [OfAChild, OfValues])
+def test_values_and_what_a_child_keeps_are_read_in_the_first_call(cls: type[nn.Module]) -> None:
+    torch.manual_seed(0)
+    model = cls()
+    plain = copy.deepcopy(model)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
+    for _ in range(2):
+        assert torch.equal(aug(X), plain(X))
+
+
+def test_what_changes_more_when_it_is_made_is_to_be_made_before() -> None:
+    model = Registering()
+    with pytest.raises(CaptureError, match=r"'mask', a cached_property.*sets 'made'.*Run the model once"):
+        ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
+    assert "made" not in model._buffers
+    expected = model(X)
+    assert torch.equal(ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()(X), expected)

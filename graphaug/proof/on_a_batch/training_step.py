@@ -15,6 +15,7 @@ from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
 from graphaug.proof.equivalence import dense
+from graphaug.proof.left import left_in, otherwise_left
 from graphaug.proof.on_a_batch.frozen import said_of_frozen
 from graphaug.proof.on_a_batch.hook_oracle import (
     NoDropout,
@@ -86,6 +87,8 @@ def _compared(
         step = _both_steps(aug, model, call, plain, seed, apart, level=True)
         how += ", its noise the same number everywhere"
     compare(step.expected, step.found, step.theirs, step.mine, tolerance)
+    if name := otherwise_left(*step.left, tolerance):
+        raise VerificationError(f"a training step does not leave {name!r} as that of the original does.")
     return how + (")" if apart else ""), step
 
 
@@ -99,6 +102,7 @@ class _Steps:
         reaching: the gradients that come out of the cuts.
         draws: what the augmentations drew.
         draws_differ_in_front: whether they drew for other sizes otherwise, and that in front of the last cut only.
+        left: what the rewritten model and the other leave behind.
     """
 
     found: Any
@@ -108,6 +112,7 @@ class _Steps:
     reaching: dict[Target, Tensor | None]
     draws: dict[Target, list[Recorded]]
     draws_differ_in_front: bool
+    left: tuple[dict[str, Any], dict[str, Any]]
 
 
 def _both_steps(
@@ -125,6 +130,7 @@ def _both_steps(
     seed(1)
     with _as_one_run(model, apart, level) as mine_drawn:
         found, below = _recorded(aug, call, draws, mine_drawn.aside)
+    left = left_in(model)
     loss, weights = loss_of(found)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     reached = {t: v for t, v in below.items() if v.requires_grad}
@@ -135,6 +141,7 @@ def _both_steps(
     seed(1)
     with _as_one_run(model, apart, level) as drawn, hooked(aug, model, draws, drawn.aside):
         expected = plain(model)
+    theirs_left = left_in(model)
     other, _ = loss_of(expected, weights)
     return _Steps(
         found,
@@ -144,6 +151,7 @@ def _both_steps(
         dict(zip(reached, grads[len(trained) :], strict=True)),
         draws,
         mine_drawn.differs_in_front(drawn),
+        (theirs_left, left),
     )
 
 

@@ -6,12 +6,17 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterator
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.state import unchanged, undrawn
-from graphaug.errors import CaptureError
+from graphaug.errors import CaptureError, an
+
+_VALUES = (Tensor, float, torch.dtype, torch.device, torch.Size, np.generic)
+"""What is told by its value, beside plain values: another one in its place is the same."""
 
 
 @contextlib.contextmanager
@@ -21,34 +26,37 @@ def properties_kept(model: nn.Module, opened: Collection[str]) -> Iterator[None]
     A graph reads it off the module in every call, as the forward does, so that the first call makes it.
 
     Raises:
-        CaptureError: it is an object, of which a graph holds the very one.
+        CaptureError: it is an object, of which a graph holds the very one, or making it changes more.
     """
-    modules = {path: model.get_submodule(path) for path in sorted({"", *opened})}
-    missing = [(path, name) for path, m in modules.items() for name in _not_made(m)]
+    missing = [(path, m, name) for path, m in model.named_modules() for name in _not_made(m)]
     if not missing:
         yield
         return
     names = reached_by(model, opened, any_module).names
-    with unchanged(model, tensors=False):
-        for path, name in missing:
+    with unchanged(model, tensors=False) as state:
+        for path, module, name in missing:
             if name not in names:
                 continue
+            place, before = f"{path}.{name}".removeprefix("."), set(state.changes())
             try:
                 with undrawn():
-                    value = getattr(modules[path], name)
+                    value = getattr(module, name)
             except Exception:  # it needs what the forward sets; the recording tells
                 continue
-            if not isinstance(value, Tensor) and not is_plain(value) and type(value) is not float:
-                place = f"{path}.{name}".removeprefix(".")
+            others = set(state.changes()) - before - {place}
+            if others or not (isinstance(value, _VALUES) or is_plain(value)):
+                what = (
+                    f"sets {min(others)!r}" if others else f"is {an(value)}, and a graph holds the very one"
+                )
                 raise CaptureError(
-                    f"{type(model).__name__}.forward cannot be captured: it reads '{place}', a cached_property that "
-                    f"no call has made yet, and a graph holds the very {type(value).__name__} that it has seen. Run "
-                    "the model once before, or choose a site outside of that module, so that it stays closed."
+                    f"{type(model).__name__}.forward cannot be captured: it reads '{place}', a cached_property that no "
+                    f"call has made yet, which {what}. Run the model once before, or choose a site outside of that "
+                    "module, so that it stays closed."
                 )
         yield
 
 
 def _not_made(m: nn.Module) -> list[str]:
-    found = {name: value for cls in reversed(type(m).__mro__) for name, value in vars(cls).items()}
+    found = {name: value for base in reversed(type(m).__mro__) for name, value in vars(base).items()}
     kept = {name for name, value in found.items() if isinstance(value, functools.cached_property)}
     return sorted(kept - vars(m).keys())

@@ -39,6 +39,8 @@ _NOT_TOLD = (
     frozenset,
     contextvars.ContextVar,
 )
+_VALUES = (torch.device, torch.Size, np.generic)
+"""What is made anew where it is asked for, and is the same by its value."""
 _CACHED = type(functools.lru_cache(lambda: None))
 
 
@@ -96,8 +98,9 @@ def is_same(a: Any, b: Any) -> bool:
     """Whether two are the same: equal plain values, and a function that was defined once more as it was."""
     if a is b:
         return True
+    by_value = is_plain(b) or isinstance(b, _VALUES)
     if type(a) is not type(b) or torch.compiler.is_compiling():
-        return is_plain(b) and type(a) is type(b) and bool(a == b)
+        return by_value and type(a) is type(b) and bool(a == b)
     if isinstance(a, types.FunctionType):
         bound = (
             a.__closure__,
@@ -108,4 +111,4 @@ def is_same(a: Any, b: Any) -> bool:
             b.__kwdefaults__,
         )
         return a.__code__ == b.__code__ and not any(bound)
-    return is_plain(b) and (a == b or a != a)
+    return by_value and bool(a == b or a != a)

@@ -20,6 +20,9 @@ def _binary(function: Callable[..., Any], reverse: bool = False) -> Any:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
+        other = (
+            other.item() if isinstance(other, np.float64) else other
+        )  # a float, which code spells otherwise
         return self._answers.derived(function, (other, self) if reverse else (self, other))
 
     return method
@@ -33,6 +36,7 @@ def _comparison(function: Callable[..., Any]) -> Any:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
+        other = other.item() if isinstance(other, np.float64) else other
         return self._answers.answer(function, (self, other))
 
     return method
