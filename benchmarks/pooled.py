@@ -3,8 +3,8 @@
     python -m benchmarks.pooled runs/crops --data sts.tar.xz --out benchmarks/results/paper/crops-by-mean.json
 
 `graphaug paper crops` scores by the first position. On its seeds 0 to 9 the encoders were looked at by the mean over
-tokens as well, which made the claims below; they are judged on the seeds from ``--first`` on, which nobody had looked at
-when this file was committed. Scores are kept beside the runs, so that a killed command goes on.
+tokens as well, which made the claims below; they are judged on the seeds from ``--first`` on, which nobody had looked
+at when this file was committed. Scores are kept beside the runs, so that a killed command goes on.
 """
 
 from __future__ import annotations
