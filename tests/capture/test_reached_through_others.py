@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import ctypes
 import functools
 import multiprocessing
@@ -78,9 +79,10 @@ def test_an_event_is_read_by_compiled_code() -> None:
 
 
 class Options:
-    """What a proxy can refer to."""
+    """What a proxy, a weak dict or a copy can be of."""
 
-    gain = 2.0
+    def __init__(self) -> None:
+        self.gain = 2.0
 
 
 def test_a_weak_proxy_stands_for_what_it_refers_to() -> None:
@@ -175,3 +177,54 @@ def test_a_defaultdict_that_a_read_fills_is_refused_by_its_name() -> None:
     held["gain"] = 2.0
     model = Net(held, lambda d: d["gain"])
     assert torch.equal(ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()(X), model(X))
+
+
+def scaled() -> Callable[[], float]:
+    def scale() -> float:
+        return 1.0
+
+    scale.gain = 2.0  # type: ignore[attr-defined]
+    return scale
+
+
+def weighted() -> nn.Linear:
+    layer = nn.Linear(6, 6)
+    layer.weight.gain = 2.0  # type: ignore[assignment]
+    return layer
+
+
+def viewed() -> tuple[dict[str, float], Any]:
+    held = {"gain": 2.0}
+    return held, held.values()
+
+
+def weakly() -> tuple[Options, Any]:
+    options = Options()
+    return options, weakref.WeakValueDictionary(gain=options)
+
+
+def joined() -> tuple[list[Options], Any]:
+    options = [Options(), Options()]
+    return options, weakref.WeakSet(options[:1])
+
+
+SET: dict[str, tuple[Callable[[], Any], Callable[[Any], float], Callable[[Any], Any]]] = {
+    "a function": (scaled, lambda f: f.gain, lambda f: setattr(f, "gain", 3.0)),
+    "a weight": (weighted, lambda m: m.weight.gain, lambda m: setattr(m.weight, "gain", 3.0)),
+    "a copy": (Options, lambda o: copy.deepcopy(o).gain, lambda o: setattr(o, "gain", 3.0)),
+    "a view of a dict": (viewed, lambda held: sum(held[1]), lambda held: held[0].update(gain=3.0)),
+    "a weak dict": (weakly, lambda held: held[1]["gain"].gain, lambda held: setattr(held[0], "gain", 3.0)),
+    "a weak set": (joined, lambda held: float(len(held[1])), lambda held: held[1].add(held[0][1])),
+}
+
+
+@pytest.mark.parametrize("name", SET)
+def test_what_is_set_on_things_and_lies_in_weak_ones_is_relied_on(name: str) -> None:
+    make, read, change = SET[name]
+    held = make()
+    model = Net(held, read)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
+    assert torch.equal(aug(X), model(X))
+    change(held)
+    with pytest.raises(AssumptionViolated, match=r"held.*Call rewrite again"):
+        aug(X)

@@ -103,7 +103,10 @@ class Walk:
         """What opened code read, of a ``__dict__`` all that its code names, and all where it went through one."""
         names, by_dict = self.in_reach.names, self.attributes.by_dict
         whole = self.in_reach.goes_through_attributes
-        return self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
+        reads = self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
+        if "deepcopy" in names:  # which reads what nothing sees
+            reads |= {(id(thing.holder), "__dict__") for thing in self.in_reach.things}
+        return reads
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -33,7 +33,8 @@ _MOST_AS_A_WHOLE = 100_000
 """Entries of one container, bytes of one array, that are compared in every call."""
 _MANY = 5_000
 """With so many things found, only attributes that code names are followed: a trainer holds all of a run."""
-_SEQUENCES = (list, collections.deque)
+_SEQUENCES = (list, collections.deque, *map(type, ({}.keys(), {}.values(), {}.items())))
+_WEAK_DICTS = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
 _NAMESPACES = (types.SimpleNamespace, threading.local)
 """Objects whose reads nobody sees: what names say of them is all there is."""
 _OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
@@ -114,6 +115,8 @@ class Holdings:
             self.of_class(value)
         if isinstance(value, nn.Module) and self._module is not None:
             self._module(name, value)
+        if isinstance(value, (types.FunctionType, Tensor)):
+            self.set_on(name, value, within, depth)
         if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
             return
         if isinstance(value, types.MethodType):
@@ -130,13 +133,13 @@ class Holdings:
             self._entries(name, value, within, depth)
             if type(value) not in DICTS:
                 self._object(name, value, within, depth)
-        elif isinstance(value, types.MappingProxyType):
+        elif isinstance(value, (types.MappingProxyType, *_WEAK_DICTS)):
             self._entries(name, value, within, depth)
         elif isinstance(value, weakref.ref):
             self.inside(name, value(), within, depth)
         elif isinstance(value, (bytearray, memoryview, array.array, *_OF_C)):
             self._buffer(name, value, within)
-        elif isinstance(value, (set, frozenset)):
+        elif isinstance(value, (set, frozenset, weakref.WeakSet)):
             self.add(f"the set {name}", "members", value, None, set(value), within)
         elif type(value) in _SEQUENCES:
             self._list(name, value, within, depth)
@@ -146,6 +149,12 @@ class Holdings:
             self.add(f"the value of {name}", "context", value, None, value.get(GONE), within)
         else:
             self._object(name, value, within, depth)
+
+    def set_on(self, name: str, value: Any, within: Reached | None = None, depth: int = DEPTH) -> None:
+        """Note what code may read of what was set on a function or a tensor."""
+        for attribute in sorted(self.names & vars(value).keys()):
+            held = vars(value)[attribute]
+            self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth - 1)
 
     def of_class(self, cls: type) -> None:
         """Attributes of a class that are read off the class itself: ``Net.scale``, ``type(self).scale``."""

@@ -127,6 +127,10 @@ class _Walk:
                 of_keys = {"_keys"} if isinstance(m, nn.ParameterDict) else set()
                 self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
+            for path, m in registered.items():
+                for name, tensor in (*m._parameters.items(), *m._buffers.items()):
+                    if tensor is not None and vars(tensor):
+                        self.holdings.set_on(f"{path}.{name}".removeprefix("."), tensor)
             for function in list(called.functions):
                 if not is_foreign(function.__module__):
                     self._variables(function)
