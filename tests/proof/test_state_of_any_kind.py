@@ -158,3 +158,26 @@ def test_verify_lets_the_model_and_the_oracle_draw_the_same(own: Any) -> None:
     model, x = model_of(own.random), torch.randn(6, FEATURES)
     aug = ga.rewrite(model, "2", stop_grad=True, example_inputs=x)
     assert ga.verify(aug, x)
+
+
+class Membrane(nn.Module):
+    """Keeps a potential from call to call, with the graph of the calls before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(8, 8), nn.Linear(8, 2)
+        self.potential = torch.zeros(1, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.potential = 0.9 * self.potential + self.body(x)
+        return self.head(self.potential)
+
+
+def test_verify_leaves_the_graph_of_an_earlier_call_to_the_caller() -> None:
+    model, x = Membrane(), torch.randn(4, 8)
+    aug = ga.rewrite(model, "body", subset=0.0, example_inputs=x).train()
+    aug(x)
+    output = aug(x)
+    ga.verify(aug, x)
+    output.sum().backward()
+    assert model.body.weight.grad is not None

@@ -184,11 +184,12 @@ def _recorded(
             stop_recording(augmentation)
 
 
-def gradients(loss: Tensor, inputs: list[Tensor], *, keep: bool = False) -> list[Tensor | None]:
+def gradients(loss: Tensor, inputs: list[Tensor]) -> list[Tensor | None]:
     """The gradients of a loss, sparse ones made dense; None for all where it has none."""
     if not loss.requires_grad or not inputs:
         return [None] * len(inputs)
-    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=keep)
+    # retained: what a model keeps of an earlier call (a membrane's potential) may bring that call's graph, the caller's
+    found = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True)
     return [None if g is None else dense(g) for g in found]
 
 
