@@ -1,6 +1,6 @@
 """Score a sweep's encoders of sentences by the mean over tokens, and judge claims about that on seeds of their own.
 
-    python -m benchmarks.pooled runs/crops --data sts.tar.xz --out benchmarks/results/paper/crops-by-mean.json
+    python -m benchmarks.pooled runs/crops --data sts.tar.xz --out benchmarks/results/crops-by-mean.json
 
 `graphaug paper crops` scores by the first position. On its seeds 0 to 9 the encoders were looked at by the mean over
 tokens as well, which made the claims below; they are judged on the seeds from ``--first`` on, which nobody had looked
