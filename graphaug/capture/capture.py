@@ -5,7 +5,6 @@ from __future__ import annotations
 import builtins
 import collections
 import contextlib
-import functools
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from graphaug.capture.recording.relied.classes import is_of_a_library
 from graphaug.capture.recording.relied.code_names import written_in
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.capture.recording.relied.told import CACHED
 from graphaug.capture.recording.session import RETURN_IT
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.inside import any_inside
@@ -35,9 +35,6 @@ from graphaug.capture.target import Target
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError, GraphaugError, an, in_a_line
 from graphaug.torch_private import quiet_fakes
-
-_WITH_CACHE = type(functools.lru_cache(lambda: None))
-"""What ``functools.lru_cache`` makes of a function."""
 
 
 @dataclass
@@ -169,7 +166,7 @@ def _refuse_changed(walk: Walk, changed: Sequence[Reached]) -> None:
 
 def _what_changes(reached: Reached) -> tuple[str, str]:
     """What changes a thing in a call, as far as its kind tells, and what to do about it."""
-    if isinstance(inspect.getattr_static(reached.holder, str(reached.key), None), _WITH_CACHE):
+    if isinstance(inspect.getattr_static(reached.holder, str(reached.key), None), CACHED):
         return (
             "a method whose results functools keeps for later calls",
             " A graph has no memory but buffers: make the result one (register_buffer), cache a function that no "

@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import types
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -88,6 +89,14 @@ def in_message() -> str:
     return next((when for begin, end, when in told if begin <= at < end), "")
 
 
+def _statements(source: str) -> Iterable[ast.AST]:
+    """All that a file's source is made of; nothing, if it cannot be read."""
+    try:
+        return ast.walk(ast.parse(source))
+    except (SyntaxError, ValueError):
+        return ()
+
+
 def only_checks() -> bool:
     """Whether what the user's code asks decides no more than whether it raises: ``assert``, ``if ...: raise``."""
     frame = _users_frame()
@@ -100,13 +109,9 @@ def only_checks() -> bool:
 @functools.lru_cache(256)
 def _checks(source: str) -> tuple[tuple[int, int], ...]:
     """The first and last lines of the conditions in a file that only lead to an error."""
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return ()
     return tuple(
         (node.test.lineno, node.test.end_lineno or node.test.lineno)
-        for node in ast.walk(tree)
+        for node in _statements(source)
         if isinstance(node, ast.Assert) or (isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise))
     )
 
@@ -117,13 +122,9 @@ def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int], str]
 
     None, if it cannot be read.
     """
-    try:
-        tree = ast.parse(source)
-    except (SyntaxError, ValueError):
-        return ()
     return tuple(
         ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0), when)
-        for node, when in filter(None, map(_message_of, ast.walk(tree)))
+        for node, when in filter(None, map(_message_of, _statements(source)))
         if _only_tells(node)
     )
 

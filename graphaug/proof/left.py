@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from graphaug.capture.dataflow import tensors_of
 from graphaug.capture.state import OF_EVERY_MODULE, SMALL
-from graphaug.proof.equivalence import dense, tensors_in
+from graphaug.proof.equivalence import dense, same, tensors_in
 
 _PLAIN = (bool, int, float, str, type(None))
 _CONTAINERS = (list, tuple, dict, set, collections.deque)
@@ -56,11 +56,10 @@ def _noted(tensor: Tensor) -> Any:
 
 
 def _alike(a: Any, b: Any, tolerance: float) -> bool:
-    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
-        return type(a) is type(b) and (a == b or a != a)
-    if a.shape != b.shape or a.dtype != b.dtype:
+    if same(a, b):
+        return True
+    tensors = isinstance(a, Tensor) and isinstance(b, Tensor)
+    if not tensors or a.shape != b.shape or a.dtype != b.dtype or not a.is_floating_point():
         return False
-    if torch.equal(a, b) or not a.is_floating_point():
-        return torch.equal(a, b)
     a, b = a.nan_to_num().double(), b.nan_to_num().double()
     return float((a - b).abs().max()) <= tolerance * max(float(a.abs().max()), 1e-6)

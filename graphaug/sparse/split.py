@@ -150,9 +150,8 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
         n for n in needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
     }
     for node in itertools.takewhile(lambda n: n is not cut, graph.nodes):
-        # a module that is called for what it changes: the suffix would be too late, or leave it out
-        for_effect = node not in behind or not holds(value_of(node), _is_tensor)
-        if node.op == "call_module" and node not in ahead and for_effect:
+        # of a module that is called for what it changes, the suffix would be too late
+        if node in behind and node.op == "call_module" and not holds(value_of(node), _is_tensor):
             raise _takes_parts(node)
     return behind
 

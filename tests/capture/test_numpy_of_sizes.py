@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,30 +36,23 @@ OF_FEATURES = {
     "added to an array": lambda h: h * (np.zeros(3) + h.shape[-1]).sum(),
 }
 OF_THE_BATCH = {
-    "sqrt": lambda h: h / np.sqrt(h.shape[0]),
+    "sqrt of the batch": lambda h: h / np.sqrt(h.shape[0]),
     "product": lambda h: h * (np.float64(2.0) * h.shape[0]),
     "sum": lambda h: h * (np.sqrt(h.shape[0]) * np.float64(2) + np.int64(1)),
     "quotient": lambda h: h * np.divide(h.shape[0], np.int64(3)),
 }
 
 
-@pytest.mark.parametrize("name", OF_FEATURES)
+@pytest.mark.parametrize(
+    "step", [*OF_FEATURES.values(), *OF_THE_BATCH.values()], ids=[*OF_FEATURES, *OF_THE_BATCH]
+)
 @pytest.mark.parametrize("rows", [4, 7])
-def test_sizes_of_features(name: str, rows: int) -> None:
-    model = Net(OF_FEATURES[name])
+def test_sizes_of_features_and_arithmetic_of_the_batch(step: Any, rows: int) -> None:
+    model = Net(step)
     aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
     x = torch.randn(rows, 6)
     for mode in (True, False):
         assert torch.equal(aug.train(mode)(x), model.train(mode)(x))
-
-
-@pytest.mark.parametrize("name", OF_THE_BATCH)
-@pytest.mark.parametrize("rows", [4, 7])
-def test_arithmetic_of_the_batch(name: str, rows: int) -> None:
-    model = Net(OF_THE_BATCH[name])
-    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
-    x = torch.randn(rows, 6)
-    assert torch.equal(aug.train()(x), model.train()(x))
 
 
 def test_what_numpy_makes_of_the_batch_is_relied_on() -> None:

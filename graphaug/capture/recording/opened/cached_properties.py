@@ -6,16 +6,16 @@ import contextlib
 import functools
 from collections.abc import Collection, Iterator
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.reach import any_module, reached_by
+from graphaug.capture.recording.relied.told import BY_VALUE
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.errors import CaptureError, an
 
-_VALUES = (Tensor, float, torch.dtype, torch.device, torch.Size, np.generic)
+_VALUES = (Tensor, float, torch.dtype, *BY_VALUE)
 """What is told by its value, beside plain values: another one in its place is the same."""
 
 
@@ -28,7 +28,10 @@ def properties_kept(model: nn.Module, opened: Collection[str]) -> Iterator[None]
     Raises:
         CaptureError: it is an object, of which a graph holds the very one, or making it changes more.
     """
-    missing = [(path, m, name) for path, m in model.named_modules() for name in _not_made(m)]
+    kept = {cls: _cached(cls) for cls in {type(m) for m in model.modules()}}
+    missing = [
+        (p, m, name) for p, m in model.named_modules() for name in sorted(kept[type(m)] - vars(m).keys())
+    ]
     if not missing:
         yield
         return
@@ -56,7 +59,6 @@ def properties_kept(model: nn.Module, opened: Collection[str]) -> Iterator[None]
         yield
 
 
-def _not_made(m: nn.Module) -> list[str]:
-    found = {name: value for base in reversed(type(m).__mro__) for name, value in vars(base).items()}
-    kept = {name for name, value in found.items() if isinstance(value, functools.cached_property)}
-    return sorted(kept - vars(m).keys())
+def _cached(cls: type) -> set[str]:
+    found = {name: value for base in reversed(cls.__mro__) for name, value in vars(base).items()}
+    return {name for name, value in found.items() if isinstance(value, functools.cached_property)}

@@ -39,9 +39,10 @@ _NOT_TOLD = (
     frozenset,
     contextvars.ContextVar,
 )
-_VALUES = (torch.device, torch.Size, np.generic)
+BY_VALUE = (torch.device, torch.Size, np.generic)
 """What is made anew where it is asked for, and is the same by its value."""
-_CACHED = type(functools.lru_cache(lambda: None))
+CACHED = type(functools.lru_cache(lambda: None))
+"""What ``functools.lru_cache`` makes of a function."""
 
 
 def how_told(value: Any) -> How:
@@ -61,7 +62,7 @@ def how_told(value: Any) -> How:
         )
     if isinstance(value, (range, slice)):
         return "bounds"
-    if isinstance(value, _CACHED):
+    if isinstance(value, CACHED):
         return "cached"
     if isinstance(value, tuple):
         return tuple(map(how_told, value))
@@ -98,7 +99,7 @@ def is_same(a: Any, b: Any) -> bool:
     """Whether two are the same: equal plain values, and a function that was defined once more as it was."""
     if a is b:
         return True
-    by_value = is_plain(b) or isinstance(b, _VALUES)
+    by_value = is_plain(b) or isinstance(b, BY_VALUE)
     if type(a) is not type(b) or torch.compiler.is_compiling():
         return by_value and type(a) is type(b) and bool(a == b)
     if isinstance(a, types.FunctionType):

@@ -16,13 +16,16 @@ from graphaug.capture.user_code import OF_THAT_CALL, in_message
 from graphaug.torch_private import ShapeEnv
 
 
+def _as_python(number: Any) -> Any:
+    """numpy's numbers as wide as Python's, which generated code spells otherwise, as those."""
+    return number.item() if isinstance(number, (np.float64, np.int64)) else number
+
+
 def _binary(function: Callable[..., Any], reverse: bool = False) -> Any:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        other = (
-            other.item() if isinstance(other, np.float64) else other
-        )  # a float, which code spells otherwise
+        other = _as_python(other)
         return self._answers.derived(function, (other, self) if reverse else (self, other))
 
     return method
@@ -36,8 +39,7 @@ def _comparison(function: Callable[..., Any]) -> Any:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, (int, float)):
             return NotImplemented
-        other = other.item() if isinstance(other, np.float64) else other
-        return self._answers.answer(function, (self, other))
+        return self._answers.answer(function, (self, _as_python(other)))
 
     return method
 
@@ -112,8 +114,7 @@ class _Number(Tracked):
         if ufunc is np.sqrt and not issubclass(type(self), Int):  # of what is negative numpy makes a NaN
             known = None
         if known is not None and all(isinstance(x, (int, float, np.int64)) for x in inputs):
-            given = (x.item() if isinstance(x, (np.int64, np.float64)) else x for x in inputs)
-            return self._answers.derived(known, tuple(given))
+            return self._answers.derived(known, tuple(map(_as_python, inputs)))
         return getattr(ufunc, method)(*(x._ask() if isinstance(x, _Number) else x for x in inputs), **kwargs)
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
