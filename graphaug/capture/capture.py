@@ -248,6 +248,8 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
                 "it calls a transform of torch.func (vmap, grad), which works on wrapped tensors of its own"
             )
         trace = trace.tb_next
+    if detail.startswith("TypeError: new(): "):
+        detail = "an old constructor of tensors takes no size of another one; write torch.empty or torch.zeros"
     name = type(model).__name__
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"

@@ -8,7 +8,7 @@ from torch import fx
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import OF_GRADIENTS, memory, reads_metadata, written
-from graphaug.capture.recording.values.layouts import layout
+from graphaug.capture.recording.values.layouts import TELL
 from graphaug.capture.recording.values.structures import memories_of
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, assume, value_of
@@ -33,7 +33,7 @@ def check_in_place(captured: Captured, graph: fx.Graph, cuts: Iterable[tuple[Tar
         if node in targets:
             source = node.args[0]
             one[node] = one.setdefault(owner[source], owner[source])
-        if reads_metadata(node) or node.target in (assume, layout):
+        if reads_metadata(node) or node.target in (assume, *TELL):
             continue
         for read in node.all_input_nodes:
             for held, write in last.items():

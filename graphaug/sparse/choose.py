@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.names import CONSTANTS
+from graphaug.capture.recording.relied.objects import asked_of_one, asks_for_layout
 from graphaug.capture.values import describe, value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
@@ -171,7 +172,12 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     read = (str(n.target) for n in before(cut) if n.op == "get_attr")
     tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
     kept = Kept.in_training(model, prefix, tensors=tensors)
-    found = dataclasses.replace(found, least=proof.least, kept=kept)
+    if one := asked_of_one(kept.reached.functions, before(cut)):
+        raise refuse(
+            f"code before the cut reads .{one}, which tells of the batch itself and not of rows of it"
+        )
+    by_layout = asks_for_layout(kept.reached.functions, before(cut))
+    found = dataclasses.replace(found, least=proof.least, kept=kept, by_layout=by_layout)
     if not norms:
         if proof.verdict == "proved":
             return Choice("sparse", f"rows proved independent; {size}", found, proved=True)

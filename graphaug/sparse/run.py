@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 
 from graphaug.augment.rows import BATCH, Rows
 from graphaug.augment.site import Augmentation
+from graphaug.capture.recording.relied.objects import has_labels
 from graphaug.capture.state import unchanged, undrawn
 from graphaug.capture.values import assume
 from graphaug.errors import AssumptionViolated, GraphaugError
@@ -44,6 +45,7 @@ class Split:
         views: how many views every row becomes at the cut; all of a row are stopped, or none.
         least: so many rows every part must have.
         kept: the modules of the prefix, as they were when it was split; the step is dense once they have changed.
+        by_layout: the prefix asks how tensors lie in memory, and rows taken of some answer otherwise.
         two_streams: the prefix on both sets of rows at once, where they share batch statistics; see two_streams.
     """
 
@@ -60,6 +62,7 @@ class Split:
     views: int = 1
     least: int = 1
     kept: Kept | None = None
+    by_layout: bool = False
     two_streams: fx.Graph | None = None
 
     def graphs(self) -> dict[str, fx.Graph]:
@@ -148,6 +151,8 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     if any(
         map(_has_grown, taken, plan.single)
     ):  # of one row for all in the example, and now perhaps one for each
+        return owner._forward_training(**values)
+    if not all(_is_told_by_rows(value, plan.by_layout) for value in taken):
         return owner._forward_training(**values)
 
     if stopped == 0:
@@ -244,14 +249,28 @@ def _has_grown(value: Any, single: tuple[int, tuple[int, ...]] | None) -> bool:
 
 
 def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:
-    """The given rows of every value that has rows; a mask that broadcasts over them stays whole."""
-    taken = []
-    for value, dimension in zip(values, dimensions, strict=True):
+    """The given rows of every value that has rows, once of one that is there twice.
+
+    A mask that broadcasts over them stays whole.
+    """
+    taken: list[Any] = []
+    for i, (value, dimension) in enumerate(zip(values, dimensions, strict=True)):
         if dimension is None or not isinstance(value, Tensor) or value.shape[dimension] != count:
             taken.append(value)
-        else:
-            taken.append(rows_of(value, dimension, rows))
+            continue
+        before = [taken[j] for j in range(i) if values[j] is value and dimensions[j] == dimension]
+        taken.append(before[0] if before else rows_of(value, dimension, rows))
     return taken
+
+
+def _is_told_by_rows(value: Any, by_layout: bool) -> bool:
+    """Whether rows taken of a value answer as it does, of what may be asked beside its numbers and sizes."""
+    if not isinstance(value, Tensor):
+        return True
+    if type(value) is not Tensor or (not torch.compiler.is_compiling() and has_labels(value)):
+        return False
+    channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
+    return not by_layout or value.is_contiguous() or channels_last
 
 
 def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:

@@ -273,8 +273,17 @@ def _same(value: Any, constant: Any) -> bool:
 
 
 def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
-    """Apply ``fn`` to every tensor in a nested structure of inputs."""
-    return torch.utils._pytree.tree_map(lambda v: fn(v) if isinstance(v, Tensor) else v, value)
+    """Apply ``fn`` to every tensor in a nested structure of inputs; what is one tensor stays one."""
+    made: dict[int, Any] = {}
+
+    def once(v: Any) -> Any:
+        if not isinstance(v, Tensor):
+            return v
+        if id(v) not in made:
+            made[id(v)] = fn(v)
+        return made[id(v)]
+
+    return torch.utils._pytree.tree_map(once, value)
 
 
 @contextlib.contextmanager

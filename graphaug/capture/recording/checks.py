@@ -14,6 +14,8 @@ from graphaug.torch_private import FakeTensor, assert_async
 
 CHECK = "_check_tensor_all_with"
 """The function of torch that reads a tensor to decide whether to raise; the other checks of tensors call it."""
+ALL_TRUE = "_is_all_true"
+"""The one that torch's distributions ask whether parameters and samples are such as they allow, before they raise."""
 
 ASSERTIONS = (torch._assert, assert_async)
 """What checks data in a graph."""
@@ -36,17 +38,31 @@ def as_assertion(
     assert_async(cond.all(), said)
 
 
+def all_true_as_assertion(ask: Callable[..., Any], condition: Any) -> Any:
+    """What stands for the question of a distribution: an assertion, and yes.
+
+    Args:
+        ask: the function that it stands for, for what is no tensor.
+        condition: as given to it.
+    """
+    if not isinstance(condition, Tensor):
+        return ask(condition)
+    assert_async(condition.all(), "ValueError: a parameter or a sample that its distribution does not allow")
+    return True
+
+
 @contextlib.contextmanager
-def replaced_by(check: Callable[..., None]) -> Iterator[None]:
-    """Let ``check`` stand for torch's in this block, wherever it is called."""
+def replaced_by(check: Callable[..., None], all_true: Callable[..., Any]) -> Iterator[None]:
+    """Let ``check`` and ``all_true`` stand for torch's in this block, wherever they are called."""
     with Patches(lambda: True) as patches:
         patches.method(torch, CHECK, check)
+        patches.method(torch, ALL_TRUE, all_true)
         yield
 
 
 def unchecked() -> contextlib.AbstractContextManager[None]:
     """Let closed code run without data: in this block, checks of fake tensors pass."""
-    return replaced_by(_passing)
+    return replaced_by(_passing, _passing_all)
 
 
 def _passing(
@@ -54,3 +70,7 @@ def _passing(
 ) -> None:
     if not isinstance(cond, FakeTensor):
         check(error_type, cond, message)
+
+
+def _passing_all(ask: Callable[..., Any], condition: Any) -> Any:
+    return True if isinstance(condition, FakeTensor) else ask(condition)

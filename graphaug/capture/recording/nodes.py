@@ -6,6 +6,7 @@ import builtins
 import contextlib
 import copy
 import operator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from graphaug import torch_private
 from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.layouts import layout
+from graphaug.capture.recording.values.layouts import TELL, layout, portrait
 from graphaug.capture.recording.values.structures import snapshot
 from graphaug.capture.recording.values.watched import Asked
 from graphaug.capture.target import Target
@@ -24,7 +25,7 @@ from graphaug.capture.values import UNKNOWN, assume, describe, value_of
 IS_GRAD_ENABLED = torch.is_grad_enabled
 """The function itself, also while another stands in its place."""
 
-_VALUED = {assume, mark, layout, torch_private.set_grad_enabled, IS_GRAD_ENABLED, builtins.len}
+_VALUED = {assume, mark, *TELL, torch_private.set_grad_enabled, IS_GRAD_ENABLED, builtins.len}
 """Targets whose nodes need no example value to be known."""
 _UNNAMED = _VALUED | {getattr}
 
@@ -136,6 +137,14 @@ class Nodes:
         made = self.create("call_function", layout, (node,), {} if asked is None else {"asked": asked})
         made.meta["value"] = found
         self.assume(made, found)
+
+    def assume_objects(
+        self, nodes: dict[str, fx.Node], inputs: Mapping[str, Any], asked: tuple[Any, ...]
+    ) -> None:
+        """Record that the graph relies on what the tensors in its inputs are as objects; see `portrait`."""
+        made = self.create("call_function", portrait, (nodes, *asked), {})
+        made.meta["value"] = portrait(inputs, *asked)
+        self._check(made, made.meta["value"], "the tensors given")
 
     def assume_asked(self, node: fx.Node, value: Any, asked: Asked | None) -> None:
         """The same of an input, once it is known what was asked of it: checked before anything is computed."""

@@ -41,11 +41,13 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
+        asks_identity: where opened code asks whether two objects are one; empty if it does not.
     """
 
     def __init__(self, root: nn.Module, session: Session, *, count_flops: bool) -> None:
         super().__init__()
         self.session = session
+        self.asks_identity = ""
         self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
@@ -129,6 +131,7 @@ class Recorder(TorchFunctionMode):
         self._lineage.made(node)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
         if kind == "call_module":
+            self._check_identities(target, (args, kwargs), outcome.value)
             node.meta[HOLDS] = self.session.call_unrecorded(self.ledger.nodes_within, run)
             self._check_lineage(node, outcome.value)
         return node, outcome.value
@@ -160,6 +163,22 @@ class Recorder(TorchFunctionMode):
                 )
         if beside:
             node.meta[BESIDE] = tuple(owner.name for owner in beside)
+
+    def _check_identities(self, target: Any, given: Any, value: Any) -> None:
+        """Refuse a closed module's result that is one tensor twice, or what it was given, if opened code may ask.
+
+        Raises:
+            CaptureError: a graph has a tensor for each.
+        """
+        if not self.asks_identity:
+            return
+        found = list(map(id, tensors_in(value)))
+        if len(set(found)) < len(found) or not {id(t) for t in tensors_in(given)}.isdisjoint(found):
+            raise self.session.refuse(
+                f"it asks whether two objects are one{self.asks_identity}, and {str(target)!r} returns one tensor "
+                "twice, or what it was given",
+                reason=" Compare something else than objects, or choose a site outside the module that asks.",
+            )
 
     def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
         """The result of a closed module or function, as opened code gets it; its layout is relied on.

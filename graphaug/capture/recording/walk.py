@@ -26,6 +26,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
+from graphaug.capture.recording.relied.objects import asked_by
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
@@ -133,7 +134,11 @@ class Walk:
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
             by_type = self.in_reach.by_type
-            arguments = placeholders(recorder, self.signature, watch=not by_type, watch_object=objects.append)
+            asked = asked_by(self.in_reach.functions)
+            recorder.asks_identity = asked.identity
+            arguments = placeholders(
+                recorder, self.signature, watch=not by_type, watch_object=objects.append, asked=asked
+            )
             positional, keywords = self.signature.arrange(arguments)
             self._watch(objects)
             self._running = True

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.inputs.signature import Signature, map_tensors
-from graphaug.capture.recording.checks import as_assertion, replaced_by
+from graphaug.capture.recording.checks import all_true_as_assertion, as_assertion, replaced_by
 from graphaug.capture.recording.opened.function_modes import unnoticed
 from graphaug.capture.state import seed
 from graphaug.capture.switches import switched_back, switches
@@ -105,7 +105,7 @@ class Runs:
                 modes = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
                 # checks of data as in the graph; and what stays closed is not asked what it sees
                 unseen = unnoticed(lambda _: not recorder.origins.paused)
-                with recorder, replaced_by(as_assertion), unseen:
+                with recorder, replaced_by(as_assertion, all_true_as_assertion), unseen:
                     output = quiet(module)(*arguments[0], **arguments[1])
                 after = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
         finally:

@@ -24,8 +24,10 @@ _SPELLED = ("__repr__", "__str__", "__dir__", "__hash__")
 """Methods that tell about the tensor as a Python object, and nothing of what it is in another call."""
 _TOLD = ("__format__", "__len__", "item", "__bool__", "__int__", "__index__", "__float__", "__complex__")
 """Methods whose answer is a number, or says one."""
-_UNTRACKED = ("grad_fn", "layout", "grad", "is_leaf", "_version", "names", "_backward_hooks", "__dict__")
+_UNTRACKED = ("grad_fn", "layout", "grad", "_version", "names", "_backward_hooks", "__dict__", "_base")
 """Attributes that opened code gets as they are."""
+_OF_THE_OBJECT = ("grad", "_version", "_base", "_backward_hooks", "__dict__")
+"""Those that tell of one tensor in one call, and not of what stands for it in another; two also of the model's own."""
 
 
 class Questions:
@@ -102,6 +104,10 @@ class Questions:
         if name == "grad_fn" and value is not None:
             raise self.session.refuse(
                 f"it reaches into the backward graph by {describe(node)}.grad_fn, which is another in each call"
+            )
+        if name in _OF_THE_OBJECT and (not is_fact(node) or name in ("grad", "_version")):
+            raise self.session.refuse(
+                f"it reads {describe(node)}.{name}, which may be another in each call",
             )
         if isinstance(value, Tensor):
             made = self.nodes.create("call_function", getattr, (node, name), {})

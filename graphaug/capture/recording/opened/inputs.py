@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Mapping, Set
 from typing import Any
 
@@ -16,6 +17,7 @@ from graphaug.capture.names import differentiable
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import can_be_watched
+from graphaug.capture.recording.relied.objects import NOTHING_ASKED, Asked
 from graphaug.capture.recording.values.structures import holds, tensors_in
 from graphaug.capture.recording.values.watched import Watched
 from graphaug.errors import an
@@ -28,6 +30,7 @@ def placeholders(
     *,
     watch: bool,
     watch_object: Callable[[Any], None] | None = None,
+    asked: Asked = NOTHING_ASKED,
 ) -> dict[str, Any]:
     """A placeholder for every input, those without a default first; the values that opened code gets, by name.
 
@@ -36,11 +39,13 @@ def placeholders(
         signature: the inputs.
         watch: let dicts note what is asked of them, for `assume_asked`; else they are relied on as a whole.
         watch_object: notes what is read off an object of the user's.
+        asked: what opened code asks of tensors as objects.
 
     Raises:
-        CaptureError: an example holds tensors where they cannot be found.
+        CaptureError: an example holds tensors where they cannot be found, or with what a graph's tensors have not.
     """
     arguments: dict[str, Any] = {}
+    _check_objects(recorder, signature, asked)
     inputs = list(signature.inputs(functools.partial(_faked, recorder)))
     for name, default, example in sorted(inputs, key=lambda i: i[1] is not inspect.Parameter.empty):
         constant = default is not inspect.Parameter.empty
@@ -53,6 +58,9 @@ def placeholders(
         if isinstance(example, Tensor):
             node.meta["requires_grad"] = example.requires_grad
         recorder.ledger.given[node] = signature.examples[name]
+        if asked.identity and (one := _given_before(signature, name, arguments)):
+            node.meta["value"], arguments[name] = example, arguments[one]
+            continue
         example = map_tensors(differentiable, example)
         watching = watch_object is not None and can_be_watched(example) and not isinstance(example, Mapping)
         # the numbers in it are replaced by such as remember where they come from: in a copy
@@ -66,7 +74,40 @@ def placeholders(
         known = isinstance(example, Tensor) or type(example) in READ_IN_EVERY_CALL
         if not known and not isinstance(arguments[name], Watched):
             recorder.nodes.assume_layout(node, example)
+    given = {n.target: n for n in recorder.nodes.graph.nodes if n in recorder.ledger.given}
+    if asked and given:
+        examples = {name: signature.examples[name] for name in given}
+        recorder.nodes.assume_objects(given, examples, asked.arguments)
     return arguments
+
+
+def _given_before(signature: Signature, name: str, before: Mapping[str, Any]) -> str:
+    """The input in front of one that is the very same tensor, or an empty string."""
+    value = signature.examples[name]
+    same = (other for other in before if isinstance(value, Tensor) and signature.examples[other] is value)
+    return next(same, "")
+
+
+def _check_objects(recorder: Recorder, signature: Signature, asked: Asked) -> None:
+    """Refuse examples whose tensors are what a graph's tensors are not, if opened code may ask for it.
+
+    Raises:
+        CaptureError: one has an attribute that is looked up, or two in a container are one.
+    """
+    tensors = list(tensors_in(dict(signature.examples)))
+    labels = {label for t in tensors for label in vars(t)} & asked.labels
+    if labels:
+        raise recorder.session.refuse(
+            f"it looks up {min(labels)!r}, which was set on a tensor of example_inputs",
+            reason=" A graph's tensors do not have it: make it an input, or choose a site outside that module.",
+        )
+    inside = {id(t) for v in signature.examples.values() if not isinstance(v, Tensor) for t in tensors_in(v)}
+    twice = {i for i, count in Counter(map(id, tensors)).items() if count > 1}
+    if asked.identity and inside & twice:
+        raise recorder.session.refuse(
+            f"it asks whether two objects are one{asked.identity}, and one tensor is in example_inputs twice",
+            reason=" Give tensors of their own (x.clone()), or choose a site outside the module that asks.",
+        )
 
 
 def assume_asked(recorder: Recorder, arguments: dict[str, Any], reads: Set[tuple[int, str]]) -> None:

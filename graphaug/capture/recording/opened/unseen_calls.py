@@ -15,10 +15,11 @@ import torch
 import torch.utils.checkpoint
 import torch.utils.dlpack
 from torch import Tensor, nn
+from torch.autograd import Variable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
-from graphaug.capture.recording.checks import CHECK, as_assertion
+from graphaug.capture.recording.checks import ALL_TRUE, CHECK, all_true_as_assertion, as_assertion
 from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.patches import Patches
@@ -98,6 +99,8 @@ class UnseenCalls:
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
+        method(torch, ALL_TRUE, all_true_as_assertion)
+        method(type(Variable), "__call__", self._variable)
         self.patches.entry(vars(builtins), "print", self._print)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
@@ -194,6 +197,14 @@ class UnseenCalls:
         if not has_torch_function((tensor,)):
             return read(tensor)
         return handle_torch_function(_DEVICE, (tensor,), tensor)
+
+    def _variable(self, original: Any, cls: type, *args: Any, **kwargs: Any) -> Any:
+        """``Variable(t)`` of old code: the tensor, detached."""
+        if cls is not Variable or not args or not isinstance(args[0], Tensor):
+            return original(cls, *args, **kwargs)
+        made = args[0].detach()
+        wants = args[1] if len(args) > 1 else kwargs.get("requires_grad", False)
+        return made.requires_grad_() if wants else made
 
     def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""

@@ -96,7 +96,7 @@ def _constants(code: types.CodeType) -> Iterator[str]:
             yield constant
 
 
-def _single_steps(code: types.CodeType) -> list[dis.Instruction]:
+def single_steps(code: types.CodeType) -> list[dis.Instruction]:
     """Instructions, of Python 3.13's for two variables each of its halves: STORE_FAST_LOAD_FAST."""
     found = []
     for step in dis.get_instructions(code):
@@ -109,12 +109,23 @@ def _single_steps(code: types.CodeType) -> list[dis.Instruction]:
 
 
 @functools.lru_cache(4096)
+def methods_in(code: types.CodeType) -> frozenset[str]:
+    """The names of methods that code, and functions that are written inside of it, call."""
+    found = {
+        str(step.argval)
+        for step in dis.get_instructions(code)
+        if step.opname == "LOAD_METHOD" or (step.opname == "LOAD_ATTR" and "NULL" in step.argrepr)
+    }
+    return frozenset(found).union(*(methods_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+
+
+@functools.lru_cache(4096)
 def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str]]:
     """The names of containers that code goes through or counts as a whole, and of those that it fills.
 
     A local variable that a container is given to counts for it.
     """
-    steps = _single_steps(code)
+    steps = single_steps(code)
     through, filled, known_as = set(), set(), dict[str, str]()
     for i, step in enumerate(steps[:-1]):
         if not step.opname.startswith("LOAD_") or not isinstance(step.argval, str):
@@ -150,7 +161,7 @@ def written_in(code: types.CodeType) -> frozenset[str]:
 @functools.lru_cache(4096)
 def asked_globals_in(code: types.CodeType) -> frozenset[str]:
     """Names that code asks for and that may be missing: ``"X" in globals()``, ``globals().get("X")``."""
-    steps = _single_steps(code)
+    steps = single_steps(code)
     found = set()
     for i, step in enumerate(steps):
         if step.opname in _GLOBAL and step.argval == "globals":

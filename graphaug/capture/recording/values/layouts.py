@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.classes import can_be_watched
+from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.values.structures import WATCHED_DEPTH, plain
 from graphaug.capture.recording.values.tracked import is_tracked
 from graphaug.capture.recording.values.watched import Asked
@@ -28,6 +29,8 @@ _NUMBERS = (
     *(torch.layout, torch.memory_format),
 )
 _EMPTY_CELL = types.CellType()
+PLAIN_TENSORS = "plain tensors, each by itself"
+"""What `portrait` says of nothing special."""
 _MODULES: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
 """A name for every module that was an input, which no other has."""
 
@@ -149,3 +152,48 @@ def _asked_parts(value: Mapping[Any, Any], depth: int, asked: Asked) -> list[str
         else:
             parts.append(f"{key}: {layout(value[key], depth - 1, None if how is True else how)}")
     return parts if listed else [*parts, "…"]
+
+
+def portrait(inputs: Mapping[str, Any], identity: bool, classes: bool, labels: tuple[str, ...]) -> str:
+    """What the tensors in inputs are as objects, in words: "k is q, mask is a Mask, x.scale is 3.0".
+
+    Args:
+        inputs: them by name; tensors in tuples, lists and dicts are found.
+        identity: tell which are one object, and which of them an operation may hand on as they are.
+        classes: tell of what class they are.
+        labels: tell these of their attributes.
+    """
+    found: list[tuple[str, Tensor]] = []
+    for name, value in inputs.items():
+        _collect(name, value, found, WATCHED_DEPTH)
+    told = []
+    for i, (name, tensor) in enumerate(found):
+        if identity:
+            one = [other for other, before in found[:i] if before is tensor]
+            told += [f"{name} is {one[0]}"] if one else []
+            told += [] if tensor.is_contiguous() else [f"{name} is not contiguous"]
+        if classes and type(tensor).__name__ != "Tensor":
+            told.append(f"{name} is a {type(tensor).__name__}")
+        for label in labels:
+            if hasattr(tensor, label):
+                told.append(f"{name}.{label} is {_label(getattr(tensor, label))}")
+    return ", ".join(told) or PLAIN_TENSORS
+
+
+def _collect(name: str, value: Any, found: list[tuple[str, Tensor]], depth: int) -> None:
+    if isinstance(value, Tensor):
+        found.append((name, value))
+    elif depth and isinstance(value, Mapping):
+        for key, entry in value.items():
+            _collect(f"{name}[{key!r}]", entry, found, depth - 1)
+    elif depth and isinstance(value, (tuple, list)):
+        for i, entry in enumerate(value):
+            _collect(f"{name}[{i}]", entry, found, depth - 1)
+
+
+def _label(value: Any) -> str:
+    return repr(value) if is_plain(value) else layout(value)
+
+
+TELL: tuple[Callable[..., str], ...] = (layout, portrait)
+"""What only tells of values, and computes nothing of their data."""

@@ -7,7 +7,7 @@ import operator
 from torch import Tensor, fx
 
 from graphaug.capture.dataflow import reads_metadata, reads_no_data
-from graphaug.capture.recording.values.layouts import layout
+from graphaug.capture.recording.values.layouts import TELL
 from graphaug.capture.recording.values.structures import is_container
 from graphaug.capture.values import UNKNOWN, assume, value_of
 
@@ -45,5 +45,5 @@ def ends(node: fx.Node) -> bool:
         return False  # a module is called for what it does, too
     if node.target is assume or reads_metadata(node):
         return True
-    reading = node.target in (operator.getitem, getattr, layout) or reads_no_data(node)
+    reading = node.target in (operator.getitem, getattr, *TELL) or reads_no_data(node)
     return reading and all(ends(user) for user in node.users)
