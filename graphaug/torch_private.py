@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,6 +29,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode as _FakeTensorMode
 from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
+from torch.jit._state import _try_get_jit_cached_function
 from torch.nn import parameter
 from torch.overrides import _get_current_function_mode_stack
 from torch.utils._device import DeviceContext
@@ -56,6 +58,7 @@ __all__ = [
     "function_modes",
     "is_functorch_wrapper",
     "quiet_fakes",
+    "scripted_from",
     "sequence_number",
     "set_grad_enabled",
     "settable_backends",
@@ -148,6 +151,13 @@ def flop_counter_type() -> Any:
             return super()._count_flops(func_packet, out, args, kwargs)  # type: ignore[no-untyped-call]
 
     return Telling
+
+
+def scripted_from(function: Any) -> Any:
+    """The Python function that ``torch.jit.script`` made one of; None of one that was traced."""
+    python = getattr(function, "_torchdynamo_inline", None)
+    made = _try_get_jit_cached_function(python) if isinstance(python, types.FunctionType) else None
+    return python if made is not None and made.qualified_name == function.qualified_name else None
 
 
 def takes_over(value: Any) -> bool:

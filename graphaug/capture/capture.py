@@ -249,7 +249,9 @@ def _located(model: nn.Module, error: Exception, walk: Walk, signature: Signatur
             )
         trace = trace.tb_next
     if detail.startswith("TypeError: new(): "):
-        detail = "an old constructor of tensors takes no size of another one; write torch.empty or torch.zeros"
+        detail = (
+            "an old constructor of tensors takes no size of another one; write torch.empty or torch.zeros"
+        )
     name = type(model).__name__
     given = f"those taken from {signature.guessed}" if signature.guessed else "example_inputs"
     text = f"{name}.forward failed on {given}{where}: {detail}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
@@ -31,7 +32,6 @@ class ModelStructure:
         count_flops: count each node's FLOPs while capturing with examples.
         training: the mode in which questions are answered.
         candidates: lists every site of the model, for predicates.
-        guessed: where ``example_inputs`` come from, if not from the user.
     """
 
     def __init__(
@@ -42,12 +42,11 @@ class ModelStructure:
         count_flops: bool = False,
         training: bool = True,
         candidates: Callable[[ModelStructure], Sequence[Any]] | None = None,
-        guessed: str = "",
     ) -> None:
         self.model = model
         self.training = training
         self._candidates = candidates
-        self._given = None if example_inputs is None else Signature.of(model, example_inputs, guessed)
+        self._given = None if example_inputs is None else Signature.of(model, example_inputs)
         self.count_flops = count_flops
         self.by_path = dict(model.named_modules())
         self._names = {id(m): path for path, m in self.by_path.items()}
@@ -76,7 +75,9 @@ class ModelStructure:
 
     def with_examples(self, examples: Mapping[str, Any]) -> ModelStructure:
         """The same model with examples of other sizes, which come from where these do."""
-        return ModelStructure(self.model, examples, guessed=self.signature.guessed)
+        other = ModelStructure(self.model)
+        other._given = dataclasses.replace(self.signature, examples=dict(examples))
+        return other
 
     @property
     def name(self) -> str:

@@ -34,6 +34,7 @@ def _block_lists(model: nn.Module) -> list[str]:
         if isinstance(m, (nn.ModuleList, nn.Sequential))
         and len(m) >= 1
         and len({type(child) for child in m}) == 1
+        and m[0] is not None  # what is turned off may stand in a list as None
         and list(m[0].children())
         and not isinstance(m[0], CONTAINERS)
     ]

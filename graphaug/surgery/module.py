@@ -199,8 +199,8 @@ class AugmentedModule(fx.GraphModule):
     def drawn(self) -> Mapping[str, Drawn]:
         """What every site drew in the last forward in training mode, compiled or not: ``aug.drawn["layer4"].rows``.
 
-        Looked up when it is read: `SiteNotFound` for another site, `BatchError` before the first forward, and after
-        one inside of a transform of ``torch.func``.
+        Looked up when it is read: `SiteNotFound` for another site, `BatchError` before the first forward, once the mode
+        was changed since, and after one inside of a transform of ``torch.func``.
         """
         return BySite(self._by_site, lambda augmentation: augmentation.drawn)
 

@@ -49,7 +49,7 @@ class Call(Transform):
     def forward(self, rows: Tensor, draws: Any = None) -> Tensor:
         """Call it on the rows."""
         out = self.fn(rows.clone())  # which may change what it is given
-        if isinstance(out, Tensor) and torch.is_autocast_enabled(rows.device.type):
+        if isinstance(out, Tensor) and not rows.is_meta and torch.is_autocast_enabled(rows.device.type):
             out = out.to(rows.dtype)  # autocast chose another
         if not isinstance(out, Tensor) or out.shape != rows.shape or out.dtype != rows.dtype:
             given = f"{out.dtype} {tuple(out.shape)}" if isinstance(out, Tensor) else type(out).__name__

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphaug.capture.recording.patches import Patches
+from graphaug.capture.recording.scripted import CALL, as_python
 from graphaug.torch_private import FakeTensor, assert_async
 
 CHECK = "_check_tensor_all_with"
@@ -53,8 +54,9 @@ def all_true_as_assertion(ask: Callable[..., Any], condition: Any) -> Any:
 
 @contextlib.contextmanager
 def replaced_by(check: Callable[..., None], all_true: Callable[..., Any]) -> Iterator[None]:
-    """Let ``check`` and ``all_true`` stand for torch's in this block, wherever they are called."""
+    """Let ``check`` and ``all_true`` stand for torch's in this block, wherever called, and Python for scripts."""
     with Patches(lambda: True) as patches:
+        patches.method(torch.jit.ScriptFunction, CALL, as_python)
         patches.method(torch, CHECK, check)
         patches.method(torch, ALL_TRUE, all_true)
         yield

@@ -204,8 +204,8 @@ class Ledger:
                 )
             raise self.session.refuse(
                 "it uses a tensor that no recorded function of torch made: one that a closed module keeps or a hook "
-                "computed, or the result of an old constructor (for torch.FloatTensor(...) write torch.tensor(...)), of a "
-                "scripted function, of torch.func, or of code outside of Python"
+                "computed, or the result of an old constructor (for torch.FloatTensor(...) write torch.tensor(...)), "
+                "of a scripted function, of torch.func, or of code outside of Python"
             )
         if is_functorch_wrapper(value):
             raise self.session.refuse("it calls a transform of torch.func (vmap, grad) on it")

@@ -14,6 +14,7 @@ from graphaug.augment.rows import BATCH, Rows
 from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
+from graphaug.proof.independence.listed import check_listed
 from graphaug.proof.independence.places import Meeting, Proof
 from graphaug.proof.independence.rows import prove
 from graphaug.proof.part import Run, cut_input, inputs_of
@@ -86,6 +87,8 @@ def find_samples(
         found, note = _by_sizes(cut, proof, lead.shape[chosen], rows)
         notes.append(note)
         places.append(found)
+    if rows is None:
+        check_listed(examples, lead, cuts, places)
     count = int(lead.shape[chosen])
     return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
 

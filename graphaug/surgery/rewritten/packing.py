@@ -144,7 +144,9 @@ def shared(cls: Any, aug: Any) -> Any:
 
 
 def _set_later(aug: Any) -> dict[str, Any]:
-    extra = {k: v for k, v in aug.__dict__.items() if k not in aug._own}
+    extra = {
+        k: v for k, v in aug.__dict__.items() if k not in {*aug._own, "_compiled_call_impl"}
+    }  # compiled anew
     return {"extra": extra, "later": aug._later()}
 
 

@@ -24,6 +24,7 @@ from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.scripted import CALL, python_of
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.switches import setting
@@ -101,6 +102,7 @@ class UnseenCalls:
         method(torch, CHECK, as_assertion)
         method(torch, ALL_TRUE, all_true_as_assertion)
         method(type(Variable), "__call__", self._variable)
+        method(torch.jit.ScriptFunction, CALL, self._scripted)
         self.patches.entry(vars(builtins), "print", self._print)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
@@ -197,6 +199,16 @@ class UnseenCalls:
         if not has_torch_function((tensor,)):
             return read(tensor)
         return handle_torch_function(_DEVICE, (tensor,), tensor)
+
+    def _scripted(self, original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A scripted function as the Python that it was made of."""
+        python = python_of(function)
+        if python is None:
+            raise self.recorder.session.refuse(
+                f"it calls {function.name!r}, a traced function, or one that asks whether it is scripted",
+                reason=" Call the Python function itself, or choose a site outside that module.",
+            )
+        return python(*args, **kwargs)
 
     def _variable(self, original: Any, cls: type, *args: Any, **kwargs: Any) -> Any:
         """``Variable(t)`` of old code: the tensor, detached."""

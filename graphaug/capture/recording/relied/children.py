@@ -35,6 +35,7 @@ class Children:
         alike: children that may be exchanged for others of their class.
         modules: names of children that may be exchanged for any module.
         tensors: names of parameters and buffers.
+        parameters: names of all its parameters, where the code went through them.
         attributes: names of tensors that are neither.
         empty: names that were registered with None.
         absent: names that were asked for and not registered.
@@ -46,6 +47,7 @@ class Children:
     alike: tuple[tuple[str, nn.Module], ...] = ()
     modules: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
+    parameters: tuple[str, ...] | None = None
     attributes: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -67,6 +69,8 @@ class Children:
             module = child
         if self.names is not None and tuple(module._modules) != self.names:
             raise _violated(self.path, f"has the children {', '.join(module._modules) or 'none'} now")
+        if self.parameters is not None and tuple(module._parameters) != self.parameters:
+            raise _violated(self.path, f"has the parameters {', '.join(module._parameters) or 'none'} now")
         for name, before in self.same:
             if module._modules.get(name) is not before:
                 raise _violated(self._of(name), "was exchanged")
@@ -122,7 +126,8 @@ class Registered:
             found = self._of_module(m, path, read, opened, asked)
             if _is_swept(m, by_module):  # parameters() went through all of it
                 kept = dict.fromkeys((*found.tensors, *m._parameters))
-                found = replace(found, names=tuple(m._modules), tensors=tuple(kept))
+                own = tuple(m._parameters)
+                found = replace(found, names=tuple(m._modules), tensors=tuple(kept), parameters=own)
             if found.names is not None or any(
                 vars(found)[k] for k in vars(found) if k not in ("path", "names")
             ):
