@@ -142,8 +142,23 @@ def flop_counter_type() -> Any:
     """Torch's ``FlopCounterMode``, which tells of operations that it has no formula for; its import imports triton."""
     from torch.utils.flop_counter import FlopCounterMode
 
+    class Nowhere:
+        """In the place of what tells torch's counter in which module it is: its hooks fail without gradients."""
+
+        parents = frozenset({"Global"})
+
+        def __enter__(self) -> Nowhere:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            return
+
     class Telling(FlopCounterMode):
         without_formula: Callable[[Any], None]
+
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.mod_tracker: Any = Nowhere()
 
         def _count_flops(self, func_packet: Any, out: Any, args: Any, kwargs: Any) -> Any:
             if func_packet not in self.flop_registry:

@@ -6,6 +6,7 @@ import builtins
 import collections
 import contextlib
 import inspect
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -79,21 +80,29 @@ def capture(
 ) -> Captured:
     """Capture ``model`` in one mode, opening the root and the modules in ``opened``.
 
-    The model is left exactly as it was: flags, buffers, attributes and the random state.
+    A module that is handed a function of the very call, ``self.sublayer(h, lambda h: self.attend(h, mask))``, is opened
+    with them. The model is left exactly as it was: flags, buffers, attributes and the random state.
 
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    with properties_kept(model, opened):
-        walk = Walk(
-            model,
-            frozenset(opened) | {""},
-            signature,
-            marks=marks,
-            open_functions=open_functions,
-            count_flops=count_flops,
-        )
-        return _recorded(walk, model, signature, training)
+    opened = frozenset(opened) | {""}
+    while True:
+        with properties_kept(model, opened):
+            walk = Walk(
+                model,
+                opened,
+                signature,
+                marks=marks,
+                open_functions=open_functions,
+                count_flops=count_flops,
+            )
+            try:
+                return _recorded(walk, model, signature, training)
+            except CaptureError:
+                if not walk.to_open or walk.to_open in opened:
+                    raise
+        opened |= set(itertools.accumulate(walk.to_open.split("."), "{}.{}".format))
 
 
 def _recorded(walk: Walk, model: nn.Module, signature: Signature, training: bool) -> Captured:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphaug.capture.values import describe
+from graphaug.capture.values import describe, value_of
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
 _SHAPE_ATTRIBUTES = {"shape", "ndim", "dtype", "device", "layout", "is_cuda", "requires_grad", "names"}
@@ -94,6 +94,11 @@ _VIEWS = {
     "swapdims", "moveaxis", "ravel", "expand_as", "as_strided", "tensor_split", "hsplit", "vsplit", "dsplit",
     "split_with_sizes", "view_as_real", "view_as_complex", "adjoint",
 }  # fmt: skip
+_CONVERSIONS = {
+    *("contiguous", "to", "type", "type_as", "float", "double", "half", "bfloat16", "int", "long", "short"),
+    *("char", "byte", "bool", "cpu", "cuda", "real", "resolve_conj", "resolve_neg"),
+}
+"""Copies of a tensor of one dtype or layout; of another the tensor itself."""
 
 _WRITES = {operator.setitem, setattr} | {
     getattr(operator, f"i{name}")
@@ -175,11 +180,14 @@ def _is_inplace(node: fx.Node) -> bool:
 
 
 def _is_view(node: fx.Node) -> bool:
-    """Whether a node's value lies in the memory of its first argument, as far as its name tells."""
-    if node.op == "call_method":
-        return node.target in _VIEWS
-    named = getattr(node.target, "__name__", "") in _VIEWS
-    return node.target in (operator.getitem, getattr) or (node.op == "call_function" and named)
+    """Whether a node's value lies, or may lie, in the memory of its first argument, as far as its name tells."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    called = node.op in ("call_method", "call_function")
+    if called and name in _CONVERSIONS:
+        values = (v for v in map(value_of, (_first(node), node)) if isinstance(v, Tensor))
+        # floats of integers are a copy in every call, as an input of the other kind is refused
+        return len({v.is_floating_point() for v in values}) < 2
+    return (called and name in _VIEWS) or node.target in (operator.getitem, getattr)
 
 
 def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

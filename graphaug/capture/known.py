@@ -44,10 +44,22 @@ def integers(node: fx.Node, keys: Sequence[tuple[str, Any]], given: Mapping[fx.N
 
     if not known(node):
         return None
-    found = env[node]
-    for kind, key in keys:
-        found = found[key] if kind == "item" else getattr(found, key)
+    found = _at(env[node], keys)
     return found if isinstance(found, Tensor) and not _floats(found) and not found.is_meta else None
+
+
+def given_at(node: fx.Node, keys: Sequence[tuple[str, Any]], given: Mapping[fx.Node, Any]) -> Tensor | None:
+    """The tensor of the example that is reached in a placeholder, if it is one with data; else None."""
+    if node not in given:
+        return None
+    found = _at(given[node], keys)
+    return found if isinstance(found, Tensor) and not found.is_meta else None
+
+
+def _at(value: Any, keys: Sequence[tuple[str, Any]]) -> Any:
+    for kind, key in keys:
+        value = value[key] if kind == "item" else getattr(value, key)
+    return value
 
 
 def _is_call(n: fx.Node) -> bool:

@@ -248,7 +248,10 @@ class ModelStructure:
         while True:
             try:
                 # the outputs of opened modules are sites as well
-                return self.capture(opened, marks=frozenset(Target(p, None, 0) for p in opened if p))
+                found = self.capture(opened, marks=frozenset(Target(p, None, 0) for p in opened if p))
+                if found.opened <= opened:
+                    return found
+                opened = set(found.opened)
             except CaptureError as error:
                 stuck = getattr(error, "failed_in", None)
                 if not stuck:

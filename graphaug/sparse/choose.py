@@ -12,6 +12,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.names import CONSTANTS
 from graphaug.capture.recording.relied.objects import asked_of_one, asks_for_layout
 from graphaug.capture.values import describe, value_of
@@ -284,12 +285,12 @@ def two_sizes(surgery: Surgery) -> Batch:
     rows, dims = surgery.samples.count, surgery.samples.dims
     more = rows + 3
 
-    def enlarge(v: Any) -> Any:
-        if not isinstance(v, Tensor) or id(v) not in dims:
-            return v
-        return v.index_select(dims[id(v)], torch.arange(more, device=v.device) % rows)
+    def enlarge(t: Tensor) -> Tensor:
+        if id(t) not in dims:
+            return t
+        return t.index_select(dims[id(t)], torch.arange(more, device=t.device) % rows)
 
-    bigger = torch.utils._pytree.tree_map(enlarge, dict(structure.signature.examples))
+    bigger = map_tensors(enlarge, dict(structure.signature.examples))
     try:
         values = surgery.values_for(bigger)
     except CaptureError as error:

@@ -198,7 +198,7 @@ class Leaves:
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
         """Run on real tensors of the example's shapes; its result as fakes.
 
-        Integers are those of the example where they come from its inputs alone (lengths); other numbers mean nothing.
+        Inputs are the example's own, and integers that come from them alone (lengths) too; other numbers mean nothing.
 
         Raises:
             the reason why fakes did not do, if these do not either.
@@ -218,7 +218,8 @@ class Leaves:
 
                 def real(t: Tensor) -> Tensor:
                     if id(t) not in made:
-                        known = self.ledger.integers(t)
+                        known = self.ledger.example_of(t)
+                        known = self.ledger.integers(t) if known is None else known
                         made[id(t)] = _real(t, generator) if known is None else known.detach().clone()
                     return made[id(t)]
 

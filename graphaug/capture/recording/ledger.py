@@ -11,8 +11,9 @@ import numpy as np
 import torch
 from torch import Size, Tensor, fx, nn
 
-from graphaug.capture.known import integers
+from graphaug.capture.known import given_at, integers
 from graphaug.capture.names import CONSTANTS, tensor_names
+from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.values.handles import Handle
@@ -166,6 +167,11 @@ class Ledger:
             return None
         return integers(*self._origins[id(value)], self.given)
 
+    def example_of(self, value: Tensor) -> Tensor | None:
+        """The tensor of the example that a fake stands for, if it is an input, and one with data."""
+        origin = self._origins.get(id(value))
+        return None if origin is None else given_at(*origin, self.given)
+
     # --- values as arguments of nodes -----------------------------------------------------------
 
     def entry(self, node: fx.Node, keys: tuple[Key, ...]) -> fx.Node:
@@ -205,7 +211,7 @@ class Ledger:
             raise self.session.refuse(
                 "it uses a tensor that no recorded function of torch made: one that a closed module keeps or a hook "
                 "computed, or the result of an old constructor (for torch.FloatTensor(...) write torch.tensor(...)), "
-                "of a scripted function, of torch.func, or of code outside of Python"
+                "of a traced function, of torch.func, or of code outside of Python"
             )
         if is_functorch_wrapper(value):
             raise self.session.refuse("it calls a transform of torch.func (vmap, grad) on it")
@@ -225,6 +231,8 @@ class Ledger:
             holds(value, _is_handed_on)
         known = next((name for name, v in self.constants.items() if v is value), None)
         if known is None:
+            if closes_over_a_capture(value):
+                raise self.session.refuse("it hands on a function that holds tensors of this call")
             known = f"{kind}_{len(self.constants)}"
             self.constants[known] = value
         return self.nodes.fact(f"{CONSTANTS}.{known}", value)

@@ -5,6 +5,7 @@ One capture runs at a time. Other threads see the replaced functions too, and fo
 
 from __future__ import annotations
 
+import builtins
 import functools
 import threading
 from collections.abc import Callable
@@ -34,7 +35,9 @@ class Patches:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for owner, name, value in reversed(self._saved):
-            if isinstance(owner, dict):
+            if isinstance(owner, dict) and value is _MISSING:
+                del owner[name]
+            elif isinstance(owner, dict):
                 owner[name] = value
             elif value is _MISSING:
                 delattr(owner, name)
@@ -94,12 +97,13 @@ class Patches:
         setattr(owner, name, property(guard, saved.fset))
 
     def entry(self, scope: dict[str, Any], name: str, replacement: Callable[..., Any]) -> None:
-        """The same for a function in a module's namespace."""
-        original = scope[name]
+        """The same for a function in a module's namespace, or for a builtin one that it does not name itself."""
+        saved = scope.get(name, _MISSING)
+        original = getattr(builtins, name) if saved is _MISSING else saved
 
         @functools.wraps(original)
         def guard(*args: Any, **kwargs: Any) -> Any:
             return replacement(original, *args, **kwargs) if self.here() else original(*args, **kwargs)
 
-        self._saved.append((scope, name, original))
+        self._saved.append((scope, name, saved))
         scope[name] = guard

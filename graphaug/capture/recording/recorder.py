@@ -12,7 +12,7 @@ from torch import Size, Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug import torch_private
-from graphaug.capture.dataflow import BESIDE, HOLDS, SHARES, WRITTEN, nodes_in
+from graphaug.capture.dataflow import BESIDE, HOLDS, SHARES, WRITTEN, nodes_in, writes
 from graphaug.capture.recording.answers import RecordedAnswers
 from graphaug.capture.recording.calls import operations
 from graphaug.capture.recording.calls.lineage import Lineage
@@ -202,8 +202,12 @@ class Recorder(TorchFunctionMode):
         node, value = self.call(kind, call.target, func, args, kwargs)
         self.nodes.name(node)
         if isinstance(value, Tensor):
-            owner = before.get(id(value), value)  # an operation in place gives back what it was given
-            self.ledger.claim(owner, node)
+            owner = before.get(id(value), value)
+            if self.ledger.knows(owner) and not writes(node):
+                owner = self._handed_on(value, node)
+            self.ledger.claim(
+                owner, node
+            )  # an operation in place gives back what it was given, which is its result now
             return owner
         if isinstance(value, (tuple, list)) and not isinstance(value, Size):
             return self._several(value, node)
@@ -211,6 +215,22 @@ class Recorder(TorchFunctionMode):
             found = self.answers.tracked(value, lambda: node)
             return doubtful(found) if is_unknown_node(node) and call.target in operations.SIZED else found
         return value
+
+    def _handed_on(self, value: Tensor, node: fx.Node) -> Tensor:
+        """A tensor that an operation gave back as it was (``x.float()`` of a float), as one of its own.
+
+        In another call it may be a copy: what uses the tensor itself does not use this.
+
+        Raises:
+            CaptureError: opened code may ask whether the two are one.
+        """
+        if self.asks_identity:
+            raise self.session.refuse(
+                f"it asks whether two objects are one{self.asks_identity}, which {describe(node)} decides by the type",
+                reason=" Compare something else than objects, or choose a site outside the module that asks.",
+            )
+        alias: Tensor = self.session.call_unrecorded(value.view_as, value)
+        return alias
 
     def _several(self, value: Any, node: fx.Node) -> Any:
         """Several results, each a site of its own."""

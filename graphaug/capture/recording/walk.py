@@ -7,10 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption, Frame, mark
+from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
     hooks_of_every_module,
@@ -44,6 +46,7 @@ class Walk:
         calls: how often each module was called.
         edges: marked inputs and outputs of opened modules.
         failed_in: the opened module in which an error came up.
+        to_open: a closed module that has to be opened before anything can be recorded; or empty.
         hooked: of opened modules, whether the graph calls their forward pre-hooks and their forward hooks.
         held: what the graph relies on of registries and of hooks; told once the forward was recorded.
     """
@@ -75,6 +78,7 @@ class Walk:
         self.edges: dict[Target, fx.Node] = {}
         self.marked: dict[Target, list[fx.Node]] = {}
         self.failed_in: str | None = None
+        self.to_open = ""
         self._entering: nn.Module | None = None
         self._running = False
 
@@ -133,11 +137,10 @@ class Walk:
             )
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
-            by_type = self.in_reach.by_type
             asked = asked_by(self.in_reach.functions)
             recorder.asks_identity = asked.identity
             arguments = placeholders(
-                recorder, self.signature, watch=not by_type, watch_object=objects.append, asked=asked
+                recorder, self.signature, not self.in_reach.by_type, objects.append, asked
             )
             positional, keywords = self.signature.arrange(arguments)
             self._watch(objects)
@@ -189,10 +192,20 @@ class Walk:
         with self.session.unrecorded():
             if path in self.opened:
                 return self._opened(m, path, number, enter, args, kwargs)
+            if closes_over_a_capture((args, kwargs)):
+                raise self._to_be_opened(m, path)
             self.attributes.check_call(m, path)
             node, value = self.recorder.call("call_module", path, m, args, kwargs)
             node.meta["site"] = Target(path, None, number, "after")
             return self.recorder.adopt(value, node, m)
+
+    def _to_be_opened(self, m: nn.Module, path: str) -> Exception:
+        """Note a module that calls a function of this very call, so that a graph has to stand for its code, too."""
+        self.to_open = "" if isinstance(m, torch.jit.ScriptModule) else path
+        return self.session.refuse(
+            f"it hands {path!r} a function that holds tensors of this call",
+            reason=" Give them as arguments, or choose a site outside the module that makes the function.",
+        )
 
     def _opened(
         self, m: nn.Module, path: str, number: int, forward: Callable[..., Any], args: Any, kwargs: Any

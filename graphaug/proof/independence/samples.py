@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import BATCH, Rows
-from graphaug.capture.state import unchanged
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
+from graphaug.proof.independence.asker import Asker, apart, leading
 from graphaug.proof.independence.listed import check_listed
 from graphaug.proof.independence.places import Meeting, Proof
-from graphaug.proof.independence.rows import prove
-from graphaug.proof.part import Run, cut_input, inputs_of
 
 
 @dataclass(frozen=True)
@@ -64,7 +61,7 @@ def find_samples(
     Raises:
         InvalidOption: ``rows`` contradicts the proof, or the samples cannot be told at a cut.
     """
-    lead = _lead(examples)
+    lead = leading(examples)
     if lead is None:
         assumed = "" if rows in (None, 0) else f"the {rows} of rows= is taken for the dimension at every site"
         place = BATCH if rows is None else Rows(rows)
@@ -72,7 +69,7 @@ def find_samples(
         return Samples(0, {}, (place,) * len(cuts), (), note)
     if rows is not None:
         _check_dim(lead, rows)
-    ask = _Asker(model, graph, examples, constants)
+    ask = Asker(model, graph, examples, constants)
     chosen, proofs, why = _choose(ask, cuts, lead, rows)
     places: list[Rows] = []
     notes = [
@@ -104,12 +101,13 @@ def check_given(rows: int | str | None, guessed: str) -> None:
 
 
 def _choose(
-    ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, rows: int | None
+    ask: Asker, cuts: Sequence[fx.Node], lead: Tensor, rows: int | None
 ) -> tuple[int, Sequence[Proof], Meeting | None]:
     """The dimension of the leading input that holds the samples, what is proved of the cuts along it, and why not 0.
 
     Raises:
-        InvalidOption: it is told, and nothing meets along another one, while rows meet along it or its size is fixed.
+        InvalidOption: it is told, and nothing meets along another one, while rows meet along it; or it is not told, and
+            the size of the one is fixed, while nothing meets along the other.
     """
     chosen = 0 if rows is None else rows
     proofs = ask(cuts, chosen)
@@ -119,9 +117,17 @@ def _choose(
     fixed = ask.fixed_by(proofs) or ask.fixed_by(whole)
     other = None
     if rows is None or fixed or proofs[0].verdict == "coupled":
-        other = _other(ask, cuts, lead, chosen, apart=_apart(proofs[:1]) and not fixed)
+        other = _other(ask, cuts, lead, chosen, holds=apart(proofs[:1]) and not fixed)
     if other is None:
         return chosen, [_as_one_sample(p, chosen) for p in proofs] if fixed else proofs, None
+    if fixed and rows == 0:  # it is told, and nothing speaks against it
+        return chosen, [_as_one_sample(p, chosen) for p in proofs], None
+    if fixed and rows is None and not ask.meets(cuts, chosen):
+        why = next(p.meeting for p in (*proofs, *whole) if p.meeting)
+        raise InvalidOption(
+            f"which dimension of the inputs holds the samples cannot be told: with another size of dimension {chosen} "
+            f"the forward fails ({why}), and along dimension {other} nothing meets. Pass rows={chosen} or rows={other}."
+        )
     if rows is not None:
         against = f"with another size of dimension {rows} the forward fails, and"
         if not fixed:
@@ -130,9 +136,9 @@ def _choose(
             f"rows={rows}: {against} along dimension {other} nothing meets. "
             f"Leave rows= away, or give rows={other}."
         )
-    if _apart(proofs):  # they meet behind the cuts
+    if apart(proofs):  # they meet behind the cuts
         proofs = ask(None, chosen, stop=True)
-    return other, ask(cuts, other), next((p.meeting for p in proofs if not _apart([p])), None)
+    return other, ask(cuts, other), next((p.meeting for p in proofs if not apart([p])), None)
 
 
 def _as_one_sample(proof: Proof, dim: int) -> Proof:
@@ -155,9 +161,9 @@ def proofs_of(
     dim: int = 0,
 ) -> dict[fx.Node, Proof]:
     """What one trace tells of the rows of many values, samples along ``dim`` of the inputs; nothing if it fails."""
-    if _lead(examples) is None:
+    if leading(examples) is None:
         return {}
-    found = _Asker(model, graph, examples, constants)(nodes, dim)
+    found = Asker(model, graph, examples, constants)(nodes, dim)
     return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
 
 
@@ -173,17 +179,17 @@ def sample_dim(
     Raises:
         InvalidOption: there is no such dimension.
     """
-    lead = _lead(examples)
+    lead = leading(examples)
     if lead is None:
         return rows or 0
     if rows is not None:
         _check_dim(lead, rows)
         return rows
-    ask = _Asker(model, graph, examples, constants)
-    if _apart(ask(None, 0, stop=True)):
+    ask = Asker(model, graph, examples, constants)
+    if apart(ask(None, 0, stop=True)):
         return 0
     others = (dim for dim in range(1, min(lead.dim(), 4)) if lead.shape[dim] > 1)
-    return next((dim for dim in others if _apart(ask(None, dim, stop=True))), 0)
+    return next((dim for dim in others if apart(ask(None, dim, stop=True))), 0)
 
 
 def _by_sizes(cut: fx.Node, proof: Proof, count: int, rows: int | None) -> tuple[Rows, str]:
@@ -217,69 +223,15 @@ def _check_dim(lead: Tensor, rows: int) -> None:
         raise InvalidOption(f"rows={rows}: the input has dimensions 0 to {lead.dim() - 1}.")
 
 
-def _lead(examples: Mapping[str, Any]) -> Tensor | None:
-    """The first input that holds data: of floating point, or else the first tensor."""
-    found = [t for t in _leaves(examples) if t.dim() > 0]
-    return next((t for t in found if t.is_floating_point()), found[0] if found else None)
-
-
-def _leaves(examples: Mapping[str, Any]) -> Iterator[Tensor]:
-    yield from (t for t in torch.utils._pytree.tree_leaves(dict(examples)) if isinstance(t, Tensor))
-
-
-def _other(ask: _Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int, *, apart: bool) -> int | None:
-    """Another dimension along which nothing meets in the whole model; ``apart``: along this nothing met at the cuts."""
+def _other(ask: Asker, cuts: Sequence[fx.Node], lead: Tensor, chosen: int, *, holds: bool) -> int | None:
+    """Another dimension along which nothing meets in the whole model; ``holds``: along this nothing met at the cuts."""
     # where nothing stands against it the conventions are tried alone: samples come first, or behind the time
-    for dim in range(min(lead.dim(), 2 if apart else 4)):
-        if dim == chosen or lead.shape[dim] < 2 or not _apart(ask(cuts, dim, stop=True)[:1]):
+    for dim in range(min(lead.dim(), 2 if holds else 4)):
+        if dim == chosen or lead.shape[dim] < 2 or not apart(ask(cuts, dim, stop=True)[:1]):
             continue
-        if apart and _apart(ask(None, chosen, stop=True)):
+        if holds and apart(ask(None, chosen, stop=True)):
             return None  # nor behind them
-        apart = False
-        if _apart(ask(None, dim, stop=True)):
+        holds = False
+        if apart(ask(None, dim, stop=True)):
             return dim
     return None
-
-
-def _apart(proofs: Sequence[Proof]) -> bool:
-    """Whether no row of these values sees another, batch statistics aside."""
-    return all(p.verdict in ("proved", "statistics") for p in proofs)
-
-
-class _Asker:
-    """Asks for proofs of a graph's values, samples along one dimension of the inputs or another."""
-
-    def __init__(
-        self, model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
-    ) -> None:
-        self.model, self.graph, self.constants = model, graph, constants
-        self.examples = inputs_of(graph, examples)
-
-    def dims(self, dim: int) -> dict[int, int]:
-        """The dimension of samples of every input, if it is the given one in the leading input."""
-        lead = _lead(self.examples)
-        assert lead is not None
-        count, found = lead.shape[dim], {}
-        for t in _leaves(self.examples):
-            if t.dim() > dim and t.shape[dim] == count:
-                found[id(t)] = dim
-            elif count in t.shape and dim > 0:
-                found[id(t)] = list(t.shape).index(count)
-        return found
-
-    def __call__(self, cuts: Sequence[fx.Node] | None, dim: int | None, stop: bool = False) -> list[Proof]:
-        """The proofs of the cuts' values, or of everything that the graph returns; without ``dim`` nothing has rows."""
-        ends = None if cuts is None else [cut_input(c) for c in cuts]
-        run = Run.up_to(self.model, self.graph, ends, self.constants)
-        dims = {} if dim is None else self.dims(dim)
-        with unchanged(self.model, tensors=False):
-            self.model.train()
-            return prove(self.model, run, self.examples, dims, stop)
-
-    def fixed_by(self, proofs: Sequence[Proof]) -> bool:
-        """Whether the forward failed, and does not with the example's own sizes."""
-        return _failed(proofs) and not _failed(self(None, None))
-
-
-def _failed(proofs: Sequence[Proof]) -> bool:
-    return any(p.meeting is not None and p.meeting.kind == "failure" for p in proofs)

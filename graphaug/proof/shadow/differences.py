@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.errors import CaptureError
 from graphaug.proof.shadow.records import Entry, Record, Result, live, renumbered
 
 
@@ -175,7 +176,29 @@ def _spelled(record: Record, token: Any, order: Sequence[int]) -> str:
     return str(token)[:80]
 
 
-def line_that_sets(model: nn.Module, attribute: str) -> str:
+def refusal_of(model: nn.Module, name: str, where: str, difference: Difference) -> CaptureError:
+    """The refusal of a graph that differs from its model, with the line and a way on.
+
+    Args:
+        model: the original.
+        name: its class, for the message.
+        where: what both ran on, or in which mode: "on the example", "in eval mode".
+        difference: what they differ in.
+    """
+    line, way = difference.line, "Choose a site that opens fewer modules, and please report the model."
+    if difference.attribute:
+        line = _line_that_sets(model, difference.attribute)
+        way = (
+            "If it makes it once, run the model once before; else keep it in a buffer (register_buffer), or choose a "
+            "site that opens fewer modules."
+        )
+    return CaptureError(
+        f"the captured {name} differs from the original {where}: {difference.what}{line}. Its forward does something "
+        f"that a graph does not keep. {way}"
+    )
+
+
+def _line_that_sets(model: nn.Module, attribute: str) -> str:
     """Where the code of a model sets an attribute, as far as its source tells."""
     path, _, name = attribute.rpartition(".")
     owners = [m for p, m in model.named_modules() if p == path] or [model]

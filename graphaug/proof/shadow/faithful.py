@@ -21,7 +21,7 @@ from graphaug.capture.recording.tables import undisturbed
 from graphaug.capture.state import others_draw, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_LENGTH, THE_EXAMPLE, variants
-from graphaug.proof.shadow.differences import Difference, first_difference, line_that_sets
+from graphaug.proof.shadow.differences import Difference, first_difference, refusal_of
 from graphaug.proof.shadow.readiness import as_traced, with_memory
 from graphaug.proof.shadow.runs import CannotCompare, Runs, Situation
 from graphaug.proof.shadow.stand_ins import StandIns
@@ -217,7 +217,7 @@ class _Shadow:
         if difference is not None and _may_be_drawn(difference):
             difference = self._undisturbed(difference, situation, runs)
         if difference is not None:
-            raise self._refusal(where, difference)
+            raise refusal_of(self.model, self.signature.model, f"on {where}", difference)
 
     def _noted(self, violated: AssumptionViolated, situation: Situation, mode: str) -> bool:
         """Note that the graph is not for a situation; False if it has to be, as for the example in training mode."""
@@ -273,17 +273,6 @@ class _Shadow:
                 "the time, from the generator that this model's are from. Call rewrite while no other thread draws."
             )
         return difference
-
-    def _refusal(self, where: str, difference: Difference) -> CaptureError:
-        line = difference.line
-        way = "Choose a site that opens fewer modules, and please report the model."
-        if difference.attribute:
-            line = line_that_sets(self.model, difference.attribute)
-            way = "Keep it in a buffer (register_buffer), or choose a site that opens fewer modules."
-        return CaptureError(
-            f"the captured {self.signature.model} differs from the original on {where}: {difference.what}{line}. Its "
-            f"forward does something that a graph does not keep. {way}"
-        )
 
 
 def _may_be_drawn(difference: Difference) -> bool:

@@ -18,7 +18,7 @@ from graphaug.capture.inputs.signature import Signature, evaluating, map_tensors
 from graphaug.capture.state import SMALL, seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, quiet, same, tensors_in, variants
-from graphaug.proof.shadow.differences import Difference, first_difference
+from graphaug.proof.shadow.differences import first_difference, refusal_of
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Record
 from graphaug.proof.shadow.surroundings import Surroundings
@@ -157,7 +157,7 @@ class _Trial:
         except AssumptionViolated as error:
             return fixed(error)
         if (difference := first_difference(expected, found)) is not None:
-            raise self._refusal(mode, difference)
+            raise refusal_of(self.model, self.signature.model, f"in {mode} mode", difference)
         return ""
 
     def _calls(self, module: nn.Module, call: Callable[..., Any], training: bool) -> list[Record]:
@@ -170,7 +170,8 @@ class _Trial:
                 for _ in range(2):
                     record = Record()
                     note = functools.partial(self._note, record)
-                    output = call(module, *self.signature.arrange(self.signature.examples), note)
+                    given = self.signature.arrange(self.signature.examples)
+                    output = call(module, *given, note, gradients=training)
                     record.output = Origins({}, {}).token(map_tensors(lambda t: t.shape, output))
                     record.values = [t.detach().clone() for t in tensors_in(output)]
                     records.append(record)
@@ -185,13 +186,6 @@ class _Trial:
         held = {f"the numbers in {n}": t for n, t in (*small, *self.model.named_buffers())}
         record.left = self.surroundings.left(origins.token)
         record.left |= {name: origins.token(t) for name, t in held.items()}
-
-    def _refusal(self, mode: str, difference: Difference) -> CaptureError:
-        return CaptureError(
-            f"the captured {self.signature.model} differs from the original in {mode} mode: {difference.what}. Its "
-            "forward does something that a graph does not keep: choose a site that opens fewer modules, and please "
-            "report the model."
-        )
 
 
 def fixed(error: AssumptionViolated) -> str:
@@ -216,12 +210,16 @@ def _run(model: nn.Module, args: list[Any], kwargs: dict[str, Any], *, must: boo
 
 
 def _run_captured(
-    aug: nn.Module, args: Any, kwargs: dict[str, Any], then: Callable[[], None] = lambda: None
+    aug: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any],
+    then: Callable[[], None] = lambda: None,
+    gradients: bool = False,
 ) -> Any:
     alone: Any = aug.only_the_graph() if isinstance(aug, AugmentedModule) else contextlib.nullcontext()
     try:
         with alone:
-            return _call(aug, args, kwargs, then)
+            return _call(aug, args, kwargs, then, gradients)
     except AssumptionViolated:
         raise
     except Exception as error:
@@ -231,7 +229,11 @@ def _run_captured(
 
 
 def _call(
-    model: nn.Module, args: Any, kwargs: dict[str, Any], then: Callable[[], None] = lambda: None
+    model: nn.Module,
+    args: Any,
+    kwargs: dict[str, Any],
+    then: Callable[[], None] = lambda: None,
+    gradients: bool = False,
 ) -> Any:
     """Call it from one seed; ``then`` is called before the random states are put back."""
 
@@ -242,9 +244,11 @@ def _call(
         then()
         return output
 
-    with undrawn(), torch.no_grad():
+    with undrawn(), torch.set_grad_enabled(gradients):
         try:
-            return run()
+            return map_tensors(Tensor.detach, run()) if gradients else run()
+        except AssumptionViolated:
+            raise
         except RuntimeError as error:
             if "requires_grad" not in str(error) and "require gradient" not in str(error):
                 raise

@@ -62,6 +62,8 @@ class Questions:
             return self._item(tensor)
         if name == "__bool__" and (certain := self._certain(tensor)) is not None:
             return certain
+        if name in ("__index__", "__int__") and (number := self._of_sizes(tensor)) is not None:
+            return number
         if name in operations.DATA_METHODS:
             raise self.data(operations.DATA_METHODS[name], tensor)
         return NotImplemented
@@ -92,6 +94,10 @@ class Questions:
     def attribute(self, tensor: Tensor, name: str) -> Any:
         """Read an attribute."""
         node, held = self.ledger.node_of(tensor), self.ledger.evaluable(tensor)
+        if name in _OF_THE_OBJECT and (not is_fact(node) or name in ("grad", "_version")):
+            raise self.session.refuse(
+                f"it reads {describe(node)}.{name}, which may be another in each call",
+            )
         value = self.session.call_unrecorded(getattr, held, name)
         if name in ("shape", "ndim") and is_fact(node):
             # a number, so that what is made of it is one: checked, as a parameter may be exchanged for a longer one
@@ -104,10 +110,6 @@ class Questions:
         if name == "grad_fn" and value is not None:
             raise self.session.refuse(
                 f"it reaches into the backward graph by {describe(node)}.grad_fn, which is another in each call"
-            )
-        if name in _OF_THE_OBJECT and (not is_fact(node) or name in ("grad", "_version")):
-            raise self.session.refuse(
-                f"it reads {describe(node)}.{name}, which may be another in each call",
             )
         if isinstance(value, Tensor):
             made = self.nodes.create("call_function", getattr, (node, name), {})
@@ -130,7 +132,13 @@ class Questions:
         """
         node = self.ledger.node_of(tensor)
         if is_fact(node) or name not in ("requires_grad", "data"):
-            raise self.session.refuse(f"it assigns to {describe(node)}.{name}")
+            in_place = (
+                " Write into it in place, as by .data.copy_(...),"
+                if name == "data"
+                else " A graph cannot hold it;"
+            )
+            way = f"{in_place} or choose a site outside that module, so that it stays closed."
+            raise self.session.refuse(f"it assigns to {describe(node)}.{name}", reason=way)
         if name == "requires_grad":
             self.session.call_unrecorded(self.ledger.evaluable(tensor).requires_grad_, value)
             self.nodes.create("call_method", "requires_grad_", (node, value), {})
@@ -170,6 +178,17 @@ class Questions:
         if value is DATA and (known := self._integers(tensor)) is not None:
             return doubtful(self.answers.tracked(known, lambda: node))
         return self.answers.tracked(value, lambda: node)
+
+    def _of_sizes(self, tensor: Tensor) -> int | None:
+        """The number in a tensor that sizes alone tell, ``torch.tensor([x.shape[0]])``; the graph relies on it."""
+        node = self.ledger.node_of(tensor)
+        known = None if node in self.nodes.of_data() else self._integers(tensor)
+        if type(known) is not int:
+            return None
+        item = self.nodes.create("call_method", "item", (node,), {})
+        item.meta["value"] = known
+        self.nodes.assume(item, known)
+        return known
 
     def numbers(self, tensor: Tensor) -> Any:
         """The integers of a tensor as lists, which the graph reads in every call; how many there are it relies on.

@@ -63,7 +63,7 @@ class PlainFunctions:
                 continue
             for name, fn in list(scope.items()):
                 function = isinstance(fn, types.FunctionType) and not name.startswith("__")
-                if function and (fn.__module__ or "torch").partition(".")[0] != "torch":
+                if function and (fn.__module__ or "torch").partition(".")[0] not in ("torch", "builtins"):
                     self.patches.entry(scope, name, self._called)
 
     def _called(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -27,7 +27,6 @@ from graphaug.torch_private import FakeTensor
 def placeholders(
     recorder: Recorder,
     signature: Signature,
-    *,
     watch: bool,
     watch_object: Callable[[Any], None] | None = None,
     asked: Asked = NOTHING_ASKED,
@@ -135,8 +134,10 @@ def _faked(recorder: Recorder, value: Any) -> Any:
     ledger.home = next((t.device for t in tensors if not t.is_meta), torch.device("cpu"))
     fakes = map_tensors(ledger.fake_like, value)
     if holds(fakes, lambda v: isinstance(v, Tensor) and not isinstance(v, FakeTensor)):
+        found = (v for v in torch.utils._pytree.tree_leaves(value) if not isinstance(v, Tensor))
+        holder = next((v for v in found if holds(v, lambda inner: isinstance(inner, Tensor))), value)
         raise recorder.session.refuse(
-            f"example_inputs hold tensors inside of {an(value)}",
+            f"example_inputs hold tensors inside of {an(holder)}",
             reason=" Give tensors, and tuples, lists and dicts of tensors.",
         )
     return fakes

@@ -28,7 +28,7 @@ from graphaug.capture.recording.scripted import CALL, python_of
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.switches import setting
-from graphaug.capture.user_code import global_names, is_internal, user_line
+from graphaug.capture.user_code import global_names, in_message, is_internal, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -103,6 +103,7 @@ class UnseenCalls:
         method(torch, ALL_TRUE, all_true_as_assertion)
         method(type(Variable), "__call__", self._variable)
         method(torch.jit.ScriptFunction, CALL, self._scripted)
+        method(nn.RNNBase, "flatten_parameters", lambda *_: None)  # where weights lie, which changes no value
         self.patches.entry(vars(builtins), "print", self._print)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
@@ -126,6 +127,8 @@ class UnseenCalls:
             if cls.__module__.partition(".")[0] != "torch":
                 for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
                     self.patches.entry(scope, name, self._dlpack)
+                if "len" not in scope:
+                    self.patches.entry(scope, "len", self._length)
                 named = {n: v for n, v in scope.items() if isinstance(v, _FUNCTIONS)}
                 for name, value in named.items():
                     if value in self._by_function:
@@ -200,6 +203,11 @@ class UnseenCalls:
             return read(tensor)
         return handle_torch_function(_DEVICE, (tensor,), tensor)
 
+    def _length(self, original: Any, value: Any) -> Any:
+        """``len(x)`` of a tensor is ``x.shape[0]``, read in every call; Python's own makes a plain number of it."""
+        counted = isinstance(value, FakeTensor) and self.recorder.session.call_unrecorded(value.dim)
+        return value.shape[0] if counted and not in_message() else original(value)
+
     def _scripted(self, original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
         """A scripted function as the Python that it was made of."""
         python = python_of(function)
@@ -214,9 +222,8 @@ class UnseenCalls:
         """``Variable(t)`` of old code: the tensor, detached."""
         if cls is not Variable or not args or not isinstance(args[0], Tensor):
             return original(cls, *args, **kwargs)
-        made = args[0].detach()
         wants = args[1] if len(args) > 1 else kwargs.get("requires_grad", False)
-        return made.requires_grad_() if wants else made
+        return args[0].detach().requires_grad_() if wants else args[0].detach()
 
     def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""

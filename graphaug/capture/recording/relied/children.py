@@ -69,8 +69,6 @@ class Children:
             module = child
         if self.names is not None and tuple(module._modules) != self.names:
             raise _violated(self.path, f"has the children {', '.join(module._modules) or 'none'} now")
-        if self.parameters is not None and tuple(module._parameters) != self.parameters:
-            raise _violated(self.path, f"has the parameters {', '.join(module._parameters) or 'none'} now")
         for name, before in self.same:
             if module._modules.get(name) is not before:
                 raise _violated(self._of(name), "was exchanged")
@@ -84,6 +82,8 @@ class Children:
         for name in self.tensors:
             if module._parameters.get(name) is None and module._buffers.get(name) is None:
                 raise _violated(self._of(name), "was removed")
+        if self.parameters is not None and tuple(module._parameters) != self.parameters:
+            raise _violated(self.path, f"has the parameters {', '.join(module._parameters) or 'none'} now")
         for name in self.attributes:
             if getattr(module, name, None) is None:
                 raise _violated(self._of(name), "was removed")

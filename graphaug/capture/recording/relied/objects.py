@@ -25,7 +25,7 @@ _BY_IDENTITY = {"id", "is_", "is_not"}
 """Functions that tell one object from another."""
 _LAYOUT = {"is_contiguous", "stride", "as_strided", "storage_offset"}
 """Methods that tell how a tensor lies in memory."""
-_OF_ONE = {"_version", "_base", "_is_view", "is_leaf", "data_ptr", "untyped_storage", "retains_grad"}
+_OF_ONE = {"_version", "_base", "_is_view", "data_ptr", "untyped_storage"}
 """What tells of one tensor alone, and of none that is taken of it."""
 
 
@@ -92,8 +92,10 @@ def _places(function: types.FunctionType, code: types.CodeType) -> Iterator[str]
 def _is_no_tensor(function: types.FunctionType, before: list[dis.Instruction]) -> bool:
     """Whether what was loaded last is known to be no tensor: a constant, or a global's and what lies in it."""
     names: list[str] = []
+    if [(s.opname, s.argval) for s in before[-3:-2]] == [("LOAD_GLOBAL", "type")]:  # type(a) is type(b)
+        return before[-1].opname == "CALL"
     for step in reversed(before):
-        if step.opname == "LOAD_CONST":
+        if step.opname == "LOAD_CONST" or (step.opname == "LOAD_ATTR" and step.argval == "__class__"):
             return True
         if step.opname == "LOAD_ATTR":
             names.append(str(step.argval))
