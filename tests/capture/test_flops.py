@@ -228,3 +228,14 @@ def test_what_cannot_be_counted_is_not_refused() -> None:
     model, x = nn.Sequential(nn.Linear(5, 5), Forces(), nn.Linear(6, 2)), torch.randn(4, 5)
     aug = ga.rewrite(model, "1", stop_grad=True, subset=0.0, example_inputs=x)
     torch.testing.assert_close(aug(x), model(x), rtol=0, atol=0)
+
+
+def test_counting_needs_to_know_of_no_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's counter follows modules by hooks, which fail in reversible layers; a total needs none."""
+
+    def fails(self: Any) -> Any:
+        raise AssertionError("Expected gradient function to be set")
+
+    monkeypatch.setattr("torch.utils.module_tracker.ModuleTracker.__enter__", fails)
+    model = nn.Sequential(nn.Linear(WIDTH, 8), nn.Linear(8, 2))
+    assert total(model, X) == 2 * 4 * 5 * (WIDTH * 8 + 8 * 2)

@@ -405,6 +405,10 @@ CHILDREN = {
         "has the children a, b, head, adapter now",
     ),
     "a child of a child": (lambda m: m.b.add_module("lora", nn.Linear(2, 2)), "b has the children lora now"),
+    "a weight of a child": (
+        lambda m: m.b.register_parameter("gain", nn.Parameter(torch.ones(2))),
+        "b has the parameters weight, bias, gain now",
+    ),
     "one without a weight": (lambda m: setattr(m, "b", nn.Tanh()), r"b\.(weight|bias) was removed"),
 }
 

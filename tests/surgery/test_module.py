@@ -84,6 +84,16 @@ def x() -> Tensor:
     return torch.randn(6, 8)
 
 
+def test_a_model_that_was_compiled_in_place_is_copied_and_pickled(x: Tensor) -> None:
+    """As a plain one, without what was compiled."""
+    model = nn.Sequential(nn.Linear(x.shape[-1], 8), nn.Tanh(), nn.Linear(8, 2))
+    aug = ga.rewrite(model, "1", subset=0.0)
+    aug.compile(backend="eager")
+    aug(x)
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        assert torch.equal(twin(x), model(x))
+
+
 @pytest.mark.parametrize("name", [*TAKEN, *ODD])
 @pytest.mark.long
 def test_a_child_may_have_any_name(name: str, x: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Questions to a model about its samples: what is proved of its values, if they lie along one dimension of the inputs."""
+"""Questions to a model about its samples: what is proved of values, if they lie along one dimension of the inputs."""
 
 from __future__ import annotations
 
