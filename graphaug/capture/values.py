@@ -119,9 +119,9 @@ def describe(node: Any, deep: int = 3) -> str:
     args = [describe(a, deep) for a in node.args]
     if node.op == "call_function":
         if node.target is getattr:
-            return f"{args[0]}.{node.args[1]}"
+            return f"{_in_brackets(node.args[0], args[0])}.{node.args[1]}"
         if node.target is operator.getitem:
-            return f"{args[0]}[{args[1]}]"
+            return f"{_in_brackets(node.args[0], args[0])}[{args[1]}]"
         if node.target is setattr:
             assigned = node.meta.get("assigned", f"{args[0]}.{node.args[1]}")
             return f"the assignment to {assigned}{node.meta.get('line', '')}"
@@ -133,8 +133,13 @@ def describe(node: Any, deep: int = 3) -> str:
             return f"{args[0]} {symbol} {args[1]}"
         return f"{getattr(node.target, '__name__', node.target)}({', '.join(args)})"
     if node.op == "call_method":
-        return f"{args[0]}.{node.target}({', '.join(args[1:])})"
+        return f"{_in_brackets(node.args[0], args[0])}.{node.target}({', '.join(args[1:])})"
     return str(node.target)
+
+
+def _in_brackets(node: Any, spelled: str) -> str:
+    """What is spelled with an operator, in brackets in front of a dot."""
+    return f"({spelled})" if _rank(node) < 3 else spelled
 
 
 def _rank(node: Any) -> int:

@@ -503,6 +503,34 @@ def test_a_sparse_adjacency_is_an_input_like_others(compressed: bool) -> None:
     ga.verify(aug, (torch.randn(6, 4), adjacency))
 
 
+# --- classes with a hash of their own: torchmetrics ------------------------------------------------------------------
+
+
+class Hashed(nn.Linear):
+    def __hash__(self) -> int:
+        return hash((self.in_features, self.scale, id(self)))
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__(*sizes)
+        self.scale = 2.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+class Tells(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Hashed(4, 4), Hashed(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x)) * self.a.scale
+
+
+def test_a_module_may_have_a_hash_that_reads_its_attributes() -> None:
+    agrees(Tells(), "a", torch.randn(4, 4))
+
+
 # --- masks that are made once: pytorch/examples ----------------------------------------------------------------------
 
 

@@ -111,6 +111,19 @@ def test_an_assumption_is_spelled_as_it_is_reckoned() -> None:
     assert not eval(said.replace("a.shape[2]", "9"))
 
 
+class Looks(Pads):
+    """Asks a product for its size."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = (self.a(x) * x.shape[1]).tanh()
+        return self.b(h * 2 if (h + x.shape[1]).shape[-1] > 4 else h)
+
+
+def test_what_is_asked_of_a_product_is_spelled_in_brackets() -> None:
+    (said,) = ga.rewrite(Looks(), at="a", example_inputs=torch.randn(4, 3, 8), dry_run=True).assumptions
+    assert str(said) == "((a * x.shape[1]).tanh() + x.shape[1]).shape[2] > 4"
+
+
 class Branches(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -175,8 +175,11 @@ def test_other_tracers_take_it(x: Tensor) -> None:
     assert torch.equal(
         create_feature_extractor(aug, ["3"], suppress_diff_warning=True).eval()(x)["3"], found["out"]
     )
-    training = fx.symbolic_trace(aug.train())
-    assert any(n.target == "deep_augment" for n in training.graph.nodes)
+    for stop_grad in (False, True):  # a sparse step is taken whole
+        aug = ga.rewrite(model, "1", stop_grad=stop_grad, example_inputs=x)
+        assert aug.plan.backward == ("sparse" if stop_grad else "dense")
+        training = fx.symbolic_trace(aug.train())
+        assert any(n.target == "deep_augment" for n in training.graph.nodes)
 
 
 def test_other_methods_are_named_by_the_plan_and_warn_once(x: Tensor) -> None:

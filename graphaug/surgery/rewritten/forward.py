@@ -96,7 +96,10 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
             raise AssumptionViolated(changed)
     if aug.training:
-        return aug._forward_training(**values) if parts.split is None else parts.split.run(aug, values)
+        whole = parts.split is None or isinstance(
+            args, fx.Proxy
+        )  # a split asks for sizes, which a proxy has not
+        return aug._forward_training(**values) if whole else parts.split.run(aug, values)
     return aug._forward_eval(**values)
 
 

@@ -53,7 +53,8 @@ class Attributes:
         self._sets: dict[tuple[int, str], str] = {}  # and the user's line
         self._changed: dict[tuple[int, str], None] = {}  # of these, what was something else before
         self._reads_before: set[tuple[int, str]] = set()
-        self._lines: dict[tuple[int, str], str] = {}  # where it was read first
+        self._own = {id(m) for m, path in recorder.ledger.paths.items() if path in opened}
+        self._lines: dict[tuple[int, str], str] = {}
 
     def watch(self, patches: Patches, objects: Iterable[Any] = ()) -> None:
         """See every attribute that opened code reads off a module, or off one of these other objects."""
@@ -84,7 +85,7 @@ class Attributes:
             with self.recorder.session.unrecorded():
                 self._note_missing(m, name)
             raise
-        if self.recorder.ledger.paths.get(m) not in self.opened and (id(m), name) not in self._lines:
+        if id(m) not in self._own and (id(m), name) not in self._lines:
             self._lines[id(m), name] = user_line()
         if type(value) is float or is_plain(value):
             with self.recorder.session.unrecorded():
