@@ -14,7 +14,7 @@ from graphaug.capture.capture import Captured
 from graphaug.capture.dataflow import before, parameters_of
 from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.names import CONSTANTS
-from graphaug.capture.recording.relied.objects import asked_of_one, asks_for_layout
+from graphaug.capture.recording.relied.objects import asked_by, asked_of_one, asks_for_layout
 from graphaug.capture.values import describe, value_of
 from graphaug.errors import CaptureError, GraphaugError, SparseBackwardError, several
 from graphaug.proof.independence.places import Proof
@@ -173,12 +173,11 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     read = (str(n.target) for n in before(cut) if n.op == "get_attr")
     tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
     kept = Kept.in_training(model, prefix, tensors=tensors)
-    if one := asked_of_one(kept.reached.functions, before(cut)):
-        raise refuse(
-            f"code before the cut reads .{one}, which tells of the batch itself and not of rows of it"
-        )
-    by_layout = asks_for_layout(kept.reached.functions, before(cut))
-    found = dataclasses.replace(found, least=proof.least, kept=kept, by_layout=by_layout)
+    functions, ahead = kept.reached.functions, before(cut)
+    if one := asked_of_one(functions, ahead):
+        raise refuse(f"code before the cut reads .{one}, which tells of the batch itself and not of its rows")
+    by_layout, by_class = asks_for_layout(functions, ahead), asked_by(functions).classes
+    found = dataclasses.replace(found, least=proof.least, kept=kept, by_layout=by_layout, by_class=by_class)
     if not norms:
         if proof.verdict == "proved":
             return Choice("sparse", f"rows proved independent; {size}", found, proved=True)

@@ -46,6 +46,7 @@ class Split:
         least: so many rows every part must have.
         kept: the modules of the prefix, as they were when it was split; the step is dense once they have changed.
         by_layout: the prefix asks how tensors lie in memory, and rows taken of some answer otherwise.
+        by_class: it may ask for the class of a tensor, which rows taken of it have not.
         two_streams: the prefix on both sets of rows at once, where they share batch statistics; see two_streams.
     """
 
@@ -63,6 +64,7 @@ class Split:
     least: int = 1
     kept: Kept | None = None
     by_layout: bool = False
+    by_class: bool = False
     two_streams: fx.Graph | None = None
 
     def graphs(self) -> dict[str, fx.Graph]:
@@ -152,7 +154,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         map(_has_grown, taken, plan.single)
     ):  # of one row for all in the example, and now perhaps one for each
         return owner._forward_training(**values)
-    if not all(_is_told_by_rows(value, plan.by_layout) for value in taken):
+    if not all(_is_told_by_rows(value, plan) for value in taken):
         return owner._forward_training(**values)
 
     if stopped == 0:
@@ -263,14 +265,15 @@ def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, c
     return taken
 
 
-def _is_told_by_rows(value: Any, by_layout: bool) -> bool:
+def _is_told_by_rows(value: Any, plan: Split) -> bool:
     """Whether rows taken of a value answer as it does, of what may be asked beside its numbers and sizes."""
     if not isinstance(value, Tensor):
         return True
-    if type(value) is not Tensor or (not torch.compiler.is_compiling() and has_labels(value)):
+    of_a_class = plan.by_class and type(value) is not Tensor
+    if of_a_class or (not torch.compiler.is_compiling() and has_labels(value)):
         return False
     channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
-    return not by_layout or value.is_contiguous() or channels_last
+    return not plan.by_layout or value.is_contiguous() or channels_last
 
 
 def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:

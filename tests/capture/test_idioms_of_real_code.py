@@ -6,6 +6,7 @@ Each stands for files of several authors that were tried; the comment says whose
 from __future__ import annotations
 
 import copy
+import pickle
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,15 +20,17 @@ import graphaug as ga
 from graphaug.errors import CaptureError, InvalidOption
 
 
+def same(h: Tensor) -> Tensor:
+    return h * 1.0
+
+
 def agrees(
     model: nn.Module, at: str, *calls: Any, modes: tuple[bool, ...] = (True, False), **options: Any
 ) -> Any:
     """Compare a rewritten model with a copy of the plain one: values and gradients, of all calls."""
     plain = copy.deepcopy(model)
     first = calls[0] if isinstance(calls[0], tuple) else (calls[0],)
-    aug = ga.rewrite(
-        model, at, transform=lambda h: h * 1.0, example_inputs=first, allow_bypass=True, **options
-    )
+    aug = ga.rewrite(model, at, transform=same, example_inputs=first, allow_bypass=True, **options)
     for mode in modes:
         for call in calls:
             given = call if isinstance(call, tuple) else (call,)
@@ -117,6 +120,49 @@ def test_a_function_that_holds_tensors_of_the_call_is_followed(make: Any, at: st
     ids = [torch.randint(0, 9, (rows, 5)) for rows in (4, 6, 4)]
     aug = agrees(Encoder(make), at, *ids)
     ga.verify(aug, ids[0])
+
+
+class OfModules(nn.Module):
+    """A function that holds no tensor of the call, but a module."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.sublayer, self.b = nn.Linear(4, 4), Sublayer(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.sublayer(x, lambda h: self.attention(h)))
+
+
+@pytest.mark.parametrize("at", ["sublayer", "attention", "sublayer.norm"])
+def test_a_function_that_holds_modules_is_followed_into_those_of_a_copy(at: str) -> None:
+    aug = agrees(OfModules(), at, torch.randn(4, 4))
+    for twin in (copy.deepcopy(aug), pickle.loads(pickle.dumps(aug))):
+        twin.train()(torch.randn(4, 4)).sum().backward()
+        assert twin.attention.weight.grad is not None
+        assert aug.attention.weight.grad is None
+
+
+class Keyword(nn.Module):
+    """A module that is called with keywords which functions of ours have as parameters."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = Scaled(), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x, m=2.0, call=x, fn=3.0, original=1.0))
+
+
+class Scaled(nn.Linear):
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+
+    def forward(self, x: Tensor, m: float, call: Tensor, fn: float, original: float) -> Tensor:  # type: ignore[override]
+        return super().forward(x) * m + call * fn * original
+
+
+def test_a_module_may_have_any_keyword() -> None:
+    agrees(Keyword(), "a", torch.randn(4, 4))
 
 
 def test_sites_are_listed_where_a_module_is_handed_a_function() -> None:
@@ -288,6 +334,15 @@ with warnings.catch_warnings():
             return x * 2
         return x
 
+    @torch.jit.script
+    def scaled(x: Tensor, by: float) -> Tensor:
+        return x * torch.full([4], by)
+
+    @torch.jit.script
+    def of_list(x: Tensor, sizes: list[int]) -> Tensor:
+        sizes.append(1)
+        return x * len(sizes)
+
     traced = torch.jit.trace(lambda x: x * 2, torch.ones(2, 4))
 
 
@@ -310,7 +365,15 @@ def test_a_scripted_function_is_run_as_its_python(at: str) -> None:
     ga.verify(aug, torch.randn(6, 4))
 
 
-@pytest.mark.parametrize("function", [asks, traced], ids=["asks whether it is scripted", "traced"])
+OTHERWISE = {
+    "asks whether it is scripted": asks,
+    "traced": traced,
+    "a float of an integer": lambda x: scaled(x, 2),
+    "a copy of a list": lambda x: of_list(x, [1, 2]),
+}
+
+
+@pytest.mark.parametrize("function", OTHERWISE.values(), ids=OTHERWISE)
 def test_a_scripted_function_that_may_be_another_than_its_python_is_refused(function: Any) -> None:
     class Calls(nn.Module):
         def __init__(self) -> None:
@@ -320,7 +383,9 @@ def test_a_scripted_function_that_may_be_another_than_its_python_is_refused(func
         def forward(self, x: Tensor) -> Tensor:
             return self.b(function(self.a(x)))
 
-    with pytest.raises(CaptureError, match=r"a traced function, or one that asks whether it is scripted"):
+    with pytest.raises(
+        CaptureError, match=r"was traced, or may do something else as a script than in Python"
+    ):
         ga.rewrite(Calls(), "b", example_inputs=torch.randn(2, 4))
 
 
@@ -355,6 +420,14 @@ def test_a_distribution_checks_its_parameters_in_the_graph(name: str) -> None:
         warnings.catch_warnings(),
     ):
         aug.train()(torch.full((6, 4), float("nan")))
+
+
+@pytest.mark.parametrize("sampled", ["Dirichlet", "Exponential", "OneHotCategoricalStraightThrough"])
+def test_what_a_distribution_draws_has_a_gradient(sampled: str) -> None:
+    """Some by an autograd function of torch's own."""
+    model = Policy(lambda m, s: getattr(D, sampled)(m.softmax(-1)).rsample() * s)
+    aug = ga.rewrite(model, "a", allow_bypass=True, example_inputs=torch.randn(6, 4))
+    ga.verify(aug, torch.randn(6, 4))
 
 
 # --- closed modules that only their own data suit -------------------------------------------------------------------

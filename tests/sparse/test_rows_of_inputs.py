@@ -66,6 +66,21 @@ def test_a_step_answers_as_the_batch_does(name: str) -> None:
         torch.testing.assert_close(aug(*call), plain(*call))
 
 
+class Image(Tensor):
+    """A class of tensors."""
+
+
+def test_an_input_of_a_class_of_its_own_is_split_where_nobody_asks_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def whole(*_: Any, **__: Any) -> None:
+        raise AssertionError("a dense step")
+
+    aug = ga.rewrite(Net(nn.Linear(8, 16)), "second", rate=0.0, stop_grad=True, example_inputs=X).train()
+    monkeypatch.setattr(type(aug), "_forward_training", whole)
+    assert aug(X.as_subclass(Image)).shape == (6, 5, 4)
+
+
 def test_inputs_by_place_that_no_parameter_names() -> None:
     """As the forwards of wrappers take them, peft's among them."""
     model = Net(nn.Linear(8, 16))

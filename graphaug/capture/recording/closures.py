@@ -8,13 +8,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import nn
 
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
-from graphaug.capture.recording.values.inside import any_inside, content_of
+from graphaug.capture.recording.values.inside import any_inside, content_of, isinstance_of
 
 
-def closes_over_a_capture(value: Any) -> bool:
-    """Whether a function in a value holds a fake tensor, or what was read off one: ``lambda h: attend(h, mask)``."""
+def closes_over_a_capture(value: Any, modules: bool = False) -> bool:
+    """Whether a function in a value holds a fake tensor, or what was read off one: ``lambda h: attend(h, mask)``.
+
+    Args:
+        value: anything.
+        modules: count modules too, ``lambda h: self.attend(h)``: a copy of the graph has others.
+    """
     waiting, seen = torch.utils._pytree.tree_leaves(value), set[int]()
     while waiting:
         function = waiting.pop()
@@ -22,7 +28,7 @@ def closes_over_a_capture(value: Any) -> bool:
             continue
         seen.add(id(function))
         for held in _held_by(function):
-            if any_inside(held, is_of_a_capture):
+            if any_inside(held, lambda v: is_of_a_capture(v) or (modules and isinstance_of(v, nn.Module))):
                 return True
             waiting.extend(torch.utils._pytree.tree_leaves(held))
     return False

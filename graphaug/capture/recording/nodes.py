@@ -142,9 +142,12 @@ class Nodes:
         self, nodes: dict[str, fx.Node], inputs: Mapping[str, Any], asked: tuple[Any, ...]
     ) -> None:
         """Record that the graph relies on what the tensors in its inputs are as objects; see `portrait`."""
-        made = self.create("call_function", portrait, (nodes, *asked), {})
-        made.meta["value"] = portrait(inputs, *asked)
-        self._check(made, made.meta["value"], "the tensors given")
+        later, self.assumptions = self.assumptions, {}
+        with self.graph.inserting_before(list(nodes.values())[-1].next):
+            made = self.create("call_function", portrait, (nodes, *asked), {})
+            made.meta["value"] = portrait(inputs, *asked)
+            self._check(made, made.meta["value"], "the tensors given")
+        self.assumptions.update(later)
 
     def assume_asked(self, node: fx.Node, value: Any, asked: Asked | None) -> None:
         """The same of an input, once it is known what was asked of it: checked before anything is computed."""

@@ -41,13 +41,13 @@ class Recorder(TorchFunctionMode):
 
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
-        asks_identity: where opened code asks whether two objects are one; empty if it does not.
+        compared: whether opened code asked which of its inputs are one tensor.
     """
 
     def __init__(self, root: nn.Module, session: Session, *, count_flops: bool) -> None:
         super().__init__()
         self.session = session
-        self.asks_identity = ""
+        self.compared = False
         self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
@@ -131,7 +131,6 @@ class Recorder(TorchFunctionMode):
         self._lineage.made(node)
         self.nodes.note_value(node, outcome.value, outcome.why_unknown)
         if kind == "call_module":
-            self._check_identities(target, (args, kwargs), outcome.value)
             node.meta[HOLDS] = self.session.call_unrecorded(self.ledger.nodes_within, run)
             self._check_lineage(node, outcome.value)
         return node, outcome.value
@@ -164,21 +163,27 @@ class Recorder(TorchFunctionMode):
         if beside:
             node.meta[BESIDE] = tuple(owner.name for owner in beside)
 
-    def _check_identities(self, target: Any, given: Any, value: Any) -> None:
-        """Refuse a closed module's result that is one tensor twice, or what it was given, if opened code may ask.
+    def compare(self, tensors: list[Tensor], made: bool = False) -> None:
+        """Note that opened code asks whether tensors are one, or which one each of them is.
+
+        Args:
+            tensors: those that are known.
+            made: whether another one of those that are compared was made by a call.
 
         Raises:
-            CaptureError: a graph has a tensor for each.
+            CaptureError: they are not all inputs, or tensors of the model's: a graph has a tensor for each value.
         """
-        if not self.asks_identity:
-            return
-        found = list(map(id, tensors_in(value)))
-        if len(set(found)) < len(found) or not {id(t) for t in tensors_in(given)}.isdisjoint(found):
-            raise self.session.refuse(
-                f"it asks whether two objects are one{self.asks_identity}, and {str(target)!r} returns one tensor "
-                "twice, or what it was given",
-                reason=" Compare something else than objects, or choose a site outside the module that asks.",
-            )
+        with self.session.unrecorded():
+            given = [
+                id(t) in self.ledger.owned or self.ledger.node_of(t).op == "placeholder" for t in tensors
+            ]
+            if made or not all(given):
+                raise self.session.refuse(
+                    "it asks whether two tensors are one",
+                    reason=" A graph has a tensor for each value: compare something else, or choose a site outside "
+                    "that module, so that it stays closed.",
+                )
+        self.compared = True
 
     def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
         """The result of a closed module or function, as opened code gets it; its layout is relied on.
@@ -204,7 +209,7 @@ class Recorder(TorchFunctionMode):
         if isinstance(value, Tensor):
             owner = before.get(id(value), value)
             if self.ledger.knows(owner) and not writes(node):
-                owner = self._handed_on(value, node)
+                owner = self._handed_on(value)
             self.ledger.claim(
                 owner, node
             )  # an operation in place gives back what it was given, which is its result now
@@ -216,19 +221,11 @@ class Recorder(TorchFunctionMode):
             return doubtful(found) if is_unknown_node(node) and call.target in operations.SIZED else found
         return value
 
-    def _handed_on(self, value: Tensor, node: fx.Node) -> Tensor:
+    def _handed_on(self, value: Tensor) -> Tensor:
         """A tensor that an operation gave back as it was (``x.float()`` of a float), as one of its own.
 
         In another call it may be a copy: what uses the tensor itself does not use this.
-
-        Raises:
-            CaptureError: opened code may ask whether the two are one.
         """
-        if self.asks_identity:
-            raise self.session.refuse(
-                f"it asks whether two objects are one{self.asks_identity}, which {describe(node)} decides by the type",
-                reason=" Compare something else than objects, or choose a site outside the module that asks.",
-            )
         alias: Tensor = self.session.call_unrecorded(value.view_as, value)
         return alias
 

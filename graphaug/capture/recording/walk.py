@@ -21,12 +21,13 @@ from graphaug.capture.recording.hooks import (
 )
 from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.functions import PlainFunctions
-from graphaug.capture.recording.opened.inputs import assume_asked, placeholders
+from graphaug.capture.recording.opened.inputs import assume_asked, assume_objects, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched
+from graphaug.capture.recording.relied.comparisons import Comparisons
 from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
 from graphaug.capture.recording.relied.objects import asked_by
 from graphaug.capture.recording.relied.reach import any_module, reached_by
@@ -138,7 +139,6 @@ class Walk:
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
             asked = asked_by(self.in_reach.functions)
-            recorder.asks_identity = asked.identity
             arguments = placeholders(
                 recorder, self.signature, not self.in_reach.by_type, objects.append, asked
             )
@@ -146,7 +146,8 @@ class Walk:
             self._watch(objects)
             self._running = True
             try:
-                with recorder, self.session.unrecorded():
+                codes = (f.__code__ for f in self.in_reach.functions)
+                with recorder, self.session.unrecorded(), Comparisons(codes, recorder.compare):
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     recorder.modes.check()
                     self.ledger.labels.check(result, "it returns", self.session.refuse)
@@ -154,6 +155,7 @@ class Walk:
                     self.attributes.write_back(state)
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
                     assume_asked(recorder, arguments, self.attributes.reads)
+                    assume_objects(recorder, self.signature, asked)
                     self._settle_marks()
             finally:
                 self._running = False
@@ -172,7 +174,7 @@ class Walk:
 
     # --- calls of modules -----------------------------------------------------------------------
 
-    def _called(self, call: Callable[..., Any], m: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    def _called(self, call: Callable[..., Any], m: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
         """What opened code gets when it calls a module."""
         if m is self._entering:  # the inner half of a class with a ``__call__`` of its own
             self._entering = None
@@ -192,7 +194,7 @@ class Walk:
         with self.session.unrecorded():
             if path in self.opened:
                 return self._opened(m, path, number, enter, args, kwargs)
-            if closes_over_a_capture((args, kwargs)):
+            if closes_over_a_capture((args, kwargs), modules=True):
                 raise self._to_be_opened(m, path)
             self.attributes.check_call(m, path)
             node, value = self.recorder.call("call_module", path, m, args, kwargs)
@@ -203,7 +205,7 @@ class Walk:
         """Note a module that calls a function of this very call, so that a graph has to stand for its code, too."""
         self.to_open = "" if isinstance(m, torch.jit.ScriptModule) else path
         return self.session.refuse(
-            f"it hands {path!r} a function that holds tensors of this call",
+            f"it hands {path!r} a function that holds tensors of this call, or modules",
             reason=" Give them as arguments, or choose a site outside the module that makes the function.",
         )
 

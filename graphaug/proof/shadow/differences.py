@@ -141,7 +141,7 @@ def _argument(record: Record, first: Any, second: Any, order: Sequence[int]) -> 
                 return _argument(record, mine, theirs, order)
         return "other arguments in the model than in the graph"
     mine, theirs = _spelled(record, first, order), _spelled(record, second, order)
-    return f"{mine} in the model, and {theirs} in the graph"
+    return f"{mine} in the model, and {'another' if mine == theirs else theirs} in the graph"
 
 
 def _is_origin(token: tuple[Any, ...]) -> bool:

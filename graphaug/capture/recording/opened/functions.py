@@ -26,7 +26,8 @@ class AutogradCall:
         self.cls = cls
         self.__name__ = cls.__name__
         self.__qualname__ = cls.__qualname__
-        self.__module__ = cls.__module__
+        # code that is generated spells what lies in torch by its own name, which is the class
+        self.__module__ = __name__ if cls.__module__.partition(".")[0] == "torch" else cls.__module__
 
     def __call__(self, *args: Any) -> Any:
         """Apply the function."""
@@ -66,7 +67,7 @@ class PlainFunctions:
                 if function and (fn.__module__ or "torch").partition(".")[0] not in ("torch", "builtins"):
                     self.patches.entry(scope, name, self._called)
 
-    def _called(self, fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _called(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         if getattr(fn, "__name__", "") in _ASKS_WHETHER_TRACED:
             return True  # it is; and the answer is no fact about the inputs
         with self.recorder.session.unrecorded():

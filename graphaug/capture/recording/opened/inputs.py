@@ -59,6 +59,7 @@ def placeholders(
         recorder.ledger.given[node] = signature.examples[name]
         if asked.identity and (one := _given_before(signature, name, arguments)):
             node.meta["value"], arguments[name] = example, arguments[one]
+            recorder.compared = True  # the graph has one for both
             continue
         example = map_tensors(differentiable, example)
         watching = watch_object is not None and can_be_watched(example) and not isinstance(example, Mapping)
@@ -73,11 +74,22 @@ def placeholders(
         known = isinstance(example, Tensor) or type(example) in READ_IN_EVERY_CALL
         if not known and not isinstance(arguments[name], Watched):
             recorder.nodes.assume_layout(node, example)
-    given = {n.target: n for n in recorder.nodes.graph.nodes if n in recorder.ledger.given}
-    if asked and given:
-        examples = {name: signature.examples[name] for name in given}
-        recorder.nodes.assume_objects(given, examples, asked.arguments)
     return arguments
+
+
+def assume_objects(recorder: Recorder, signature: Signature, asked: Asked) -> None:
+    """Rely on what opened code asked of its inputs as objects, or may ask where that is not seen.
+
+    Args:
+        recorder: what recorded the forward.
+        signature: the inputs.
+        asked: what the code may ask.
+    """
+    given = {str(n.target): n for n in recorder.nodes.graph.nodes if n in recorder.ledger.given}
+    if given and (recorder.compared or asked.classes or asked.labels):
+        examples = {name: signature.examples[name] for name in given}
+        labels = tuple(sorted(asked.labels))
+        recorder.nodes.assume_objects(given, examples, (recorder.compared, asked.classes, labels))
 
 
 def _given_before(signature: Signature, name: str, before: Mapping[str, Any]) -> str:
@@ -104,7 +116,7 @@ def _check_objects(recorder: Recorder, signature: Signature, asked: Asked) -> No
     twice = {i for i, count in Counter(map(id, tensors)).items() if count > 1}
     if asked.identity and inside & twice:
         raise recorder.session.refuse(
-            f"it asks whether two objects are one{asked.identity}, and one tensor is in example_inputs twice",
+            "it may ask whether two tensors are one, and one is in example_inputs twice",
             reason=" Give tensors of their own (x.clone()), or choose a site outside the module that asks.",
         )
 

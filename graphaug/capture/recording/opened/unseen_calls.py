@@ -27,6 +27,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.scripted import CALL, python_of
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
+from graphaug.capture.recording.values.watched import Watched
 from graphaug.capture.switches import setting
 from graphaug.capture.user_code import global_names, in_message, is_internal, user_line
 from graphaug.torch_private import FakeTensor
@@ -97,6 +98,7 @@ class UnseenCalls:
             method(torch, name, refused)
         method(torch, "from_numpy", self._from_numpy)
         method(FakeTensor, "tolist", self._tolist)
+        method(FakeTensor, "__hash__", self._hash)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
@@ -129,6 +131,8 @@ class UnseenCalls:
                     self.patches.entry(scope, name, self._dlpack)
                 if "len" not in scope:
                     self.patches.entry(scope, "len", self._length)
+                if "id" not in scope:
+                    self.patches.entry(scope, "id", self._identity)
                 named = {n: v for n, v in scope.items() if isinstance(v, _FUNCTIONS)}
                 for name, value in named.items():
                     if value in self._by_function:
@@ -147,7 +151,7 @@ class UnseenCalls:
 
     # --- what becomes of them -------------------------------------------------------------------
 
-    def _apply(self, apply: Callable[..., Any], cls: Any, *args: Any, **kwargs: Any) -> Any:
+    def _apply(self, apply: Callable[..., Any], cls: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A custom autograd function is one node."""
         if "CheckpointFunction" in cls.__name__:
             self._checkpoint()
@@ -159,7 +163,7 @@ class UnseenCalls:
         with self.recorder.session.unrecorded():
             return self.recorder.record(Call("function", AutogradCall(cls)), apply, args, kwargs)
 
-    def _print(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _print(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         """Nothing is printed of a recording, and so nothing asked of what is to be printed; the plan has a note."""
         if not self._asks(sys._getframe(2)):
             return original(*args, **kwargs)
@@ -173,7 +177,7 @@ class UnseenCalls:
         else:
             original(logger, record)
 
-    def _traced_by_torch(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _traced_by_torch(self, name: str, original: Any, /, *args: Any, **kwargs: Any) -> Any:
         raise self.recorder.session.refuse(f"it calls torch.{name}, whose branches torch itself traces")
 
     def _from_numpy(self, original: Any, values: Any) -> Any:
@@ -191,7 +195,7 @@ class UnseenCalls:
         with recorder.session.unrecorded():
             return recorder.numbers(tensor)
 
-    def _type_info(self, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _type_info(self, original: Any, /, *args: Any, **kwargs: Any) -> Any:
         """``torch.finfo(h.dtype)``, read in every call."""
         if len(args) != 1 or kwargs or type(args[0]) is not Handle:
             return original(*plain(args), **plain(kwargs))
@@ -205,27 +209,41 @@ class UnseenCalls:
 
     def _length(self, original: Any, value: Any) -> Any:
         """``len(x)`` of a tensor is ``x.shape[0]``, read in every call; Python's own makes a plain number of it."""
+        if type(value) is Watched:
+            value.note_length()  # whose length any frame of ours may ask for
         counted = isinstance(value, FakeTensor) and self.recorder.session.call_unrecorded(value.dim)
         return value.shape[0] if counted and not in_message() else original(value)
 
-    def _scripted(self, original: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
+    def _identity(self, original: Any, value: Any) -> Any:
+        """``id(t)`` tells a tensor from others, as ``is`` does."""
+        if isinstance(value, Tensor):
+            self.recorder.compare([value])
+        return original(value)
+
+    def _hash(self, original: Any, tensor: Tensor) -> int:
+        """By which a tensor is looked up in a dict or a set."""
+        if self._asks(sys._getframe(2)):
+            self.recorder.compare([tensor])
+        return original(tensor)  # type: ignore[no-any-return]
+
+    def _scripted(self, original: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A scripted function as the Python that it was made of."""
-        python = python_of(function)
+        python = python_of(function, args, kwargs)
         if python is None:
             raise self.recorder.session.refuse(
-                f"it calls {function.name!r}, a traced function, or one that asks whether it is scripted",
+                f"it calls {function.name!r}, which was traced, or may do something else as a script than in Python",
                 reason=" Call the Python function itself, or choose a site outside that module.",
             )
         return python(*args, **kwargs)
 
-    def _variable(self, original: Any, cls: type, *args: Any, **kwargs: Any) -> Any:
+    def _variable(self, original: Any, cls: type, /, *args: Any, **kwargs: Any) -> Any:
         """``Variable(t)`` of old code: the tensor, detached."""
         if cls is not Variable or not args or not isinstance(args[0], Tensor):
             return original(cls, *args, **kwargs)
         wants = args[1] if len(args) > 1 else kwargs.get("requires_grad", False)
         return args[0].detach().requires_grad_() if wants else args[0].detach()
 
-    def _asked_mode(self, name: str, original: Any, *args: Any, **kwargs: Any) -> Any:
+    def _asked_mode(self, name: str, original: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""
         if not self._asks(sys._getframe(2)):
             return original(*args, **kwargs)

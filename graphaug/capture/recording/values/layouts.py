@@ -159,7 +159,7 @@ def portrait(inputs: Mapping[str, Any], identity: bool, classes: bool, labels: t
 
     Args:
         inputs: them by name; tensors in tuples, lists and dicts are found.
-        identity: tell which are one object, and which of them an operation may hand on as they are.
+        identity: tell which are one object.
         classes: tell of what class they are.
         labels: tell these of their attributes.
     """
@@ -171,7 +171,6 @@ def portrait(inputs: Mapping[str, Any], identity: bool, classes: bool, labels: t
         if identity:
             one = [other for other, before in found[:i] if before is tensor]
             told += [f"{name} is {one[0]}"] if one else []
-            told += [] if tensor.is_contiguous() else [f"{name} is not contiguous"]
         if classes and type(tensor).__name__ != "Tensor":
             told.append(f"{name} is a {type(tensor).__name__}")
         for label in labels:

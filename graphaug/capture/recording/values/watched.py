@@ -95,6 +95,10 @@ class Watched(dict[Any, Any]):
         self._note_keys()
         return dict.__len__(self)
 
+    def note_length(self) -> None:
+        """Note that opened code asked how many entries it has."""
+        self._listed = True
+
     def keys(self) -> KeysView[Any]:  # type: ignore[override]
         """As of a dict; through the view there is no way to the values."""
         self._note_keys()

@@ -1,0 +1,113 @@
+"""Comparisons by ``is``: which of them may be of tensors, by the source, and of what they are, while the code runs."""
+
+from __future__ import annotations
+
+import ast
+import dis
+import functools
+import linecache
+import sys
+import types
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One ``a is b``.
+
+    Attributes:
+        names: the variables among what is compared.
+        made: whether a call makes some of it, as in ``x.contiguous() is x``.
+    """
+
+    names: tuple[str, ...]
+    made: bool
+
+
+@functools.lru_cache(4096)
+def comparisons_in(code: types.CodeType) -> dict[types.CodeType, dict[int, Comparison]]:
+    """The comparisons in code, and in functions that are written inside of it, by their place; without constants."""
+    found: dict[types.CodeType, dict[int, Comparison]] = {}
+    for step in dis.get_instructions(code):
+        compared = _operands(code, step) if step.opname == "IS_OP" else None
+        if compared is not None:
+            found.setdefault(code, {})[step.offset] = compared
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= comparisons_in(constant)
+    return found
+
+
+def _operands(code: types.CodeType, step: dis.Instruction) -> Comparison | None:
+    """What is compared, as the source has it; None if a constant is, or no variable."""
+    place = step.positions
+    if place is None or place.lineno is None or place.end_lineno is None:
+        return None
+    lines = linecache.getlines(code.co_filename)[place.lineno - 1 : place.end_lineno]
+    try:  # columns are of bytes
+        text = [line.encode() for line in lines]
+        text[-1] = text[-1][: place.end_col_offset]
+        text[0] = text[0][place.col_offset :]
+        tree = ast.parse(b"(" + b"".join(text) + b")", mode="eval").body
+    except (SyntaxError, IndexError):
+        return None
+    if not isinstance(tree, ast.Compare):
+        return None
+    operands = [tree.left, *tree.comparators]
+    names = tuple(o.id for o in operands if isinstance(o, ast.Name))
+    others = [inner for o in operands if not isinstance(o, ast.Name) for inner in ast.walk(o)]
+    if not names or any(isinstance(o, ast.Constant) for o in operands):
+        return None
+    return (
+        Comparison(names, any(isinstance(inner, ast.Call) for inner in others))
+        if _may_be(names, others)
+        else None
+    )
+
+
+def _may_be(names: tuple[str, ...], others: list[ast.AST]) -> bool:
+    """Whether tensors may be compared: two variables, or one and what a call makes; an attribute is the model's own."""
+    return len(names) > 1 or any(isinstance(inner, ast.Call) for inner in others)
+
+
+class Comparisons:
+    """A context in which comparisons of variables that hold tensors are told, before they are made.
+
+    Args:
+        codes: the code that may be run.
+        seen: gets the tensors, and whether one of what is compared was made by a call.
+    """
+
+    def __init__(self, codes: Iterable[types.CodeType], seen: Callable[[list[Tensor], bool], None]) -> None:
+        self.places: dict[types.CodeType, dict[int, Comparison]] = {}
+        for code in codes:
+            self.places |= comparisons_in(code)
+        self.seen = seen
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        if self.places:
+            sys.settrace(self._called)
+
+    def __exit__(self, *_: Any) -> None:
+        if self.places:
+            sys.settrace(self._before)
+
+    def _called(self, frame: types.FrameType, event: str, value: Any) -> Any:
+        if frame.f_code not in self.places:
+            return None
+        frame.f_trace_lines, frame.f_trace_opcodes = False, True
+        return self._stepped
+
+    def _stepped(self, frame: types.FrameType, event: str, value: Any) -> Any:
+        compared = self.places[frame.f_code].get(frame.f_lasti) if event == "opcode" else None
+        if compared is not None:
+            held = [frame.f_locals.get(n, frame.f_globals.get(n)) for n in compared.names]
+            tensors = [v for v in held if isinstance(v, Tensor)]
+            if len(tensors) == len(held):  # a tensor is never anything else
+                self.seen(tensors, compared.made)
+        return self._stepped
