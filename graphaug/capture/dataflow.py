@@ -190,6 +190,15 @@ def _is_view(node: fx.Node) -> bool:
     return (called and name in _VIEWS) or node.target in (operator.getitem, getattr)
 
 
+def is_of_conversion(node: fx.Node) -> bool:
+    """Whether a node's value is a conversion of another one, or a view of such: a copy on the example, or no copy."""
+    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
+    first = _first(node)
+    if not isinstance(first, fx.Node) or not _is_view(node):
+        return False
+    return name in _CONVERSIONS or is_of_conversion(first)
+
+
 def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
     """Whose memory every node's value lies in: its own, or that of what it is a view of or writes into."""
     owner: dict[fx.Node, fx.Node] = {}

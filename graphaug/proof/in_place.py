@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from torch import fx
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import OF_GRADIENTS, memory, reads_metadata, written
+from graphaug.capture.dataflow import OF_GRADIENTS, is_of_conversion, memory, reads_metadata, written
 from graphaug.capture.recording.values.layouts import TELL
 from graphaug.capture.recording.values.structures import memories_of
 from graphaug.capture.target import Target
@@ -38,8 +38,10 @@ def check_in_place(captured: Captured, graph: fx.Graph, cuts: Iterable[tuple[Tar
         for read in node.all_input_nodes:
             for held, write in last.items():
                 apart = held is not owner[read] and one.get(held, held) is one.get(owner[read], owner[read])
-                if apart and order[write] > order[owner[read]] and _meet(write, read):
-                    cut = next(c for c in targets if c in (held, owner[read]))
+                if not apart or order[write] <= order[owner[read]]:
+                    continue
+                cut = next(c for c in targets if c in (held, owner[read]))
+                if is_of_conversion(cut.all_input_nodes[0]) or _meet(write, read):
                     raise BypassedSite(_said(captured, targets[cut], cut, write, read))
         if node.target not in OF_GRADIENTS:
             last.update((owner[n], node) for n in written(node))

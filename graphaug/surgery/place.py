@@ -53,9 +53,8 @@ def place(
     marks = frozenset(call_of(t) for t in names if t.op is None and t.path in opened and t.path)
     functions = frozenset(t.path for t in names if structure.is_inside_function(t))
     captured = structure.capture(opened, training=training, marks=marks, open_functions=functions)
-    if (
-        further := captured.opened - opened - {""}
-    ):  # a site may be the output of a module that had to be opened
+    if further := captured.opened - opened - {""}:
+        # a site may be the output of a module that had to be opened
         marks |= {call_of(t) for t in names if t.op is None and t.path in further}
         captured = structure.capture(
             opened | further, training=training, marks=marks, open_functions=functions

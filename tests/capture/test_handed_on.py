@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import graphaug as ga
+from graphaug.errors import BypassedSite
 
 CONVERSIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "float": lambda h: h.float(),
@@ -126,3 +127,23 @@ def test_what_is_written_into_may_be_the_batch_in_another_call(name: str, stop_g
         mine, own = (given.clone(memory_format=torch.preserve_format) for _ in range(2))
         torch.testing.assert_close(aug.train()(mine), plain(own))
         assert torch.equal(mine, own)
+
+
+class AtConversion(nn.Module):
+    """A site that is a copy on the example, and in another call what is read beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.a(x)
+        y = h.to(torch.float32)
+        y += 1
+        return self.b((y + h.float()).to(x.dtype))
+
+
+def test_a_site_that_may_be_what_is_read_beside_it_is_not_written_into() -> None:
+    model, x = AtConversion().bfloat16(), torch.randn(4, 8).bfloat16()
+    with pytest.raises(BypassedSite, match="write out of place"):
+        ga.rewrite(model, "to", allow_bypass=True, example_inputs=x)

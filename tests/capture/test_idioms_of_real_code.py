@@ -334,6 +334,15 @@ with warnings.catch_warnings():
             return x * 2
         return x
 
+    def helper(x: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return x * 2
+        return x
+
+    @torch.jit.script
+    def helped(x: Tensor) -> Tensor:
+        return helper(x) + 1
+
     @torch.jit.script
     def scaled(x: Tensor, by: float) -> Tensor:
         return x * torch.full([4], by)
@@ -367,6 +376,7 @@ def test_a_scripted_function_is_run_as_its_python(at: str) -> None:
 
 OTHERWISE = {
     "asks whether it is scripted": asks,
+    "calls what asks it": helped,
     "traced": traced,
     "a float of an integer": lambda x: scaled(x, 2),
     "a copy of a list": lambda x: of_list(x, [1, 2]),

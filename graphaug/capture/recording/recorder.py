@@ -210,9 +210,7 @@ class Recorder(TorchFunctionMode):
             owner = before.get(id(value), value)
             if self.ledger.knows(owner) and not writes(node):
                 owner = self._handed_on(value)
-            self.ledger.claim(
-                owner, node
-            )  # an operation in place gives back what it was given, which is its result now
+            self.ledger.claim(owner, node)  # what was written in place is the result from now on
             return owner
         if isinstance(value, (tuple, list)) and not isinstance(value, Size):
             return self._several(value, node)

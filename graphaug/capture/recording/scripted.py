@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from graphaug.capture.recording.relied.code_names import names_in
+from graphaug.capture.recording.relied.code_names import globals_in, names_in
 from graphaug.capture.recording.values.structures import plain
 from graphaug.torch_private import scripted_from
 
@@ -24,11 +25,24 @@ def python_of(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> 
     script makes another value of an argument: a float of an integer, a copy of a list.
     """
     python = scripted_from(function)
-    if not isinstance(python, types.FunctionType) or "is_scripting" in names_in(python.__code__):
+    if not isinstance(python, types.FunctionType) or _asks_whether_scripted(python):
         return None
     taken = function.schema.arguments
     given = {**dict(zip((a.name for a in taken), args, strict=False)), **kwargs}
     return python if all(_is_of(given[a.name], str(a.type)) for a in taken if a.name in given) else None
+
+
+def _asks_whether_scripted(function: types.FunctionType, seen: frozenset[Any] = frozenset()) -> bool:
+    """Whether a function, or one that it calls by a global name, asks ``torch.jit.is_scripting()``."""
+    if "is_scripting" in names_in(function.__code__):
+        return True
+    named = [function.__globals__.get(name) for name in globals_in(function.__code__)]
+    # while a forward is recorded, what stands for a function is around it
+    called = {
+        inspect.unwrap(v) if isinstance(v, types.FunctionType) else scripted_from(v) for v in named
+    } - seen
+    new = seen | called
+    return any(isinstance(f, types.FunctionType) and _asks_whether_scripted(f, new) for f in called)
 
 
 def _is_of(value: Any, kind: str) -> bool:

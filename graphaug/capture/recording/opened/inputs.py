@@ -17,7 +17,7 @@ from graphaug.capture.names import differentiable
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import can_be_watched
-from graphaug.capture.recording.relied.objects import NOTHING_ASKED, Asked
+from graphaug.capture.recording.relied.objects import NOTHING_ASKED, AskedOfTensors
 from graphaug.capture.recording.values.structures import holds, tensors_in
 from graphaug.capture.recording.values.watched import Watched
 from graphaug.errors import an
@@ -29,7 +29,7 @@ def placeholders(
     signature: Signature,
     watch: bool,
     watch_object: Callable[[Any], None] | None = None,
-    asked: Asked = NOTHING_ASKED,
+    asked: AskedOfTensors = NOTHING_ASKED,
 ) -> dict[str, Any]:
     """A placeholder for every input, those without a default first; the values that opened code gets, by name.
 
@@ -77,7 +77,7 @@ def placeholders(
     return arguments
 
 
-def assume_objects(recorder: Recorder, signature: Signature, asked: Asked) -> None:
+def assume_objects(recorder: Recorder, signature: Signature, asked: AskedOfTensors) -> None:
     """Rely on what opened code asked of its inputs as objects, or may ask where that is not seen.
 
     Args:
@@ -99,7 +99,7 @@ def _given_before(signature: Signature, name: str, before: Mapping[str, Any]) ->
     return next(same, "")
 
 
-def _check_objects(recorder: Recorder, signature: Signature, asked: Asked) -> None:
+def _check_objects(recorder: Recorder, signature: Signature, asked: AskedOfTensors) -> None:
     """Refuse examples whose tensors are what a graph's tensors are not, if opened code may ask for it.
 
     Raises:

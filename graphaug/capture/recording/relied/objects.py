@@ -28,7 +28,7 @@ _OF_ONE = {"_version", "_base", "_is_view", "data_ptr", "untyped_storage"}
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedOfTensors:
     """What opened code asks of tensors as objects.
 
     Attributes:
@@ -45,10 +45,10 @@ class Asked:
         return bool(self.identity or self.classes or self.labels)
 
 
-NOTHING_ASKED = Asked()
+NOTHING_ASKED = AskedOfTensors()
 
 
-def asked_by(functions: Iterable[types.FunctionType]) -> Asked:
+def asked_by(functions: Iterable[types.FunctionType]) -> AskedOfTensors:
     """What functions ask of tensors as objects, by their code; nothing is run."""
     identity, classes, labels = False, False, set[str]()
     for function in (f for f in functions if not is_foreign(f.__module__)):
@@ -60,7 +60,7 @@ def asked_by(functions: Iterable[types.FunctionType]) -> Asked:
             isinstance(v, type) and issubclass(v, Tensor) and v is not Tensor for v in named
         )
         classes = classes or "type" in globals_in(code) or "__class__" in names_in(code)
-    return Asked(identity, classes, frozenset(name for name in labels if not hasattr(Tensor, name)))
+    return AskedOfTensors(identity, classes, frozenset(name for name in labels if not hasattr(Tensor, name)))
 
 
 def _value(function: types.FunctionType, name: str) -> Any:
