@@ -422,6 +422,13 @@ class Policy(nn.Module):
         return self.loss(self.mean(h), self.scale(h))
 
 
+@pytest.fixture
+def validating(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's compiler turns it off for the whole process, once it compiled anything."""
+    monkeypatch.setattr(D.Distribution, "_validate_args", True)
+
+
+@pytest.mark.usefixtures("validating")
 @pytest.mark.parametrize("name", DISTRIBUTIONS)
 def test_a_distribution_checks_its_parameters_in_the_graph(name: str) -> None:
     aug = agrees(Policy(DISTRIBUTIONS[name]), "a", torch.randn(6, 4), torch.randn(4, 4))

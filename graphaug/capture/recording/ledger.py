@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor, fx, nn
 
+from graphaug.capture.dataflow import before, is_of_conversion
 from graphaug.capture.known import given_at, integers
 from graphaug.capture.names import CONSTANTS, tensor_names
 from graphaug.capture.recording.closures import closes_over_a_capture
@@ -72,6 +73,7 @@ class Ledger:
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
         self._fakes: dict[int, Tensor] = {}
         self._kept: list[Any] = []
+        self._aliases: dict[int, int] = {}
         self._watching = False
 
     # --- values as they come ------------------------------------------------------------------
@@ -97,7 +99,7 @@ class Ledger:
         kind = type(value)
         if isinstance(value, Tensor):
             if self.knows(value):
-                value = value.view_as(value)
+                value = self.alias(value)
             self.claim(value, node, keys)
             return value
         if kind is int:
@@ -130,6 +132,19 @@ class Ledger:
         self._watching = True
         self._whole[id(made)] = (*self._whole[id(value)][:2], contents(made))
         return made
+
+    def alias(self, value: Tensor) -> Tensor:
+        """A tensor of its own for one that is handed on as it is."""
+        made = value.view_as(value)
+        self._aliases[id(made)] = self._aliases.get(id(value), id(value))
+        self._kept.append(made)
+        return made
+
+    def may_be_one(self, a: Tensor, b: Tensor) -> bool:
+        """Whether two tensors may be one in the model: one is handed on as the other, or a conversion that copied it."""
+        nodes = [self.node_of(t) for t in (a, b)]
+        converted = any(is_of_conversion(n) and other in before(n) for n, other in (nodes, nodes[::-1]))
+        return converted or self._aliases.get(id(a), id(a)) == self._aliases.get(id(b), id(b))
 
     def knows(self, value: Tensor) -> bool:
         """Whether a tensor has a node already, or is the model's."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -174,16 +175,19 @@ class Recorder(TorchFunctionMode):
             CaptureError: they are not all inputs, or tensors of the model's: a graph has a tensor for each value.
         """
         with self.session.unrecorded():
-            given = [
-                id(t) in self.ledger.owned or self.ledger.node_of(t).op == "placeholder" for t in tensors
-            ]
-            if made or not all(given):
+            of_call = [t for t in tensors if id(t) not in self.ledger.owned]
+            given = [t for t in of_call if self.ledger.node_of(t).op == "placeholder"]
+            one = len(tensors) > 1 and all(t is tensors[0] for t in tensors)  # by the code, in every call
+            if not of_call or one:
+                return
+            may_be_one = any(self.ledger.may_be_one(a, b) for a, b in itertools.combinations(of_call, 2))
+            if made or (len(given) < len(of_call) and (may_be_one or len(tensors) == 1)):
                 raise self.session.refuse(
                     "it asks whether two tensors are one",
                     reason=" A graph has a tensor for each value: compare something else, or choose a site outside "
                     "that module, so that it stays closed.",
                 )
-        self.compared = True
+        self.compared = self.compared or bool(given)
 
     def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
         """The result of a closed module or function, as opened code gets it; its layout is relied on.
@@ -224,7 +228,7 @@ class Recorder(TorchFunctionMode):
 
         In another call it may be a copy: what uses the tensor itself does not use this.
         """
-        alias: Tensor = self.session.call_unrecorded(value.view_as, value)
+        alias: Tensor = self.session.call_unrecorded(self.ledger.alias, value)
         return alias
 
     def _several(self, value: Any, node: fx.Node) -> Any:
