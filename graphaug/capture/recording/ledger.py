@@ -141,7 +141,7 @@ class Ledger:
         return made
 
     def may_be_one(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two tensors may be one in the model: one is handed on as the other, or a conversion that copied it."""
+        """Whether two tensors may be one in the model: one is the other handed on, or a conversion that copied it."""
         nodes = [self.node_of(t) for t in (a, b)]
         converted = any(is_of_conversion(n) and other in before(n) for n, other in (nodes, nodes[::-1]))
         return converted or self._aliases.get(id(a), id(a)) == self._aliases.get(id(b), id(b))
