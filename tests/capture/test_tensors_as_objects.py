@@ -208,6 +208,32 @@ def test_modules_may_be_compared_by_what_they_are(at: str) -> None:
     torch.testing.assert_close(aug(x), model(x))
 
 
+class Attends(nn.Module):
+    """Attention to itself and to others, told apart by what it is given, as that of torch is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        if key is value:
+            return query * 2 if query is key else query + key
+        return query
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, g = self.a(x), self.b(x)
+        return self.c(self.attend(h, h, h) + self.attend(h, g, g) + self.attend(h, g, x))
+
+
+def test_activations_that_cannot_be_one_may_be_compared() -> None:
+    x = torch.randn(4, 4)
+    model = Attends()
+    aug = ga.rewrite(model, "c", rate=0.0, example_inputs=x).train()
+    assert not aug.plan.assumptions
+    for batch in (x, torch.randn(6, 4)):
+        torch.testing.assert_close(aug(batch), model(batch))
+
+
 def test_a_dict_by_tensors_is_a_question_about_them() -> None:
     class ByTensor(nn.Module):
         def __init__(self) -> None:
