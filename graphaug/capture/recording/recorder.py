@@ -187,7 +187,7 @@ class Recorder(TorchFunctionMode):
                     reason=" A graph has a tensor for each value: compare something else, or choose a site outside "
                     "that module, so that it stays closed.",
                 )
-        self.compared = self.compared or bool(given)
+        self.compared = self.compared or len(given) > 1 or len(tensors) == 1
 
     def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
         """The result of a closed module or function, as opened code gets it; its layout is relied on.
