@@ -96,7 +96,7 @@ def _constants(code: types.CodeType) -> Iterator[str]:
             yield constant
 
 
-def single_steps(code: types.CodeType) -> list[dis.Instruction]:
+def _single_steps(code: types.CodeType) -> list[dis.Instruction]:
     """Instructions, of Python 3.13's for two variables each of its halves: STORE_FAST_LOAD_FAST."""
     found = []
     for step in dis.get_instructions(code):
@@ -125,7 +125,7 @@ def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str
 
     A local variable that a container is given to counts for it.
     """
-    steps = single_steps(code)
+    steps = _single_steps(code)
     through, filled, known_as = set(), set(), dict[str, str]()
     for i, step in enumerate(steps[:-1]):
         if not step.opname.startswith("LOAD_") or not isinstance(step.argval, str):
@@ -161,7 +161,7 @@ def written_in(code: types.CodeType) -> frozenset[str]:
 @functools.lru_cache(4096)
 def asked_globals_in(code: types.CodeType) -> frozenset[str]:
     """Names that code asks for and that may be missing: ``"X" in globals()``, ``globals().get("X")``."""
-    steps = single_steps(code)
+    steps = _single_steps(code)
     found = set()
     for i, step in enumerate(steps):
         if step.opname in _GLOBAL and step.argval == "globals":
