@@ -16,7 +16,7 @@ from graphaug import torch_private
 from graphaug.capture.dataflow import reads_metadata
 from graphaug.capture.names import CONSTANTS, PLAIN_NAMES, Assumption, mark
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.layouts import TELL, layout, portrait
+from graphaug.capture.recording.values.layouts import PLAIN_TENSORS, TELL, layout, portrait
 from graphaug.capture.recording.values.structures import snapshot
 from graphaug.capture.recording.values.watched import Asked
 from graphaug.capture.target import Target
@@ -147,6 +147,8 @@ class Nodes:
             made = self.create("call_function", portrait, (nodes, *asked), {})
             made.meta["value"] = portrait(inputs, *asked)
             self._check(made, made.meta["value"], "the tensors given")
+        if made.meta["value"] == PLAIN_TENSORS:  # as nearly all are: nothing to tell in a plan
+            del self.assumptions[made]
         self.assumptions.update(later)
 
     def assume_asked(self, node: fx.Node, value: Any, asked: Asked | None) -> None:
