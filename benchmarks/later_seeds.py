@@ -13,6 +13,7 @@ import json
 import statistics
 from pathlib import Path
 
+from benchmarks.pooled import tell
 from graphaug.recipes.claims import LEVEL, Claim, Member, judge
 
 SOURCE = "seeds 0 to 4, looked at beforehand"
@@ -55,12 +56,7 @@ def main() -> None:
     for name, values in scores.items():
         print(f"{name:24} {statistics.mean(values.values()):6.2f} over {len(values)} seeds")
     verdicts = [judge(claim, scores) for claim in CLAIMS]
-    for verdict in verdicts:
-        print(f"{verdict.outcome:15} {verdict.claim.text} {verdict.why}")
-        for t in verdict.tests:
-            print(
-                f"{'':15} {t.setting} to {t.against}: {t.difference:+.2f}, p {t.ahead:.4f} over {t.seeds} seeds"
-            )
+    tell(verdicts)
     kept = {
         "measure": results["measures"][measure],
         "judged_on_seeds_from": given.first,

@@ -12,9 +12,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
-from graphaug.recipes.claims import LEVEL, Claim, Member, judge
+from graphaug.recipes.claims import LEVEL, Claim, Member, Verdict, judge
 from graphaug.text.encoders.load import load_encoder
 from graphaug.text.sts.evaluate import evaluate
 from graphaug.text.sts.tasks import load_tasks
@@ -61,6 +62,16 @@ def scores(sweep: Path, data: Path) -> dict[str, dict[int, float]]:
     return found
 
 
+def tell(verdicts: Iterable[Verdict]) -> None:
+    """Print what came of claims, with every comparison."""
+    for verdict in verdicts:
+        print(f"{verdict.outcome:15} {verdict.claim.text} {verdict.why}")
+        for t in verdict.tests:
+            print(
+                f"{'':15} {t.setting} to {t.against}: {t.difference:+.2f}, p {t.ahead:.4f} over {t.seeds} seeds"
+            )
+
+
 def main() -> None:
     """Score, judge, print and write."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -77,12 +88,7 @@ def main() -> None:
         parts = [[v for s, v in values.items() if (s >= given.first) is last] for last in (False, True)]
         print(f"{name:20}", *(f"{statistics.mean(p):6.2f}" if p else "     –" for p in parts))
     verdicts = [judge(claim, later) for claim in CLAIMS]
-    for verdict in verdicts:
-        print(f"{verdict.outcome:15} {verdict.claim.text} {verdict.why}")
-        for t in verdict.tests:
-            print(
-                f"{'':15} {t.setting} to {t.against}: {t.difference:+.2f}, p {t.ahead:.4f} over {t.seeds} seeds"
-            )
+    tell(verdicts)
     kept = {
         "pooler": POOLER,
         "max_length": MAX_LENGTH,

@@ -16,9 +16,9 @@ from graphaug.arguments import checked_names
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
-from graphaug.capture.inputs.signature import evaluating, map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.tables import Tables, undisturbed
-from graphaug.capture.state import ModelState, unchanged, undrawn
+from graphaug.capture.state import ModelState, evaluating, unchanged, undrawn
 from graphaug.errors import (
     AssumptionViolated,
     CaptureError,

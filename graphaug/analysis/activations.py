@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from graphaug.analysis.batches import rows_of
 from graphaug.augment.structures import on_first
-from graphaug.capture.inputs.signature import evaluating
+from graphaug.capture.state import evaluating
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import BatchError, SiteNotFound

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import builtins
-import collections
 import inspect
 import operator
 import types
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from graphaug.capture.held import tensors_of
 from graphaug.capture.values import describe, value_of
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
@@ -57,37 +57,6 @@ def carries_gradient(value: Any) -> bool:
     return any(tensor.requires_grad for tensor in tensors_of(value))
 
 
-def tensors_of(value: Any, deep: int = 4) -> Iterator[Tensor]:
-    """The tensors that a value holds, also in objects of the user's own classes, so many in each other."""
-    if isinstance(value, Tensor):
-        yield value
-    elif deep:
-        for entry in _held_by(value):
-            yield from tensors_of(entry, deep - 1)
-
-
-def _held_by(value: Any) -> Iterable[Any]:
-    if isinstance(value, Mapping):
-        return value.values()
-    if isinstance(value, (tuple, list, set, frozenset, collections.deque)):
-        return value
-    kind = type(value)
-    # what was read off a tensor, a number or dtype, knows its node, and holds none
-    if issubclass(kind, _WITHOUT_TENSORS) or hasattr(kind, "_fx_node"):
-        return ()
-    slots = (name for cls in kind.__mro__ for name in _slots(cls))
-    return [*getattr(value, "__dict__", {}).values(), *(getattr(value, name, None) for name in slots)]
-
-
-def _slots(cls: type) -> tuple[str, ...]:
-    names = vars(cls).get("__slots__", ())
-    return (names,) if isinstance(names, str) else tuple(names)
-
-
-_WITHOUT_TENSORS = (
-    *(int, float, complex, str, bytes, type(None), type, types.FunctionType, types.ModuleType),
-    *(torch.nn.Module, torch.dtype, torch.device, torch.SymInt, torch.SymFloat),
-)
 _VIEWS = {
     "view", "view_as", "reshape", "transpose", "permute", "unsqueeze", "squeeze", "expand", "narrow", "select",
     "chunk", "split", "unbind", "flatten", "unflatten", "t", "movedim", "diagonal", "unfold", "detach", "swapaxes",
@@ -179,24 +148,29 @@ def _is_inplace(node: fx.Node) -> bool:
     return place < len(node.args) and bool(node.args[place])
 
 
+def _called(node: fx.Node) -> str:
+    """The name of the function or method that a node calls; empty for what is no call of one."""
+    if node.op == "call_method":
+        return str(node.target)
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
+
+
 def _is_view(node: fx.Node) -> bool:
     """Whether a node's value lies, or may lie, in the memory of its first argument, as far as its name tells."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
-    called = node.op in ("call_method", "call_function")
-    if called and name in _CONVERSIONS:
+    name = _called(node)
+    if name in _CONVERSIONS:
         values = (v for v in map(value_of, (_first(node), node)) if isinstance(v, Tensor))
         # floats of integers are a copy in every call, as an input of the other kind is refused
         return len({v.is_floating_point() for v in values}) < 2
-    return (called and name in _VIEWS) or node.target in (operator.getitem, getattr)
+    return name in _VIEWS or node.target in (operator.getitem, getattr)
 
 
 def is_of_conversion(node: fx.Node) -> bool:
     """Whether a node's value is a conversion of another one, or a view of such: a copy on the example, or no copy."""
-    name = node.target if node.op == "call_method" else getattr(node.target, "__name__", "")
     first = _first(node)
     if not isinstance(first, fx.Node) or not _is_view(node):
         return False
-    return name in _CONVERSIONS or is_of_conversion(first)
+    return _called(node) in _CONVERSIONS or is_of_conversion(first)
 
 
 def memory(graph: fx.Graph) -> dict[fx.Node, fx.Node]:

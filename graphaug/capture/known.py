@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphaug.capture.dataflow import memory, tensors_of, written_memory
+from graphaug.capture.dataflow import memory, written_memory
+from graphaug.capture.held import tensors_of
 from graphaug.capture.interpreter import filled
 from graphaug.capture.values import UNKNOWN, value_of
 

@@ -50,7 +50,7 @@ def quiet(module: nn.Module) -> Callable[..., Any]:
 def variants(examples: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The example, and the same at another batch size and another length: (what it is, the inputs)."""
     yield THE_EXAMPLE, dict(examples)
-    tensors = list(tensors_in(examples))
+    tensors = tensors_in(examples)
     if any(t.layout is not torch.strided for t in tensors):  # an adjacency, which has no more or less rows
         return
     rows = {t.shape[0] for t in tensors if t.dim() > 0}

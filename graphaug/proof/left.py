@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from graphaug.capture.dataflow import tensors_of
+from graphaug.capture.held import tensors_of
 from graphaug.capture.state import OF_EVERY_MODULE, SMALL
 from graphaug.proof.equivalence import dense, same, tensors_in
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, fx
 
 from graphaug.capture.capture import Captured
-from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, tensors_of, writes
+from graphaug.capture.dataflow import carries_gradient, reads, reads_no_data, writes
+from graphaug.capture.held import tensors_of
 from graphaug.capture.recording.values.structures import entries as held_by
 from graphaug.capture.recording.values.structures import holds, is_container
 from graphaug.capture.recording.values.used import is_entry

@@ -170,10 +170,11 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
     found = split(*whole, surgery.samples.places[0])
     # two streams look at their norms themselves, in every step
     prefix = ((path, m) for path, m in prefix_modules(graph, cut, model) if path not in dict(norms))
-    read = (str(n.target) for n in before(cut) if n.op == "get_attr")
+    ahead = before(cut)
+    read = (str(n.target) for n in ahead if n.op == "get_attr")
     tensors = [path for path in read if path.partition(".")[0] != CONSTANTS]
     kept = Kept.in_training(model, prefix, tensors=tensors)
-    functions, ahead = kept.reached.functions, before(cut)
+    functions = kept.reached.functions
     if one := asked_of_one(functions, ahead):
         raise refuse(f"code before the cut reads .{one}, which tells of the batch itself and not of its rows")
     by_layout, by_class = asks_for_layout(functions, ahead), asked_by(functions).classes

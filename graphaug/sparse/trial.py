@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphaug.capture.inputs.signature import Signature, map_tensors, modes_kept
+from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.recording.tables import Tables
-from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.capture.state import modes_kept, seed, unchanged, undrawn
 from graphaug.proof.equivalence import dense, numbers_in
 from graphaug.proof.left import left_in, otherwise_left
 from graphaug.sparse.beside import drawn_twice

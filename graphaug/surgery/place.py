@@ -50,15 +50,13 @@ def place(
     opened = {
         a for t in names for a in [*structure.around(t.path), *([t.path] if t.op is not None else [])]
     } | inside
-    marks = frozenset(call_of(t) for t in names if t.op is None and t.path in opened and t.path)
     functions = frozenset(t.path for t in names if structure.is_inside_function(t))
-    captured = structure.capture(opened, training=training, marks=marks, open_functions=functions)
-    if further := captured.opened - opened - {""}:
-        # a site may be the output of a module that had to be opened
-        marks |= {call_of(t) for t in names if t.op is None and t.path in further}
-        captured = structure.capture(
-            opened | further, training=training, marks=marks, open_functions=functions
-        )
+    while True:  # a site may be the output of a module that has to be opened with these
+        marks = frozenset(call_of(t) for t in names if t.op is None and t.path and t.path in opened)
+        captured = structure.capture(opened, training=training, marks=marks, open_functions=functions)
+        if captured.opened <= opened | {""}:
+            break
+        opened |= captured.opened
     if not training:
         names = {t: name for t, name in names.items() if find_node(captured, t) is not None}
     graph, placed = insert(captured, names, resized, whole=whole)

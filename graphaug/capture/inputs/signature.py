@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -284,22 +283,3 @@ def map_tensors(fn: Callable[[Tensor], Any], value: Any) -> Any:
         return made[id(v)]
 
     return torch.utils._pytree.tree_map(once, value)
-
-
-@contextlib.contextmanager
-def modes_kept(*models: nn.Module) -> Iterator[None]:
-    """Every module's own flag comes back, whatever mode it is put in."""
-    flags = [(m, m.training) for model in models for m in model.modules()]
-    try:
-        yield
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-@contextlib.contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for a while; every module's own flag comes back."""
-    with modes_kept(model):
-        model.eval()
-        yield

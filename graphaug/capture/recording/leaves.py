@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphaug import torch_private
-from graphaug.capture.inputs.signature import evaluating, map_tensors
+from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.checks import unchecked
 from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
@@ -26,7 +26,7 @@ from graphaug.capture.recording.values.structures import (
     memories_of,
     tensors_in,
 )
-from graphaug.capture.state import undrawn, undrawn_in_python
+from graphaug.capture.state import evaluating, undrawn, undrawn_in_python
 from graphaug.errors import an
 from graphaug.torch_private import FakeTensor
 

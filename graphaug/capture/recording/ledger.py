@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Size, Tensor, fx, nn
 
-from graphaug.capture.dataflow import before, is_of_conversion
 from graphaug.capture.known import given_at, integers
 from graphaug.capture.names import CONSTANTS, tensor_names
 from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import RETURN_IT, Session
+from graphaug.capture.recording.values.aliases import Aliases
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.labels import Labels
 from graphaug.capture.recording.values.numbers import Float, Int
@@ -57,13 +57,14 @@ class Ledger:
         given: the example's value of every input.
         home: where tensors on the meta device are taken to lie.
         labels: what was set on tensors.
+        aliases: tensors that were handed on as they are.
     """
 
     def __init__(self, root: nn.Module, session: Session, nodes: Nodes, answers: Answers) -> None:
         self.session, self.nodes, self.answers = session, nodes, answers
         self.fake_mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.home = torch.device("cpu")
-        self.labels = Labels()
+        self.labels, self.aliases = Labels(), Aliases()
         self.paths: dict[nn.Module, str] = {m: name for name, m in root.named_modules()}
         self.owned = tensor_names(root)
         self.constants: dict[str, Any] = {}
@@ -73,7 +74,6 @@ class Ledger:
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
         self._fakes: dict[int, Tensor] = {}
         self._kept: list[Any] = []
-        self._aliases: dict[int, int] = {}
         self._watching = False
 
     # --- values as they come ------------------------------------------------------------------
@@ -99,7 +99,7 @@ class Ledger:
         kind = type(value)
         if isinstance(value, Tensor):
             if self.knows(value):
-                value = self.alias(value)
+                value = self.aliases.made_of(value)
             self.claim(value, node, keys)
             return value
         if kind is int:
@@ -132,19 +132,6 @@ class Ledger:
         self._watching = True
         self._whole[id(made)] = (*self._whole[id(value)][:2], contents(made))
         return made
-
-    def alias(self, value: Tensor) -> Tensor:
-        """A tensor of its own for one that is handed on as it is."""
-        made = value.view_as(value)
-        self._aliases[id(made)] = self._aliases.get(id(value), id(value))
-        self._kept.append(made)
-        return made
-
-    def may_be_one(self, a: Tensor, b: Tensor) -> bool:
-        """Whether two tensors may be one in the model: one is the other handed on, or a conversion that copied it."""
-        nodes = [self.node_of(t) for t in (a, b)]
-        converted = any(is_of_conversion(n) and other in before(n) for n, other in (nodes, nodes[::-1]))
-        return converted or self._aliases.get(id(a), id(a)) == self._aliases.get(id(b), id(b))
 
     def knows(self, value: Tensor) -> bool:
         """Whether a tensor has a node already, or is the model's."""

@@ -6,7 +6,7 @@ import builtins
 import contextlib
 import copy
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -142,20 +142,24 @@ class Nodes:
         self, nodes: dict[str, fx.Node], inputs: Mapping[str, Any], asked: tuple[Any, ...]
     ) -> None:
         """Record that the graph relies on what the tensors in its inputs are as objects; see `portrait`."""
-        later, self.assumptions = self.assumptions, {}
-        with self.graph.inserting_before(list(nodes.values())[-1].next):
+        with self._behind(list(nodes.values())[-1]):
             made = self.create("call_function", portrait, (nodes, *asked), {})
             made.meta["value"] = portrait(inputs, *asked)
             self._check(made, made.meta["value"], "the tensors given")
         if made.meta["value"] == PLAIN_TENSORS:  # as nearly all are: nothing to tell in a plan
             del self.assumptions[made]
-        self.assumptions.update(later)
 
     def assume_asked(self, node: fx.Node, value: Any, asked: Asked | None) -> None:
         """The same of an input, once it is known what was asked of it: checked before anything is computed."""
+        with self._behind(node):
+            self.assume_layout(node, value, asked)
+
+    @contextlib.contextmanager
+    def _behind(self, node: fx.Node) -> Iterator[None]:
+        """A context for what is relied on of an input once the forward was recorded: checked before all else."""
         later, self.assumptions = self.assumptions, {}
         with self.graph.inserting_before(node.next):
-            self.assume_layout(node, value, asked)
+            yield
         self.assumptions.update(later)
 
     def _check(self, node: fx.Node, expected: Any, what: str) -> None:

@@ -175,19 +175,21 @@ class Recorder(TorchFunctionMode):
             CaptureError: they are not all inputs, or tensors of the model's: a graph has a tensor for each value.
         """
         with self.session.unrecorded():
-            of_call = [t for t in tensors if id(t) not in self.ledger.owned]
-            given = [t for t in of_call if self.ledger.node_of(t).op == "placeholder"]
+            of_call = [(t, self.ledger.node_of(t)) for t in tensors if id(t) not in self.ledger.owned]
             one = len(tensors) > 1 and all(t is tensors[0] for t in tensors)  # by the code, in every call
             if not of_call or one:
                 return
-            may_be_one = any(self.ledger.may_be_one(a, b) for a, b in itertools.combinations(of_call, 2))
-            if made or (len(given) < len(of_call) and (may_be_one or len(tensors) == 1)):
+            given = sum(node.op == "placeholder" for _, node in of_call)
+            may_be_one = any(
+                self.ledger.aliases.may_be_one(*two) for two in itertools.combinations(of_call, 2)
+            )
+            if made or (given < len(of_call) and (may_be_one or len(tensors) == 1)):
                 raise self.session.refuse(
                     "it asks whether two tensors are one",
                     reason=" A graph has a tensor for each value: compare something else, or choose a site outside "
                     "that module, so that it stays closed.",
                 )
-        self.compared = self.compared or len(given) > 1 or len(tensors) == 1
+        self.compared = self.compared or given > 1 or len(tensors) == 1
 
     def adopt(self, value: Any, node: fx.Node, what: Callable[..., Any]) -> Any:
         """The result of a closed module or function, as opened code gets it; its layout is relied on.
@@ -212,8 +214,10 @@ class Recorder(TorchFunctionMode):
         self.nodes.name(node)
         if isinstance(value, Tensor):
             owner = before.get(id(value), value)
-            if self.ledger.knows(owner) and not writes(node):
-                owner = self._handed_on(value)
+            if self.ledger.knows(owner) and not writes(
+                node
+            ):  # handed on as it is, and in another call perhaps a copy
+                owner = self.session.call_unrecorded(self.ledger.aliases.made_of, value)
             self.ledger.claim(owner, node)  # what was written in place is the result from now on
             return owner
         if isinstance(value, (tuple, list)) and not isinstance(value, Size):
@@ -222,14 +226,6 @@ class Recorder(TorchFunctionMode):
             found = self.answers.tracked(value, lambda: node)
             return doubtful(found) if is_unknown_node(node) and call.target in operations.SIZED else found
         return value
-
-    def _handed_on(self, value: Tensor) -> Tensor:
-        """A tensor that an operation gave back as it was (``x.float()`` of a float), as one of its own.
-
-        In another call it may be a copy: what uses the tensor itself does not use this.
-        """
-        alias: Tensor = self.session.call_unrecorded(self.ledger.alias, value)
-        return alias
 
     def _several(self, value: Any, node: fx.Node) -> Any:
         """Several results, each a site of its own."""

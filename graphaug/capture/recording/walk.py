@@ -146,8 +146,8 @@ class Walk:
             self._watch(objects)
             self._running = True
             try:
-                codes = (f.__code__ for f in self.in_reach.functions)
-                with recorder, self.session.unrecorded(), Comparisons(codes, recorder.compare):
+                seen = Comparisons(self.in_reach.functions, recorder.compare)
+                with recorder, self.session.unrecorded(), seen:
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
                     recorder.modes.check()
                     self.ledger.labels.check(result, "it returns", self.session.refuse)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import unchanged
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.independence.rows import prove
@@ -16,13 +16,8 @@ from graphaug.proof.part import Run, cut_input, inputs_of
 
 def leading(examples: Mapping[str, Any]) -> Tensor | None:
     """The first input that holds data: of floating point, or else the first tensor."""
-    found = [t for t in leaves(examples) if t.dim() > 0]
+    found = [t for t in tensors_in(dict(examples)) if t.dim() > 0]
     return next((t for t in found if t.is_floating_point()), found[0] if found else None)
-
-
-def leaves(examples: Mapping[str, Any]) -> Iterator[Tensor]:
-    """The tensors among the inputs."""
-    yield from (t for t in torch.utils._pytree.tree_leaves(dict(examples)) if isinstance(t, Tensor))
 
 
 def apart(proofs: Sequence[Proof]) -> bool:
@@ -44,7 +39,7 @@ class Asker:
         lead = leading(self.examples)
         assert lead is not None
         count, found = lead.shape[dim], {}
-        for t in leaves(self.examples):
+        for t in tensors_in(dict(self.examples)):
             if t.dim() > dim and t.shape[dim] == count:
                 found[id(t)] = dim
             elif count in t.shape and dim > 0:
@@ -67,11 +62,12 @@ class Asker:
         lead = leading(self.examples)
         assert lead is not None
         count = lead.shape[dim]
-        dims = {id(t): list(t.shape).index(count) for t in leaves(self.examples) if count in t.shape}
+        dims = {
+            id(t): list(t.shape).index(count) for t in tensors_in(dict(self.examples)) if count in t.shape
+        }
         dims |= self.dims(dim)
-        return any(
-            not failed(found) and not apart(found) for found in (self._of(cuts, dims), self._of(None, dims))
-        )
+        proofs = (self._of(ends, dims) for ends in (cuts, None))
+        return any(not failed(found) and not apart(found) for found in proofs)
 
     def fixed_by(self, proofs: Sequence[Proof]) -> bool:
         """Whether the forward failed, and does not with the example's own sizes."""

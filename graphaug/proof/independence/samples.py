@@ -118,10 +118,10 @@ def _choose(
     other = None
     if rows is None or fixed or proofs[0].verdict == "coupled":
         other = _other(ask, cuts, lead, chosen, holds=apart(proofs[:1]) and not fixed)
-    if other is None:
+    if other is None or (
+        fixed and rows == 0
+    ):  # there is no other, or it is told and nothing speaks against it
         return chosen, [_as_one_sample(p, chosen) for p in proofs] if fixed else proofs, None
-    if fixed and rows == 0:  # it is told, and nothing speaks against it
-        return chosen, [_as_one_sample(p, chosen) for p in proofs], None
     if fixed and rows is None and not ask.meets(cuts, chosen):
         why = next(p.meeting for p in (*proofs, *whole) if p.meeting)
         raise InvalidOption(

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import BATCH, Members, Owner, Rows
-from graphaug.capture.inputs.signature import evaluating
-from graphaug.capture.state import seed, unchanged, undrawn
+from graphaug.capture.state import evaluating, seed, unchanged, undrawn
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption, did_you_mean
 from graphaug.proof.independence.samples import Samples

@@ -16,9 +16,9 @@ from typing import Any
 from torch import nn
 
 from graphaug.augment.site import Augmentation
-from graphaug.capture.inputs.signature import Signature, modes_kept
+from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.recording.tables import undisturbed
-from graphaug.capture.state import others_draw, undrawn
+from graphaug.capture.state import modes_kept, others_draw, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_LENGTH, THE_EXAMPLE, variants
 from graphaug.proof.shadow.differences import Difference, first_difference, refusal_of

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.inputs.signature import Signature, evaluating, map_tensors, modes_kept
-from graphaug.capture.state import SMALL, seed, unchanged, undrawn
+from graphaug.capture.inputs.signature import Signature, map_tensors
+from graphaug.capture.state import SMALL, evaluating, modes_kept, seed, unchanged, undrawn
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.proof.equivalence import ANOTHER_SIZE, as_identities, quiet, same, tensors_in, variants
 from graphaug.proof.shadow.differences import first_difference, refusal_of

@@ -96,9 +96,8 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
             raise AssumptionViolated(changed)
     if aug.training:
-        whole = parts.split is None or isinstance(
-            args, fx.Proxy
-        )  # a split asks for sizes, which a proxy has not
+        # a split asks for sizes, which a proxy has not
+        whole = parts.split is None or isinstance(args, fx.Proxy)
         return aug._forward_training(**values) if whole else parts.split.run(aug, values)
     return aug._forward_eval(**values)
 

@@ -144,9 +144,8 @@ def shared(cls: Any, aug: Any) -> Any:
 
 
 def _set_later(aug: Any) -> dict[str, Any]:
-    extra = {
-        k: v for k, v in aug.__dict__.items() if k not in {*aug._own, "_compiled_call_impl"}
-    }  # compiled anew
+    left_out = {*aug._own, "_compiled_call_impl"}  # which is compiled anew
+    extra = {k: v for k, v in aug.__dict__.items() if k not in left_out}
     return {"extra": extra, "later": aug._later()}
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.inputs.signature import evaluating
+from graphaug.capture.state import evaluating
 from graphaug.errors import EncoderError, InvalidOption
 from graphaug.text.encoders.pooling import POOLERS, check_pooler
 

@@ -23,7 +23,7 @@ from transformers import (
     ViTModel,
 )
 
-from graphaug.capture.inputs.signature import evaluating
+from graphaug.capture.state import evaluating
 from graphaug.errors import EncoderError, InvalidOption
 from graphaug.text.corpus.tokenizer import train_wordpiece
 from graphaug.text.encoders.encoder import TextEncoder

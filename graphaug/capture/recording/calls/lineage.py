@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphaug.capture.dataflow import tensors_of
+from graphaug.capture.held import tensors_of
 from graphaug.capture.values import value_of
 from graphaug.torch_private import sequence_number
 

@@ -17,7 +17,7 @@ from graphaug.capture.names import differentiable
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import can_be_watched
-from graphaug.capture.recording.relied.objects import NOTHING_ASKED, AskedOfTensors
+from graphaug.capture.recording.relied.objects import AskedOfTensors
 from graphaug.capture.recording.values.structures import holds, tensors_in
 from graphaug.capture.recording.values.watched import Watched
 from graphaug.errors import an
@@ -28,8 +28,8 @@ def placeholders(
     recorder: Recorder,
     signature: Signature,
     watch: bool,
-    watch_object: Callable[[Any], None] | None = None,
-    asked: AskedOfTensors = NOTHING_ASKED,
+    watch_object: Callable[[Any], None],
+    asked: AskedOfTensors,
 ) -> dict[str, Any]:
     """A placeholder for every input, those without a default first; the values that opened code gets, by name.
 
@@ -62,11 +62,11 @@ def placeholders(
             recorder.compared = True  # the graph has one for both
             continue
         example = map_tensors(differentiable, example)
-        watching = watch_object is not None and can_be_watched(example) and not isinstance(example, Mapping)
+        watching = can_be_watched(example) and not isinstance(example, Mapping)
         # the numbers in it are replaced by such as remember where they come from: in a copy
         arguments[name] = recorder.ledger.adopt(copy.copy(example) if watching else example, node)
         node.meta["value"] = example
-        if watching and watch_object is not None:
+        if watching:
             watch_object(arguments[name])
             continue
         if watch and type(example) is dict:

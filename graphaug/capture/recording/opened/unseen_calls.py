@@ -15,21 +15,19 @@ import torch
 import torch.utils.checkpoint
 import torch.utils.dlpack
 from torch import Tensor, nn
-from torch.autograd import Variable
 from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.checks import ALL_TRUE, CHECK, all_true_as_assertion, as_assertion
 from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
+from graphaug.capture.recording.opened.object_calls import ObjectCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
-from graphaug.capture.recording.scripted import CALL, python_of
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
-from graphaug.capture.recording.values.watched import Watched
 from graphaug.capture.switches import setting
-from graphaug.capture.user_code import global_names, in_message, is_internal, user_line
+from graphaug.capture.user_code import global_names, is_internal, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -73,6 +71,7 @@ class UnseenCalls:
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
         self.prints: dict[str, None] = {}
+        self.of_objects = ObjectCalls(recorder, patches, self._asks)
         self._files: set[str] = set()
         self._by_function: dict[Any, Callable[..., Any]] = {}
         self._made_before: set[type] = set()  # the autograd functions that there are before opened code runs
@@ -98,14 +97,11 @@ class UnseenCalls:
             method(torch, name, refused)
         method(torch, "from_numpy", self._from_numpy)
         method(FakeTensor, "tolist", self._tolist)
-        method(FakeTensor, "__hash__", self._hash)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
         method(torch, CHECK, as_assertion)
         method(torch, ALL_TRUE, all_true_as_assertion)
-        method(type(Variable), "__call__", self._variable)
-        method(torch.jit.ScriptFunction, CALL, self._scripted)
-        method(nn.RNNBase, "flatten_parameters", lambda *_: None)  # where weights lie, which changes no value
+        self.of_objects.watch()
         self.patches.entry(vars(builtins), "print", self._print)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
@@ -129,10 +125,7 @@ class UnseenCalls:
             if cls.__module__.partition(".")[0] != "torch":
                 for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
                     self.patches.entry(scope, name, self._dlpack)
-                if "len" not in scope:
-                    self.patches.entry(scope, "len", self._length)
-                if "id" not in scope:
-                    self.patches.entry(scope, "id", self._identity)
+                self.of_objects.watch_names(scope)
                 named = {n: v for n, v in scope.items() if isinstance(v, _FUNCTIONS)}
                 for name, value in named.items():
                     if value in self._by_function:
@@ -206,42 +199,6 @@ class UnseenCalls:
         if not has_torch_function((tensor,)):
             return read(tensor)
         return handle_torch_function(_DEVICE, (tensor,), tensor)
-
-    def _length(self, original: Any, value: Any) -> Any:
-        """``len(x)`` of a tensor is ``x.shape[0]``, read in every call; Python's own makes a plain number of it."""
-        if type(value) is Watched:
-            value.note_length()  # whose length any frame of ours may ask for
-        counted = isinstance(value, FakeTensor) and self.recorder.session.call_unrecorded(value.dim)
-        return value.shape[0] if counted and not in_message() else original(value)
-
-    def _identity(self, original: Any, value: Any) -> Any:
-        """``id(t)`` tells a tensor from others, as ``is`` does."""
-        if isinstance(value, Tensor):
-            self.recorder.compare([value])
-        return original(value)
-
-    def _hash(self, original: Any, tensor: Tensor) -> int:
-        """By which a tensor is looked up in a dict or a set."""
-        if self._asks(sys._getframe(2)):
-            self.recorder.compare([tensor])
-        return original(tensor)  # type: ignore[no-any-return]
-
-    def _scripted(self, original: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A scripted function as the Python that it was made of."""
-        python = python_of(function, args, kwargs)
-        if python is None:
-            raise self.recorder.session.refuse(
-                f"it calls {function.name!r}, which was traced, or may do something else as a script than in Python",
-                reason=" Call the Python function itself, or choose a site outside that module.",
-            )
-        return python(*args, **kwargs)
-
-    def _variable(self, original: Any, cls: type, /, *args: Any, **kwargs: Any) -> Any:
-        """``Variable(t)`` of old code: the tensor, detached."""
-        if cls is not Variable or not args or not isinstance(args[0], Tensor):
-            return original(cls, *args, **kwargs)
-        wants = args[1] if len(args) > 1 else kwargs.get("requires_grad", False)
-        return args[0].detach().requires_grad_() if wants else args[0].detach()
 
     def _asked_mode(self, name: str, original: Any, /, *args: Any, **kwargs: Any) -> Any:
         """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""

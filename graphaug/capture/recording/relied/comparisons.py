@@ -59,33 +59,26 @@ def _operands(code: types.CodeType, step: dis.Instruction) -> Comparison | None:
         return None
     operands = [tree.left, *tree.comparators]
     names = tuple(o.id for o in operands if isinstance(o, ast.Name))
-    others = [inner for o in operands if not isinstance(o, ast.Name) for inner in ast.walk(o)]
-    if not names or any(isinstance(o, ast.Constant) for o in operands):
-        return None
-    return (
-        Comparison(names, any(isinstance(inner, ast.Call) for inner in others))
-        if _may_be(names, others)
-        else None
-    )
-
-
-def _may_be(names: tuple[str, ...], others: list[ast.AST]) -> bool:
-    """Whether tensors may be compared: two variables, or one and what a call makes; an attribute is the model's own."""
-    return len(names) > 1 or any(isinstance(inner, ast.Call) for inner in others)
+    made = any(isinstance(inner, ast.Call) for o in operands for inner in ast.walk(o))
+    constant = any(isinstance(o, ast.Constant) for o in operands)
+    # two variables, or one and what a call makes: an attribute is the model's own
+    return None if constant or len(names) + made < 2 or not names else Comparison(names, made)
 
 
 class Comparisons:
     """A context in which comparisons of variables that hold tensors are told, before they are made.
 
     Args:
-        codes: the code that may be run.
+        functions: those that may be run.
         seen: gets the tensors, and whether one of what is compared was made by a call.
     """
 
-    def __init__(self, codes: Iterable[types.CodeType], seen: Callable[[list[Tensor], bool], None]) -> None:
+    def __init__(
+        self, functions: Iterable[types.FunctionType], seen: Callable[[list[Tensor], bool], None]
+    ) -> None:
         self.places: dict[types.CodeType, dict[int, Comparison]] = {}
-        for code in codes:
-            self.places |= comparisons_in(code)
+        for function in functions:
+            self.places |= comparisons_in(function.__code__)
         self.seen = seen
 
     def __enter__(self) -> None:

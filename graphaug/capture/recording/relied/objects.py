@@ -41,12 +41,6 @@ class AskedOfTensors:
     classes: bool = False
     labels: frozenset[str] = frozenset()
 
-    def __bool__(self) -> bool:
-        return bool(self.identity or self.classes or self.labels)
-
-
-NOTHING_ASKED = AskedOfTensors()
-
 
 def asked_by(functions: Iterable[types.FunctionType]) -> AskedOfTensors:
     """What functions ask of tensors as objects, by their code; nothing is run."""
