@@ -97,7 +97,7 @@ def _state_notes(captured: Captured) -> list[str]:
     if names := ", ".join(captured.assigned):
         notes.append(f"the forward sets {names} in every call; the rewritten model does not")
     if names := ", ".join(captured.unwatched):
-        notes.append(f"too large to be compared in every call, so call rewrite again after a change: {names}")
+        notes.append(f"not compared in every call, so call rewrite again after a change: {names}")
     if lines := ", ".join(captured.prints):
         notes.append(
             f"what the forward prints or logs ({lines}) the graph does not, in training mode: call the model itself"

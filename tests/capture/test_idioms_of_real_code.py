@@ -645,3 +645,78 @@ def test_what_the_first_call_makes_is_to_be_made_before() -> None:
     model = Masked()
     model(x)
     agrees(model, "a", x)
+
+
+# --- noise of old code: x.data.new().resize_as_(x).normal_() -------------------------------------------------------
+
+
+def resized(x: Tensor) -> Tensor:
+    return x.data.new().resize_(x.shape).fill_(1.0)
+
+
+def resized_as(x: Tensor) -> Tensor:
+    return x.new().resize_as_(x).fill_(1.0)
+
+
+def resized_empty(x: Tensor) -> Tensor:
+    made = torch.empty(0)
+    made.resize_(x.shape[0], 4)
+    return made.zero_()
+
+
+def longer(x: Tensor) -> Tensor:
+    made = x.detach().clone()
+    made.resize_(x.shape[0], 8)
+    made.view(-1)[x.numel() :] = 1.0
+    return made[:, :4]
+
+
+def of_shapes(x: Tensor) -> Tensor:
+    return torch.ones(torch.broadcast_shapes(x.shape[:-1], (1,)))[:, None]
+
+
+def of_one_shape(x: Tensor) -> Tensor:
+    return x.detach()[:1].expand(torch.broadcast_shapes(x.shape, (1, 4)))
+
+
+class Beside(nn.Module):
+    def __init__(self, make: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.last, self.make = nn.Linear(4, 4), nn.Linear(4, 4), make
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        return self.last(h + self.make(h))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("make", [resized, resized_as, resized_empty, longer, of_shapes, of_one_shape])
+def test_tensors_that_are_made_longer_and_shapes_that_are_joined(make: Any) -> None:
+    agrees(Beside(make), "first", torch.randn(6, 4), torch.randn(3, 4))
+
+
+def test_a_model_on_meta_may_hold_an_empty_buffer() -> None:
+    model = Beside(same)
+    model.register_buffer("empty", torch.zeros(0))
+    assert "first" in str(ga.rewrite(model.to("meta"), "first", example_inputs=torch.randn(6, 4)).plan)
+
+
+class Doubled(nn.Linear):
+    """Calls its forward, and does more."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return super().__call__(x) * 2.0  # type: ignore[no-any-return]
+
+
+class Holder(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.doubled = Doubled(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.doubled(x).tanh()
+
+
+def test_a_call_of_its_own_is_followed_within_a_model_and_named_at_its_root() -> None:
+    agrees(Holder(), "doubled", torch.randn(6, 4), torch.randn(3, 4))
+    with pytest.raises(CaptureError, match="Doubled has a __call__ of its own"):
+        ga.rewrite(Doubled(4, 4), "linear", example_inputs=torch.randn(6, 4))

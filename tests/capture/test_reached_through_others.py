@@ -5,9 +5,15 @@ from __future__ import annotations
 import collections
 import copy
 import ctypes
+import datetime
+import decimal
 import functools
+import io
+import logging
 import multiprocessing
+import pathlib
 import queue
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -63,6 +69,62 @@ def test_an_event_is_read_by_compiled_code() -> None:
     for _ in range(2):
         assert torch.equal(fast(X), model(X))
         event.set()
+
+
+def while_taken(lock: Any) -> float:
+    with lock:
+        return 2.0
+
+
+UNSEEN: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "a lock": (threading.Lock, lambda lock: 2.0 if lock.locked() else 1.0),
+    "a simple queue": (queue.SimpleQueue, lambda q: 1.0 + q.qsize()),
+    "a text in memory": (lambda: io.StringIO("ab"), lambda file: float(len(file.getvalue()))),
+    "a decimal context": (lambda: decimal.Context(prec=3), lambda context: float(context.prec)),
+    "a distribution": (lambda: torch.distributions.Normal(0.0, 2.0), lambda d: d.scale),
+    "a logger": (
+        lambda: logging.getLogger("graphaug.tests"),
+        lambda held: 2.0 if held.isEnabledFor(logging.DEBUG) else 1.0,
+    ),
+}
+"""What nothing can compare from one call to the next."""
+FIXED: dict[str, tuple[Callable[[], Any], Callable[[Any], float]]] = {
+    "a date": (lambda: datetime.date(2020, 1, 2), lambda date: float(date.year)),
+    "a pattern": (lambda: re.compile("a(b)"), lambda pattern: float(pattern.groups)),
+    "a path": (lambda: pathlib.PurePosixPath("a/b"), lambda path: float(len(path.parts))),
+    "a type's limits": (lambda: torch.finfo(torch.float32), lambda info: float(info.bits)),
+    "a lock that is taken": (threading.Lock, while_taken),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_the_plan_tells_what_is_read_and_not_compared(name: str) -> None:
+    make, read = UNSEEN[name]
+    model = Net(make(), read)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
+    (note,) = (n for n in aug.plan.notes if "not compared in every call" in n)
+    assert f"held (of class {type(model.held).__name__})" in note
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_and_nothing_of_what_stays_as_it_is(name: str) -> None:
+    make, read = FIXED[name]
+    aug = ga.rewrite(Net(make(), read), at="inner", rate=0.0, example_inputs=X)
+    assert not any("not compared" in n for n in aug.plan.notes)
+
+
+class Logging(Net):
+    """Writes to a logger, and asks it nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.held.info("shape %s", x.shape)
+        return self.inner(x)
+
+
+def test_a_logger_that_is_written_to_is_none_of_it() -> None:
+    model = Logging(logging.getLogger("graphaug.tests"), float)
+    aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X)
+    assert not any("not compared" in n for n in aug.plan.notes)
 
 
 class Options:

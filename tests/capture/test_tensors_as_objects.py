@@ -161,6 +161,29 @@ def test_inputs_that_are_one_tensor_are_one_in_the_graph(backward: str) -> None:
     torch.testing.assert_close(next(iter(taps(X, X).values())), model(X, X))
 
 
+class Labelled(nn.Module):
+    """Makes a dict by its name, which may be of tensors, and asks nothing of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
+        options = dict(scale=2.0)  # noqa: C408
+        y = self.second(self.first(x) * options["scale"])
+        return y if target is None else nn.functional.mse_loss(y, target)
+
+
+@pytest.mark.parametrize("stop_grad", [False, True])
+def test_one_example_for_two_inputs_binds_nothing_that_is_not_asked(stop_grad: bool) -> None:
+    """As ``labels=input_ids``, where code that could ask for it has a ``dict`` or ``set`` somewhere."""
+    model, x = Labelled(), torch.randn(6, 5)
+    aug = ga.rewrite(model, "first", rate=0.0, stop_grad=stop_grad, example_inputs={"x": x, "target": x})
+    assert aug.plan.assumptions == ()
+    for target in (x, torch.randn(6, 5)):
+        torch.testing.assert_close(aug.train()(x, target), model(x, target))
+
+
 def test_a_question_about_others_than_tensors_is_none() -> None:
     """Classes, members of an enumeration and constants are compared by ``is`` everywhere."""
 

@@ -43,12 +43,13 @@ class Recorder(TorchFunctionMode):
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
         compared: whether opened code asked which of its inputs are one tensor.
+        shared: whether inputs that are one tensor in the example are one in the graph, for code that may ask.
     """
 
     def __init__(self, root: nn.Module, session: Session, *, count_flops: bool) -> None:
         super().__init__()
         self.session = session
-        self.compared = False
+        self.compared = self.shared = False
         self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
@@ -177,7 +178,8 @@ class Recorder(TorchFunctionMode):
         with self.session.unrecorded():
             of_call = [(t, self.ledger.node_of(t)) for t in tensors if id(t) not in self.ledger.owned]
             one = len(tensors) > 1 and all(t is tensors[0] for t in tensors)  # by the code, in every call
-            if not of_call or one:
+            of_inputs = self.shared and of_call and of_call[0][1].op == "placeholder"
+            if not of_call or (one and not of_inputs):
                 return
             given = sum(node.op == "placeholder" for _, node in of_call)
             may_be_one = any(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from graphaug.capture.inputs.signature import Signature
-from graphaug.capture.names import Assumption, Frame, mark
+from graphaug.capture.names import Assumption, Frame
 from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.hooks import (
     has_backward_hooks,
@@ -19,6 +20,7 @@ from graphaug.capture.recording.hooks import (
     run_forward_hooks,
     run_pre_hooks,
 )
+from graphaug.capture.recording.marks import Marks
 from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.functions import PlainFunctions
 from graphaug.capture.recording.opened.inputs import assume_asked, assume_objects, placeholders
@@ -34,8 +36,6 @@ from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
 from graphaug.capture.recording.session import Session
-from graphaug.capture.recording.values.structures import DEPTH, entries, is_container, rebuilt
-from graphaug.capture.recording.values.used import ends
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
 
@@ -45,7 +45,7 @@ class Walk:
 
     Attributes:
         calls: how often each module was called.
-        edges: marked inputs and outputs of opened modules.
+        marks: the inputs and outputs of opened modules that are sites.
         failed_in: the opened module in which an error came up.
         to_open: a closed module that has to be opened before anything can be recorded; or empty.
         hooked: of opened modules, whether the graph calls their forward pre-hooks and their forward hooks.
@@ -61,8 +61,9 @@ class Walk:
         marks: frozenset[Target] = frozenset(),
         open_functions: frozenset[str] = frozenset(),
         count_flops: bool = False,
+        shared: bool = True,
     ) -> None:
-        self.model, self.opened, self.signature, self.marks = model, opened, signature, marks
+        self.model, self.opened, self.signature = model, opened, signature
         self.in_reach = reached_by(model, opened, any_module)
         self.registered = Registered(model)
         self.hooked: dict[str, list[bool]] = {}
@@ -76,12 +77,17 @@ class Walk:
         self.attributes = Attributes(model, opened, self.recorder, self.unseen_calls.seen)
         self.functions = PlainFunctions(self.recorder, self.patches, opened, open_functions)
         self.calls: Counter[str] = Counter()
-        self.edges: dict[Target, fx.Node] = {}
-        self.marked: dict[Target, list[fx.Node]] = {}
+        self.marks = Marks(self.recorder, marks)
         self.failed_in: str | None = None
         self.to_open = ""
+        self._shared = shared
         self._entering: nn.Module | None = None
         self._running = False
+
+    @property
+    def shared_for_nothing(self) -> bool:
+        """Whether inputs were taken for one tensor, as in the example, and the forward never asked."""
+        return self.recorder.shared and not self.recorder.compared
 
     @property
     def assumptions(self) -> dict[fx.Node, Assumption]:
@@ -100,7 +106,7 @@ class Walk:
 
     @property
     def unwatched(self) -> list[str]:
-        """What it may have read that is too large to be compared in every call."""
+        """What it may have read that is not compared in every call: too large, or of a kind that nothing tells."""
         found = self.in_reach.unwatched
         return [name for name, within in found if within is None or within.is_read(self._reads)]
 
@@ -139,6 +145,7 @@ class Walk:
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
             asked = asked_by(self.in_reach.functions)
+            asked = replace(asked, identity=asked.identity and self._shared)
             arguments = placeholders(
                 recorder, self.signature, not self.in_reach.by_type, objects.append, asked
             )
@@ -156,7 +163,7 @@ class Walk:
                     recorder.nodes.create("output", "output", (self.ledger.lower(result),), {})
                     assume_asked(recorder, arguments, self.attributes.reads)
                     assume_objects(recorder, self.signature, asked)
-                    self._settle_marks()
+                    self.marks.settle()
             finally:
                 self._running = False
         if self.session.refused is not None:
@@ -233,7 +240,7 @@ class Walk:
         if path and m._forward_hooks:
             result = self._hooks(run_forward_hooks, m, (tuple(args), dict(kwargs), result))
         target = Target(path, None, number, "after")
-        return self._mark(target, result) if path and target in self.marks else result
+        return self.marks.mark(target, result) if path and target in self.marks else result
 
     def _before(self, m: nn.Module, path: str, number: int, args: Any, kwargs: Any) -> tuple[Any, Any]:
         """The arguments of an opened module's forward."""
@@ -249,9 +256,9 @@ class Walk:
         if target not in self.marks:
             return args, kwargs
         if args:
-            return (self._mark(target, args[0]), *args[1:]), kwargs
+            return (self.marks.mark(target, args[0]), *args[1:]), kwargs
         first = next((k for k, v in kwargs.items() if isinstance(v, Tensor)), None)
-        return args, {k: self._mark(target, v) if k == first else v for k, v in kwargs.items()}
+        return args, {k: self.marks.mark(target, v) if k == first else v for k, v in kwargs.items()}
 
     def _note_hooks(self, path: str, which: int, called: bool) -> None:
         self.hooked.setdefault(path, [True, True])[which] &= called  # of several calls each has to call them
@@ -269,36 +276,6 @@ class Walk:
         """One node that calls a module's hooks."""
         node, value = self.recorder.call("call_function", function, function, (m, *args))
         return self.session.call_unrecorded(self.ledger.adopt, value, node)
-
-    def _mark(self, target: Target, value: Any, entry: tuple[Any, ...] = ()) -> Any:
-        """Mark a value as a site, of a structure each tensor; which of them the site is, its users tell in the end."""
-        if isinstance(value, Tensor):
-            nodes, held = self.recorder.nodes, self.ledger.evaluable(value)
-            node = nodes.create("call_function", mark, (self.ledger.node_of(value),), {})
-            node.meta.update(site=target, entry=entry, in_structure=bool(entry))
-            nodes.note_value(node, held)
-            self.marked.setdefault(target, []).append(node)
-            return self.session.call_unrecorded(self.ledger.adopt, held, node)
-        if len(entry) == DEPTH or not is_container(value):
-            return value
-        found = entries(value)
-        new = [
-            self._mark(target, inner, (*entry, key)) if isinstance(key, (str, int)) else inner
-            for (_, key), inner in found
-        ]
-        return rebuilt(value, [reached for reached, _ in found], new)
-
-    def _settle_marks(self) -> None:
-        """Leave one mark for each site: of the one entry that is used, else of the first."""
-        for target, marks in self.marked.items():
-            used = [node for node in marks if not all(map(ends, node.users))]
-            self.edges[target] = used[0] if len(used) == 1 else marks[0]
-            if len(used) != 1:
-                marks[0].meta["entry"] = ()
-            for node in marks:
-                if node is not self.edges[target]:
-                    node.replace_all_uses_with(node.all_input_nodes[0])
-                    node.graph.erase_node(node)
 
 
 _MODULE_CALL = nn.Module.__call__

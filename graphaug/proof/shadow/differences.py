@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.records import Entry, Record, Result, live, renumbered
@@ -192,10 +192,20 @@ def refusal_of(model: nn.Module, name: str, where: str, difference: Difference) 
             "If it makes it once, run the model once before; else keep it in a buffer (register_buffer), or choose a "
             "site that opens fewer modules."
         )
+    elif _calls_otherwise(model):
+        way = (
+            f"{name} has a __call__ of its own, and a graph has only what forward does: move the rest into forward, or "
+            "rewrite a module that holds this one."
+        )
     return CaptureError(
         f"the captured {name} differs from the original {where}: {difference.what}{line}. Its forward does something "
         f"that a graph does not keep. {way}"
     )
+
+
+def _calls_otherwise(model: nn.Module) -> bool:
+    """Whether a call of a model is more than `nn.Module` makes of it; a GraphModule's only tells where it failed."""
+    return type(model).__call__ is not nn.Module.__call__ and not isinstance(model, fx.GraphModule)
 
 
 def _line_that_sets(model: nn.Module, attribute: str) -> str:

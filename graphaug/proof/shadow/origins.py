@@ -88,6 +88,18 @@ class Origins:
             self._plain.discard(place)
             self._memory[place] = token
 
+    def moved(self, tensor: Tensor, place: int) -> None:
+        """Note that a tensor's memory lies elsewhere now: at the old place anything may be made."""
+        now = self.address(tensor)
+        if now == place:
+            return
+        for known in (self._fresh, self._plain):
+            if place in known:
+                known.discard(place)
+                known.add(now)
+        if place in self._memory:
+            self._memory[now] = self._memory.pop(place)
+
     # --- what is asked --------------------------------------------------------------------------
 
     def address(self, tensor: Tensor) -> int:

@@ -41,9 +41,11 @@ class _Holder(nn.Module):
 
 def _materialised(tensor: Tensor) -> Tensor:
     """A real tensor in place of one on the meta device; memory that nobody touches costs nothing."""
-    # numpy leaves its zeros to the operating system, and torch writes them
-    memory = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
-    made = memory.view(tensor.dtype).reshape(tensor.shape)
+    if tensor.numel():  # numpy leaves its zeros to the operating system, and torch writes them
+        memory = torch.from_numpy(np.zeros(tensor.numel() * tensor.element_size(), dtype=np.uint8))
+        made = memory.view(tensor.dtype).reshape(tensor.shape)
+    else:  # no bytes have no view as numbers
+        made = torch.empty(tensor.shape, dtype=tensor.dtype)
     return nn.Parameter(made, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else made
 
 

@@ -26,6 +26,7 @@ _UNSEEN = {
 _CHANGES = {"register_hook", "register_post_accumulate_grad_hook", "retain_grad", "requires_grad_"}
 _SET = {"data", "requires_grad", "grad"}
 _EMPTY = {"empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "empty_permuted"}
+_RESIZED = {"resize_", "resize_as_"}
 # batch norms write these in training mode, and their schemas do not say so
 _WRITTEN_UNSAID = {"running_mean", "running_var"}
 _NUMBERS = {"_local_scalar_dense", "equal", "is_nonzero", "item"}
@@ -103,12 +104,17 @@ class Recorder(TorchDispatchMode):
             self._save(tensor)
         tokens: Token = None
         if not plain:
-            places = tuple("fresh" if origins.is_fresh(t) else "kept" for t in written)
-            tokens = origins.token(args), origins.token(kwargs), places
+            whose = tuple("fresh" if origins.is_fresh(t) else "kept" for t in written)
+            tokens = origins.token(args), origins.token(kwargs), whose
+        resized = written if name in _RESIZED else []
+        places = [(origins.address(t), t.untyped_storage().nbytes()) for t in resized]
         result = func(*args, **kwargs)
+        for tensor, (place, size) in zip(resized, places, strict=True):
+            origins.moved(tensor, place)
+            self._clear_behind(tensor, size)
         made = [t for t in _tensors(result) if not any(t is w for w in written)]
         if plain:
-            self._made_of_numbers(name, made)
+            self._made_of_numbers(name, [*made, *resized])
             return result
         asked = name in _NUMBERS and not self._is_certain(tokens) and not in_message()
         effect = bool(written) or drawn or asked
@@ -127,6 +133,15 @@ class Recorder(TorchDispatchMode):
             if name in _EMPTY:  # whatever lay there, the same in every run
                 with self.origins.pause():
                     tensor.zero_()
+
+    def _clear_behind(self, tensor: Tensor, size: int) -> None:
+        """Of memory that was made longer, whatever lay there: the same in every run, as of an empty tensor."""
+        if tensor.is_meta:
+            return
+        with self.origins.pause(), torch.no_grad():
+            whole = torch.empty(0, dtype=torch.uint8, device=tensor.device)
+            whole.set_(tensor.untyped_storage())
+            whole[size:].zero_()
 
     def _is_certain(self, tokens: Token) -> bool:
         """Whether Python asks for ``torch.rand(...) < number`` where no draw from [0, 1) makes a difference."""

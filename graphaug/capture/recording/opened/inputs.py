@@ -59,7 +59,7 @@ def placeholders(
         recorder.ledger.given[node] = signature.examples[name]
         if asked.identity and (one := _given_before(signature, name, arguments)):
             node.meta["value"], arguments[name] = example, arguments[one]
-            recorder.compared = True  # the graph has one for both
+            recorder.shared = True
             continue
         example = map_tensors(differentiable, example)
         watching = can_be_watched(example) and not isinstance(example, Mapping)

@@ -26,6 +26,7 @@ from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
+from graphaug.capture.recording.values.tracked import is_tracked, is_unknown
 from graphaug.capture.switches import setting
 from graphaug.capture.user_code import global_names, is_internal, user_line
 from graphaug.torch_private import FakeTensor
@@ -99,6 +100,8 @@ class UnseenCalls:
         method(FakeTensor, "tolist", self._tolist)
         for name in ("finfo", "iinfo"):
             method(torch, name, self._type_info)
+        self._by_function[torch.broadcast_shapes] = self._broadcast_shapes
+        method(torch, "broadcast_shapes", self._broadcast_shapes)
         method(torch, CHECK, as_assertion)
         method(torch, ALL_TRUE, all_true_as_assertion)
         self.of_objects.watch()
@@ -193,6 +196,15 @@ class UnseenCalls:
         if len(args) != 1 or kwargs or type(args[0]) is not Handle:
             return original(*plain(args), **plain(kwargs))
         return self.recorder.answers.type_info(original, args[0])
+
+    def _broadcast_shapes(self, original: Any, /, *shapes: Any) -> Any:
+        """The shape that shapes have together is computed in every call, as sizes of the batch are among them."""
+        sizes = [n for shape in shapes for n in (shape if isinstance(shape, (tuple, list)) else [shape])]
+        if self.recorder.session.aside or not any(map(is_tracked, sizes)):
+            return original(*shapes)
+        if unknown := next(filter(is_unknown, sizes), None):
+            raise self.recorder.session.depends(unknown._fx_node(), "needs the numbers in")
+        return self.recorder.answers.derived(original, shapes)
 
     def _device(self, read: Callable[[Tensor], torch.device], tensor: Tensor) -> Any:
         """The device of a fake tensor is a property in Python, which asks no function mode; that of a real one does."""

@@ -24,6 +24,7 @@ from graphaug.capture.recording.relied.classes import can_be_watched, has_no_eff
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
 from graphaug.capture.recording.relied.told import Array
+from graphaug.capture.recording.relied.unseen import may_answer
 
 DEPTH = 6
 """Containers within containers that are followed."""
@@ -57,7 +58,7 @@ class Holdings:
 
     Attributes:
         found: all that was noted.
-        unwatched: what is too large to be compared in every call, each with what it was reached through.
+        unwatched: what is not compared in every call, with why, each with what it was reached through.
     """
 
     def __init__(
@@ -182,17 +183,17 @@ class Holdings:
         elif value.nbytes <= _MOST_AS_A_WHOLE:
             self.add(f"the numbers in {name}", "bytes", value, None, value.tobytes(), within)
         else:
-            self.unwatched.append((name, within))
+            self.unwatched.append((f"{name} (too large)", within))
 
     def _buffer(self, name: str, value: Any, within: Reached | None) -> None:
         if memoryview(value).nbytes <= _MOST_AS_A_WHOLE:
             self.add(f"the numbers in {name}", "bytes", value, None, bytes(value), within)
         else:
-            self.unwatched.append((name, within))
+            self.unwatched.append((f"{name} (too large)", within))
 
     def _list(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
         if len(value) > _MOST_AS_A_WHOLE:
-            self.unwatched.append((name, within))
+            self.unwatched.append((f"{name} (too large)", within))
             return
         self.add(f"the list {name}", "entries", value, None, list(value), within)
         if len(value) <= _MOST:
@@ -204,14 +205,13 @@ class Holdings:
 
     def _entries(self, name: str, value: Mapping[Any, Any], within: Reached | None, depth: int) -> None:
         if len(value) > _MOST_AS_A_WHOLE:
-            self.unwatched.append((name, within))
+            self.unwatched.append((f"{name} (too large)", within))
             return
         if len(value) > _MOST:
             self.add(f"the table {name}", "table", value, None, dict(value), within)
             return
         entries = list(dict.items(value) if isinstance(value, dict) else value.items())
-        own_name = name.rpartition(".")[2].strip("'").rpartition("'")[2]
-        if own_name in self.whole or not any(
+        if _last_of(name) in self.whole or not any(
             isinstance(v, Tensor) for _, v in entries
         ):  # else a cache, which grows
             self.add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
@@ -222,6 +222,8 @@ class Holdings:
         """Of an object whose reads are seen every attribute; of others those that code names."""
         watched, of_threads = can_be_watched(value), _is_of_threads(value)
         if not watched and not of_threads and not isinstance(value, _NAMESPACES):
+            if may_answer(_last_of(name), value, self.names, self.pairs):
+                self.unwatched.append((f"{name} (of class {type(value).__name__})", within))
             return
         owner, held = name.rpartition(".")[2], _own_attributes(value)
         every = of_threads or (watched and len(self.found) < _MANY)
@@ -266,6 +268,11 @@ class Holdings:
 
 
 _DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property, types.FunctionType, type)
+
+
+def _last_of(name: str) -> str:
+    """The name that code has for what is reached as ``self.a``, ``the global 'a'`` or ``a['b']``."""
+    return name.rpartition(".")[2].strip("'").rpartition("'")[2]
 
 
 def _is_of_threads(value: Any) -> bool:

@@ -31,7 +31,7 @@ class InReach:
     Attributes:
         things: each of it.
         by_type: whether their code may tell a dict from one that stands for it.
-        unwatched: names of what is too large to be compared in every call, with what it was reached through.
+        unwatched: names of what is not compared in every call, with why, and with what it was reached through.
         names: the names of attributes and globals in their code.
         strings: those that it asks for by a string, `getattr(self, "gain", 1.0)`.
         functions: their functions and methods, and what these call.
