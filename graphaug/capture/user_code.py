@@ -12,7 +12,6 @@ import logging
 import os
 import sys
 import types
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -47,11 +46,11 @@ def global_scopes(cls: type) -> list[dict[str, Any]]:
 
 def user_line() -> str:
     """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
-    frame = _users_frame()
+    frame = users_frame()
     return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})" if frame else ""
 
 
-def _users_frame() -> types.FrameType | None:
+def users_frame() -> types.FrameType | None:
     """The innermost running frame that is neither torch's nor ours."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and is_internal(frame.f_code.co_filename):
@@ -89,31 +88,13 @@ def in_message() -> str:
     return next((when for begin, end, when in told if begin <= at < end), "")
 
 
-def _statements(source: str) -> Iterable[ast.AST]:
+@functools.lru_cache(64)
+def statements_of(source: str) -> tuple[ast.AST, ...]:
     """All that a file's source is made of; nothing, if it cannot be read."""
     try:
-        return ast.walk(ast.parse(source))
+        return tuple(ast.walk(ast.parse(source)))
     except (SyntaxError, ValueError):
         return ()
-
-
-def only_checks() -> bool:
-    """Whether what the user's code asks decides no more than whether it raises: ``assert``, ``if ...: raise``."""
-    frame = _users_frame()
-    if frame is None:
-        return False
-    lines = "".join(linecache.getlines(frame.f_code.co_filename))
-    return any(begin <= frame.f_lineno <= end for begin, end in _checks(lines))
-
-
-@functools.lru_cache(256)
-def _checks(source: str) -> tuple[tuple[int, int], ...]:
-    """The first and last lines of the conditions in a file that only lead to an error."""
-    return tuple(
-        (node.test.lineno, node.test.end_lineno or node.test.lineno)
-        for node in _statements(source)
-        if isinstance(node, ast.Assert) or (isinstance(node, ast.If) and isinstance(node.body[-1], ast.Raise))
-    )
 
 
 @functools.lru_cache(256)
@@ -124,7 +105,7 @@ def _messages(source: str) -> tuple[tuple[tuple[int, int], tuple[int, int], str]
     """
     return tuple(
         ((node.lineno, node.col_offset), (node.end_lineno or node.lineno, node.end_col_offset or 0), when)
-        for node, when in filter(None, map(_message_of, _statements(source)))
+        for node, when in filter(None, map(_message_of, statements_of(source)))
         if _only_tells(node)
     )
 
@@ -138,7 +119,7 @@ def _message_of(statement: ast.AST) -> tuple[ast.expr, str] | None:
         said = statement.msg
     elif isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Call):
         called = ast.unparse(statement.value.func)
-        if called in _ASSERTIONS:  # not what is asserted
+        if called in ASSERTIONS:  # not what is asserted
             named = [k.value for k in statement.value.keywords if k.arg in ("message", "msg")]
             texts = [*statement.value.args[1:2], *named]
             return (texts[0], "later") if texts else None
@@ -222,7 +203,7 @@ def is_internal(filename: str) -> bool:
 OF_THAT_CALL = "…"
 """Stands in the message of a check for what is another in each call."""
 _MESSAGES = ("print", "warn", "warnings.warn")
-_ASSERTIONS = (
+ASSERTIONS = (
     *(
         "torch._assert",
         "_assert",

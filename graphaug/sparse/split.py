@@ -141,9 +141,10 @@ def _is_tensor(value: Any) -> bool:
 def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.Node]) -> set[fx.Node]:
     """What the suffix computes: all that the output needs, and the checks of the assumptions."""
     roots = [n for n in graph.nodes if n.op == "output" or n.target is assume]
+    sizes = {n for n in ahead if _is_plain(value_of(n))}
     for node in graph.nodes:
         if not node.users and _acts(node) and node not in ahead:
-            if before(node) & trained:
+            if needed([node], stop={cut, *sizes}) & trained:
                 raise _takes_parts(node)
             roots.append(node)
     behind = {

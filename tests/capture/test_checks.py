@@ -152,19 +152,14 @@ def test_a_check_in_front_of_the_site_is_made(check: Any) -> None:
         aug(x * float("nan"))
 
 
-def asserting(h: Tensor) -> None:
+def asserting(h: Tensor) -> None:  # which pytest writes anew, in parts that nothing tells
     assert torch.isfinite(h).all(), "not finite"
 
 
-def raising(h: Tensor) -> None:
-    if not torch.isfinite(h).all():
+def gathering(h: Tensor) -> None:
+    if not all(torch.isfinite(row).all() for row in (h, h.T)):
         print("soon")
         raise ValueError("not finite")
-
-
-def counting(h: Tensor) -> None:
-    if h[h > 0].numel() > 1000:
-        raise ValueError("too many")
 
 
 def deciding(h: Tensor) -> None:
@@ -172,7 +167,7 @@ def deciding(h: Tensor) -> None:
         print("large")
 
 
-@pytest.mark.parametrize(("check", "advised"), [(asserting, 1), (raising, 1), (counting, 1), (deciding, 0)])
+@pytest.mark.parametrize(("check", "advised"), [(asserting, 1), (gathering, 1), (deciding, 0)])
 def test_what_only_checks_is_told_how_a_graph_checks(check: Any, advised: int) -> None:
     with pytest.raises(ga.GraphaugError, match="branches on the data") as caught:
         ga.rewrite(OfHidden(check), "inner", example_inputs=torch.randn(6, 4))

@@ -9,12 +9,14 @@ from typing import Any
 
 from torch import Size, fx
 
+from graphaug.capture.recording.checks import assert_number
 from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.handles import Handle, Text
 from graphaug.capture.recording.values.numbers import Float, Int
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import DATA, Tracked, doubtful, is_tracked, is_unknown
+from graphaug.capture.user_checks import check_asked
 from graphaug.capture.values import UNKNOWN
 
 
@@ -68,12 +70,28 @@ class RecordedAnswers:
         if self.session.aside:
             return bool(function(*map(plain, args)))
         if any(map(is_unknown, args)):
-            first = next(a for a in args if is_unknown(a))
-            raise self.session.depends(first._fx_node(), "branches on")
+            return self._checked(function, args)
         value = function(*map(plain, args))
         if isinstance(value, bool):
             self.nodes.assume(self._compute(function, args, value), value)
         return bool(value)
+
+    def _checked(self, function: Callable[..., Any], args: tuple[Any, ...]) -> bool:
+        """What a comparison of data has to be where it only tells whether to raise: the graph asserts it in every call.
+
+        Raises:
+            CaptureError: it may decide anything else.
+        """
+        check = check_asked()
+        if check is None:
+            first = next(a for a in args if is_unknown(a))
+            raise self.session.depends(first._fx_node(), "branches on")
+        truth = (
+            function is operator.ne and args[1] == 0
+        )  # of a number that may be a bool, which compilers compare so
+        held = args[0]._fx_node() if truth else self._compute(function, args, DATA)
+        self.nodes.create("call_function", assert_number, (held, check.wanted, check.said), {})
+        return check.wanted
 
     def ask(self, tracked: Tracked, verb: str) -> Any:
         """The value behind something tracked, which the graph then relies on."""

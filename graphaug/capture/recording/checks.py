@@ -1,4 +1,4 @@
-"""Checks of data that torch makes in Python (`torch._check_tensor_all`): assertions in the graph, in every call."""
+"""Checks of data, the user's (``assert x.isfinite().all()``) and torch's: assertions in the graph, in every call."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.scripted import CALL, as_python
+from graphaug.capture.user_checks import check_asked
 from graphaug.torch_private import FakeTensor, assert_async
 
 CHECK = "_check_tensor_all_with"
@@ -18,7 +19,18 @@ CHECK = "_check_tensor_all_with"
 ALL_TRUE = "_is_all_true"
 """The one that torch's distributions ask whether parameters and samples are such as they allow, before they raise."""
 
-ASSERTIONS = (torch._assert, assert_async)
+
+def assert_number(number: Any, wanted: bool, said: str) -> None:
+    """Raise if the truth of a number, or of a comparison of numbers, is another one than wanted.
+
+    Raises:
+        RuntimeError: it is; says what the check of the forward says.
+    """
+    truth = number if isinstance(number, (bool, torch.SymBool)) else number != 0
+    torch._check(truth if wanted else torch.sym_not(truth), lambda: said)
+
+
+ASSERTIONS = (torch._assert, assert_async, assert_number)
 """What checks data in a graph."""
 
 
@@ -50,6 +62,20 @@ def all_true_as_assertion(ask: Callable[..., Any], condition: Any) -> Any:
         return ask(condition)
     assert_async(condition.all(), "ValueError: a parameter or a sample that its distribution does not allow")
     return True
+
+
+def truth_as_assertion(ask: Callable[[Tensor], bool], tensor: Tensor) -> bool:
+    """What stands for the truth of a tensor: where it only tells whether to raise, an assertion, and what goes on.
+
+    Args:
+        ask: the function that it stands for, where it may decide anything else.
+        tensor: of one entry.
+    """
+    check = check_asked()
+    if check is None:
+        return ask(tensor)
+    assert_async(tensor if check.wanted else tensor.logical_not(), check.said)
+    return check.wanted
 
 
 @contextlib.contextmanager

@@ -11,7 +11,8 @@ from torch import fx
 
 from graphaug.capture.dataflow import upstream
 from graphaug.capture.names import Frame
-from graphaug.capture.user_code import only_checks, user_line
+from graphaug.capture.user_checks import only_checks
+from graphaug.capture.user_code import user_line
 from graphaug.capture.values import describe
 from graphaug.errors import CaptureError
 

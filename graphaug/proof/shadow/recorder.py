@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from graphaug.capture.recording.checks import truth_as_assertion
 from graphaug.capture.user_code import in_message, user_line
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Entry, Record, Result, Token, results
@@ -108,7 +109,8 @@ class Recorder(TorchDispatchMode):
             tokens = origins.token(args), origins.token(kwargs), whose
         resized = written if name in _RESIZED else []
         places = [(origins.address(t), t.untyped_storage().nbytes()) for t in resized]
-        result = func(*args, **kwargs)
+        # what stands for a closed module's result need not be what the forward wants of it
+        result = None if name == "_assert_async" else func(*args, **kwargs)
         for tensor, (place, size) in zip(resized, places, strict=True):
             origins.moved(tensor, place)
             self._clear_behind(tensor, size)
@@ -168,6 +170,8 @@ class _Functions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if not self._recorder.origins.paused:
+            if func is Tensor.__bool__:  # a check of the data as in the graph
+                return truth_as_assertion(func, args[0])
             self._note(func, args, kwargs)
         return func(*args, **kwargs)
 

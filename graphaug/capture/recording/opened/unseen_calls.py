@@ -18,7 +18,13 @@ from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
 from graphaug.capture.recording.calls.operations import Call
-from graphaug.capture.recording.checks import ALL_TRUE, CHECK, all_true_as_assertion, as_assertion
+from graphaug.capture.recording.checks import (
+    ALL_TRUE,
+    CHECK,
+    all_true_as_assertion,
+    as_assertion,
+    truth_as_assertion,
+)
 from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.opened.object_calls import ObjectCalls
@@ -104,6 +110,7 @@ class UnseenCalls:
         method(torch, "broadcast_shapes", self._broadcast_shapes)
         method(torch, CHECK, as_assertion)
         method(torch, ALL_TRUE, all_true_as_assertion)
+        method(FakeTensor, "__bool__", truth_as_assertion)
         self.of_objects.watch()
         self.patches.entry(vars(builtins), "print", self._print)
         method(logging.Logger, "handle", self._log)
