@@ -71,12 +71,14 @@ def capture(
     """Capture ``model`` in one mode, opening the root and the modules in ``opened``.
 
     A module that is handed a function of the very call, ``self.sublayer(h, lambda h: self.attend(h, mask))``, is opened
-    with them. The model is left exactly as it was: flags, buffers, attributes and the random state.
+    with them, and so is one that fills an object. The model is left exactly as it was: flags, buffers, attributes and
+    the random state.
 
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
     opened, shared = frozenset(opened) | {""}, True
+    instead: CaptureError | None = None
     while True:
         with properties_kept(model, opened):
             walk = Walk(
@@ -90,10 +92,12 @@ def capture(
             )
             try:
                 captured = _recorded(walk, model, signature, training)
-            except CaptureError:
-                if not walk.to_open or walk.to_open in opened:
-                    raise
-                opened |= set(itertools.accumulate(walk.to_open.split("."), "{}.{}".format))
+            except CaptureError as error:
+                if walk.session.to_open <= opened:
+                    raise (instead or error) from error.__cause__
+                instead = walk.session.unless_opened or instead
+                for path in walk.session.to_open:
+                    opened |= set(itertools.accumulate(path.split("."), "{}.{}".format))
                 continue
         if not walk.shared_for_nothing:
             return captured

@@ -469,13 +469,35 @@ def test_what_such_an_assignment_costs_is_said_with_its_line() -> None:
     lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     line = lines.index("                self.kept = h") + 1
     said = rf"the assignment to self\.kept{{}} \({re.escape(HERE)} line {line}\)"
-    plan = ga.rewrite(Stateful("keep"), "first", stop_grad=True, example_inputs=sequence(), dry_run=True)
+    plan = ga.rewrite(Stateful("keep"), "last", stop_grad=True, example_inputs=sequence(), dry_run=True)
     assert plan.backward == "dense"
     assert re.match(said.format(""), plan.reason), plan.reason
     around = nn.ModuleDict({"inner": Stateful("keep")})
     around.forward = lambda x: around["inner"](x)  # type: ignore[method-assign]
-    plan = ga.rewrite(around, "inner.first", stop_grad=True, example_inputs=sequence(), dry_run=True)
+    plan = ga.rewrite(around, "inner.last", stop_grad=True, example_inputs=sequence(), dry_run=True)
     assert re.match(said.format(" of 'inner'"), plan.reason), plan.reason
+
+
+def test_what_is_kept_behind_the_cut_is_kept_by_a_sparse_step() -> None:
+    """With its gradient: the rows that go on have one below the cut, as in a dense step."""
+    found = []
+    for backward in ("sparse", "dense"):
+        torch.manual_seed(0)
+        model = Stateful("keep")
+        aug = ga.rewrite(
+            model,
+            "first",
+            rate=0.0,
+            stop_grad=True,
+            backward=backward,
+            example_inputs=sequence(6),  # type: ignore[arg-type]
+        )
+        assert aug.plan.backward == backward
+        x = torch.randn(6, 3, 4)
+        torch.manual_seed(1)
+        (aug(x).sum() + model.kept.square().sum()).backward()
+        found.append((model.kept.detach(), model.first.weight.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 @pytest.mark.parametrize(("kind", "name"), [("count", "calls"), ("append", "log"), ("fill", "seen")])

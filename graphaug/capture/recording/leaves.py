@@ -84,12 +84,21 @@ class Leaves:
             outcome = replace(self._counted(what, args, kwargs), uncounted=frozenset({"torch.autograd.grad"}))
             self.counter = counter
         if self._filled is not None:
-            path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
-            raise self.session.refuse(
-                f"it hands {an(self._filled)} to {path!r}, which fills or changes it",
-                reason=self.session.about_caches(*_holders(args, kwargs)) or RETURN_IT,
-            )
+            raise self._fills(what, args, kwargs)
         return outcome
+
+    def _fills(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
+        """The refusal of what fills an object. A module may be opened instead, with those like it: a stack's layers."""
+        path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
+        advice = self.session.about_caches(*_holders(args, kwargs))
+        if path and not advice and not _is_scripted(what):
+            alike = (p for m, p in self.ledger.paths.items() if type(m) is type(what))
+            self.session.to_open = frozenset(alike)
+        found = self.session.refuse(
+            f"it hands {an(self._filled)} to {path!r}, which fills or changes it", reason=advice or RETURN_IT
+        )
+        self.session.unless_opened = found
+        return found
 
     def _counted(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         run: Any = self._module if isinstance(what, nn.Module) else self._function

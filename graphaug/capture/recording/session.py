@@ -44,6 +44,8 @@ class Session:
         guessed: where the examples come from, if the user gave none; else empty.
         without_caches: tells what turns off the caches that the model's modules fill, as advice; empty if nothing does.
         training: the mode of the model.
+        to_open: closed modules that have to be opened before anything can be recorded.
+        unless_opened: what is refused if they cannot be recorded either; None to refuse what is in the way there.
     """
 
     def __init__(self, model: str, guessed: str, without_caches: Callable[[], str]) -> None:
@@ -51,6 +53,8 @@ class Session:
         self.aside, self.training = False, True
         self.frames: list[Frame] = []
         self.refused: CaptureError | None = None
+        self.to_open: frozenset[str] = frozenset()
+        self.unless_opened: CaptureError | None = None
 
     @contextlib.contextmanager
     def _with(self, aside: bool) -> Iterator[None]:

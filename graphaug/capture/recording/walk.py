@@ -47,7 +47,6 @@ class Walk:
         calls: how often each module was called.
         marks: the inputs and outputs of opened modules that are sites.
         failed_in: the opened module in which an error came up.
-        to_open: a closed module that has to be opened before anything can be recorded; or empty.
         hooked: of opened modules, whether the graph calls their forward pre-hooks and their forward hooks.
         held: what the graph relies on of registries and of hooks; told once the forward was recorded.
     """
@@ -79,7 +78,6 @@ class Walk:
         self.calls: Counter[str] = Counter()
         self.marks = Marks(self.recorder, marks)
         self.failed_in: str | None = None
-        self.to_open = ""
         self._shared = shared
         self._entering: nn.Module | None = None
         self._running = False
@@ -210,7 +208,8 @@ class Walk:
 
     def _to_be_opened(self, m: nn.Module, path: str) -> Exception:
         """Note a module that calls a function of this very call, so that a graph has to stand for its code, too."""
-        self.to_open = "" if isinstance(m, torch.jit.ScriptModule) else path
+        if not isinstance(m, torch.jit.ScriptModule):
+            self.session.to_open = frozenset({path})
         return self.session.refuse(
             f"it hands {path!r} a function that holds tensors of this call, or modules",
             reason=" Give them as arguments, or choose a site outside the module that makes the function.",

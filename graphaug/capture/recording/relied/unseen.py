@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from graphaug.capture.recording.relied.classes import is_of_a_library
 from graphaug.capture.recording.relied.facts import PLAIN
 
 _FIXED: tuple[Any, ...] = (
@@ -65,5 +66,8 @@ def may_answer(name: str, value: Any, names: AbstractSet[str], pairs: AbstractSe
     if isinstance(value, (*_FIXED, *_ELSEWHERE)) and not lines:
         return False
     if isinstance(value, logging.Filterer):
-        return isinstance(value, logging.Logger) and any((name, asked) in pairs for asked in _OF_LOGGERS)
+        theirs = not isinstance(value, logging.Logger) or is_of_a_library(
+            value.name
+        )  # which ask what to print
+        return not theirs and any((name, asked) in pairs for asked in _OF_LOGGERS)
     return any(asked in names and not asked.startswith("__") for asked in set(dir(value)) - _EFFECTS)
