@@ -12,8 +12,8 @@ from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_flag
 from graphaug.augment.rows import Rows
 from graphaug.augment.structures import on_first
-from graphaug.capture.recording.nodes import IS_GRAD_ENABLED
 from graphaug.capture.recording.tables import undisturbed
+from graphaug.capture.regions import IS_GRAD_ENABLED, close
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption
 from graphaug.proof.equivalence import copied
@@ -174,6 +174,7 @@ def _only(graph: fx.Graph, spelled: Mapping[str, str], readers: frozenset[str]) 
         node.replace_all_uses_with(value)
         graph.erase_node(node)
     _close_grad_regions(graph)
+    close(graph)
     graph.output({site: found[site] for site in spelled.values() if site in found})
     graph.lint()
     return graph

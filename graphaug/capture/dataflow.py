@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, fx
 
 from graphaug.capture.held import tensors_of
+from graphaug.capture.regions import around, ends_of
 from graphaug.capture.values import describe, value_of
 
 # What these read of a tensor is no data of its rows, and carries no gradient.
@@ -195,18 +196,21 @@ def written_memory(graph: fx.Graph) -> set[fx.Node]:
 def reads(graph: fx.Graph) -> dict[fx.Node, list[fx.Node]]:
     """What every node reads: its arguments, what was last written into them or a view of them, what is kept for it.
 
-    A closed module reads its parameters and buffers, too, and so what was last written into those.
+    A closed module reads its parameters and buffers, too, and so what was last written into those. What runs in an
+    autocast region reads what began it.
     """
     owner = memory(graph)
     last: dict[fx.Node, fx.Node] = {}
     found: dict[fx.Node, list[fx.Node]] = {}
     names = {node.name: node for node in graph.nodes}
+    regions = around(graph)
     for node in graph.nodes:
         inputs = node.all_input_nodes
         # a part of a graph may be without them
         beside, held = ([names[n] for n in node.meta.get(what, ()) if n in names] for what in (BESIDE, HOLDS))
         since = [last[owner[n]] for n in (*inputs, *held) if owner[n] in last]
-        found[node] = list(dict.fromkeys([*inputs, *since, *beside]))
+        begun = regions[node] if node.op.startswith("call_") and not reads_metadata(node) else []
+        found[node] = list(dict.fromkeys([*inputs, *since, *beside, *begun]))
         last.update((owner[n], node) for n in written(node))
     return found
 
@@ -217,7 +221,10 @@ def before(node: fx.Node) -> set[fx.Node]:
 
 
 def needed(nodes: Iterable[fx.Node], stop: AbstractSet[fx.Node] = frozenset()) -> set[fx.Node]:
-    """Everything that some nodes are computed from, these included, down to the nodes in ``stop``, these included."""
+    """Everything that some nodes are computed from, these included, down to the nodes in ``stop``, these included.
+
+    Where that begins an autocast region, so is what ends it, though it comes later.
+    """
     found: set[fx.Node] = set()
     stack = list(nodes)
     inputs = reads(stack[0].graph) if stack else {}
@@ -227,7 +234,7 @@ def needed(nodes: Iterable[fx.Node], stop: AbstractSet[fx.Node] = frozenset()) -
             found.add(node)
             if node not in stop:
                 stack.extend(inputs[node])
-    return found
+    return found.union(ends_of(found))
 
 
 def behind(node: fx.Node) -> set[fx.Node]:

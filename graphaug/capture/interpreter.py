@@ -7,12 +7,19 @@ from typing import Any
 
 from torch import fx
 
+from graphaug.capture.regions import put_back_on_error
+
 
 class Interpreter(fx.Interpreter):
     """An `fx.Interpreter` that hands on lists and dicts as code does: new ones, which a module may write into.
 
     Those of a graph's arguments cannot be changed, and some forwards fill the list that they are given (HRNet).
     """
+
+    def run(self, *args: Any, **options: Any) -> Any:
+        """Run the graph; if it raises, the modes that it has set are put back."""
+        with put_back_on_error():
+            return super().run(*args, **options)
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The arguments of a node."""

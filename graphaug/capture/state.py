@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
+from graphaug.capture.regions import Modes
 from graphaug.capture.values import UNKNOWN
 
 _REGISTRIES = ("_parameters", "_buffers", "_modules")
@@ -143,11 +144,11 @@ def _entries(container: Any) -> list[Any]:
 @contextlib.contextmanager
 def unchanged(model: nn.Module, tensors: bool = True) -> Iterator[ModelState]:
     """Put every module's attributes, tensors and flags back afterwards."""
-    state, grad_mode = ModelState(model, tensors), torch.is_grad_enabled()
+    state, modes = ModelState(model, tensors), Modes.here()
     try:
         yield state
     finally:
-        torch.set_grad_enabled(grad_mode)
+        modes.put_back()
         state.restore()
 
 

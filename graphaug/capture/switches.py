@@ -1,6 +1,6 @@
 """The switches of torch that hold for a whole process, or for a region of it, and say how its operations compute.
 
-The grad mode and autocast are not among them: a graph keeps the one, and regions of the other are refused by name.
+The grad mode and autocast are not among them: a graph keeps what opened code sets of these.
 """
 
 from __future__ import annotations

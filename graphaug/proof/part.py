@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from graphaug.capture.dataflow import before
 from graphaug.capture.interpreter import Interpreter, filled
 from graphaug.capture.names import CONSTANTS
+from graphaug.capture.regions import put_back_on_error
 from graphaug.capture.values import assume
 from graphaug.proof.equivalence import plain_containers
 
@@ -52,16 +53,17 @@ class Run(Interpreter):
     def __call__(self, values: dict[str, Any]) -> list[Any]:
         """The first tensor of every end."""
         env: dict[fx.Node, Any] = {}
-        for node in self.graph.nodes:
-            if node.op == "placeholder":
-                env[node] = values[str(node.target)]
-            elif node.op == "output" or node.target is assume:
-                continue
-            elif node in self.needed and node.meta.get("augmentation"):
-                env[node] = env[node.all_input_nodes[0]]
-            elif node in self.needed:
-                args, kwargs = filled(node, env)
-                env[node] = getattr(self, node.op)(node.target, args, kwargs)
+        with put_back_on_error():
+            for node in self.graph.nodes:
+                if node.op == "placeholder":
+                    env[node] = values[str(node.target)]
+                elif node.op == "output" or node.target is assume:
+                    continue
+                elif node in self.needed and node.meta.get("augmentation"):
+                    env[node] = env[node.all_input_nodes[0]]
+                elif node in self.needed:
+                    args, kwargs = filled(node, env)
+                    env[node] = getattr(self, node.op)(node.target, args, kwargs)
         if self.ends is not None:
             return [_first(env[end]) for end in self.ends]
         (output,) = (n for n in self.graph.nodes if n.op == "output")

@@ -21,6 +21,8 @@ from graphaug.errors import AssumptionViolated, GraphaugError
 from graphaug.sparse.entries import Entry, found_in
 from graphaug.sparse.kept.lost import is_still_proved, note_changes
 from graphaug.sparse.kept.prefix import Kept
+from graphaug.sparse.rows import like, take
+from graphaug.sparse.within import Options, within
 from graphaug.surgery.called.plain import where_counted
 
 Merge = Literal["same", "sum"]
@@ -40,6 +42,7 @@ class Split:
         single: for each that has none, how many dimensions it had, and which of them were 1.
         crossing: how the crossing values of the two runs make that of all rows.
         augmentation: name of the augmentation's module.
+        regions: the autocast regions that the cut lies in; see `within`.
         batch: what of the inputs tells the number of rows, and the dimension of it.
         place: where the rows lie in the value at the cut.
         views: how many views every row becomes at the cut; all of a row are stopped, or none.
@@ -61,6 +64,7 @@ class Split:
     batch: tuple[Entry, int]
     place: Rows = BATCH
     views: int = 1
+    regions: tuple[Options, ...] = ()
     least: int = 1
     kept: Kept | None = None
     by_layout: bool = False
@@ -159,37 +163,45 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
 
     if stopped == 0:
         h, *crossing = owner._forward_prefix(*taken)
-        h = plan.viewed(h)
-        none = torch.zeros(views, dtype=torch.bool, device=h.device)
-        augmentation.remember(none, torch.argsort(none)[:0])
+
+        def changed() -> Tensor:
+            none = torch.zeros(views, dtype=torch.bool, device=h.device)
+            augmentation.remember(none, torch.argsort(none)[:0])
+            return plan.viewed(h)
     elif stopped == rows:
         with torch.no_grad():
             h, *crossing = owner._forward_prefix(*taken)
         _forget_casts()
-        augmentation.check_value(h)
-        mask = augmentation.draw_rows(views, h.device)  # nothing to choose; the generator moves on as ever
-        stopped_h = plan.viewed(h.detach())  # a forward may switch gradients on for itself
-        h = augmentation.change(stopped_h, mask, None, lambda: stopped_h)
+
+        def changed() -> Tensor:
+            augmentation.check_value(h)
+            # nothing to choose; the generator moves on as ever
+            mask = augmentation.draw_rows(views, h.device)
+            stopped_h = plan.viewed(h.detach())  # a forward may switch gradients on for itself
+            return augmentation.change(stopped_h, mask, None, lambda: stopped_h)
     else:
         mask = augmentation.draw_rows(views, whole.device)
         # stopped rows first, each part in the order of the batch
         order = torch.argsort(plan.of_one_view(mask).to(torch.uint8), descending=True, stable=True)
         first, rest = order[:stopped], order[stopped:]
-        kept = _take(taken, plan.rows, rest, rows)
-        gone = _take(taken, plan.rows, first, rows)
+        kept, gone = (take(taken, plan.rows, part, rows) for part in (rest, first))
         (h_kept, *crossing), (h_gone, *others) = _both_parts(owner, plan, kept, gone)
-        augmentation.check_value(h_kept)
-        h_kept, before = plan.viewed(h_kept), plan.viewed(h_gone.detach())
-        first, rest = (_of_views(part, rows, plan.views) for part in (first, rest))
-        back = torch.argsort(order if plan.views == 1 else torch.cat([first, rest]))
-
-        def together(gone: Tensor) -> Tensor:
-            return like(plan.place.take(plan.place.join(gone, h_kept), back), h_kept)
-
-        # on which all is measured that a transform measures: its result is stopped as a whole
-        h = together(augmentation.change(before, mask, first, lambda: together(before).detach()))
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
-    return owner._forward_suffix(*values.values(), *shared, h, *crossing)
+
+        def changed() -> Tensor:
+            augmentation.check_value(h_kept)
+            of_kept, of_gone = plan.viewed(h_kept), plan.viewed(h_gone.detach())
+            chosen, others = (_of_views(part, rows, plan.views) for part in (first, rest))
+            back = torch.argsort(order if plan.views == 1 else torch.cat([chosen, others]))
+
+            def together(gone: Tensor) -> Tensor:
+                return like(plan.place.take(plan.place.join(gone, of_kept), back), of_kept)
+
+            # on which all is measured that a transform measures: its result is stopped as a whole
+            return together(augmentation.change(of_gone, mask, chosen, lambda: together(of_gone).detach()))
+
+    value = within(plan.regions, crossing, changed)
+    return owner._forward_suffix(*values.values(), *shared, value, *crossing)
 
 
 def _check_assumptions(owner: Any, values: dict[str, Any], error: Exception) -> None:
@@ -250,21 +262,6 @@ def _has_grown(value: Any, single: tuple[int, tuple[int, ...]] | None) -> bool:
     return value.dim() != dimensions or any(value.shape[d] != 1 for d in ones)
 
 
-def _take(values: list[Any], dimensions: tuple[int | None, ...], rows: Tensor, count: int) -> list[Any]:
-    """The given rows of every value that has rows, once of one that is there twice.
-
-    A mask that broadcasts over them stays whole.
-    """
-    taken: list[Any] = []
-    for i, (value, dimension) in enumerate(zip(values, dimensions, strict=True)):
-        if dimension is None or not isinstance(value, Tensor) or value.shape[dimension] != count:
-            taken.append(value)
-            continue
-        before = [taken[j] for j in range(i) if values[j] is value and dimensions[j] == dimension]
-        taken.append(before[0] if before else rows_of(value, dimension, rows))
-    return taken
-
-
 def _is_told_by_rows(value: Any, plan: Split) -> bool:
     """Whether rows taken of a value answer as it does, of what may be asked beside its numbers and sizes."""
     if not isinstance(value, Tensor):
@@ -274,22 +271,6 @@ def _is_told_by_rows(value: Any, plan: Split) -> bool:
         return False
     channels_last = value.dim() == 4 and value.is_contiguous(memory_format=torch.channels_last)
     return not plan.by_layout or value.is_contiguous() or channels_last
-
-
-def rows_of(value: Tensor, dimension: int, index: Tensor) -> Tensor:
-    """Some rows of a tensor, in its own memory format: ``index_select`` alone gives a contiguous one."""
-    return like(value.index_select(dimension, index), value)
-
-
-def like(chosen: Tensor, value: Tensor) -> Tensor:
-    """A tensor in the memory format of another: joining and selecting give contiguous ones."""
-    if (
-        value.dim() == 4
-        and not value.is_contiguous()
-        and value.is_contiguous(memory_format=torch.channels_last)
-    ):
-        return chosen.contiguous(memory_format=torch.channels_last)
-    return chosen
 
 
 def merge(kind: Any, first: Any, second: Any) -> Any:

@@ -31,7 +31,9 @@ from graphaug.sparse.batch import Batch, check_single, single
 from graphaug.sparse.entries import Entry, apart, counted_by, entry_of, in_inputs
 from graphaug.sparse.run import Split
 from graphaug.sparse.tuples import tuples_apart, users
+from graphaug.sparse.within import read_around, regions_of
 from graphaug.surgery.called.views import repeated
+from graphaug.torch_private import enter_autocast
 
 SHARED_FLOPS = 0.1  # of the prefix: more than that is not computed a third time for a mask
 
@@ -64,7 +66,9 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         and any(user in trained or user in behind for user in users(n))
     ]
     _check_shared_cost(shared, ahead)
-    crossing = _crossing(behind, ahead, trained, set(shared), value)
+    crossing = list(
+        dict.fromkeys([*_crossing(behind, ahead, trained, set(shared), value), *read_around(cut)])
+    )
     outputs = [value, *crossing]
     in_prefix = needed(outputs, stop={*given, *shared})
     _check_modules(in_prefix, before(value) | {value})
@@ -92,6 +96,7 @@ def split(graph: fx.Graph, cut: fx.Node, batch: Batch, place: Rows = BATCH) -> S
         batch=(_entry(counted), dimension),
         place=place,
         views=views,
+        regions=regions_of(cut, crossing),
     )
 
 
@@ -147,9 +152,9 @@ def _behind(graph: fx.Graph, cut: fx.Node, ahead: set[fx.Node], trained: set[fx.
             if needed([node], stop={cut, *sizes}) & trained:
                 raise _takes_parts(node)
             roots.append(node)
-    behind = {
-        n for n in needed(roots, stop={cut}) if n not in ahead and n.op != "placeholder" and n is not cut
-    }
+    wanted = needed(roots, stop={cut}) - {cut}
+    # a region that the cut lies in begins on both sides
+    behind = {n for n in wanted if (n not in ahead or n.target is enter_autocast) and n.op != "placeholder"}
     for node in itertools.takewhile(lambda n: n is not cut, graph.nodes):
         # of a module that is called for what it changes, the suffix would be too late
         if node in behind and node.op == "call_module" and not holds(value_of(node), _is_tensor):

@@ -22,6 +22,7 @@ from graphaug.proof.left import left_in, otherwise_left
 from graphaug.sparse.beside import drawn_twice
 from graphaug.sparse.one_draw import OneDraw
 from graphaug.sparse.run import Split, sparse_forward
+from graphaug.torch_private import enter_autocast
 
 OTHER_OUTPUT = "a split step does not give the output of the whole one"
 ROWS = 8
@@ -212,7 +213,9 @@ def _compared(aug: Any, plan: Split, inputs: Any, trained: dict[str, Tensor]) ->
 
 def _tolerance(aug: Any, outputs: list[Tensor]) -> tuple[float, float]:
     """Of the largest entry of a tensor, and of all: rounding is relative to what was added up, of large terms too."""
-    coarse = torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
+    regions = (n.args for n in aug._parts.training_graph.nodes if n.target is enter_autocast)
+    coarse = any(enabled for _, _, enabled, _ in regions)
+    coarse = coarse or torch.is_autocast_enabled("cpu") or torch.is_autocast_enabled("cuda")
     kinds = {t.dtype for t in (*aug.parameters(), *outputs) if t.is_floating_point()}
     tolerance = 0.1 if coarse else max((TOLERANCE.get(kind, 0.1) for kind in kinds), default=0.0)
     return tolerance, 1e-3 if tolerance < 0.1 else 0.1

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from graphaug.capture.regions import SETS_A_MODE
 from graphaug.errors import SparseBackwardError, an
 from graphaug.torch_private import set_grad_enabled
 
@@ -73,6 +74,9 @@ def pair(prefix: fx.Graph, norms: Collection[str]) -> fx.Graph:
             run_stopped()
             results = node.args[0]
             both.output(tuple(tuple(s[n] for n in results) for s in (kept, gone)))
+        elif node.target in SETS_A_MODE:  # for both streams
+            run_stopped()
+            kept[node] = gone[node] = both.node_copy(node, lambda n: kept[n])
         elif node.op != "placeholder":
             kept[node] = both.node_copy(node, lambda n: kept[n])
             waiting.append(node)

@@ -12,11 +12,13 @@ from torch import Tensor, fx, nn
 
 from graphaug.augment.drawn import Drawn
 from graphaug.augment.site import Augmentation
+from graphaug.capture.regions import sets_grad_mode
 from graphaug.capture.target import Target
 from graphaug.surgery.by_site import Augmentations, BySite, given, set_numbers
 from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
 from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
+from graphaug.surgery.rewritten.blocks import in_blocks
 from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
 from graphaug.surgery.rewritten.forward import compiled, forward_of, not_scriptable
 from graphaug.surgery.rewritten.overrides import take_over
@@ -69,7 +71,8 @@ class AugmentedModule(fx.GraphModule):
 
     def recompile(self) -> Any:
         """Generate the forward again after the graph was edited."""
-        code = super().recompile()
+        with in_blocks(self.graph):
+            code = super().recompile()
         parts = self.__dict__.get("_parts")
         if parts is None:  # GraphModule.__init__ compiles its empty graph first
             return code
@@ -82,6 +85,7 @@ class AugmentedModule(fx.GraphModule):
         if parts.split is not None:
             for name, graph in parts.split.graphs().items():
                 setattr(cls, f"_forward_{name}", compiled(graph, AugmentedModule, self._aliases))
+        parts.sets_grad_mode = any(sets_grad_mode(g) for g in (self.graph, parts.eval_graph) if g is not None)
         cls.forward = forward_of(parts.signature, parts.model)
         return code
 

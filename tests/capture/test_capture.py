@@ -316,20 +316,6 @@ def test_functional_dropout_is_off_in_eval_and_on_in_training() -> None:
     assert torch.equal(aug(x), aug(x))
 
 
-def test_an_autocast_region_in_opened_code_is_refused() -> None:
-    class Cast(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.first = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            with torch.autocast("cpu", torch.bfloat16):
-                return self.first(x) * 2
-
-    with pytest.raises(CaptureError, match="autocast"):
-        ga.rewrite(Cast(), "first")
-
-
 # --- signatures -----------------------------------------------------------------------------------
 
 

@@ -15,6 +15,7 @@ import torch
 import graphaug.operation
 import graphaug.rewrite
 from graphaug.capture import capture
+from graphaug.capture.recording.calls.autocast import Regions
 from graphaug.capture.recording.calls.modes import Modes
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.hooks import run_forward_hooks
@@ -128,8 +129,9 @@ FAULTS: dict[str, Fault] = {
     ),
     "autocast regions are left out": Fault(
         lambda: both(
-            patch(Modes, "check", lambda self, **_: None),
-            patch(UnseenCalls, "_autocast", lambda self, enter, region: enter(region)),
+            patch(Regions, "check", lambda self: None),
+            patch(Regions, "enter", lambda self, enter, region: enter(region)),
+            patch(Regions, "leave", lambda self, leave, region, *error: leave(region, *error)),
         ),
         "autocast_on",
     ),

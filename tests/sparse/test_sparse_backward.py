@@ -542,9 +542,9 @@ def test_verify_takes_rounding_for_rounding(name: str) -> None:
 def test_verify_finds_a_wrong_split(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that come back to other places."""
     aug, x = text()
-    take = graphaug.sparse.run._take
+    take = graphaug.sparse.run.take
     monkeypatch.setattr(
-        graphaug.sparse.run, "_take", lambda v, d, rows, count: take(v, d, rows.flip(0), count)
+        graphaug.sparse.run, "take", lambda v, d, rows, count: take(v, d, rows.flip(0), count)
     )
     with pytest.raises(VerificationError, match="differs by"):
         ga.verify(aug, x)

@@ -63,12 +63,14 @@ class Leaves:
 
     Attributes:
         tables: what the model's code can reach, whose generators are put back after every run.
+        given: the objects among the inputs, as opened code gets them.
     """
 
     def __init__(self, session: Session, ledger: Ledger, *, count_flops: bool) -> None:
         self.session, self.ledger = session, ledger
         self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
+        self.given: list[Any] = []
         self._filled: Any = None
         self._written: list[Tensor] = []
 
@@ -88,17 +90,18 @@ class Leaves:
         return outcome
 
     def _fills(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
-        """The refusal of what fills an object. A module may be opened instead, with those like it: a stack's layers."""
+        """The refusal of what fills an object; one of this call may be filled by opened code, of all like it."""
         path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
         advice = self.session.about_caches(*_holders(args, kwargs))
-        if path and not advice and not _is_scripted(what):
+        kept = (self.tables and self.tables.reaches(self._filled)) or any(
+            o is self._filled for o in self.given
+        )
+        if path and not advice and not kept and not _is_scripted(what):
             alike = (p for m, p in self.ledger.paths.items() if type(m) is type(what))
             self.session.to_open = frozenset(alike)
-        found = self.session.refuse(
-            f"it hands {an(self._filled)} to {path!r}, which fills or changes it", reason=advice or RETURN_IT
-        )
-        self.session.unless_opened = found
-        return found
+        said = f"it hands {an(self._filled)} to {path!r}, which fills or changes it"
+        self.session.unless_opened = self.session.refuse(said, reason=advice or RETURN_IT)
+        return self.session.unless_opened
 
     def _counted(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         run: Any = self._module if isinstance(what, nn.Module) else self._function

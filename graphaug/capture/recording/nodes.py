@@ -9,7 +9,6 @@ import operator
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, fx
 
 from graphaug import torch_private
@@ -19,11 +18,9 @@ from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.layouts import PLAIN_TENSORS, TELL, layout, portrait
 from graphaug.capture.recording.values.structures import snapshot
 from graphaug.capture.recording.values.watched import Asked
+from graphaug.capture.regions import IS_GRAD_ENABLED, SETS_A_MODE
 from graphaug.capture.target import Target
 from graphaug.capture.values import UNKNOWN, assume, describe, value_of
-
-IS_GRAD_ENABLED = torch.is_grad_enabled
-"""The function itself, also while another stands in its place."""
 
 _VALUED = {assume, mark, *TELL, torch_private.set_grad_enabled, IS_GRAD_ENABLED, builtins.len}
 """Targets whose nodes need no example value to be known."""
@@ -53,7 +50,7 @@ class Nodes:
     def create(self, kind: str, target: Any, args: Any, kwargs: Any) -> fx.Node:
         """Make a node; that of a look-up in a known value has a value at once."""
         node = self.graph.create_node(kind, target, args, kwargs)
-        if target is torch_private.set_grad_enabled:
+        if kind == "call_function" and target in SETS_A_MODE:
             self._answered.clear()  # what was said before it may be another answer
         if kind == "placeholder" or any(n in self._from_input for n in node.all_input_nodes):
             self._from_input.add(node)

@@ -54,7 +54,7 @@ class Recorder(TorchFunctionMode):
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
         self.leaves = Leaves(self.session, self.ledger, count_flops=count_flops)
-        self.modes = Modes(self.session, self.nodes)
+        self.modes = Modes(self.session, self.nodes, self.ledger.lower)
         self._lineage = Lineage(self.nodes.graph)
         self._questions = Questions(self.session, self.nodes, self.ledger, self.answers)
 

@@ -44,6 +44,10 @@ class Tables:
         known = cached_functions(_NOT_SEARCHED, search=False)
         self._elsewhere = {c: c.cache_info() for c in known if id(c) not in self._found.caches}
 
+    def reaches(self, value: Any) -> bool:
+        """Whether an object was there before the forward ran, so that it is not of one call alone."""
+        return self._found.holds(value)
+
     def restore(self, *, search: bool = False) -> None:
         """Put every container, object, generator and count back, and empty caches that were filled.
 

@@ -142,6 +142,7 @@ class Walk:
             )
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
+            recorder.leaves.given = objects
             asked = asked_by(self.in_reach.functions)
             asked = replace(asked, identity=asked.identity and self._shared)
             arguments = placeholders(
@@ -154,7 +155,7 @@ class Walk:
                 seen = Comparisons(self.in_reach.functions, recorder.compare)
                 with recorder, self.session.unrecorded(), seen:
                     result = self._opened(self.model, "", 0, self.model.forward, tuple(positional), keywords)
-                    recorder.modes.check()
+                    recorder.modes.check_end()
                     self.ledger.labels.check(result, "it returns", self.session.refuse)
                     self.held = tuple(self._held())
                     self.attributes.write_back(state)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphaug.capture.recording.checks import ASSERTIONS, unchecked
+from graphaug.capture.regions import SETS_A_MODE
 from graphaug.proof.independence.follow import Follow
 from graphaug.proof.independence.symbols import RowCount
 from graphaug.torch_private import FakeTensorMode, symbolic_operations
@@ -24,7 +25,7 @@ _TORCH = os.path.dirname(str(torch.__file__)) + os.sep
 _LAYERS = os.path.dirname(str(nn.__file__)) + os.sep
 _CHECKPOINTS = str(torch.utils.checkpoint.__file__)
 """In torch 2.11 its code reads `grad_fn`, to see whether there is anything to recompute."""
-_COMPUTES_NOTHING = ("_set_grad_enabled", "register_hook")
+_COMPUTES_NOTHING = (*(function.__name__ for function in SETS_A_MODE), "register_hook")
 
 
 class Watch(TorchFunctionMode):

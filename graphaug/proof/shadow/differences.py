@@ -127,6 +127,8 @@ def _name(entry: Entry) -> str:
 def _modes(first: Entry, second: Entry) -> str:
     for (kind, *mine), (_, *theirs) in zip(first.modes, second.modes, strict=True):
         if mine != theirs:
+            if any(mine) and any(theirs):
+                return f"in one kind of {kind} in the model, and in another in the graph"
             on, off = ("with", "without") if any(mine) else ("without", "with")
             return f"{on} {kind} in the model, and {off} in the graph"
     return ""

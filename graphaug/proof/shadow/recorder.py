@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from graphaug.capture.recording.checks import truth_as_assertion
+from graphaug.capture.regions import KINDS
 from graphaug.capture.user_code import in_message, user_line
 from graphaug.proof.shadow.origins import Origins
 from graphaug.proof.shadow.records import Entry, Record, Result, Token, results
@@ -68,7 +69,7 @@ class Recorder(TorchDispatchMode):
         number = len(self.record.entries)
         modes = (
             ("gradients", torch.is_grad_enabled()),
-            ("autocast", *(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))),
+            ("autocast", *(torch.is_autocast_enabled(k) and torch.get_autocast_dtype(k) for k in KINDS)),
             ("inference", torch.is_inference_mode_enabled()),
         )
         entry = Entry(name, args, modes, user_line(), effect, frozenset(results(args)))

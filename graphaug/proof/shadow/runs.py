@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from graphaug.capture.inputs.signature import Signature, map_tensors
 from graphaug.capture.recording.checks import all_true_as_assertion, as_assertion, replaced_by
 from graphaug.capture.recording.opened.function_modes import unnoticed
+from graphaug.capture.regions import Modes
 from graphaug.capture.state import seed
 from graphaug.capture.switches import switched_back, switches
 from graphaug.proof.equivalence import quiet
@@ -99,21 +100,21 @@ class Runs:
             around = torch.autocast(device, dtype=torch.bfloat16)
         self.stand_ins.recorder = recorder
         seed(number)
-        before = torch.is_autocast_enabled(device)
+        before = Modes.here()
         try:
             with torch.set_grad_enabled(situation.gradients), around:
-                modes = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+                inside = Modes.here()
                 # checks of data as in the graph; and what stays closed is not asked what it sees
                 unseen = unnoticed(lambda _: not recorder.origins.paused)
                 with recorder, replaced_by(as_assertion, all_true_as_assertion), unseen:
                     output = quiet(module)(*arguments[0], **arguments[1])
-                after = torch.is_grad_enabled(), torch.is_autocast_enabled(device)
+                after = Modes.here()
         finally:
             self.stand_ins.recorder = None
-            torch.set_autocast_enabled(device, before)
+            before.put_back()
         record, origins = recorder.record, recorder.origins
-        record.left["the grad mode of the caller"] = (after[0], modes[0])
-        record.left["autocast of the caller"] = (after[1], modes[1])
+        record.left["the grad mode of the caller"] = (after.gradients, inside.gradients)
+        record.left["autocast of the caller"] = (after.autocast, inside.autocast)
         record.left["the switches of torch of the caller"] = switches()
         tensors = [t for t in _leaves(output) if isinstance(t, Tensor)]
         gradients = tuple((origins.gradient(t), t.requires_grad) for t in tensors)

@@ -17,13 +17,17 @@ from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.user_code import users_level
 from graphaug.errors import AssumptionViolated, UnsupportedModel, listed
 from graphaug.surgery.rewritten.aliases import speakable
+from graphaug.surgery.rewritten.blocks import in_blocks
 from graphaug.surgery.rewritten.parts import Parts, once_compiled
+from graphaug.surgery.rewritten.retraced import retraced, sets_modes
 from graphaug.torch_private import function_from_source
 
 
 def compiled(graph: fx.Graph, owner: type, aliases: dict[str, list[str]]) -> Any:
     """The function of a graph, with the model, an ``owner``, as its ``self``."""
-    code = speakable(graph, owner, aliases).python_code(root_module="self")
+    graph = speakable(graph, owner, aliases)
+    with in_blocks(graph):
+        code = graph.python_code(root_module="self")
     return function_from_source(code.src, code.globals)
 
 
@@ -95,6 +99,22 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
             (_SAY_WHEN_COMPILED(parts.number) if torch.compiler.is_compiling() else _say_if_trained(parts))
         if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
             raise AssumptionViolated(changed)
+    if not parts.sets_grad_mode:
+        return _run(aug, parts, args, values)
+    gradients = torch.is_grad_enabled()
+    try:
+        return _run(aug, parts, args, values)
+    except BaseException:  # in the middle of a region; those of autocast are blocks in the code
+        torch.set_grad_enabled(gradients)
+        raise
+
+
+def _run(aug: Any, parts: Any, args: Any, values: dict[str, Any]) -> Any:
+    """Run the graph of the mode on the inputs by name; ``args`` as they were given."""
+    if isinstance(args, fx.Proxy):
+        graph = aug.graph if aug.training or parts.eval_graph is None else parts.eval_graph
+        if sets_modes(graph):
+            return retraced(aug, graph, values, args.tracer)
     if aug.training:
         # a split asks for sizes, which a proxy has not
         whole = parts.split is None or isinstance(args, fx.Proxy)

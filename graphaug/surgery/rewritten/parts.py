@@ -72,6 +72,8 @@ class Parts:
     """What was named to a verb whose plan has no sites, by the names of the modules there."""
     frozen: FrozenRegion | None = None
     """What a freeze acts on, as it is now."""
+    sets_grad_mode: bool = field(default=False, init=False)
+    """Whether a graph sets the grad mode for a part of its nodes."""
     number: int = field(default_factory=_NUMBERS.__next__, init=False)
     """By which compiled code names it; no two of a process have one."""
 

@@ -1,27 +1,34 @@
-"""The modes of torch that opened code switches: the grad mode is kept in the graph, everything else is refused."""
+"""The modes of torch that opened code switches: grad mode and autocast are kept in the graph, all else is refused."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import CodeType, FrameType
 from typing import Any
 
 import torch
 from torch import fx
 
-from graphaug.capture.recording.nodes import IS_GRAD_ENABLED, Nodes
+from graphaug.capture.recording.calls.autocast import Regions
+from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.session import Session
+from graphaug.capture.regions import IS_GRAD_ENABLED
 from graphaug.capture.switches import entered, switched, switches
 from graphaug.capture.user_code import is_internal
 from graphaug.errors import CaptureError
 
 
 class Modes:
-    """The modes in which opened code runs; those of its start are the caller's."""
+    """The modes in which opened code runs; those of its start are the caller's.
 
-    def __init__(self, session: Session, nodes: Nodes) -> None:
+    Attributes:
+        autocast: its regions of autocast.
+    """
+
+    def __init__(self, session: Session, nodes: Nodes, lower: Callable[[Any], Any]) -> None:
         self.session, self.nodes = session, nodes
+        self.autocast = Regions(session, nodes, lower)
         self._entered: list[
             fx.Node
         ] = []  # per block that sets the grad mode: the node that asks for the one before
@@ -39,7 +46,7 @@ class Modes:
                 f"{self.session.model} cannot be captured inside of torch.inference_mode(), whose tensors never have "
                 "gradients: call this outside of it."
             )
-        self._autocast = _autocast_state()
+        self.autocast.begin()
         self._grad_mode = torch.is_grad_enabled()
         self._switches, self._device = switches(), torch.get_default_device()
         self._of_functions, self._of_operations = entered(of_functions=True), entered(of_functions=False)
@@ -77,6 +84,11 @@ class Modes:
         """What closed code left switched it leaves so in every call of the graph, too."""
         self._switches = switches()
 
+    def check_end(self) -> None:
+        """Refuse what a graph does not keep where the forward ends; raises as `check` does."""
+        self.check()
+        self.autocast.check_left()
+
     def check(self, *, module: bool = False) -> None:
         """Refuse what a graph does not keep.
 
@@ -85,7 +97,7 @@ class Modes:
                 passed the modes of functions on its way here.
 
         Raises:
-            CaptureError: opened code runs in an autocast or inference region of its own, set a switch of torch, or
+            CaptureError: opened code runs in an inference region of its own, set autocast or a switch of torch, or
                 seeded its generator.
         """
         refuse = self.session.refuse
@@ -99,8 +111,7 @@ class Modes:
             raise refuse(
                 "it enters a mode that sees what torch runs, which a graph does not keep", reason=around
             )
-        if self._autocast != _autocast_state():
-            raise refuse("it opens an autocast region of its own, which a graph does not keep")
+        self.autocast.check()
         if torch.is_inference_mode_enabled():
             raise refuse("it opens an inference_mode region, which a graph does not keep")
         if torch.is_grad_enabled() != self._grad_mode:
@@ -137,8 +148,3 @@ def _internal_codes(frame: FrameType | None, count: int) -> Iterator[CodeType]:
         if is_internal(frame.f_code.co_filename):
             yield frame.f_code
         frame = frame.f_back
-
-
-def _autocast_state() -> Any:
-    kinds = ("cpu", "cuda")
-    return [(torch.is_autocast_enabled(k), torch.get_autocast_dtype(k)) for k in kinds]

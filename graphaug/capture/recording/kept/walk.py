@@ -78,6 +78,10 @@ class Found:
         self._waiting.extend(("example_inputs", other) for other in others)
         self._follow()
 
+    def holds(self, value: Any) -> bool:
+        """Whether an object is among what was found."""
+        return id(value) in self._seen
+
     def _follow(self) -> None:
         """Look at what waits; code of installed libraries after the user's own, and not for ever."""
         functions = 0

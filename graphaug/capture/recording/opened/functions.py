@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.values.handles import Text
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.recording.values.tracked import is_tracked
 from graphaug.capture.user_code import global_names
@@ -73,6 +74,12 @@ class PlainFunctions:
         with self.recorder.session.unrecorded():
             if holds((args, kwargs), _is_traced) and not self._is_open(args, kwargs):
                 node, value = self.recorder.call("call_function", fn, fn, args, kwargs)
+                if isinstance(value, torch.autocast):
+                    raise self.recorder.session.refuse(
+                        f"it gets an autocast region from a function that it gives a tensor ({fn.__name__})",
+                        reason=" Make it where it is entered, `with torch.autocast(...):`, or choose a site outside "
+                        "that module, so that it stays closed.",
+                    )
                 self.recorder.nodes.name(node)
                 return self.recorder.adopt(value, node, fn)
         return fn(*args, **kwargs)
@@ -93,4 +100,6 @@ class PlainFunctions:
 
 
 def _is_traced(value: Any) -> bool:
-    return is_tracked(value) or (isinstance(value, Tensor) and isinstance(value, FakeTensor))
+    """Whether a function that gets a value computes with it: of the type of a device it makes a region of autocast."""
+    tracked = is_tracked(value) and type(value) is not Text
+    return tracked or (isinstance(value, Tensor) and isinstance(value, FakeTensor))

@@ -17,6 +17,7 @@ import torch.utils.dlpack
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function
 
+from graphaug.capture.recording.calls.autocast import region_of_maybe
 from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.checks import (
     ALL_TRUE,
@@ -42,8 +43,8 @@ _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
 _MODES = (
     *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
     *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
-    *("are_deterministic_algorithms_enabled", "get_float32_matmul_precision", "get_default_dtype"),
-    *("is_deterministic_algorithms_warn_only_enabled", "get_deterministic_debug_mode"),
+    *("is_autocast_cache_enabled", "are_deterministic_algorithms_enabled", "get_float32_matmul_precision"),
+    *("get_default_dtype", "get_deterministic_debug_mode", "is_deterministic_algorithms_warn_only_enabled"),
 )
 _KERNELS = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled")
 _OF_PROCESSES = ("is_initialized", "get_rank", "get_world_size", "get_backend")
@@ -90,7 +91,13 @@ class UnseenCalls:
             method(torch.utils.checkpoint, name, self._checkpoint)
         self._made_before = _subclasses(torch.autograd.Function)
         self.patches.class_method(torch.autograd.Function, "apply", self._apply)
-        method(torch.autocast, "__enter__", self._autocast)
+        autocast = self.recorder.modes.autocast
+        method(torch.autocast, "__init__", autocast.make)
+        method(torch.autocast, "__enter__", autocast.enter)
+        method(torch.autocast, "__exit__", autocast.leave)
+        if (library := sys.modules.get("transformers.utils.generic")) and hasattr(library, "maybe_autocast"):
+            self._by_function[library.maybe_autocast] = region_of_maybe
+            method(library, "maybe_autocast", region_of_maybe)
         method(torch.autograd.graph.saved_tensors_hooks, "__enter__", self._saved_tensors)
         for owner in (torch, torch.utils.dlpack):  # on a fake tensor it ends the process
             if hasattr(owner, "to_dlpack"):
@@ -282,11 +289,6 @@ class UnseenCalls:
     def _saved_tensors(self, *_: Any, **__: Any) -> Any:
         raise self.recorder.session.refuse(
             "it changes what autograd keeps for the backward (saved_tensors_hooks), which a graph does not do"
-        )
-
-    def _autocast(self, *_: Any, **__: Any) -> Any:
-        raise self.recorder.session.refuse(
-            "it opens an autocast region of its own, which a graph does not keep"
         )
 
 

@@ -1,0 +1,41 @@
+"""A graph in the hands of another tracer, which runs what sets a mode of torch, and keeps no node of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import fx
+
+from graphaug.capture.regions import IS_GRAD_ENABLED, SETS_A_MODE
+from graphaug.surgery.rewritten.aliases import speakable
+
+
+def sets_modes(graph: fx.Graph) -> bool:
+    """Whether a graph sets the grad mode or autocast for a part of its nodes."""
+    return any(node.target in SETS_A_MODE for node in graph.nodes if node.op == "call_function")
+
+
+def retraced(aug: Any, graph: fx.Graph, values: Mapping[str, Any], tracer: Any) -> Any:
+    """Run a graph on proxies, with nodes for what sets a mode.
+
+    Args:
+        aug: the rewritten model.
+        graph: one of its graphs.
+        values: the inputs by name, proxies or plain.
+        tracer: of the proxies.
+    """
+    graph = speakable(graph, type(aug), aug._aliases)
+    given = [values.get(str(n.target), *n.args) for n in graph.nodes if n.op == "placeholder"]
+    return _Retraced(aug, graph, tracer).run(*given)
+
+
+class _Retraced(fx.Interpreter):
+    def __init__(self, aug: Any, graph: fx.Graph, tracer: Any) -> None:
+        super().__init__(aug, garbage_collect_values=False, graph=graph)
+        self.tracer, self.extra_traceback = tracer, False
+
+    def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
+        if target in SETS_A_MODE or target is IS_GRAD_ENABLED:
+            return self.tracer.create_proxy("call_function", target, args, kwargs)
+        return super().call_function(target, args, kwargs)
