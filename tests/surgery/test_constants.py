@@ -37,7 +37,8 @@ def test_a_conversion_leaves_a_table_of_the_file_alone(stop_grad: bool, dtype: t
     aug = ga.rewrite(copy.deepcopy(model), "first", rate=0.0, stop_grad=stop_grad, example_inputs=x)
     aug.to(dtype), model.to(dtype)
     assert TABLE.dtype is torch.float32
-    assert torch.equal(aug(x.to(dtype)), model(x.to(dtype)))
+    # a sparse step multiplies fewer rows at once, for which a processor may take another kernel
+    torch.testing.assert_close(aug(x.to(dtype)), model(x.to(dtype)))
     assert {name for name, _ in aug.named_buffers()} == {"deep_augment.subset", "deep_augment.rate"}
 
 
