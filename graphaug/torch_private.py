@@ -26,7 +26,6 @@ from torch._subclasses.fake_tensor import (
     unset_fake_temporarily,
 )
 from torch._subclasses.fake_tensor import FakeTensorMode as _FakeTensorMode
-from torch.amp import autocast_mode
 from torch.autograd.function import BackwardCFunction
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 from torch.fx.graph_module import _forward_from_src
@@ -85,24 +84,20 @@ set_grad_enabled = torch._C._set_grad_enabled
 """Sets the grad mode; unlike ``torch.set_grad_enabled`` a plain function, which a graph can hold as one node."""
 
 
-def _enter_autocast(*options: Any) -> Any:
+def enter_autocast(*options: Any) -> Any:
+    """Enter ``torch.autocast(device_type, dtype, enabled, cache_enabled)``, as one node of a graph; returns the region.
+
+    Torch has a function for it that exporters know; while they trace, it sets nothing, and dtypes come out otherwise.
+    """
     region = torch.autocast(*options)
     region.__enter__()
     return region
 
 
-def _exit_autocast(region: Any) -> None:
+def exit_autocast(region: Any) -> None:
+    """Leave such a region: what was there before it comes back."""
     region.__exit__(None, None, None)
 
-
-enter_autocast: Callable[..., Any] = getattr(autocast_mode, "_enter_autocast", _enter_autocast)
-"""Enters ``torch.autocast(device_type, dtype, enabled, cache_enabled)``, as one node of a graph; returns the region.
-
-Torch's compilers and exporters know it.
-"""
-
-exit_autocast: Callable[[Any], None] = getattr(autocast_mode, "_exit_autocast", _exit_autocast)
-"""Leaves such a region: what was there before it comes back."""
 
 assert_async = torch._assert_async
 """Raises where a tensor of one entry is false; unlike ``torch._assert`` an operation, which compilers keep."""

@@ -77,7 +77,8 @@ def capture(
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
     """
-    opened, shared = frozenset(opened) | {""}, True
+    asked = opened = frozenset(opened) | {""}
+    shared, lenient, left_tensors = True, False, False
     instead: CaptureError | None = None
     while True:
         with properties_kept(model, opened):
@@ -89,15 +90,21 @@ def capture(
                 open_functions=open_functions,
                 count_flops=count_flops,
                 shared=shared,
+                lenient=lenient,
             )
             try:
                 captured = _recorded(walk, model, signature, training)
             except CaptureError as error:
-                if walk.session.to_open <= opened:
+                session = walk.session
+                left_tensors |= session.left_tensors
+                if not session.to_open <= opened:
+                    instead = session.unless_opened or instead
+                    for path in session.to_open:
+                        opened |= set(itertools.accumulate(path.split("."), "{}.{}".format))
+                elif left_tensors and not lenient:  # which may lie where they are, if nothing reads them
+                    opened, instead, lenient = asked, None, True
+                else:
                     raise (instead or error) from error.__cause__
-                instead = walk.session.unless_opened or instead
-                for path in walk.session.to_open:
-                    opened |= set(itertools.accumulate(path.split("."), "{}.{}".format))
                 continue
         if not walk.shared_for_nothing:
             return captured

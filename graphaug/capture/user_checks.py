@@ -6,16 +6,25 @@ import ast
 import dis
 import functools
 import linecache
+import operator
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
-from graphaug.capture.user_code import ASSERTIONS, statements_of, users_frame
+from graphaug.capture.user_code import ASSERTIONS, is_internal, statements_of, users_frame
 
 _TESTS = ("POP_JUMP", "JUMP_IF", "TO_BOOL", "UNARY_NOT", "COMPARE_OP")
 """How the names of instructions begin that ask a value itself whether it is true; a call asks what it is given."""
+_OPERATORS: dict[type[ast.cmpop], Callable[..., Any]] = {
+    **{ast.Eq: operator.eq, ast.NotEq: operator.ne, ast.Lt: operator.lt},
+    **{ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
+}
 _Place = tuple[int | None, int | None, int | None, int | None]
 """First and last line, first and last column, as code objects and syntax trees have them."""
+_FORWARDS: set[types.CodeType] = set()
+"""The code that calls a model's forward for a capture or a comparison: what is around it is none of the forward's."""
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -25,10 +34,18 @@ class Check:
     Attributes:
         wanted: what it has to be for the code to go on.
         said: what the error says, as far as that is no data.
+        compares: the comparison that it is; None of anything else.
     """
 
     wanted: bool
     said: str
+    compares: Callable[..., Any] | None = None
+
+
+def begins_a_forward(function: _Function) -> _Function:
+    """Mark a function of ours that calls a model's forward."""
+    _FORWARDS.add(function.__code__)
+    return function
 
 
 def only_checks() -> bool:
@@ -39,11 +56,15 @@ def only_checks() -> bool:
     return any(first <= frame.f_lineno <= last for first, last in _conditions(_source(frame)).lines)
 
 
-def check_asked() -> Check | None:
+def check_asked(comparison: Callable[..., Any] | None = None) -> Check | None:
     """The check whose condition the user's code asks right now; None if what it asks may decide anything else.
 
     The instruction that runs is the test of the condition itself, or of a part of it that alone tells whether to raise:
     of ``assert a and not b`` the ``a``, of which the check wants that it is true, or the ``b``, which must not be.
+    No function of the forward that is running may catch the error.
+
+    Args:
+        comparison: of two numbers, if that is what is asked: that of two tuples asks others of their entries.
     """
     frame = users_frame()
     places = () if frame is None else _places_of_a_test(frame.f_code, frame.f_lasti)
@@ -51,10 +72,28 @@ def check_asked() -> Check | None:
         return None
     known = _conditions(_source(frame)).by_place
     check = next((known[place] for place in places if place in known), None)
-    if check is None:
+    if (
+        check is None
+        or (comparison is not None and check.compares not in (None, comparison))
+        or _is_caught(frame)
+    ):
         return None
     where = f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})"
     return Check(check.wanted, check.said + where)
+
+
+def _is_caught(frame: types.FrameType | None) -> bool:
+    """Whether one of the running functions, up to the forward of the model, may catch an error."""
+    while frame is not None and frame.f_code not in _FORWARDS:
+        name = frame.f_code.co_name
+        if name.startswith("__") and name not in ("__call__", "__init__", "__post_init__"):
+            return True  # Python asks: an iteration ends by StopIteration, a missing name by AttributeError
+        if not is_internal(frame.f_code.co_filename):
+            caught = _conditions(_source(frame)).caught
+            if any(first <= frame.f_lineno <= last for first, last in caught):
+                return True
+        frame = frame.f_back
+    return False
 
 
 @functools.lru_cache(4096)
@@ -79,16 +118,16 @@ def _source(frame: types.FrameType) -> str:
 
 @dataclass(frozen=True)
 class _Conditions:
-    """The checks of a file: the lines of their conditions, and each part of one by its place."""
+    """The checks of a file: the lines of their conditions, each part of one by its place, and lines that may catch."""
 
     lines: tuple[tuple[int, int], ...]
     by_place: dict[_Place, Check]
+    caught: tuple[tuple[int, int], ...]
 
 
 @functools.lru_cache(256)
 def _conditions(source: str) -> _Conditions:
     lines, by_place = list[tuple[int, int]](), dict[_Place, Check]()
-    caught = _caught_in(source)
     for statement in statements_of(source):
         found = _check_of(statement)
         if found is None:
@@ -96,23 +135,39 @@ def _conditions(source: str) -> _Conditions:
         test, wanted, said = found
         if not isinstance(statement, ast.Expr):
             lines.append((test.lineno, test.end_lineno or test.lineno))
-        if id(statement) in caught:  # its error is no end
-            continue
-        by_place |= {_place(part): Check(truth, said) for part, truth in _parts(test, wanted)}
-    return _Conditions(tuple(lines), by_place)
+        by_place |= {
+            _place(part): Check(truth, said, _comparison(part)) for part, truth in _parts(test, wanted)
+        }
+    return _Conditions(tuple(lines), by_place, tuple(_caught(source)))
 
 
-def _caught_in(source: str) -> set[int]:
-    """The statements whose errors the same function may catch."""
-    tried = (node for node in statements_of(source) if isinstance(node, ast.Try) and node.handlers)
-    return {id(inner) for node in tried for statement in node.body for inner in ast.walk(statement)}
+def _caught(source: str) -> Iterator[tuple[int, int]]:
+    """The lines whose errors something around them may catch: ``try``, and contexts that say so by their name."""
+    for node in statements_of(source):
+        body: list[ast.stmt] = []
+        if isinstance(node, (ast.Try, ast.TryStar)) and (node.handlers or _leaves(node.finalbody)):
+            body = node.body
+        elif isinstance(node, (ast.With, ast.AsyncWith)):
+            told = " ".join(ast.unparse(item.context_expr) for item in node.items).lower()
+            body = node.body if any(word in told for word in ("suppress", "raises", "ignore")) else []
+        if body:
+            yield body[0].lineno, body[-1].end_lineno or body[-1].lineno
+
+
+def _leaves(body: list[ast.stmt]) -> bool:
+    """Whether statements may leave before their end, but by an error."""
+    return any(isinstance(n, (ast.Return, ast.Break, ast.Continue)) for s in body for n in ast.walk(s))
 
 
 def _check_of(statement: ast.AST) -> tuple[ast.expr, bool, str] | None:
     """The condition of a check, whether it has to hold, and what its error says."""
     if isinstance(statement, ast.Assert):
         return statement.test, True, _said("AssertionError", statement.msg)
-    if isinstance(statement, ast.If) and isinstance(statement.body[-1], ast.Raise):
+    if (
+        isinstance(statement, ast.If)
+        and isinstance(statement.body[-1], ast.Raise)
+        and not _leaves(statement.body)
+    ):
         error = statement.body[-1].exc
         if isinstance(error, ast.Call):
             return statement.test, False, _said(ast.unparse(error.func), *error.args[:1])
@@ -141,8 +196,23 @@ def _parts(test: ast.expr, wanted: bool) -> Iterator[tuple[ast.expr, bool]]:
             test.values if together else test.values[-1:]
         ):  # which is the last, if those before were not
             yield from _parts(part, wanted)
-    else:
+    elif wanted or not (
+        isinstance(test, ast.Compare) and len(test.ops) > 1
+    ):  # of a chain each holds, or one does not
         yield test, wanted
+
+
+def _comparison(part: ast.expr) -> Callable[..., Any] | None:
+    """The comparison that a part of a condition is; of a chain, and of containers, one that no number is asked."""
+    if not isinstance(part, ast.Compare):
+        return None
+    if any(isinstance(side, (ast.Tuple, ast.List)) for side in (part.left, *part.comparators)):
+        return _of_containers
+    return _OPERATORS.get(type(part.ops[0]), _of_containers) if len(part.ops) == 1 else None
+
+
+def _of_containers(*_: Any) -> bool:
+    raise NotImplementedError
 
 
 def _place(node: ast.AST) -> _Place:

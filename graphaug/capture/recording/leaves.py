@@ -63,7 +63,8 @@ class Leaves:
 
     Attributes:
         tables: what the model's code can reach, whose generators are put back after every run.
-        given: the objects among the inputs, as opened code gets them.
+        given: the containers and objects among the inputs, as opened code gets them.
+        lenient: let modules leave tensors in what the forward makes, for none to read.
     """
 
     def __init__(self, session: Session, ledger: Ledger, *, count_flops: bool) -> None:
@@ -71,6 +72,7 @@ class Leaves:
         self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
         self.given: list[Any] = []
+        self.lenient = self._by_tensors = False
         self._filled: Any = None
         self._written: list[Tensor] = []
 
@@ -89,19 +91,24 @@ class Leaves:
             raise self._fills(what, args, kwargs)
         return outcome
 
+    def made_it(self, value: Any) -> bool:
+        """Whether the forward has made an object itself: the model's code cannot reach it, and no input is it."""
+        return not (self.tables and self.tables.reaches(value)) and all(o is not value for o in self.given)
+
     def _fills(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
         """The refusal of what fills an object; one of this call may be filled by opened code, of all like it."""
         path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
         advice = self.session.about_caches(*_holders(args, kwargs))
-        kept = (self.tables and self.tables.reaches(self._filled)) or any(
-            o is self._filled for o in self.given
-        )
-        if path and not advice and not kept and not _is_scripted(what):
+        if path and not advice and self.made_it(self._filled) and not _is_scripted(what):
             alike = (p for m, p in self.ledger.paths.items() if type(m) is type(what))
             self.session.to_open = frozenset(alike)
         said = f"it hands {an(self._filled)} to {path!r}, which fills or changes it"
-        self.session.unless_opened = self.session.refuse(said, reason=advice or RETURN_IT)
-        return self.session.unless_opened
+        found = self.session.refuse(said, reason=advice or RETURN_IT)
+        if self._by_tensors:
+            self.session.left_tensors = True
+        else:
+            self.session.unless_opened = found
+        return found
 
     def _counted(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
         run: Any = self._module if isinstance(what, nn.Module) else self._function
@@ -203,8 +210,11 @@ class Leaves:
             result = torch.func.functional_call(module, own, args, kwargs)
         if in_fakes:
             _bind_anew(module, {name: t for name, t in own.items() if t is not before_it[name]})
-        filled = ((holder, changed_in(held_by(holder), before)) for holder, before in given)
+        filled = [(holder, changed_in(held_by(holder), before)) for holder, before in given]
         self._filled = next((h for h, new in filled if new and not (in_fakes and _only_tensors(new))), None)
+        self._by_tensors = self._filled is None
+        if self._by_tensors and not self.lenient:
+            self._filled = next((h for h, new in filled if new and self.made_it(h)), None)
         return result
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 import operator
-from collections import OrderedDict
 from typing import Any
 
 import numpy as np
@@ -15,6 +13,7 @@ from graphaug.capture.known import given_at, integers
 from graphaug.capture.names import CONSTANTS, tensor_names
 from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.nodes import Nodes
+from graphaug.capture.recording.objects import Objects
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.values.aliases import Aliases
 from graphaug.capture.recording.values.handles import Handle
@@ -32,11 +31,9 @@ from graphaug.capture.recording.values.structures import (
     is_structure,
     plain,
     rebuilt,
-    set_afterwards,
 )
 from graphaug.capture.recording.values.tracked import Answers, is_tracked
 from graphaug.capture.recording.values.watched import Watched, watched
-from graphaug.capture.values import extended
 from graphaug.torch_private import FakeTensor, FakeTensorMode, is_functorch_wrapper
 
 READ_IN_EVERY_CALL = (int, float, torch.device)
@@ -58,6 +55,7 @@ class Ledger:
         home: where tensors on the meta device are taken to lie.
         labels: what was set on tensors.
         aliases: tensors that were handed on as they are.
+        objects: how objects are made in a graph.
     """
 
     def __init__(self, root: nn.Module, session: Session, nodes: Nodes, answers: Answers) -> None:
@@ -74,6 +72,7 @@ class Ledger:
         self._entries: dict[tuple[fx.Node, tuple[Key, ...]], fx.Node] = {}
         self._fakes: dict[int, Tensor] = {}
         self._kept: list[Any] = []
+        self.objects = Objects(self)
         self._watching = False
 
     # --- values as they come ------------------------------------------------------------------
@@ -270,32 +269,10 @@ class Ledger:
             return {k: self.lower(v) for k, v in value.items()}
         if isinstance(value, np.generic):
             return value.item()
-        return self._lower_object(value)
+        return self.objects.lower(value)
 
-    def _lower_object(self, value: Any) -> Any:
-        args: tuple[Any, ...] = ()
-        kwargs: dict[str, Any] = {}
-        if isinstance(value, tuple) and hasattr(value, "_fields"):
-            args = tuple(map(self.lower, value))
-        elif isinstance(value, dict) and hasattr(value, "__dataclass_fields__"):
-            # a ModelOutput of transformers; its None fields stay out
-            kwargs = {k: self.lower(v) for k, v in value.items() if v is not None}
-            late = set_afterwards(value.__dataclass_fields__, kwargs)
-            if late:  # set after it was made, and its values are in this order
-                at_once = {k: v for k, v in kwargs.items() if k not in late}
-                made = self.nodes.create("call_function", type(value), args, at_once)
-                return self.nodes.create("call_function", extended, (made, late), {})
-        elif isinstance(value, OrderedDict):
-            args = ({k: self.lower(v) for k, v in value.items()},)
-        elif isinstance(value, (int, float, str)):  # enumerations, subclasses of str
-            return value
-        elif dataclasses.is_dataclass(value) and not isinstance(value, type) and holds(value, self._is_made):
-            kwargs = {f.name: self.lower(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
-        else:
-            return self.constant("object", value)
-        return self.nodes.create("call_function", type(value), args, kwargs)
-
-    def _is_made(self, value: Any) -> bool:
+    def is_made(self, value: Any) -> bool:
+        """Whether a value is a tensor or a number of this call."""
         return is_tracked(value) or (isinstance(value, Tensor) and (id(value) in self._origins))
 
 

@@ -183,6 +183,15 @@ def is_fact(node: fx.Node) -> bool:
     return node.op == "get_attr"
 
 
+def is_given(node: fx.Node) -> bool:
+    """Whether a node is an input, or an entry of one."""
+    while node.op == "call_function" and node.target in (operator.getitem, getattr):
+        if not isinstance(node.args[0], fx.Node):
+            return False
+        node = node.args[0]
+    return node.op == "placeholder"
+
+
 def is_unknown_node(node: fx.Node) -> bool:
     """Whether a node's value on the example depends on data."""
     return "value" not in node.meta and node.op != "output" and node.target not in _VALUED

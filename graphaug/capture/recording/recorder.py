@@ -22,7 +22,7 @@ from graphaug.capture.recording.calls.operations import Call
 from graphaug.capture.recording.calls.questions import Questions
 from graphaug.capture.recording.leaves import Leaves
 from graphaug.capture.recording.ledger import READ_IN_EVERY_CALL, Ledger
-from graphaug.capture.recording.nodes import Nodes, is_unknown_node
+from graphaug.capture.recording.nodes import Nodes, is_given, is_unknown_node
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holds, memories_of, plain, tensors_in
 from graphaug.capture.recording.values.tracked import doubtful, is_tracked
@@ -54,6 +54,7 @@ class Recorder(TorchFunctionMode):
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
         self.leaves = Leaves(self.session, self.ledger, count_flops=count_flops)
+        self.ledger.objects.made_it = self.leaves.made_it
         self.modes = Modes(self.session, self.nodes, self.ledger.lower)
         self._lineage = Lineage(self.nodes.graph)
         self._questions = Questions(self.session, self.nodes, self.ledger, self.answers)
@@ -178,10 +179,10 @@ class Recorder(TorchFunctionMode):
         with self.session.unrecorded():
             of_call = [(t, self.ledger.node_of(t)) for t in tensors if id(t) not in self.ledger.owned]
             one = len(tensors) > 1 and all(t is tensors[0] for t in tensors)  # by the code, in every call
-            of_inputs = self.shared and of_call and of_call[0][1].op == "placeholder"
+            of_inputs = self.shared and of_call and is_given(of_call[0][1])
             if not of_call or (one and not of_inputs):
                 return
-            given = sum(node.op == "placeholder" for _, node in of_call)
+            given = sum(is_given(node) for _, node in of_call)
             may_be_one = any(
                 self.ledger.aliases.may_be_one(*two) for two in itertools.combinations(of_call, 2)
             )

@@ -45,6 +45,7 @@ class Session:
         without_caches: tells what turns off the caches that the model's modules fill, as advice; empty if nothing does.
         training: the mode of the model.
         to_open: closed modules that have to be opened before anything can be recorded.
+        left_tensors: whether they are to be opened for tensors alone, which none need read.
         unless_opened: what is refused if they cannot be recorded either; None to refuse what is in the way there.
     """
 
@@ -55,6 +56,7 @@ class Session:
         self.refused: CaptureError | None = None
         self.to_open: frozenset[str] = frozenset()
         self.unless_opened: CaptureError | None = None
+        self.left_tensors = False
 
     @contextlib.contextmanager
     def _with(self, aside: bool) -> Iterator[None]:

@@ -36,8 +36,10 @@ from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
 from graphaug.capture.recording.session import Session
+from graphaug.capture.recording.values.structures import holders_in
 from graphaug.capture.state import ModelState
 from graphaug.capture.target import Target
+from graphaug.capture.user_checks import begins_a_forward
 
 
 class Walk:
@@ -61,6 +63,7 @@ class Walk:
         open_functions: frozenset[str] = frozenset(),
         count_flops: bool = False,
         shared: bool = True,
+        lenient: bool = False,
     ) -> None:
         self.model, self.opened, self.signature = model, opened, signature
         self.in_reach = reached_by(model, opened, any_module)
@@ -70,6 +73,7 @@ class Walk:
         without_caches = functools.partial(signature.without_caches, model)
         self.session = Session(type(model).__name__, signature.guessed, without_caches)
         self.recorder = Recorder(model, self.session, count_flops=count_flops)
+        self.recorder.leaves.lenient = lenient
         self.ledger = self.recorder.ledger
         self.patches = Patches(lambda: not self.session.aside and self._running)
         self.unseen_calls = UnseenCalls(self.recorder, self.patches)
@@ -123,6 +127,7 @@ class Walk:
         """Objects that the graph refers to and no module owns."""
         return self.ledger.constants
 
+    @begins_a_forward
     def record(self, state: ModelState) -> fx.Graph:
         """Run the forward on fakes of the examples.
 
@@ -142,13 +147,13 @@ class Walk:
             )
         with self.patches, self.ledger.fake_mode:
             objects: list[Any] = []
-            recorder.leaves.given = objects
             asked = asked_by(self.in_reach.functions)
             asked = replace(asked, identity=asked.identity and self._shared)
             arguments = placeholders(
                 recorder, self.signature, not self.in_reach.by_type, objects.append, asked
             )
             positional, keywords = self.signature.arrange(arguments)
+            recorder.leaves.given = [*objects, *holders_in(list(arguments.values()))]
             self._watch(objects)
             self._running = True
             try:

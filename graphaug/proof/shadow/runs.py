@@ -18,6 +18,7 @@ from graphaug.capture.recording.opened.function_modes import unnoticed
 from graphaug.capture.regions import Modes
 from graphaug.capture.state import seed
 from graphaug.capture.switches import switched_back, switches
+from graphaug.capture.user_checks import begins_a_forward
 from graphaug.proof.equivalence import quiet
 from graphaug.proof.shadow.recorder import Recorder
 from graphaug.proof.shadow.records import Record, Token
@@ -88,6 +89,7 @@ class Runs:
                 recorder.restore()
         return [recorder.record for recorder in recorders]
 
+    @begins_a_forward
     def _call(
         self, module: nn.Module, recorder: Recorder, arguments: Any, situation: Situation, number: int
     ) -> None:

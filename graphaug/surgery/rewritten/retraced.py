@@ -1,4 +1,4 @@
-"""A graph in the hands of another tracer, which runs what sets a mode of torch, and keeps no node of it."""
+"""A graph in the hands of another tracer, which runs what sets a mode of torch or asserts, and keeps no node of it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,15 @@ from typing import Any
 
 from torch import fx
 
+from graphaug.capture.recording.checks import ASSERTIONS, assert_number
 from graphaug.capture.regions import IS_GRAD_ENABLED, SETS_A_MODE
 from graphaug.surgery.rewritten.aliases import speakable
 
 
 def sets_modes(graph: fx.Graph) -> bool:
-    """Whether a graph sets the grad mode or autocast for a part of its nodes."""
-    return any(node.target in SETS_A_MODE for node in graph.nodes if node.op == "call_function")
+    """Whether a graph sets the grad mode or autocast for a part of its nodes, or asserts what no proxy tells."""
+    kept = {*SETS_A_MODE, assert_number}
+    return any(node.target in kept for node in graph.nodes if node.op == "call_function")
 
 
 def retraced(aug: Any, graph: fx.Graph, values: Mapping[str, Any], tracer: Any) -> Any:
@@ -36,6 +38,6 @@ class _Retraced(fx.Interpreter):
         self.tracer, self.extra_traceback = tracer, False
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
-        if target in SETS_A_MODE or target is IS_GRAD_ENABLED:
+        if target in SETS_A_MODE or target is IS_GRAD_ENABLED or target in ASSERTIONS:
             return self.tracer.create_proxy("call_function", target, args, kwargs)
         return super().call_function(target, args, kwargs)

@@ -20,11 +20,11 @@ class Comparison:
     """One ``a is b``.
 
     Attributes:
-        names: the variables among what is compared.
+        sides: the variables among what is compared, ``x`` or ``d["x"]``: names, with the keys of entries.
         made: whether a call makes some of it, as in ``x.contiguous() is x``.
     """
 
-    names: tuple[str, ...]
+    sides: tuple[tuple[str, tuple[Any, ...]], ...]
     made: bool
 
 
@@ -58,11 +58,33 @@ def _operands(code: types.CodeType, step: dis.Instruction) -> Comparison | None:
     if not isinstance(tree, ast.Compare):
         return None
     operands = [tree.left, *tree.comparators]
-    names = tuple(o.id for o in operands if isinstance(o, ast.Name))
+    sides = tuple(side for side in map(_variable, operands) if side is not None)
     made = any(isinstance(inner, ast.Call) for o in operands for inner in ast.walk(o))
     constant = any(isinstance(o, ast.Constant) for o in operands)
     # two variables, or one and what a call makes: an attribute is the model's own
-    return None if constant or len(names) + made < 2 or not names else Comparison(names, made)
+    return None if constant or len(sides) + made < 2 or not sides else Comparison(sides, made)
+
+
+def _variable(operand: ast.expr) -> tuple[str, tuple[Any, ...]] | None:
+    """The name of a variable and the keys of an entry of it; None of anything else."""
+    if isinstance(operand, ast.Name):
+        return operand.id, ()
+    if isinstance(operand, ast.Subscript) and isinstance(operand.slice, ast.Constant):
+        held = _variable(operand.value)
+        return held and (held[0], (*held[1], operand.slice.value))
+    return None
+
+
+def _held(frame: types.FrameType, name: str, keys: tuple[Any, ...]) -> Any:
+    """What a variable, or an entry of it, holds: of tuples, lists and dicts, without any code of the user's."""
+    found = frame.f_locals.get(name, frame.f_globals.get(name))
+    for key in keys:
+        kind: Any = next((k for k in (tuple, list, dict) if isinstance(found, k)), None)
+        try:
+            found = None if kind is None else kind.__getitem__(found, key)
+        except (LookupError, TypeError):
+            return None
+    return found
 
 
 class Comparisons:
@@ -99,7 +121,7 @@ class Comparisons:
     def _stepped(self, frame: types.FrameType, event: str, value: Any) -> Any:
         compared = self.places[frame.f_code].get(frame.f_lasti) if event == "opcode" else None
         if compared is not None:
-            held = [frame.f_locals.get(n, frame.f_globals.get(n)) for n in compared.names]
+            held = [_held(frame, *side) for side in compared.sides]
             tensors = [v for v in held if isinstance(v, Tensor)]
             if len(tensors) == len(held):  # a tensor is never anything else
                 self.seen(tensors, compared.made)

@@ -38,6 +38,7 @@ _NOT_TOLD = (
     set,
     frozenset,
     contextvars.ContextVar,
+    torch.autocast,  # of a decorator: a compiler knows it as a region, and not by itself
 )
 BY_VALUE = (torch.device, torch.Size, np.generic)
 """What is made anew where it is asked for, and is the same by its value."""
