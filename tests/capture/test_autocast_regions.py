@@ -379,13 +379,13 @@ def test_another_tracer_keeps_it() -> None:
                 assert torch.equal(traced(x), model(x))
 
 
-def test_an_export_keeps_it() -> None:
-    model, x = (
-        Net(off),
-        torch.randn(6, 5),
-    )  # of one that is on torch's own export of a graph takes another dtype
+@pytest.mark.parametrize("region", [off, half])
+def test_an_export_keeps_it(region: Any) -> None:
+    model, x = Net(region), torch.randn(6, 5)
     aug = ga.rewrite(model, at="second", example_inputs=x).eval()
-    torch.testing.assert_close(torch.export.export(aug, (x,)).module()(x), model(x))
+    found = torch.export.export(aug, (x,)).module()(x)
+    assert found.dtype is model.eval()(x).dtype
+    torch.testing.assert_close(found, model(x))
 
 
 maybe_autocast: Any = None  # transformers', as its models' files have it

@@ -97,9 +97,12 @@ class Decodes(torch.nn.Module):
 
 
 def test_another_object_is_not_taken_for_a_cache() -> None:
-    with pytest.raises(CaptureError) as caught:
-        ga.rewrite(Decodes(), "first", example_inputs=torch.randn(3, 4))
-    assert "use_cache" not in str(caught.value)
+    """What fills it is opened."""
+    model = Decodes()
+    aug = ga.rewrite(model, "first", transform=lambda h: h * 1.0, example_inputs=torch.randn(3, 4))
+    assert aug.plan.opened == ("first", "second")
+    x = torch.randn(5, 4)
+    torch.testing.assert_close(aug.train()(x), model(x))
 
 
 class Slot:

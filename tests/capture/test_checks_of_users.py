@@ -6,6 +6,7 @@ asserts it in every call. The file is read as it is: PYTEST_DONT_REWRITE.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -54,6 +55,13 @@ def by_comparing_numbers(h: Tensor) -> None:
     assert h.isfinite().sum().item() == h.numel()
 
 
+def by_two_numbers(h: Tensor) -> None:
+    missing, none = h.isnan().sum().item(), torch.zeros_like(h).sum().item()
+    assert missing == none
+    if missing != none:
+        raise ValueError("a number is missing")
+
+
 def by_counting(h: Tensor) -> None:
     torch._check(h[h.isfinite()].numel() == h.numel(), lambda: "not all are finite")
 
@@ -82,7 +90,14 @@ def after_a_report(h: Tensor) -> None:
 
 CHECKS = [
     *(asserted, asserted_not, raised, raised_by_either, raised_unless, asserted_both, by_numbers),
-    *(by_comparing_numbers, by_counting, on_several_lines, where_it_is_wanted, after_a_report),
+    *(
+        by_comparing_numbers,
+        by_two_numbers,
+        by_counting,
+        on_several_lines,
+        where_it_is_wanted,
+        after_a_report,
+    ),
 ]
 
 
@@ -209,6 +224,66 @@ def by_either_part(h: Tensor) -> Tensor:
     return h
 
 
+def in_a_chain(h: Tensor) -> Tensor:
+    if 1e6 < h.max() < 1e7:
+        raise ValueError
+    return h
+
+
+def in_tuples(h: Tensor) -> Tensor:
+    assert (h.sum().item(), 1) != (1e6, 1)
+    return h
+
+
+def with_another_end(h: Tensor) -> Tensor:
+    if h.isnan().any():
+        if h.shape[0] > 100:
+            return h * 0.0
+        raise ValueError
+    return h
+
+
+def suppressed(h: Tensor) -> Tensor:
+    with contextlib.suppress(ValueError):
+        if h.isnan().any():
+            raise ValueError
+    return h
+
+
+class Helper:
+    @staticmethod
+    def check(h: Tensor) -> None:
+        assert torch.isfinite(h).all()
+
+
+def caught_outside(h: Tensor) -> Tensor:
+    try:
+        Helper.check(h)
+    except AssertionError:
+        return h * 0.0
+    return h
+
+
+class Until:
+    """Ends where the data say so."""
+
+    def __init__(self, h: Tensor) -> None:
+        self.h = h
+
+    def __iter__(self) -> Until:
+        return self
+
+    def __next__(self) -> Tensor:
+        self.h = self.h * 0.5
+        if self.h.abs().max() < 1e-3:
+            raise StopIteration
+        return self.h
+
+
+def by_iteration(h: Tensor) -> Tensor:
+    return sum(Until(h), start=h)
+
+
 def branch(h: Tensor) -> Tensor:
     if h.isnan().any():
         h = h * 0.0
@@ -224,7 +299,13 @@ class Asking(nn.Module):
         return self.second(self.ask(self.first(x)))  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("ask", [caught, of_any, in_a_list, by_either_part, branch])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        *(caught, of_any, in_a_list, by_either_part, branch, in_a_chain, in_tuples, with_another_end),
+        *(suppressed, caught_outside, by_iteration),
+    ],
+)
 def test_what_may_decide_more_is_refused_with_its_line(ask: Any) -> None:
     with pytest.raises(
         CaptureError, match=r"branches on the data in .* \(test_checks_of_users\.py line \d+\)"

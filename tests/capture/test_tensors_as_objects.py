@@ -161,6 +161,26 @@ def test_inputs_that_are_one_tensor_are_one_in_the_graph(backward: str) -> None:
     torch.testing.assert_close(next(iter(taps(X, X).values())), model(X, X))
 
 
+class OfADict(nn.Module):
+    """Compares entries of an input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(5, 4), nn.Linear(4, 5)
+
+    def forward(self, given: dict[str, Tensor]) -> Tensor:
+        h = self.second(self.first(given["x"]))
+        return h * 7.0 if given["x"] is given["y"] else h  # type: ignore[no-any-return]
+
+
+def test_entries_of_an_input_that_are_compared_are_asked_of_the_callers() -> None:
+    model, x = OfADict(), torch.randn(6, 5)
+    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=({"x": x, "y": x.clone()},))
+    torch.testing.assert_close(aug.train()({"x": x, "y": x + 1}), model({"x": x, "y": x + 1}))
+    with pytest.raises(AssumptionViolated, match=r"d?\['y'\] is given\['x'\]"):
+        aug({"x": x, "y": x})
+
+
 class Labelled(nn.Module):
     """Makes a dict by its name, which may be of tensors, and asks nothing of its inputs."""
 
