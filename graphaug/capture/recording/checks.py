@@ -24,10 +24,14 @@ def assert_number(number: Any, wanted: bool, said: str) -> None:
     """Raise if the truth of a number, or of a comparison of numbers, is another one than wanted.
 
     Raises:
-        RuntimeError: it is; says what the check of the forward says.
+        RuntimeError: it is; says what the check of the forward says, but in compiled code.
     """
     truth = number if isinstance(number, (bool, torch.SymBool)) else number != 0
-    torch._check(truth if wanted else torch.sym_not(truth), lambda: said)
+    holds = truth if wanted else torch.sym_not(truth)
+    if torch.compiler.is_compiling():  # which takes no text of a variable, up to torch 2.11
+        torch._check(holds)
+    else:
+        torch._check(holds, lambda: said)
 
 
 ASSERTIONS = (torch._assert, assert_async, assert_number)
