@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Text
+from graphaug.capture.recording.values.of_a_class import OfAClass
 from graphaug.capture.recording.values.structures import holds
 from graphaug.capture.recording.values.tracked import is_tracked
 from graphaug.capture.user_code import global_names
@@ -20,15 +21,8 @@ from graphaug.torch_private import FakeTensor
 _ASKS_WHETHER_TRACED = {"is_tracing", "is_fx_tracing", "is_torch_fx_proxy"}
 
 
-class AutogradCall:
-    """``Function.apply`` of a custom autograd function, under a name that code can be generated for."""
-
-    def __init__(self, cls: Any) -> None:
-        self.cls = cls
-        self.__name__ = cls.__name__
-        self.__qualname__ = cls.__qualname__
-        # code that is generated spells what lies in torch by its own name, which is the class
-        self.__module__ = __name__ if cls.__module__.partition(".")[0] == "torch" else cls.__module__
+class AutogradCall(OfAClass):
+    """``Function.apply`` of a custom autograd function."""
 
     def __call__(self, *args: Any) -> Any:
         """Apply the function."""

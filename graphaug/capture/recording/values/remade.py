@@ -7,23 +7,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphaug.capture.recording.values.inside import attributes_of, bases, slots_of
+from graphaug.capture.recording.values.of_a_class import OfAClass
 
 _HEAP_TYPE = 1 << 9
 """The flag of types that Python code has made."""
 
 
-class Remade:
-    """Makes objects of a class from their attributes, under a name that code can be generated for.
-
-    Args:
-        cls: the class, of whose objects `can_be_remade` is true.
-    """
-
-    def __init__(self, cls: type) -> None:
-        self.cls = cls
-        self.__name__, self.__qualname__ = cls.__name__, cls.__qualname__
-        # code that is generated spells what lies in torch by its own name, which is the class
-        self.__module__ = __name__ if cls.__module__.partition(".")[0] == "torch" else cls.__module__
+class Remade(OfAClass):
+    """Makes objects of a class, of which `can_be_remade` is true, from their attributes."""
 
     def __call__(self, attributes: dict[str, Any]) -> Any:
         """An object with these attributes; no code of the class runs."""
@@ -31,12 +22,6 @@ class Remade:
         for name, value in attributes.items():
             object.__setattr__(made, name, value)
         return made
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Remade) and other.cls is self.cls
-
-    def __hash__(self) -> int:
-        return hash(self.cls)
 
 
 def can_be_remade(value: Any) -> bool:
