@@ -75,7 +75,7 @@ def _calls_unchecked() -> Any:
 
 
 def _changes_unseen() -> Any:
-    return patch(capture, "_refuse_changed", lambda walk, changed: None)
+    return patch(capture, "refuse_changed", lambda walk, changed: None)
 
 
 class Fault(NamedTuple):
