@@ -8,7 +8,7 @@ import functools
 import linecache
 import operator
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -34,12 +34,12 @@ class Check:
     Attributes:
         wanted: what it has to be for the code to go on.
         said: what the error says, as far as that is no data.
-        compares: the comparison that it is; None of anything else.
+        compares: the comparisons that a number may be asked by it; None for any.
     """
 
     wanted: bool
     said: str
-    compares: Callable[..., Any] | None = None
+    compares: tuple[Callable[..., Any], ...] | None = None
 
 
 def begins_a_forward(function: _Function) -> _Function:
@@ -72,11 +72,9 @@ def check_asked(comparison: Callable[..., Any] | None = None) -> Check | None:
         return None
     known = _conditions(_source(frame)).by_place
     check = next((known[place] for place in places if place in known), None)
-    if (
-        check is None
-        or (comparison is not None and check.compares not in (None, comparison))
-        or _is_caught(frame)
-    ):
+    if check is None or _is_caught(frame):
+        return None
+    if comparison is not None and check.compares is not None and comparison not in check.compares:
         return None
     where = f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})"
     return Check(check.wanted, check.said + where)
@@ -128,7 +126,8 @@ class _Conditions:
 @functools.lru_cache(256)
 def _conditions(source: str) -> _Conditions:
     lines, by_place = list[tuple[int, int]](), dict[_Place, Check]()
-    for statement in statements_of(source):
+    statements = statements_of(source)
+    for statement in statements:
         found = _check_of(statement)
         if found is None:
             continue
@@ -136,14 +135,14 @@ def _conditions(source: str) -> _Conditions:
         if not isinstance(statement, ast.Expr):
             lines.append((test.lineno, test.end_lineno or test.lineno))
         by_place |= {
-            _place(part): Check(truth, said, _comparison(part)) for part, truth in _parts(test, wanted)
+            _place(part): Check(truth, said, _comparisons(part)) for part, truth in _parts(test, wanted)
         }
-    return _Conditions(tuple(lines), by_place, tuple(_caught(source)))
+    return _Conditions(tuple(lines), by_place, tuple(_caught(statements)))
 
 
-def _caught(source: str) -> Iterator[tuple[int, int]]:
+def _caught(statements: Sequence[ast.AST]) -> Iterator[tuple[int, int]]:
     """The lines whose errors something around them may catch: ``try``, and contexts that say so by their name."""
-    for node in statements_of(source):
+    for node in statements:
         body: list[ast.stmt] = []
         if isinstance(node, (ast.Try, ast.TryStar)) and (node.handlers or _leaves(node.finalbody)):
             body = node.body
@@ -202,17 +201,15 @@ def _parts(test: ast.expr, wanted: bool) -> Iterator[tuple[ast.expr, bool]]:
         yield test, wanted
 
 
-def _comparison(part: ast.expr) -> Callable[..., Any] | None:
-    """The comparison that a part of a condition is; of a chain, and of containers, one that no number is asked."""
+def _comparisons(part: ast.expr) -> tuple[Callable[..., Any], ...] | None:
+    """The comparisons that a part of a condition asks of numbers; containers ask others of their entries."""
     if not isinstance(part, ast.Compare):
         return None
     if any(isinstance(side, (ast.Tuple, ast.List)) for side in (part.left, *part.comparators)):
-        return _of_containers
-    return _OPERATORS.get(type(part.ops[0]), _of_containers) if len(part.ops) == 1 else None
-
-
-def _of_containers(*_: Any) -> bool:
-    raise NotImplementedError
+        return ()
+    if len(part.ops) > 1:
+        return None
+    return tuple(_OPERATORS[kind] for kind in map(type, part.ops) if kind in _OPERATORS)
 
 
 def _place(node: ast.AST) -> _Place:

@@ -88,7 +88,6 @@ def in_message() -> str:
     return next((when for begin, end, when in told if begin <= at < end), "")
 
 
-@functools.lru_cache(64)
 def statements_of(source: str) -> tuple[ast.AST, ...]:
     """All that a file's source is made of; nothing, if it cannot be read."""
     try:

@@ -86,9 +86,8 @@ class RecordedAnswers:
         if check is None:
             first = next(a for a in args if is_unknown(a))
             raise self.session.depends(first._fx_node(), "branches on")
-        truth = (
-            function is operator.ne and type(args[1]) is int and args[1] == 0
-        )  # of a number that may be a bool, which compilers compare so
+        # of a number that may be a bool, for which compilers have no comparison with 0
+        truth = function is operator.ne and type(args[1]) is int and args[1] == 0
         held = args[0]._fx_node() if truth else self._compute(function, args, DATA)
         self.nodes.create("call_function", assert_number, (held, check.wanted, check.said), {})
         return check.wanted

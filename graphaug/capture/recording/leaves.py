@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from graphaug import torch_private
 from graphaug.capture.inputs.signature import map_tensors
 from graphaug.capture.recording.checks import unchecked
+from graphaug.capture.recording.fills import Filled, Fills, holders
 from graphaug.capture.recording.flops import FlopCounter
 from graphaug.capture.recording.ledger import Ledger
 from graphaug.capture.recording.session import RETURN_IT, Session
 from graphaug.capture.recording.tables import Tables
 from graphaug.capture.recording.values.structures import (
-    changed_in,
-    held_by,
-    holders_in,
     memories_of,
     tensors_in,
 )
@@ -72,8 +70,8 @@ class Leaves:
         self.counter = FlopCounter() if count_flops else None
         self.tables: Tables | None = None
         self.given: list[Any] = []
-        self.lenient = self._by_tensors = False
-        self._filled: Any = None
+        self.lenient = False
+        self._filled: Filled | None = None
         self._written: list[Tensor] = []
 
     def run(self, what: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Outcome:
@@ -88,23 +86,23 @@ class Leaves:
             outcome = replace(self._counted(what, args, kwargs), uncounted=frozenset({"torch.autograd.grad"}))
             self.counter = counter
         if self._filled is not None:
-            raise self._fills(what, args, kwargs)
+            raise self._fills(what, self._filled, args, kwargs)
         return outcome
 
     def made_it(self, value: Any) -> bool:
         """Whether the forward has made an object itself: the model's code cannot reach it, and no input is it."""
         return not (self.tables and self.tables.reaches(value)) and all(o is not value for o in self.given)
 
-    def _fills(self, what: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
+    def _fills(self, what: Any, filled: Filled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Exception:
         """The refusal of what fills an object; one of this call may be filled by opened code, of all like it."""
         path = self.ledger.paths.get(what, "") if isinstance(what, nn.Module) else ""
-        advice = self.session.about_caches(*_holders(args, kwargs))
-        if path and not advice and self.made_it(self._filled) and not _is_scripted(what):
+        advice = self.session.about_caches(*holders(args, kwargs))
+        if path and not advice and self.made_it(filled.holder) and not _is_scripted(what):
             alike = (p for m, p in self.ledger.paths.items() if type(m) is type(what))
             self.session.to_open = frozenset(alike)
-        said = f"it hands {an(self._filled)} to {path!r}, which fills or changes it"
+        said = f"it hands {an(filled.holder)} to {path!r}, which fills or changes it"
         found = self.session.refuse(said, reason=advice or RETURN_IT)
-        if self._by_tensors:
+        if filled.by_tensors:
             self.session.left_tensors = True
         else:
             self.session.unless_opened = found
@@ -167,7 +165,7 @@ class Leaves:
         self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Exception | None:
         """The refusal of a module that runs neither on fakes nor on real ones, if it may be for a cache."""
-        advice = self.session.about_caches(*_holders(args, kwargs))
+        advice = self.session.about_caches(*holders(args, kwargs))
         if not advice:
             return None
         return self.session.refuse(
@@ -198,7 +196,7 @@ class Leaves:
         )
         # a tensor in them is known to be another's, if it is a fake; a number is not
         in_fakes = stand_in == self.ledger.fake
-        given = [(holder, held_by(holder)) for holder in _holders(args, kwargs)]
+        fills = Fills(args, kwargs)
         with unchecked():
             if _is_scripted(module):  # whose tensors nothing can stand in for
                 return copy.deepcopy(module)(*args, **kwargs)
@@ -210,11 +208,9 @@ class Leaves:
             result = torch.func.functional_call(module, own, args, kwargs)
         if in_fakes:
             _bind_anew(module, {name: t for name, t in own.items() if t is not before_it[name]})
-        filled = [(holder, changed_in(held_by(holder), before)) for holder, before in given]
-        self._filled = next((h for h, new in filled if new and not (in_fakes and _only_tensors(new))), None)
-        self._by_tensors = self._filled is None
-        if self._by_tensors and not self.lenient:
-            self._filled = next((h for h, new in filled if new and self.made_it(h)), None)
+        self._filled = fills.found(
+            in_fakes=in_fakes, is_watched=lambda holder: not self.lenient and self.made_it(holder)
+        )
         return result
 
     def _small(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], reason: Exception) -> Any:
@@ -265,11 +261,6 @@ class Leaves:
         return map_tensors(fake, result)
 
 
-def _holders(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Iterator[Any]:
-    """What a call could fill of what it is given: each argument is looked into as deep as another."""
-    return itertools.chain.from_iterable(map(holders_in, (*args, *kwargs.values())))
-
-
 def _bind_anew(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Leave what a call bound to the names of buffers: whoever reads them next, in this forward, finds it."""
     for name, tensor in tensors.items():
@@ -282,10 +273,6 @@ def _bind_anew(module: nn.Module, tensors: dict[str, Tensor]) -> None:
 def _writes_so_far(tensor: Tensor) -> int:
     """How often a tensor, or what shares its memory, was written into, as far as torch counts."""
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _only_tensors(values: list[Any]) -> bool:
-    return all(isinstance(value, Tensor) for value in values)
 
 
 def _is_scripted(module: nn.Module) -> bool:

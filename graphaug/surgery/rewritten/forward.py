@@ -19,7 +19,7 @@ from graphaug.errors import AssumptionViolated, UnsupportedModel, listed
 from graphaug.surgery.rewritten.aliases import speakable
 from graphaug.surgery.rewritten.blocks import in_blocks
 from graphaug.surgery.rewritten.parts import Parts, once_compiled
-from graphaug.surgery.rewritten.retraced import retraced, sets_modes
+from graphaug.surgery.rewritten.retraced import loses_nodes, retraced
 from graphaug.torch_private import function_from_source
 
 
@@ -113,7 +113,7 @@ def _run(aug: Any, parts: Any, args: Any, values: dict[str, Any]) -> Any:
     """Run the graph of the mode on the inputs by name; ``args`` as they were given."""
     if isinstance(args, fx.Proxy):
         graph = aug.graph if aug.training or parts.eval_graph is None else parts.eval_graph
-        if sets_modes(graph):
+        if loses_nodes(graph):
             return retraced(aug, graph, values, args.tracer)
     if aug.training:
         # a split asks for sizes, which a proxy has not

@@ -12,8 +12,8 @@ from graphaug.capture.regions import IS_GRAD_ENABLED, SETS_A_MODE
 from graphaug.surgery.rewritten.aliases import speakable
 
 
-def sets_modes(graph: fx.Graph) -> bool:
-    """Whether a graph sets the grad mode or autocast for a part of its nodes, or asserts what no proxy tells."""
+def loses_nodes(graph: fx.Graph) -> bool:
+    """Whether another tracer would lose nodes of a graph: those that set a mode, or assert what no proxy tells."""
     kept = {*SETS_A_MODE, assert_number}
     return any(node.target in kept for node in graph.nodes if node.op == "call_function")
 

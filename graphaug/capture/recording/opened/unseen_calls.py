@@ -216,7 +216,7 @@ class UnseenCalls:
         sizes = [n for shape in shapes for n in (shape if isinstance(shape, (tuple, list)) else [shape])]
         if self.recorder.session.aside or not any(map(is_tracked, sizes)):
             return original(*shapes)
-        if unknown := next(filter(is_unknown, sizes), None):
+        if (unknown := next(filter(is_unknown, sizes), None)) is not None:
             raise self.recorder.session.depends(unknown._fx_node(), "needs the numbers in")
         return self.recorder.answers.derived(original, shapes)
 
