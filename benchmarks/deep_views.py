@@ -38,7 +38,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import graphaug
 from benchmarks.coverage import ROOT, versions, write
 from benchmarks.step import SUBJECTS, machine, output_of, quartiles
-from graphaug.sparse.choose import floor
+from graphaug.sparse.saving import floor
 
 RATE, SKIPPED = 0.5, 0.4
 BRANCHES = {"vit-s": "blocks.*.ls*"}

@@ -22,7 +22,8 @@ from graphaug.proof.independence.told import told_samples
 from graphaug.proof.separation import BYPASSED, SEPARATES, check_sites
 from graphaug.proof.shadow.faithful import as_captured, check_faithful
 from graphaug.select.model_structure import ModelStructure
-from graphaug.sparse.choose import Choice, Surgery, choose, flop_share, norms_to_open
+from graphaug.sparse.choose import Choice, Surgery, choose, norms_to_open
+from graphaug.sparse.saving import flop_share
 from graphaug.sparse.tokens.follow import with_tokens
 from graphaug.sparse.tokens.sizes import check_sizes
 from graphaug.sparse.trial import check_split

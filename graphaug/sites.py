@@ -26,7 +26,7 @@ from graphaug.select.model_structure import ModelStructure
 from graphaug.select.nodes import target_of
 from graphaug.select.opening import openable
 from graphaug.select.shares import Shares
-from graphaug.sparse.choose import SMALLEST_SAVING
+from graphaug.sparse.saving import SMALLEST_SAVING
 from graphaug.surgery.unwrap import plain_model
 from graphaug.terminal.printable import printable
 from graphaug.terminal.table import Column, render

@@ -25,6 +25,7 @@ from graphaug.analysis.activations import (
     sample_features,
 )
 from graphaug.analysis.batches import batches, padding_mask, rows_of
+from graphaug.analysis.gram import centred, linear, rbf
 from graphaug.arguments import checked_names
 from graphaug.errors import BatchError, DataError, InvalidOption, did_you_mean
 from graphaug.select.resolve import At
@@ -36,7 +37,6 @@ CHOICES = {
     "tokens": ("mean", "cls", "flatten", "each"),
 }
 _SMALLEST = {"unbiased": 4, "biased": 2}
-_CHUNK = 1 << 12  # features centred at a time: few enough to stay in the cache for the product
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ def cka(
     models = [plain_model(m) for m in (model, other) if m is not None]
     chosen = [sites, sites if other_sites is None else other_sites]
     streams = [batches(m, b, batch_size) for m, b in zip(models, _shared(data, len(models)), strict=True)]
-    gram = _linear if kernel == "linear" else lambda x: _rbf(x, bandwidth)
+    gram = linear if kernel == "linear" else lambda x: rbf(x, bandwidth)
     read: list[ActivationReader] = []
     sums: _Sums | None = None
     smallest, seen, largest, count = _SMALLEST[estimator], 0, 0, 0
@@ -155,7 +155,7 @@ def cka(
                 sums = _Sums(len(read[0].names), len(read[1].names) if other is not None else None)
             assert sums is not None
             stacks = [
-                _stack(t, x, tokens, lambda x: _centred(gram(x), estimator))
+                _stack(t, x, tokens, lambda x: centred(gram(x), estimator))
                 for t, x in zip(read, inputs, strict=True)
             ]
             if stacks[0].shape[1:] != stacks[-1].shape[1:]:
@@ -261,47 +261,3 @@ class _Sums:
             ratio = (ratio + ratio.T) / 2  # a matrix product may round its two triangles in different orders
             ratio.diagonal().copy_((self.own[0] > 0).double().cpu())
         return ratio
-
-
-def _linear(x: Tensor) -> Tensor:
-    """Gram matrix of the features less their mean; all zeros if they are constant up to rounding."""
-    n = len(x)
-    gram = x.new_zeros(n, n)
-    means = x.new_zeros(())
-    for part in x.split(_CHUNK, dim=1):
-        mean = part.mean(0)
-        centred = part - mean
-        gram.addmm_(centred, centred.T)
-        means = means + mean.square().sum()
-    noise = (64 * torch.finfo(x.dtype).eps) ** 2 * (n * means + gram.diagonal().sum())
-    # asked this way round, NaN stays NaN
-    return torch.where(gram.diagonal().sum() <= noise, 0.0, gram)
-
-
-def _rbf(x: Tensor, bandwidth: float) -> Tensor:
-    gram = _linear(x)
-    norms = gram.diagonal()
-    sizes = norms[:, None] + norms[None, :]
-    squared = sizes - 2 * gram
-    # equal samples are 0 apart but for the rounding of what cancels
-    squared = torch.where(squared <= 16 * torch.finfo(x.dtype).eps * sizes, 0.0, squared)
-    apart = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    sigma = bandwidth * squared[apart].sqrt().median()
-    # duplicates may put the median at 0: then only equal samples are alike
-    exponent = squared / torch.where(sigma > 0, 2 * sigma.square(), torch.finfo(x.dtype).tiny)
-    return torch.where(squared.max() <= 0, 0.0, torch.exp(-exponent))
-
-
-def _centred(gram: Tensor, estimator: str) -> Tensor:
-    """Such that the sum over an entrywise product of two is HSIC, up to the estimator's divisor."""
-    n = len(gram)
-    if estimator == "biased":
-        rows = gram.mean(0)
-        return gram - rows[:, None] - rows[None, :] + gram.mean()
-    gram = gram - torch.diag(gram.diagonal())
-    rows = gram.sum(0) / (n - 2)
-    centred = gram - rows[:, None] - rows[None, :] + gram.sum() / ((n - 1) * (n - 2))
-    centred = centred - torch.diag(centred.diagonal())
-    # of a site that one sample alone activates nothing is left but rounding, which is no structure to compare
-    noise = 64 * torch.finfo(gram.dtype).eps * gram.abs().amax()
-    return torch.where(centred.abs().amax() <= noise, 0.0, centred)

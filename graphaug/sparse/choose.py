@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,17 +24,11 @@ from graphaug.select.model_structure import ModelStructure, ancestors
 from graphaug.sparse.batch import Batch, Viewed
 from graphaug.sparse.kept.prefix import Kept
 from graphaug.sparse.run import Split
+from graphaug.sparse.saving import SPLIT_ANYWAY, saving
 from graphaug.sparse.split import split
 from graphaug.sparse.two_streams import BATCH_NORMS, is_plain_norm, pair
 from graphaug.surgery.plan import Request
 from graphaug.torch_private import quiet_fakes, set_grad_enabled
-
-SMALLEST_SAVING = 0.1
-"""Share of the step's backward FLOPs that "auto" wants to save before it splits.
-
-Measured by benchmarks/step.py: at 0.08 BERT-base gains nothing, at 0.17 all models do.
-"""
-SPLIT_ANYWAY = "backward='sparse' splits the rows"
 
 
 @dataclass(frozen=True)
@@ -165,7 +159,7 @@ def _sparse(backward: str, surgery: Surgery, viewed: Viewed | None) -> Choice:
         )
     if set_there := _set_on_prefix(graph, cut, model):
         raise refuse(f"{set_there} changes in every call what a closed module before the cut holds")
-    size = _size(graph, cut, request.subset, 1 if viewed is None else viewed.times, backward)
+    size = saving(graph, cut, request.subset, 1 if viewed is None else viewed.times, backward)
     whole = (graph, cut, two_sizes(surgery)) if viewed is None else (viewed.graph, viewed.cut, viewed.batch)
     found = split(*whole, surgery.samples.places[0])
     # two streams look at their norms themselves, in every step
@@ -227,46 +221,6 @@ def norms_to_open(graph: fx.Graph, cuts: Sequence[fx.Node], model: nn.Module) ->
 def _is_open_norm(graph: fx.Graph, path: str, module: nn.Module) -> bool:
     called = any(n.op == "call_module" and n.target == path for n in graph.nodes)
     return called and is_plain_norm(module)
-
-
-def flop_share(graph: fx.Graph, cut: fx.Node) -> float:
-    """Share of the forward FLOPs up to a node, in [0, 1]."""
-    total = sum(n.meta.get("flops", 0) for n in graph.nodes)
-    return sum(n.meta.get("flops", 0) for n in before(cut)) / total if total else 0.0
-
-
-def _size(graph: fx.Graph, cut: fx.Node, subset: float, views: int, backward: str) -> str:
-    """How much of the step a split would save, in words.
-
-    Raises:
-        SparseBackwardError: ``backward="auto"``, and it is too little, or cannot be told.
-    """
-    share, uncounted = flop_share(graph, cut), _uncounted(graph.nodes)
-    saving = subset * share / views / floor(0, share, views)
-    if backward == "auto" and saving < SMALLEST_SAVING:
-        if _uncounted(before(cut)):
-            raise SparseBackwardError(f"what it saves cannot be told without {uncounted}; {SPLIT_ANYWAY}")
-        raise SparseBackwardError(
-            f"it would save the backward of {saving:.0%} of the FLOPs only; {SPLIT_ANYWAY}"
-        )
-    left_out = f", without {uncounted}" if uncounted else ""
-    return f"prefix {share:.0%} of the FLOPs, floor of the step {floor(subset, share, views):.2f}{left_out}"
-
-
-def _uncounted(nodes: Iterable[fx.Node]) -> str:
-    """The operators of which nothing says how many FLOPs they take, in words; or an empty string."""
-    names = sorted(set[str]().union(*(n.meta.get("uncounted", ()) for n in nodes)))
-    return f"the FLOPs of {', '.join(names)}, for which torch has no formula" if names else ""
-
-
-def floor(subset: float, share: float, views: int = 1) -> float:
-    """The least time of a sparse step relative to the plain one: 1 - (2/3)·s·f (docs/sparse-backward.md).
-
-    Of a step's time a third is the forward and two thirds the backward; that of the share ``subset`` of the rows is
-    saved in the share ``share`` of the network that lies before the cut. Where ``views`` are made at the cut the plain
-    step is that of as many copies of every row, and the network before it runs for one of them.
-    """
-    return 1 - share + share / views * (1 - 2 / 3 * subset)
 
 
 def _trained(graph: fx.Graph, cut: fx.Node, model: nn.Module, frozen: frozenset[str]) -> bool:

@@ -13,8 +13,9 @@ from graphaug.capture.values import UNKNOWN, value_of
 from graphaug.errors import InvalidOption, SparseBackwardError
 from graphaug.proof.prefix import prefix_modules
 from graphaug.sparse.batch import Batch, Viewed, check_single
-from graphaug.sparse.choose import Choice, Surgery, choose, floor, flop_share, two_sizes
+from graphaug.sparse.choose import Choice, Surgery, choose, two_sizes
 from graphaug.sparse.crossing import Entering, Known, copied, entering, made_of_sizes
+from graphaug.sparse.saving import floor, flop_share
 from graphaug.sparse.tuples import together
 from graphaug.surgery.called.views import multiplied, repeated
 
