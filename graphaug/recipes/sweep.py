@@ -159,17 +159,21 @@ class Sweep:
 
     def _earlier(self) -> dict[str, Any] | None:
         """What the directory holds, None if nothing."""
-        if self.out.exists() and not self.out.is_dir():
-            raise RunDirectoryError(f"{str(self.out)!r} is a file, not a directory for a sweep.")
         file = self.out / SWEEP
         try:
+            if self.out.exists() and not self.out.is_dir():
+                raise RunDirectoryError(f"{str(self.out)!r} is a file, not a directory for a sweep.")
+            if not file.exists():
+                if self.out.is_dir() and any(p.name != LOCK for p in self.out.iterdir()):
+                    raise RunDirectoryError(
+                        f"{str(self.out)!r} holds other files, and no sweep. Choose another directory."
+                    )
+                if (above := next(p for p in self.out.absolute().parents if p.exists())).is_file():
+                    raise RunDirectoryError(f"{str(self.out)!r} cannot be written: {str(above)!r} is a file.")
+                return None
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            if self.out.is_dir() and any(p.name != LOCK for p in self.out.iterdir()):
-                raise RunDirectoryError(
-                    f"{str(self.out)!r} holds other files, and no sweep. Choose another directory."
-                ) from None
-            return None
+        except OSError as error:
+            raise RunDirectoryError(f"{str(self.out)!r} cannot be read: {error.strerror or error}.") from error
         except ValueError as error:
             raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
         if not isinstance(found, dict) or not self._identity({}).keys() <= found.keys():

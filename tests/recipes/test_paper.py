@@ -174,6 +174,9 @@ def test_what_does_not_belong_to_a_directory_is_refused(done, data, tmp_path):
     (tmp_path / "full/thesis.tex").touch()
     with pytest.raises(RunDirectoryError, match="holds other files, and no sweep"):
         small(tmp_path / "full", data).check()
+    for below in ("thesis.tex", "thesis.tex/sweeps/mine"):
+        with pytest.raises(RunDirectoryError, match=r"thesis\.tex' is a file"):
+            small(tmp_path / "full" / below, data).check()
 
 
 @pytest.mark.long
