@@ -1,13 +1,14 @@
 """Time and memory of one training step: plain, forward hook, dense and sparse Deep Augmentation.
 
     python -m benchmarks.step [--models vit-s bert-base convnext-t resnet18-cifar] [--rounds 7] [--subsets 0.5]
-                              [--depths 3] [--modes eager compiled] [--device cpu|cuda] [--mode reduce-overhead]
+                              [--depths 3] [--modes eager compiled blocks] [--device cpu|cuda] [--mode reduce-overhead]
 
 One process, one batch and one seed for all; the variants take turns, a step each per round, and medians
 with quartiles are reported, relative to the plain (un-augmented) step of the same mode. A step is
 forward, loss and backward; the optimizer, the same for all, is left out. Memory is the activations that
 autograd saves for the backward (on a GPU the allocator's peak). Every compiled variant begins without any
-kernels on the disk, so that none is quick to compile because of another one. Beside every sparse step stands its floor,
+kernels on the disk, so that none is quick to compile because of another one; in the mode ``blocks`` the repeated blocks
+are compiled alone, for any number of rows, and the rest is eager. Beside every sparse step stands its floor,
 ``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs. On a GPU a step's kernels are
 summed too: where they take less than the step, the GPU waits for the host, and a larger batch would not.
 """
@@ -41,7 +42,7 @@ import graphaug
 from benchmarks.coverage import ROOT, write
 
 RATE = 0.5
-MODES = ("eager", "compiled")
+MODES = ("eager", "compiled", "blocks")
 
 
 @dataclass(frozen=True)
@@ -143,6 +144,43 @@ def with_subset(aug: Any, subset: float) -> Any:
     return other
 
 
+def repeated(model: nn.Module) -> list[nn.Module]:
+    """The blocks of a model: children of one class that stand in a list or a sequence."""
+    lists = [list(m) for m in model.modules() if isinstance(m, (nn.ModuleList, nn.Sequential))]
+    return [m for found in lists if len(found) > 1 and len(set(map(type, found))) == 1 for m in found]
+
+
+def of_model(
+    model: nn.Module,
+    inputs: dict[str, Tensor],
+    modes: list[str],
+    cuts: tuple[str, ...],
+    subsets: list[float],
+    whole: bool,
+    hook: bool,
+) -> list[Variant]:
+    """The plain model, and its rewritten forms at each cut, which share its parameters."""
+    found = [Variant("plain", mode, None, None, model) for mode in modes]
+    half = 0.5 if 0.5 in subsets else subsets[0]
+    for cut in cuts:
+        options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
+        hooked = add_hook(copy.deepcopy(model), cut, 0.5)
+        dense = graphaug.rewrite(model, subset=0.5, backward="dense", **options)
+        sparse = graphaug.rewrite(model, subset=0.5, backward="sparse", **options)
+        share = sparse.plan.sites[0].flops_before
+        print(f"  {cut}: {sparse.plan.reason}", flush=True)
+        for mode in modes:
+            thin = mode == "compiled" and not whole and cut != cuts[-1]
+            if hook and not thin:
+                found.append(Variant("hook", mode, cut, 0.5, hooked))
+            found.append(Variant("dense", mode, cut, 0.5, dense))
+            found += [
+                Variant("sparse", mode, cut, subset, with_subset(sparse, subset), share)
+                for subset in ([half] if thin else subsets)
+            ]
+    return found
+
+
 def variants(
     subject: Subject,
     cuts: tuple[str, ...],
@@ -163,24 +201,14 @@ def variants(
     inputs = {k: v.to(device) for k, v in inputs.items()}
     if device == "cuda" and "resnet" in subject.name + "convnext":
         model = model.to(memory_format=torch.channels_last)
-    found = [Variant("plain", mode, None, None, model) for mode in modes]
-    half = 0.5 if 0.5 in subsets else subsets[0]
-    for cut in cuts:
-        options: dict[str, Any] = {"at": cut, "rate": RATE, "stop_grad": True, "example_inputs": inputs}
-        hooked = add_hook(copy.deepcopy(model), cut, 0.5)
-        dense = graphaug.rewrite(model, subset=0.5, backward="dense", **options)
-        sparse = graphaug.rewrite(model, subset=0.5, backward="sparse", **options)
-        share = sparse.plan.sites[0].flops_before
-        print(f"  {cut}: {sparse.plan.reason}", flush=True)
-        for mode in modes:
-            thin = mode == "compiled" and not whole and cut != cuts[-1]
-            if hook and not thin:
-                found.append(Variant("hook", mode, cut, 0.5, hooked))
-            found.append(Variant("dense", mode, cut, 0.5, dense))
-            found += [
-                Variant("sparse", mode, cut, subset, with_subset(sparse, subset), share)
-                for subset in ([half] if thin else subsets)
-            ]
+    found: list[Variant] = []
+    if "blocks" in modes:  # first, as what is compiled later is not to be forgotten for them
+        apart = copy.deepcopy(model)
+        found += of_model(apart, inputs, ["blocks"], cuts, subsets, whole=True, hook=False)
+        for block in repeated(apart):
+            block.compile(dynamic=True)
+    if others := [mode for mode in modes if mode != "blocks"]:
+        found += of_model(model, inputs, others, cuts, subsets, whole, hook)
     return model, inputs, found
 
 
@@ -261,8 +289,11 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     for variant in found:
         begin = time.perf_counter()
-        if variant.mode == "compiled":
-            variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
+        if variant.mode == "blocks":
+            torch._dynamo.reset()  # all share their blocks, and the first would compile them for all
+        if variant.mode in ("compiled", "blocks"):
+            if variant.mode == "compiled":
+                variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
             # kernels lie on the disk, and the first step would be quick for whoever comes after one with the same
             with contextlib.nullcontext() if options.cached else torch._inductor.utils.fresh_cache():
                 variant.saved, variant.weights = saved_bytes(variant, inputs, options.device)
@@ -273,6 +304,8 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
             step(variant, inputs, options.device)
         variant.seconds = []
         print(f"  ready {variant.label} ({time.perf_counter() - begin:.0f} s)", flush=True)
+    for variant in (v for v in found if v.mode == "blocks"):
+        step(variant, inputs, options.device)  # what was forgotten for the next one to compile
     with torch._dynamo.config.patch(error_on_recompile=True):
         for variant in found if options.device == "cuda" else ():
             variant.kernels = kernel_seconds(variant, inputs)
@@ -428,7 +461,7 @@ def draw(records: list[dict[str, Any]], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one training step with and without Deep Augmentation.")
     parser.add_argument("--models", nargs="+", choices=list(SUBJECTS), default=list(SUBJECTS))
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    parser.add_argument("--modes", nargs="+", choices=MODES, default=["eager", "compiled"])
     parser.add_argument("--subsets", nargs="+", type=float, default=[0.25, 0.5, 0.75])
     parser.add_argument("--depths", type=int, choices=[1, 2, 3], default=3, help="the deepest so many cuts")
     parser.add_argument("--whole", action="store_true", help="compile every subset at every cut")

@@ -173,7 +173,9 @@ class Sweep:
                 return None
             found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except OSError as error:
-            raise RunDirectoryError(f"{str(self.out)!r} cannot be read: {error.strerror or error}.") from error
+            raise RunDirectoryError(
+                f"{str(self.out)!r} cannot be read: {error.strerror or error}."
+            ) from error
         except ValueError as error:
             raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
         if not isinstance(found, dict) or not self._identity({}).keys() <= found.keys():
