@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import fx, nn
 
 from graphaug.augment.rows import Rows
@@ -133,10 +132,7 @@ def operate(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     )
     parts.runs_original = True
     parts.writes_into_inputs = writes_into_inputs(made.eval_graph or made.graph)
-    parts.row_dims = {
-        name: [samples.dims.get(id(v)) for v in torch.utils._pytree.tree_leaves(example)]
-        for name, example in structure.signature.examples.items()
-    }
+    parts.row_dims = samples.by_input(structure.signature.examples)
     return Operation(parts, choice, viewed)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from graphaug.arguments import checked_names
 from graphaug.augment.choices import check_flag
@@ -37,7 +37,11 @@ class RowsFirst(nn.Module):
 
     def forward(self, value: Any) -> Any:
         """Of a tuple or mapping, the first tensor is rearranged."""
-        return on_first(value, self.place.samples)
+        return on_first(value, self._brought)
+
+    def _brought(self, value: Tensor) -> Tensor:
+        self.place.check(value.shape)
+        return self.place.samples(value)
 
 
 @checked_names
@@ -102,19 +106,21 @@ def _tapped(
         _check_whole(made, targets, marked.names)
     names = marked.names
     readers: dict[str, nn.Module] = {}
+    row_dims: dict[str, list[int | None]] = {}
     if rows_first:
         cuts = [marked.placed[t] for t in targets]
         found = find_samples(
             structure.model, marked.graph, cuts, marked.examples(), marked.captured.constants, rows
         )
         readers = {names[t]: RowsFirst(p) for t, p in zip(targets, found.places, strict=True)}
+        row_dims = found.by_input(marked.examples())
     spelled = {names[t]: str(t) for t in targets}
     graphs = [
         None if graph is None else _only(graph, spelled, frozenset(readers))
         for graph in (marked.graph, marked.eval_graph)
     ]
     assert graphs[0] is not None
-    return marked.module(graphs[0], graphs[1], readers, marked.plan)
+    return marked.module(graphs[0], graphs[1], readers, marked.plan, row_dims)
 
 
 def _check_whole(graph: fx.Graph | None, targets: Sequence[Target], names: Mapping[Target, str]) -> None:

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from threading import get_ident
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from graphaug.errors import BatchError
+
+
+class Counted:
+    """How many samples a call of the model has, by its inputs, for what in it knows where they lie in a value."""
+
+    def __init__(self) -> None:
+        self._eager: dict[int, int | None] = {}  # by thread
+        self._traced: int | None = None
+
+    @property
+    def samples(self) -> int | None:
+        """The number, or None: there is no call, or its inputs do not tell."""
+        return self._traced if torch.compiler.is_compiling() else self._eager.get(get_ident())
+
+    def tell(self, samples: int | None) -> None:
+        """Say it to what runs next in this thread; None ends the call."""
+        if torch.compiler.is_compiling():
+            self._traced = samples
+        elif samples is None:
+            self._eager.pop(get_ident(), None)
+        else:
+            self._eager[get_ident()] = samples
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Counted, ()
 
 
 @dataclass(frozen=True)
@@ -25,12 +52,15 @@ class Rows:
         outer: how many times the whole batch stands behind each other along it.
         inner: how many neighbours a sample has there.
         uniform: every layout of that many slices fits: they are equal, or drawn independently of each other.
+        counted: what every call tells, where the value holds as many samples as the inputs; how many slices each has is
+            known of the example alone.
     """
 
     dim: int
     outer: int = 1
     inner: int = 1
     uniform: bool = False
+    counted: Counted | None = field(default=None, compare=False, repr=False)
 
     def at(self, dim: int) -> Rows:
         """The same rows along another dimension."""
@@ -49,6 +79,23 @@ class Rows:
     def count(self, shape: tuple[int, ...] | torch.Size) -> int:
         """The number of samples in a value of this shape."""
         return shape[self.dim] // self.slices
+
+    def check(self, shape: tuple[int, ...] | torch.Size, samples: int | None = None) -> None:
+        """Raise ``BatchError`` unless a value of this shape has so many samples, by default those of the call."""
+        size = shape[self.dim]
+        if samples is None and self.counted is not None:
+            samples = self.counted.samples
+        if samples is None and size % self.slices == 0:
+            return
+        if samples is not None and size == samples * self.slices:
+            return
+        each = f"{self.slices} slices" if self.slices > 1 else "one slice"
+        there = "" if samples is None else f" for {samples} samples"
+        raise BatchError(
+            f"a site's value of shape {'×'.join(map(str, shape))} has {size} slices of dimension {self.dim}{there}; in "
+            f"the example each sample had {each}, and which are whose is told by that alone. Rewrite the model with "
+            "example_inputs of these sizes, bring the inputs to the example's, or choose another site."
+        )
 
     def describe(self, shape: tuple[int, ...] | None) -> str:
         """In words: ``dimension 1 of 7×6×16, 6 samples``."""
@@ -183,6 +230,9 @@ class Members(Rows):
         """A mask of samples, of shape (B,), as one that broadcasts against the value."""
         return mask[self.told()].view(-1, *[1] * (value.dim() - 1))
 
+    def check(self, shape: tuple[int, ...] | torch.Size, samples: int | None = None) -> None:
+        """Nothing: a sample may have any number of entries."""
+
     def take(self, value: Tensor, index: Tensor) -> Tensor:
         """The entries of the samples at ``index``, in the order of the value."""
         return value[torch.isin(self.told(), index)]
@@ -198,9 +248,47 @@ def channel_beside(rank: int, rows: int) -> int:
     return rank - 2 if channel == rows else channel
 
 
-def tell(modules: Iterable[Any], values: Mapping[str, Any]) -> None:
-    """Tell the augmentations among some modules which sample every entry belongs to, by a call's inputs."""
+def counted(place: Rows, shape: Sequence[int] | None, samples: int) -> Rows:
+    """The same place, checked in every call, if the example's value there holds the samples of its inputs."""
+    if shape is None or not samples or shape[place.dim] != samples * place.slices:
+        return place
+    return replace(place, counted=Counted())
+
+
+def samples_of(values: Mapping[str, Any], dims: Mapping[str, Sequence[int | None]]) -> int | None:
+    """How many samples the inputs of a call hold; None if they do not tell.
+
+    Args:
+        values: the inputs by name.
+        dims: of each, the dimension of the samples in every tensor in it; None where there is none.
+    """
+    found: int | None = None
+    for name, of in dims.items():
+        value = values.get(name)
+        leaves = [value] if isinstance(value, Tensor) else tree_leaves(value)
+        for leaf, dim in zip(leaves, of, strict=False) if len(leaves) == len(of) else ():
+            if dim is None or not isinstance(leaf, Tensor) or leaf.dim() <= dim:
+                continue
+            size = leaf.shape[dim]
+            if found is None or found == 1:
+                found = size
+            elif size not in (1, found):
+                return None
+    return found
+
+
+def tell(modules: Iterable[Any], values: Mapping[str, Any], samples: int | None) -> list[Counted]:
+    """Tell what among some modules has rows of a call's samples: how many there are, or which owns every entry.
+
+    Returns:
+        Whom to tell that the call has ended.
+    """
+    counting = []
     for module in modules:
         place = getattr(module, "place", None)
         if isinstance(place, Members):
             place.owner.index = values[place.owner.name]
+        elif isinstance(place, Rows) and place.counted is not None:
+            place.counted.tell(samples)
+            counting.append(place.counted)
+    return counting

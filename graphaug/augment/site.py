@@ -203,12 +203,7 @@ class Augmentation(nn.Module):
     def check_batch(self, h: Tensor) -> None:
         """Raise ``BatchError`` unless ``h`` is a batch that this augmentation is defined for."""
         self.check_value(h)
-        slices, size = self.place.slices, h.shape[self.place.dim]
-        if size % slices:
-            raise BatchError(
-                f"Deep Augmentation was placed where every sample has {slices} slices of dimension {self.place.dim}, "
-                f"and a value of shape {tuple(h.shape)} has {size}: rewrite the model for such inputs."
-            )
+        self.place.check(h.shape)
         self.check_rows(self.place.count(h.shape))
 
     def check_value(self, h: Tensor) -> None:

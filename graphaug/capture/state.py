@@ -53,7 +53,7 @@ class ModelState:
             for name, value in attributes.items()
             if name in _REGISTRIES or type(value) in _CONTAINERS
         ]
-        configs = {id(c): c for _, _, held in self._held for c in held.values() if _is_configuration(c)}
+        configs = {id(c): c for _, _, held in self._held for c in held.values() if is_configuration(c)}
         self._configs = [(config, dict(vars(config))) for config in configs.values()]
         small = (p for p in model.parameters() if not is_lazy(p) and p.numel() <= SMALL)
         kept = (*(b for b in model.buffers() if not is_lazy(b)), *small) if tensors else ()
@@ -127,7 +127,7 @@ def _equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     return torch.equal(a, b) if strided else torch.equal(a.to_dense(), b.to_dense())
 
 
-def _is_configuration(value: Any) -> bool:
+def is_configuration(value: Any) -> bool:
     """Whether a value is what transformers' models share and some write into: ``problem_type``, from the labels."""
     return type(value).__name__.endswith("Config") and "__dict__" in dir(type(value))
 

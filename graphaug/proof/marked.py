@@ -49,9 +49,14 @@ class Marked:
     facts: Mapping[bool, tuple[Relied, ...]]
 
     def module(
-        self, graph: fx.Graph, eval_graph: fx.Graph | None, added: Mapping[str, nn.Module], plan: Plan
+        self,
+        graph: fx.Graph,
+        eval_graph: fx.Graph | None,
+        added: Mapping[str, nn.Module],
+        plan: Plan,
+        row_dims: Mapping[str, Sequence[int | None]] | None = None,
     ) -> AugmentedModule:
-        """A module that runs these graphs, changed, with modules added."""
+        """A module that runs these graphs, changed, with modules added; see `Parts` for the rest."""
         parts = Parts(
             self.structure.model,
             graph,
@@ -60,6 +65,7 @@ class Marked:
             self.signature,
             plan,
             facts=self.facts,
+            row_dims=row_dims or {},
             targets={name: target for target, name in self.names.items()},
         )
         return AugmentedModule(parts)

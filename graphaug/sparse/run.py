@@ -163,6 +163,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
 
     if stopped == 0:
         h, *crossing = owner._forward_prefix(*taken)
+        plan.place.check(h.shape, rows)
 
         def changed() -> Tensor:
             none = torch.zeros(views, dtype=torch.bool, device=h.device)
@@ -171,6 +172,7 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
     elif stopped == rows:
         with torch.no_grad():
             h, *crossing = owner._forward_prefix(*taken)
+        plan.place.check(h.shape, rows)
         _forget_casts()
 
         def changed() -> Tensor:
@@ -186,6 +188,8 @@ def sparse_forward(owner: Any, plan: Split, values: dict[str, Any]) -> Any:
         first, rest = order[:stopped], order[stopped:]
         kept, gone = (take(taken, plan.rows, part, rows) for part in (rest, first))
         (h_kept, *crossing), (h_gone, *others) = _both_parts(owner, plan, kept, gone)
+        plan.place.check(h_kept.shape, rows - stopped)
+        plan.place.check(h_gone.shape, stopped)
         crossing = [merge(k, a, b) for k, a, b in zip(plan.crossing, crossing, others, strict=True)]
 
         def changed() -> Tensor:

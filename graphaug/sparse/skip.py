@@ -187,5 +187,5 @@ def _take(
                     made = graph.call_function(counted, args)
                 else:
                     p = value.place
-                    made = graph.call_function(taken, (node, kept, p.dim, p.outer, p.inner))
+                    made = graph.call_function(taken, (node, kept, p.dim, p.outer, p.inner, whole, place.dim))
         user.replace_input_with(node, made)

@@ -21,7 +21,7 @@ from graphaug.errors import SparseBackwardLost
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 PAD = torch.arange(6) >= torch.tensor([6, 3, 2, 5, 6, 1, 4, 3])[:, None]
 FLAGS = {"centred": False}
-CENTRED = False
+CENTRED = GATED = False
 
 
 def centre(h: Tensor) -> Tensor:
@@ -30,6 +30,10 @@ def centre(h: Tensor) -> Tensor:
 
 def same(h: Tensor) -> Tensor:
     return h
+
+
+def gated(h: Tensor) -> Tensor:
+    return centre(h) if GATED else h
 
 
 class Options:
@@ -50,7 +54,7 @@ class Block(nn.Module):
         self.linear, self.dropout = nn.Linear(6, 6), nn.Dropout(0.0)
         self.act: Callable[[Tensor], Tensor] = torch.tanh
         self.options, self.names, self.pair = {"centred": False}, ["a"], (0, 1)
-        self.space, self.held, self.functions = types.SimpleNamespace(centred=False), Options(), [same]
+        self.space, self.held, self.functions = types.SimpleNamespace(centred=False), Options(), [same, gated]
 
     def helper(self, h: Tensor) -> Tensor:
         return h
@@ -84,11 +88,18 @@ CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
     "a class attribute": lambda b, patch: patch.setattr(Block, "centred", True),
     "a class attribute, shadowed": lambda b, patch: setattr(b, "steps", (1,)),
     "a global": lambda b, patch: patch.setitem(globals(), "CENTRED", True),
+    "a global of a function in a list": lambda b, patch: patch.setitem(globals(), "GATED", True),
     "an item of a global": lambda b, patch: patch.setitem(FLAGS, "centred", True),
     "the mode of a child that is asked": lambda b, patch: b.dropout.eval(),
     "what is trained, where that is asked": lambda b, patch: b.linear.requires_grad_(False),
     "a child": lambda b, patch: setattr(b, "dropout", nn.BatchNorm1d(6)),
     "a hook": lambda b, patch: b.register_forward_hook(lambda m, args, out: centre(out)),
+    "the code of a function, as a notebook that reloads does": lambda b, patch: (
+        patch.setattr(same, "__code__", centre.__code__)
+    ),
+    "the code of a method": lambda b, patch: (
+        patch.setattr(Block.helper, "__code__", (lambda self, h: centre(h)).__code__)
+    ),
 }  # fmt: skip
 
 
@@ -248,6 +259,9 @@ ASKED: dict[str, tuple[Callable[[Any, Tensor], Tensor], Callable[[Any, pytest.Mo
     "a list that was not there": (_if(lambda m: hasattr(m, "extra")), lambda m, _: setattr(m, "extra", [])),
     "a class attribute that was not there": (
         _if(lambda m: getattr(m, "extra", False)), lambda m, patch: patch.setattr(Asks, "extra", True, raising=False)
+    ),
+    "an attribute of a parameter that was not there": (
+        _if(lambda m: getattr(m.linear.weight, "tag", None)), lambda m, _: setattr(m.linear.weight, "tag", True)
     ),
     "a mode that a function asks for": (asks_for_mode, lambda m, _: m.eval()),
     "what is trained, that a function asks for": (asks_what_is_trained, lambda m, _: m.linear.requires_grad_(False)),

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Protocol
 
+import torch
 from torch import fx
 
 from graphaug.capture.recording.nodes import Nodes
@@ -76,12 +77,19 @@ class Objects:
         elif isinstance(value, type) or not holds(value, self._ledger.is_made):
             return self._ledger.constant("object", value)
         elif dataclasses.is_dataclass(value):
-            kwargs = {f.name: lower(getattr(value, f.name)) for f in dataclasses.fields(value) if f.init}
+            given = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.init}
+            kwargs = {name: self._as_it_was(entry, lower(entry)) for name, entry in given.items()}
         elif self.made_it(value) and can_be_remade(value):
             return self._made_again(value)
         else:
             return self._ledger.constant("object", value)
         return create("call_function", type(value), args, kwargs)
+
+    def _as_it_was(self, value: Any, lowered: Any) -> Any:
+        """What a node holds for an entry of an object: of a size, which nodes hold as a tuple, a size again."""
+        if not isinstance(value, torch.Size):
+            return lowered
+        return self._ledger.nodes.create("call_function", torch.Size, (lowered,), {})
 
     def _made_again(self, value: Any) -> fx.Node:
         """The node of an object with what it holds by now: one, for as long as it holds that."""
@@ -94,7 +102,8 @@ class Objects:
         kept, node, before = self._remade.get(id(value), (None, None, {}))
         if kept is None or node is None or before != held:
             make = Remade(type(value))
-            node = self._ledger.nodes.create("call_function", make, (held,), {})
+            whole = {name: self._as_it_was(attributes[name], entry) for name, entry in held.items()}
+            node = self._ledger.nodes.create("call_function", make, (whole,), {})
             self._ledger.nodes.note_value(node, make(attributes))
             self._remade[id(value)] = (value, node, held)  # kept alive: its id is its name
         return node

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
 
-from graphaug.augment.rows import BATCH, Rows
+from graphaug.augment.rows import BATCH, Rows, counted
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
 from graphaug.proof.independence.asker import Asker, apart, leading
@@ -34,6 +35,10 @@ class Samples:
     places: tuple[Rows, ...]
     proofs: tuple[Proof, ...]
     note: str = ""
+
+    def by_input(self, examples: Mapping[str, Any]) -> dict[str, list[int | None]]:
+        """The dimension of samples of every leaf of each input; None where it has none or none is known."""
+        return {name: [self.dims.get(id(v)) for v in tree_leaves(value)] for name, value in examples.items()}
 
 
 def find_samples(
@@ -87,7 +92,9 @@ def find_samples(
     if rows is None:
         check_listed(examples, lead, cuts, places)
     count = int(lead.shape[chosen])
-    return Samples(count, ask.dims(chosen), tuple(places), tuple(proofs), "; ".join(dict.fromkeys(notes)))
+    shapes = [getattr(value_of(cut), "shape", None) for cut in cuts]
+    tied = tuple(counted(place, shape, count) for place, shape in zip(places, shapes, strict=True))
+    return Samples(count, ask.dims(chosen), tied, tuple(proofs), "; ".join(dict.fromkeys(notes)))
 
 
 def check_given(rows: int | str | None, guessed: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.state import is_configuration
 from graphaug.errors import CaptureError
 from graphaug.proof.shadow.records import Entry, Record, Result, live, renumbered
 
@@ -25,12 +26,15 @@ class Difference:
 
 
 def first_difference(
-    expected: Sequence[Record], found: Sequence[Record], closed: Iterable[str] = ()
+    expected: Sequence[Record], found: Sequence[Record], model: nn.Module, closed: Iterable[str] = ()
 ) -> Difference | None:
-    """Compare the records of consecutive calls: of the model, and of the graph; ``closed`` are paths of modules."""
+    """Compare the records of consecutive calls: of a model, and of its graph; ``closed`` are paths of modules."""
     inside = tuple(f"{path}." for path in closed)
+    holders = _with_notes(model)
     for number, (a, b) in enumerate(zip(expected, found, strict=True)):
-        settled = {name for name in _settled(expected, number) if not name.startswith(inside)}
+        parted = ((name, *name.rpartition(".")[::2]) for name in _settled(expected, number))
+        noted = {name for name, holder, key in parted if holder in holders and key.isidentifier()}
+        settled = {name for name in noted if not name.startswith(inside)}
         difference = _operations(a, b) or _left(a, b, settled) or _values(a, b)
         if difference is not None:
             return difference
@@ -78,6 +82,18 @@ def _left(a: Record, b: Record, settled: set[str]) -> Difference | None:
                 f"'{name}' has another value after a call of the graph than of the model", attribute=name
             )
     return None
+
+
+def _with_notes(model: nn.Module) -> set[str]:
+    """Paths of the modules and of their configurations, which opened code alone may set such notes on.
+
+    What else it reaches, an object, a dict, a class, a global, is shared with closed code and with the user's.
+    """
+    found = set()
+    for path, module in model.named_modules():
+        found.add(path)
+        found |= {f"{path}.{k}".removeprefix(".") for k, v in vars(module).items() if is_configuration(v)}
+    return found
 
 
 def _settled(records: Sequence[Record], number: int) -> set[str]:
@@ -212,7 +228,7 @@ def _calls_otherwise(model: nn.Module) -> bool:
 
 def _line_that_sets(model: nn.Module, attribute: str) -> str:
     """Where the code of a model sets an attribute, as far as its source tells."""
-    path, _, name = attribute.rpartition(".")
+    path, _, name = attribute.partition(" ")[0].rpartition(".")
     owners = [m for p, m in model.named_modules() if p == path] or [model]
     for owner in owners:
         for cls in type(owner).__mro__:

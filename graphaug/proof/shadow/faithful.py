@@ -210,7 +210,7 @@ class _Shadow:
             raise CaptureError(
                 f"the captured graph fails where the original does not ({where}): {type(found).__name__}: {found}"
             ) from found
-        difference = first_difference(expected, found, runs.stand_ins.closed)
+        difference = first_difference(expected, found, self.model, runs.stand_ins.closed)
         if difference is not None and runs.stand_ins.learned:
             # what a stand-in returns was found by a call of its module, whose hooks ran once more then
             difference = self._again(situation, runs)
@@ -253,7 +253,7 @@ class _Shadow:
                 raise CannotCompare(f"of two equal runs one fails with {type(records).__name__}") from records
         assert not isinstance(expected, Exception)
         assert not isinstance(found, Exception)
-        return first_difference(expected, found, runs.stand_ins.closed)
+        return first_difference(expected, found, self.model, runs.stand_ins.closed)
 
     def _undisturbed(self, difference: Difference, situation: Situation, runs: Runs) -> Difference | None:
         """The difference of runs in which no other thread has drawn, if there are others: generators are shared.

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.caches import cached_functions
 from graphaug.capture.recording.kept.kinds import SLOTS, kind_of
+from graphaug.capture.recording.relied.code_names import written_in
 from graphaug.capture.recording.values.inside import (
     NOTHING,
     attributes_of,
@@ -43,9 +44,11 @@ from graphaug.proof.shadow.watched import (
     Generator,
     Kept,
     Modes,
+    NewNames,
     Registries,
     TensorFacts,
     Watched,
+    of_globals,
 )
 
 _CONTAINERS = (
@@ -80,20 +83,28 @@ class Surroundings:
 
     def __init__(self, model: nn.Module, opened: list[nn.Module]) -> None:
         self._attributes: list[Attributes] = []
-        self._containers: list[Container | Kept | Registries] = []
+        self._containers: list[Container | Kept | NewNames | Registries] = []
         self._bindings = Bindings()
         self._contexts: list[Watched] = []
         self._generators: list[Watched] = []
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
+        self._classes: set[type] = set()
+        self._written: set[str] = set()
         self._own: dict[str, list[Watched]] = {}
         for path, module in model.named_modules():
             self._module(path, module)
         closed = (not any(m is o for o in opened) for m in model.modules())
         self._of_closed = list(itertools.compress(self._attributes, closed))
         of_modules = len(self._containers)
+        for module in model.modules():
+            for cls in type(module).__mro__:
+                self._new_names_of(cls)
         for module in opened:
             self._code(module)
+        for cls in self._classes:
+            for name in self._written & vars(cls).keys():
+                self._class_attribute(f"{cls.__name__}.{name}", cls, name)
         self._beside: list[Watched] = [*self._containers[of_modules:], self._bindings]
         self._caches = list(map(Cache, cached_functions(but=(*_OF_TORCH, "sympy"))))
         self._modes = Modes(model)
@@ -113,7 +124,7 @@ class Surroundings:
         Attributes of opened modules are left out: closed code does not read them.
         """
         if path not in self._own:
-            of_modules: list[Attributes | Container | Kept | Registries] = [
+            of_modules: list[Attributes | Container | Kept | NewNames | Registries] = [
                 *self._of_closed,
                 *self._containers,
             ]
@@ -161,6 +172,7 @@ class Surroundings:
             if name in _REGISTRIES and isinstance(value, dict):
                 for key, entry in list(value.items()):
                     if isinstance(entry, Tensor):
+                        self._tensors.append(Container(where.removesuffix(name) + key, vars(entry)))
                         self._tensors.append(TensorFacts(where.removesuffix(name) + key, entry))
                     elif callable(entry) and not isinstance(entry, nn.Module):
                         self._walk(entry, f"{where} hook", 3)
@@ -179,6 +191,11 @@ class Surroundings:
                 if not callable(value) and not isinstance(value, (property, types.MemberDescriptorType)):
                     self._class_attribute(f"{cls.__name__}.{name}", cls, name)
                 self._walk(value.fget if isinstance(value, property) else value, f"{cls.__name__}.{name}", 4)
+
+    def _new_names_of(self, cls: type) -> None:
+        if cls is not object and cls not in self._classes:
+            self._classes.add(cls)
+            self._containers.append(NewNames(cls.__name__, vars(cls), functools.partial(delattr, cls)))
 
     def _class_attribute(self, name: str, cls: type, key: str) -> None:
         read, write = functools.partial(vars(cls).get, key), functools.partial(setattr, cls, key)
@@ -239,8 +256,7 @@ class Surroundings:
                 self._walk(held, f"{variable} of {name}", depth - 1)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._walk(default, f"a default of {name}", depth - 1)
-        if vars(function):
-            self._containers.append(Container(name, vars(function)))
+        self._containers.append(Container(name, vars(function)))
         self._globals(function, depth)
 
     def _globals(self, function: types.FunctionType, depth: int) -> None:
@@ -250,8 +266,17 @@ class Surroundings:
             function.__globals__,
             {n for code in (function.__code__, *inner) for n in code.co_names},
         )
+        written = written_in(function.__code__)
+        self._written |= written
+        if absent := written - scope.keys():
+            self._containers.append(NewNames("", scope, scope.__delitem__, absent))
         for variable in names & scope.keys():
             value = scope[variable]
+            if isinstance(value, types.ModuleType) and (absent := written - vars(value).keys()):
+                delete = functools.partial(delattr, value)
+                self._containers.append(NewNames(variable, vars(value), delete, absent))
+            for attribute in written & vars(value).keys() if isinstance(value, types.ModuleType) else ():
+                self._bound(f"{variable}.{attribute}", vars(value), attribute)
             if not isinstance(value, types.ModuleType):
                 self._binding(variable, scope, variable, depth)
             elif value.__name__.partition(".")[0] not in {*_OF_TORCH, *sys.stdlib_module_names}:
@@ -260,14 +285,11 @@ class Surroundings:
 
     def _binding(self, name: str, scope: dict[str, Any], variable: str, depth: int) -> None:
         value = scope[variable]
-        read, write = (
-            functools.partial(scope.get, variable),
-            functools.partial(scope.__setitem__, variable),
-        )
-        self._bindings.add(name, read, write)
+        self._bound(of_globals(name) if name == variable else name, scope, variable)
         if not isinstance(value, type):
             self._walk(value, name, depth - 1)
             return
+        self._new_names_of(value)
         if issubclass(value, nn.Module) or id(value) in self._seen or value.__module__ in _OF_TORCH:
             return
         self._seen.add(id(value))
@@ -275,6 +297,10 @@ class Surroundings:
             if not key.startswith("__") and not callable(entry):
                 self._class_attribute(f"{name}.{key}", value, key)
                 self._walk(entry, f"{name}.{key}", depth - 1)
+
+    def _bound(self, name: str, scope: dict[str, Any], variable: str) -> None:
+        read = functools.partial(scope.get, variable)
+        self._bindings.add(name, read, functools.partial(scope.__setitem__, variable))
 
     def _generator(self, value: Any, name: str) -> bool:
         """Watch a generator; False if it is none."""

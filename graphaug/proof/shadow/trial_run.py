@@ -150,13 +150,13 @@ class _Trial:
             expected, again = (self._calls(self.model, _call, training) for _ in range(2))
         except Exception as error:
             return f"not compared in {mode} mode, in which the model itself fails with {type(error).__name__}"
-        if first_difference(expected, again) is not None:
+        if first_difference(expected, again, self.model) is not None:
             return f"not compared in {mode} mode, in which two equal runs of the model differ"
         try:
             found = self._calls(self.aug, _run_captured, training)
         except AssumptionViolated as error:
             return fixed(error)
-        if (difference := first_difference(expected, found)) is not None:
+        if (difference := first_difference(expected, found, self.model)) is not None:
             raise refusal_of(self.model, self.signature.model, f"in {mode} mode", difference)
         return ""
 

@@ -6,7 +6,8 @@ import collections
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
 import torch
@@ -82,6 +83,44 @@ class Container:
             holder.clear()
             sequence = isinstance(holder, (list, collections.deque))
             holder.extend(before) if sequence else holder.update(before)
+
+
+class NewNames:
+    """Names of a class, a module or a namespace that are not there yet.
+
+    Args:
+        name: of the owner; empty for the globals of a function.
+        holder: its names now.
+        delete: takes one away again.
+        only: the names that may come; any, if it is None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        holder: Mapping[str, Any],
+        delete: Callable[[str], Any],
+        only: AbstractSet[str] | None = None,
+    ) -> None:
+        self.name, self._holder, self._delete, self._only = name, holder, delete, only
+        self._before = frozenset(holder) if only is None else frozenset()
+
+    def _new(self) -> list[str]:
+        if self._only is not None:
+            return [key for key in self._only if key in self._holder]
+        if len(self._holder) == len(self._before):
+            return []
+        return [key for key in self._holder if key not in self._before and not key.startswith("__")]
+
+    def changes(self) -> Iterator[tuple[str, Any]]:
+        """The names that came, with what they are bound to."""
+        for key in self._new():
+            yield f"{self.name}.{key}" if self.name else of_globals(key), self._holder[key]
+
+    def restore(self) -> None:
+        """Take them away."""
+        for key in self._new():
+            self._delete(key)
 
 
 class Kept(Record):
@@ -246,6 +285,11 @@ class Modes:
         """Set every mode."""
         for module, training in zip(self._modules, self._before, strict=True):
             module.training = training
+
+
+def of_globals(name: str) -> str:
+    """How a global is named: an attribute of the model itself has no path either."""
+    return f"{name} (a global)"
 
 
 def _facts(tensor: Tensor) -> tuple[int, tuple[int, ...], bool, int]:

@@ -34,6 +34,10 @@ class Reach:
             self.things = list(found_again(packed, owner, modules))
         own = {cls for m in modules.values() for cls in type(m).__mro__ if cls not in (nn.Module, object)}
         self.classes = [(cls, len(vars(cls)), frozenset(vars(cls))) for cls in own]
+        tensors = [t for m in modules.values() for t in (*m._parameters.values(), *m._buffers.values())]
+        self.tensors = [
+            (vars(t), len(vars(t)), frozenset(vars(t))) for t in tensors if t is not None and self.strings
+        ]
         self.quick: list[tuple[Callable[[Any], Any], Any, Any, Reached]] = []
         self.slow: list[Reached] = []
         self.of_classes: dict[tuple[type, str], tuple[Any, Reached]] = {}
@@ -68,6 +72,9 @@ class Reach:
         for cls, count, names in self.classes:  # what was asked for by a string and was not there
             if len(vars(cls)) != count and (new := (vars(cls).keys() - names) & self.strings):
                 return f"{cls.__name__} has {min(new)} now"
+        for held, count, names in self.tensors:
+            if len(held) != count and (new := (held.keys() - names) & self.strings):
+                return f"a parameter or buffer has {min(new)} now"
         return next((f"{thing.name} has changed" for thing in self.slow if not _holds(thing)), "")
 
     def packed(self) -> list[Packed]:

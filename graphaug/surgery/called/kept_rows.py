@@ -54,9 +54,15 @@ class KeptRows(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def taken(value: Tensor, kept: Tensor, dim: int, outer: int, inner: int) -> Tensor:
-    """The kept rows of a value."""
-    return Rows(dim, outer, inner).take(value, kept)
+def taken(value: Tensor, kept: Tensor, dim: int, outer: int, inner: int, whole: Tensor, at: int) -> Tensor:
+    """The kept rows of a value; dimension ``at`` of an input, ``whole``, counts all of them.
+
+    Raises:
+        BatchError: the value has not as many slices of each.
+    """
+    place = Rows(dim, outer, inner)
+    place.check(value.shape, whole.shape[at])
+    return place.take(value, kept)
 
 
 def counted(value: Any, kinds: Any, kept: Tensor, whole: Tensor, dim: int, slices: int) -> Any:
@@ -81,6 +87,7 @@ def put_back(
         to: of those in ``part``.
     """
     dim, outer, inner = to
+    Rows(dim, outer, inner).check(part.shape, kept.shape[0])
     rows = whole.shape[at[0]] // (at[1] * at[2])
     apart = part.unflatten(dim, (outer, -1, inner))
     shape = [rows if i == dim + 1 else n for i, n in enumerate(apart.shape)]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphaug.augment.rows import tell
+from graphaug.augment.rows import Counted, samples_of, tell
 from graphaug.augment.site import Augmentation
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.user_code import users_level
@@ -92,21 +92,29 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
         values = parts.signature.take(args, kwargs)
     else:
         values = parts.signature.bind(args, kwargs, to_the_letter=parts.runs_original and not aug.training)
-        tell(parts.added.values(), values)
         for fact in parts.facts.get(aug.training, ()):
             fact.check(parts.model)
         if aug.training and parts.frozen is not None:
             (_SAY_WHEN_COMPILED(parts.number) if torch.compiler.is_compiling() else _say_if_trained(parts))
         if torch.compiler.is_compiling() and (changed := _CHANGED[aug.training](parts.number)):
             raise AssumptionViolated(changed)
-    if not parts.sets_grad_mode:
-        return _run(aug, parts, args, values)
+    told = [] if isinstance(args, fx.Proxy) else _tell(parts, values)
     gradients = torch.is_grad_enabled()
     try:
         return _run(aug, parts, args, values)
     except BaseException:  # in the middle of a region; those of autocast are blocks in the code
-        torch.set_grad_enabled(gradients)
+        if parts.sets_grad_mode:
+            torch.set_grad_enabled(gradients)
         raise
+    finally:
+        for counted in told:
+            counted.tell(None)
+
+
+def _tell(parts: Any, values: dict[str, Any]) -> list[Counted]:
+    """Tell what acts at the sites of the samples of a call."""
+    samples = samples_of(values, parts.row_dims)
+    return tell(parts.added.values(), values, None if samples is None else samples * parts.plan.asked.views)
 
 
 def _run(aug: Any, parts: Any, args: Any, values: dict[str, Any]) -> Any:

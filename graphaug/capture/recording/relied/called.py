@@ -128,6 +128,11 @@ class Called:
         self._method(cls, name)
         self._note_packaged(before)
 
+    def held(self, function: types.FunctionType) -> None:
+        """Note a function that lies in a list, a dict or an object; what packages keep in such is their own code."""
+        if "site-packages" not in function.__code__.co_filename:
+            self._function(function)
+
     def _note_packaged(self, before: set[types.FunctionType]) -> None:
         new = self.functions.keys() - before
         self.of_objects |= {f for f in new if "site-packages" in f.__code__.co_filename}

@@ -53,6 +53,7 @@ class Holdings:
         asked: those of them that it asks for by a string, where they may be missing.
         pairs: each with the name of what it is read off.
         method: what to do about a method of an object that code may call.
+        function: what to do about a function that lies in what it reaches.
         module: what to do about a module, with the name that it is reached by; None to leave modules alone.
         whole: names of containers that code goes through and does not fill.
 
@@ -67,10 +68,12 @@ class Holdings:
         asked: set[str],
         pairs: set[tuple[str, str]],
         method: Callable[[type, str], None],
+        function: Callable[[types.FunctionType], None],
         module: Callable[[str, nn.Module], None] | None = None,
         whole: AbstractSet[str] = frozenset(),
     ) -> None:
-        self.names, self.asked, self.pairs, self._method, self._module = names, asked, pairs, method, module
+        self.names, self.asked, self.pairs = names, asked, pairs
+        self._method, self._function, self._module = method, function, module
         self.whole = whole
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
@@ -116,14 +119,18 @@ class Holdings:
             self.of_class(value)
         if isinstance(value, nn.Module) and self._module is not None:
             self._module(name, value)
+        if isinstance(value, types.FunctionType):
+            self._function(value)
         if isinstance(value, (types.FunctionType, Tensor)):
             self.set_on(name, value, within, depth)
         if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
             return
         if isinstance(value, types.MethodType):
+            self.inside(name, value.__func__, within, depth)
             self.inside(name, value.__self__, within, depth)
             return
         if isinstance(value, functools.partial):
+            self.inside(name, value.func, within, depth)
             self._items(name, value.args, within, depth)
             self._entries(f"{name}.keywords", value.keywords, within, depth)
             return

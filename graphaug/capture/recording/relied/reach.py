@@ -114,14 +114,14 @@ class _Walk:
         self.beside = {id(m): m for m in self._closed.values()}
         entered = {path: m for path, m in self._closed.items() if enters is not None and enters(m)}
         self.called = Called(self._modules, entered)
-        self.holdings = Holdings(set(), set(), set(), self.called.of_object)
+        self.holdings = Holdings(set(), set(), set(), self.called.of_object, self.called.held)
         while self.called.follow():  # objects have methods, whose code has names, which lead to objects
             called = self.called
             names = called.names | called.strings
             of_module = None if enters is None else self._unregistered
             self._noted: set[int] = set()
             self.holdings = Holdings(
-                names, called.strings, called.pairs, called.of_object, of_module, called.whole
+                names, called.strings, called.pairs, called.of_object, called.held, of_module, called.whole
             )
             for path, m in (*self._modules.items(), *self._closed.items()):
                 of_keys = {"_keys"} if isinstance(m, nn.ParameterDict) else set()
@@ -185,6 +185,9 @@ class _Walk:
 
     def _variables(self, function: types.FunctionType) -> None:
         where, names = function.__name__, names_in(function.__code__)
+        if function not in self.called.of_objects:  # a notebook that reloads a file exchanges it in place
+            spelled = function.__qualname__.rpartition("<locals>.")[2]
+            self.holdings.add(f"the code of {spelled}", "code", function, None, function.__code__, None)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             read = variable in names - {"__class__", "self"}
             if read and (held := content(cell)) is not GONE:

@@ -31,7 +31,7 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-_NOT_COMPILED = ("table", "bytes")
+_NOT_COMPILED = ("table", "bytes", "code")
 """Kinds that torch's compiler cannot look into."""
 
 
@@ -42,9 +42,9 @@ class Reached:
     Attributes:
         name: as the code spells it, for messages: "cfg['p']".
         kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, "variable" of a
-            closure, "context" of a context variable; or the "entries" of a list, the "members" of a set, the "keys" of
-            a dict, the "hooks" of a module, all of a large dict as a "table", the "numbers" or "bytes" of an array as a
-            whole.
+            closure, "context" of a context variable, the "code" of a function, which may be exchanged in place; or the
+            "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, all of a large
+            dict as a "table", the "numbers" or "bytes" of an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -135,7 +135,7 @@ class Reached:
             )
         return (
             now == self.expected
-            if self.kind in ("keys", "members", "bytes", "hooks")
+            if self.kind in ("keys", "members", "bytes", "hooks", "code")
             else is_same(now, self.expected)
         )
 
@@ -171,6 +171,8 @@ class Reached:
             return self.holder.tobytes() if isinstance(self.holder, np.ndarray) else bytes(self.holder)
         if self.kind == "variable":
             return self.holder()
+        if self.kind == "code":
+            return self.holder.__code__
         if self.kind == "keys":
             return list(self.holder)
         if self.kind == "numbers":

@@ -1,0 +1,76 @@
+"""Regional compilation: repeated blocks that are compiled alone, before the model is rewritten or after."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch._dynamo.testing import CompileCounter
+
+import graphaug as ga
+
+
+class Block(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm, self.up, self.down = (
+            nn.LayerNorm(width),
+            nn.Linear(width, 2 * width),
+            nn.Linear(2 * width, width),
+        )
+
+    def forward(self, x):
+        return x + self.down(torch.tanh(self.up(self.norm(x))))
+
+
+class Stem(nn.Module):
+    """What the first block gets is no view, as what the others get is none: a compiler tells them apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(5, 7)
+
+    def forward(self, x):
+        return torch.tanh(self.linear(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("moment", ["before rewriting", "after it"])
+def test_every_subset_takes_the_same_two_graphs(moment):
+    torch.manual_seed(0)
+    model = nn.Sequential(Stem(), *(Block(7) for _ in range(5)), nn.Linear(7, 3))
+    # two sizes that the rows never have: a compiler takes what is equal for the same symbol
+    x = torch.randn(20, 3, 5)
+    options = {"at": "4", "rate": 0.5, "stop_grad": True, "example_inputs": x}
+    plain = ga.rewrite(copy.deepcopy(model), **options)
+    counter = CompileCounter()
+    torch._dynamo.reset()
+
+    def compile_blocks():
+        for block in model[1:6]:
+            block.compile(backend=counter, dynamic=True)
+
+    if moment == "before rewriting":
+        compile_blocks()
+    aug = ga.rewrite(model, **options)
+    if moment != "before rewriting":
+        compile_blocks()
+    assert aug.plan.backward == plain.plan.backward == "sparse"
+    made = 0
+    for tenths in range(1, 10):
+        results = []
+        for one in (plain, aug):
+            one.set_subset(tenths / 10)
+            one.zero_grad()
+            torch.manual_seed(tenths)
+            output = one(x)
+            output.square().sum().backward()
+            results.append([output, *(p.grad for p in one.parameters())])
+        torch.testing.assert_close(results[1], results[0])
+        made = counter.frame_count if tenths == 1 else made
+    assert aug.plan.backward == "sparse"
+    assert counter.frame_count == made, "another subset compiled something"
+    if moment == "after it":
+        assert made == 2, "one with gradients, one for the rows that are stopped"
