@@ -1,9 +1,11 @@
 """Keep the numbers of a finished sweep of `graphaug paper`, and put its table into docs/results.md.
 
     python -m benchmarks.paper runs/fig4 fig4-fashion-mnist
+    python -m benchmarks.paper
 
-copies all runs' numbers to benchmarks/results/paper/fig4-fashion-mnist.json, without the paths of the machine, and
-writes the table and the verdicts between the page's marks of that name.
+The first copies all runs' numbers to benchmarks/results/paper/fig4-fashion-mnist.json, without the paths of the machine, and
+writes the table and the verdicts between the page's marks of that name. The second judges the comparisons of all kept
+sweeps again, and writes their tables anew.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from graphaug.errors import DataError
+from graphaug.recipes.claims import Tested, outcome_of
 from graphaug.recipes.report import shown
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -92,24 +95,46 @@ def table(results: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("sweep", type=Path, help="the directory of `graphaug paper`")
-    parser.add_argument("name", help="of the file, and of the marks in docs/results.md")
-    options = parser.parse_args()
-    results = kept(json.loads((options.sweep / "results.json").read_text(encoding="utf-8")))
-    begin, end = f"<!-- {options.name} -->", f"<!-- end of {options.name} -->"
+def again(results: dict[str, Any]) -> dict[str, Any]:
+    """The same numbers, with every claim judged by the rules as they are now."""
+    for claim in results["claims"]:
+        tests = [Tested(**member) for member in claim["members"]]
+        claim["verdict"], claim["why"] = outcome_of(claim["of"], tests)
+    return results
+
+
+def keep(name: str, results: dict[str, Any]) -> None:
+    """Write the numbers of a sweep, and its table into the page.
+
+    Raises:
+        SystemExit: the page has no place for it.
+
+    """
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     page = PAGE.read_text(encoding="utf-8")
     if begin not in page or end not in page:
         raise SystemExit(f"{PAGE.name} has no place for it: write {begin} and {end} there.")
     RESULTS.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(results, indent=1) + "\n"
-    (RESULTS / f"{options.name}.json").write_text(text, encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     before, rest = page.split(begin)
     PAGE.write_text(
         before + begin + "\n" + table(results) + "\n" + end + rest.split(end)[1], encoding="utf-8"
     )
-    print(f"written: {options.name}.json and its table in {PAGE.name}")
+    print(f"written: {name}.json and its table in {PAGE.name}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("sweep", type=Path, nargs="?", help="the directory of `graphaug paper`")
+    parser.add_argument("name", nargs="?", help="of the file, and of the marks in docs/results.md")
+    options = parser.parse_args()
+    if options.sweep is None:
+        for file in sorted(RESULTS.glob("*.json")):
+            keep(file.stem, again(json.loads(file.read_text(encoding="utf-8"))))
+        return
+    if options.name is None:
+        parser.error("give the name of the file, too")
+    keep(options.name, kept(json.loads((options.sweep / "results.json").read_text(encoding="utf-8"))))
 
 
 if __name__ == "__main__":

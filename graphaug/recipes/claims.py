@@ -13,7 +13,8 @@ every    every member is ahead, each by its    a member is behind, by Holm's
          own p-value                           correction over the members
 ======== ===================================== =======================================
 
-Everything else *cannot be told*. Where all members have to pass, the largest p-value is that of the whole, and needs no
+Everything else *cannot be told*; of it the members are counted that are ahead or behind beyond chance, which is by
+Holm's correction on both sides. Where all members have to pass, the largest p-value is that of the whole, and needs no
 correction (Berger's intersection-union test); where one of them is enough, it does.
 """
 
@@ -94,21 +95,28 @@ def judge(claim: Claim, values: Values) -> Verdict:
         Tested(t.setting, t.against, t.difference, t.ahead, t.behind, a, b, t.seeds)
         for t, a, b in zip(raw, ahead, behind, strict=True)
     )
-    some = claim.kind == "some"
+    return Verdict(claim, *outcome_of(claim.kind, tests), tests)
+
+
+def outcome_of(kind: str, tests: Sequence[Tested]) -> tuple[str, str]:
+    """What comes of a claim's comparisons, and why in a sentence."""
+    some = kind == "some"
     winners = [t for t in tests if (t.ahead_holm if some else t.ahead) < LEVEL]
     losers = [t for t in tests if (t.behind if some else t.behind_holm) < LEVEL]
     if winners and (some or len(winners) == len(tests)):
         which = ", ".join(t.setting for t in winners) if some else "all of them"
-        return Verdict(claim, HOLDS, f"ahead: {which}", tests)
+        return HOLDS, f"ahead: {which}"
     if losers and (not some or len(losers) == len(tests)):
         which = "all of them" if some else ", ".join(t.setting for t in losers)
-        return Verdict(claim, DOES_NOT, f"behind: {which}", tests)
-    return Verdict(claim, CANNOT, _doubt(tests, len(winners), len(losers)), tests)
+        return DOES_NOT, f"behind: {which}"
+    return CANNOT, _doubt(tests)
 
 
-def _doubt(tests: Sequence[Tested], winners: int, losers: int) -> str:
+def _doubt(tests: Sequence[Tested]) -> str:
+    """How many members are ahead and behind; those beyond chance are counted after the correction, on both sides."""
     if all(t.seeds < 2 for t in tests):
         return "fewer than two seeds to compare"
+    winners, losers = sum(t.ahead_holm < LEVEL for t in tests), sum(t.behind_holm < LEVEL for t in tests)
     up = sum(t.difference is not None and t.difference > 0 for t in tests)
     said = f"ahead on the mean in {up} of {len(tests)}"
     told = ", ".join(f"{n} {word} beyond chance" for n, word in ((winners, "ahead"), (losers, "behind")) if n)
