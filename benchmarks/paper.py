@@ -3,9 +3,9 @@
     python -m benchmarks.paper runs/fig4 fig4-fashion-mnist
     python -m benchmarks.paper
 
-The first copies all runs' numbers to benchmarks/results/paper/fig4-fashion-mnist.json, without the paths of the machine, and
-writes the table and the verdicts between the page's marks of that name. The second judges the comparisons of all kept
-sweeps again, and writes their tables anew.
+The first copies all runs' numbers to benchmarks/results/paper/fig4-fashion-mnist.json, without the paths of the
+machine, and writes the table and the verdicts between the page's marks of that name. The second judges the comparisons
+of all kept sweeps again, and writes their tables anew.
 """
 
 from __future__ import annotations

@@ -215,4 +215,10 @@ def planned(
     if all(isinstance(s, int) for s in sites):
         sites.sort()  # from the input to the head
     fine_tuning = 30 if scale == "full" else base.epochs
-    return Sweep(figure.name, figure.make(base, sites, chosen), out, seeds, fine_tuning)
+    plan = figure.make(base, sites, chosen)
+    if not all(claim.members for claim in plan.claims):
+        raise ConfigError(
+            f"{figure.name} is about sites behind the input, and --at names {', '.join(map(str, sites))} alone: name "
+            "one more, or leave --at out for all that are numbered."
+        )
+    return Sweep(figure.name, plan, out, seeds, fine_tuning)

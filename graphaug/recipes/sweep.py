@@ -178,7 +178,7 @@ class Sweep:
             ) from error
         except ValueError as error:
             raise RunDirectoryError(f"{str(file)!r} is damaged: {error}.") from error
-        if not isinstance(found, dict) or not self._identity({}).keys() <= found.keys():
+        if not _describes_a_sweep(found, self._identity({})):
             raise RunDirectoryError(f"{str(file)!r} is damaged: it does not describe a sweep.")
         if found["figure"] != self.figure:
             raise RunDirectoryError(
@@ -198,6 +198,13 @@ def _made(executor: Executor, jobs: Sequence[Job]) -> Iterator[tuple[Job, Outcom
             yield wave[number], outcome
 
 
+def _describes_a_sweep(found: Any, like: Mapping[str, Any]) -> bool:
+    """Whether what a file holds has the entries of a sweep's description, each of its kind."""
+    if not isinstance(found, dict) or not all(type(found.get(name)) is type(v) for name, v in like.items()):
+        return False
+    return all(isinstance(v, dict) for part in ("data", "settings") for v in found[part].values())
+
+
 def _compare_settings(
     out: Path, old: Mapping[str, Any], new: Mapping[str, Any], settings: type[Settings]
 ) -> None:
@@ -208,10 +215,10 @@ def _compare_settings(
     if old["transfer_epochs"] != new["transfer_epochs"]:
         found.append(f"transfer_epochs: {old['transfer_epochs']!r} → {new['transfer_epochs']!r}")
     found += [
-        f"{fact} of {spec}: {was!r} → {new['data'][spec][fact]!r}"
+        f"{fact} of {spec}: {was!r} → {new['data'][spec].get(fact)!r}"
         for spec in old["data"].keys() & new["data"].keys()
         for fact, was in old["data"][spec].items()
-        if new["data"][spec][fact] != was
+        if new["data"][spec].get(fact) != was
     ]
     before, after = old["settings"], new["settings"]
     found += [f"{name}: {'gone' if name in before else 'new'}" for name in before.keys() ^ after.keys()]

@@ -54,8 +54,12 @@ class Finder(Locator):
             raise SelectorError(f"{number} is no stage: they are numbered from 0, and -1 is the model input.")
         if not stages:
             why = f": {self.structure.unnumbered}" if self.structure.unnumbered else ""
+            child = str(number) in self.children[""]
+            meant = (
+                f" The child of that name is 're:^{number}$', in Python also at='{number}'." if child else ""
+            )
             raise SiteNotFound(
-                f"{number}: the stages of {self.name} have no known numbers{why}. {self.menu()}"
+                f"{number}: the stages of {self.name} have no known numbers{why}.{meant} {self.menu()}"
             )
         if number not in stages:
             span = f"0 to {max(stages)}, and -1 for the input"

@@ -166,6 +166,11 @@ def test_what_does_not_belong_to_a_directory_is_refused(done, data, tmp_path):
     with pytest.raises(ConfigError, match=r"train_images of idx:.*: 129 → 128"):
         small(changed, data).check()
     (changed / "sweep.json").write_text("{}")
+    for damage in ({"seeds": "3"}, {"data": None}, {"data": {data: 3}}, {"settings": []}):
+        (changed / "sweep.json").write_text(json.dumps({**told, **damage}))
+        with pytest.raises(RunDirectoryError, match="does not describe a sweep"):
+            small(changed, data).check()
+    (changed / "sweep.json").write_text("{}")
     with pytest.raises(RunDirectoryError, match="does not describe a sweep"):
         small(changed, data).check()
     with pytest.raises(RunDirectoryError, match="holds the runs of fig3-4, not of fig5"):
@@ -177,6 +182,38 @@ def test_what_does_not_belong_to_a_directory_is_refused(done, data, tmp_path):
     for below in ("thesis.tex", "thesis.tex/sweeps/mine"):
         with pytest.raises(RunDirectoryError, match=r"thesis\.tex' is a file"):
             small(tmp_path / "full" / below, data).check()
+
+
+def test_only_the_input_is_no_site_of_a_figure(data, tmp_path):
+    with pytest.raises(ConfigError, match=r"fig3-4 is about sites behind the input, and --at names -1 alone"):
+        small(tmp_path / "out", data, at=[-1])
+
+
+NET = """
+from torch import nn
+net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+"""
+
+
+def test_a_model_without_numbers_has_everywhere_where_sites_are_named(data, tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NET)
+    found = small(tmp_path / "out", data, model=f"{tmp_path / 'net.py'}:net", at=["re:^0$", "re:^2$"])
+    found.check()
+    everywhere = {s.name: s.config for s in found.plan.settings if s.name.startswith("everywhere")}
+    assert {c.at for c in everywhere.values()} == {("re:^0$", "re:^2$")}
+    assert {c.rate for c in everywhere.values()} == {0.125, 0.25, 0.5}
+    with pytest.raises(SiteNotFound, match=r"The child of that name is 're:\^2\$'"):
+        small(tmp_path / "out", data, model=f"{tmp_path / 'net.py'}:net", at=[2]).check()
+
+
+def test_whatever_ends_a_run_ends_no_other(data, tmp_path, monkeypatch):
+    def out_of_memory(*_):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("graphaug.recipes.runs.of_images.ImageRuns.train", out_of_memory)
+    outcomes, said = run(small(tmp_path / "out", data))
+    assert len(said) == len(outcomes)
+    assert outcomes[PLAIN][0].failed == "RuntimeError: out of memory"
 
 
 @pytest.mark.long

@@ -174,13 +174,16 @@ def test_a_sweep_ends_in_the_scores_of_its_encoders(done, data, tmp_path):
 def test_finished_runs_are_not_repeated(done, data, tmp_path):
     out = tmp_path / "fig8"
     shutil.copytree(done[0], out)
-    # as a kill leaves it: one run is trained and not scored, one is not begun
+    # as a kill leaves it: one run is trained and not scored, one is not begun, and one
     (out / "runs/00-simcse-seed0" / OUTCOME).unlink()
     shutil.rmtree(out / "runs/01-simcse-site-1-stopped-seed1")
+    # in the middle of its training, of which nothing is kept
+    (out / "runs/00-simcse-seed1" / OUTCOME).unlink()
+    (out / "runs/00-simcse-seed1/result.json").unlink()
     before = {p: p.stat().st_mtime_ns for p in out.glob("runs/*/result.json")}
     outcomes, said = run(small(out, data))
-    assert said[0] == "2 of 4 runs are done already"
-    assert len(said) == 3
+    assert said[0] == "1 of 4 runs are done already"
+    assert len(said) == 4
     assert {p: p.stat().st_mtime_ns for p in before} == before
     for name, by_seed in outcomes.items():  # number for number
         assert {s: o.figures for s, o in by_seed.items()} == {s: o.figures for s, o in done[1][name].items()}

@@ -83,6 +83,9 @@ def read(path: Path) -> Run:
         raise CheckpointError(
             f"{str(path)!r} is not finished: there is no result.json. Go on with it by --resume, or leave it out."
         )
+    init, seed = settings.get("init"), settings.get("seed")
+    if isinstance(init, str):  # of a sweep: each seed begins with the run of the same seed
+        settings = {**settings, "init": re.sub(rf"(?<=-seed){seed}(?=/?$)", "*", init)}
     return Run(path, settings, dict(numbers(result)))
 
 

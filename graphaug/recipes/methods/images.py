@@ -39,11 +39,12 @@ def sites_and_stops(base: PretrainConfig, sites: Sequence[Site], data: Sequence[
     """Figures 3 and 4: every site with and without stop-gradient, dropout everywhere, SimCLR."""
     base = replace(base, data=data[0])
     settings = [Setting(PLAIN, base), *at_sites(base, sites, INPUT)]
-    everywhere = [
-        Setting(f"everywhere, {rate:g}", replace(base, everywhere=True, rate=rate, subset=1.0))
-        for rate in EVERYWHERE
-    ]
     deep = behind(sites, INPUT)
+    # a model of the user's own may have no numbers: everywhere is where he names
+    named = {"at": tuple(deep)} if ".py:" in base.model and deep else {"everywhere": True}
+    everywhere = [
+        Setting(f"everywhere, {rate:g}", replace(base, rate=rate, subset=1.0, **named)) for rate in EVERYWHERE
+    ]
     all_deep = all_called(deep)
     claims = [
         Claim(

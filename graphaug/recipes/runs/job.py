@@ -12,7 +12,7 @@ from typing import Any
 from graphaug.contrastive.runs.compare import numbers
 from graphaug.contrastive.runs.directory import RunDirectory
 from graphaug.contrastive.runs.files import make_folder, write_json
-from graphaug.errors import GraphaugError, RunDirectoryError, TrainingCollapsed, TrainingDiverged
+from graphaug.errors import RunDirectoryError, TrainingCollapsed, TrainingDiverged
 from graphaug.recipes.runs.kinds import kind_of
 
 OUTCOME = "outcome.json"
@@ -53,7 +53,7 @@ def make(job: Job) -> Outcome:
     """Make a run, or go on with it; of one that is done the outcome is read."""
     try:
         return read(job) or _make(job)
-    except GraphaugError as error:
+    except Exception as error:  # of whatever kind: out of memory, a full disk; it ends no other run
         return Outcome({}, failed=f"{type(error).__name__}: {error}")
 
 
@@ -81,15 +81,13 @@ def _settings(job: Job) -> Any:
 
 
 def _begin_anew(job: Job) -> None:
-    """Remove a run that has nothing to go on from, and whose weights to begin with do not lie where they did."""
+    """Remove a run that has nothing to go on from: without checkpoints, or the weights that it was to begin with."""
     run = RunDirectory.at(job.out)
-    before = (run.settings() or {}).get("init")
-    if (
-        job.begins_with is not None
-        and before is not None
-        and not Path(before).exists()
-        and run.begins_again()
-    ):
+    settings = run.settings() or {}
+    before = settings.get("init")
+    moved = job.begins_with is not None and before is not None and not Path(before).exists()
+    without = settings.get("checkpoint_every") == 0 and run.finished() is None
+    if (moved and run.begins_again()) or without:
         shutil.rmtree(job.out)
 
 

@@ -107,6 +107,7 @@ class _Walk:
     ) -> None:
         registered = dict(model.named_modules())
         self._enters = enters
+        self._is_opened = True
         self._readers: dict[int, types.FunctionType] = {}
         self._modules = {path: m for path, m in registered.items() if path in opened}
         self._closed = {} if enters is None else _with_code(registered, opened)
@@ -114,19 +115,21 @@ class _Walk:
         self.beside = {id(m): m for m in self._closed.values()}
         entered = {path: m for path, m in self._closed.items() if enters is not None and enters(m)}
         self.called = Called(self._modules, entered)
-        self.holdings = Holdings(set(), set(), set(), self.called.of_object, self.called.held)
+        self.holdings = Holdings(set(), set(), set(), self.called.of_object, self._held)
         while self.called.follow():  # objects have methods, whose code has names, which lead to objects
             called = self.called
             names = called.names | called.strings
             of_module = None if enters is None else self._unregistered
             self._noted: set[int] = set()
             self.holdings = Holdings(
-                names, called.strings, called.pairs, called.of_object, called.held, of_module, called.whole
+                names, called.strings, called.pairs, called.of_object, self._held, of_module, called.whole
             )
             for path, m in (*self._modules.items(), *self._closed.items()):
+                self._is_opened = path in self._modules
                 of_keys = {"_keys"} if isinstance(m, nn.ParameterDict) else set()
                 self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
+            self._is_opened = True
             for path, m in registered.items():
                 for name, tensor in (*m._parameters.items(), *m._buffers.items()):
                     if tensor is not None and vars(tensor):
@@ -136,7 +139,13 @@ class _Walk:
                     self._variables(function)
             if enters is not None and names & _BY_COMPUTED_NAMES:  # which of them were read is seen
                 for path, m in (*self._modules.items(), *self._closed.items()):
+                    self._is_opened = path in self._modules
                     self._attributes(path, m, vars(m).keys() - _OF_EVERY_MODULE)
+
+    def _held(self, function: types.FunctionType) -> None:
+        """Follow a function that lies in what is reached; that of a closed module is called by this itself."""
+        if self._is_opened:
+            self.called.held(function)
 
     # --- what they read -------------------------------------------------------------------------
 
