@@ -8,6 +8,7 @@ from typing import Any, Literal, Unpack, overload
 from torch import nn
 
 from graphaug.arguments import checked_names
+from graphaug.augment.choices import check_flag
 from graphaug.capture.recording.tables import undisturbed
 from graphaug.errors import NotRewritten, an
 from graphaug.operation import build, operate
@@ -157,6 +158,7 @@ def rewrite(
     options = base_options(rate, subset, stop_grad, sampling, granularity, pairing, transform, at)
     asked = Asked(freeze, backward, allow_bypass, rows, views, one_site)
     check_options(options, asked)
+    check_flag("dry_run", dry_run)
     if isinstance(at, Plan):
         check_plan(at, options)
 

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from graphaug.arguments import checked_names
+from graphaug.augment.choices import check_tolerance
 from graphaug.augment.deep_augment import DeepAugment
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
@@ -89,6 +90,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     Raises:
         VerificationError: a claim does not hold; says which, where, and by how much.
         NotRewritten: ``aug`` was made by none of these.
+        InvalidOption: ``tolerance`` is no such number.
         CaptureError: the model does not take the batch, as `graphaug.rewrite` says of ``example_inputs``.
 
     Examples:
@@ -99,6 +101,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.{unwrap_hint(aug)}")
+    tolerance = check_tolerance(tolerance)
     model = aug._parts.model
     args, kwargs = _as_call(model, x)
 

@@ -10,10 +10,12 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from graphaug.augment.choices import check_flag
 from graphaug.augment.drawn import Drawn
 from graphaug.augment.site import Augmentation
 from graphaug.capture.regions import sets_grad_mode
 from graphaug.capture.target import Target
+from graphaug.errors import InvalidOption
 from graphaug.surgery.by_site import Augmentations, BySite, given, set_numbers
 from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
@@ -118,7 +120,7 @@ class AugmentedModule(fx.GraphModule):
 
     def keep_frozen_statistics(self, keep: bool = True) -> None:
         """Whether BatchNorms in a frozen region keep their running statistics in training (the default)."""
-        self.__dict__["_frozen_statistics"] = keep
+        self.__dict__["_frozen_statistics"] = check_flag("keep", keep)
         self.train(self.training)
 
     @contextlib.contextmanager
@@ -180,6 +182,10 @@ class AugmentedModule(fx.GraphModule):
             InvalidOption: the site, or no site, has such a number, or a value is outside its domain.
             SiteNotFound: the model is not augmented there.
         """
+        if not (site is None or isinstance(site, (str, Target))):
+            raise InvalidOption(
+                f"set({site!r}, ...): a site is a string or a Target, spelled as in aug.plan."
+            )
         chosen = numbers if site is None else {name: {site: value} for name, value in numbers.items()}
         set_numbers(self._by_site, chosen)
 

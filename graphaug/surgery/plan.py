@@ -14,6 +14,7 @@ from graphaug.augment.transforms.files import from_plain, to_plain
 from graphaug.capture.target import Target
 from graphaug.errors import InvalidOption, listed, several
 from graphaug.surgery.freeze import Frozen
+from graphaug.surgery.typed import checked
 
 FORMAT = 1
 """Of the files that plans are written to."""
@@ -181,9 +182,9 @@ class Plan:
             if plain.pop("graphaug") != FORMAT:
                 raise InvalidOption("this plan was written by another version of graphaug: make it anew.")
             sites = tuple(_site(site, transforms) for site in plain.pop("sites"))
-            freeze, asked = plain.pop("freeze"), Asked(**plain.pop("asked"))
-            frozen = None if freeze is None else Frozen(**_tuples(freeze))
-            return cls(sites=sites, freeze=frozen, asked=asked, **_tuples(plain))
+            freeze, asked = plain.pop("freeze"), checked(Asked(**plain.pop("asked")))
+            frozen = None if freeze is None else checked(Frozen(**_tuples(freeze)))
+            return checked(cls(sites=sites, freeze=frozen, asked=asked, **_tuples(plain)))
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             if isinstance(error, InvalidOption):
                 raise
@@ -258,9 +259,10 @@ def _to_plain(value: Any) -> Any:
 
 def _site(plain: dict[str, Any], transforms: Iterable[type[Transform]]) -> PlannedSite:
     request = dict(plain.pop("request"))
-    target, made = Target(**request.pop("target")), request.pop("transform")
+    target, made = checked(Target(**request.pop("target"))), request.pop("transform")
     transform = None if made is None else from_plain(made, transforms)
-    return PlannedSite(request=Request(target, transform=transform, **request), **_tuples(plain))
+    asked = checked(Request(target, transform=transform, **request))
+    return checked(PlannedSite(request=asked, **_tuples(plain)))
 
 
 def _tuples(plain: Mapping[str, Any]) -> dict[str, Any]:

@@ -36,7 +36,6 @@ class Stem(nn.Module):
         return torch.tanh(self.linear(x))
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")
 @pytest.mark.parametrize("moment", ["before rewriting", "after it"])
 def test_every_subset_takes_the_same_two_graphs(moment):
     torch.manual_seed(0)

@@ -6,6 +6,7 @@ import copy
 import json
 import re
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -163,6 +164,32 @@ def test_what_a_file_cannot_hold_is_refused() -> None:
 def test_what_is_no_plan_is_refused(text: str) -> None:
     with pytest.raises(InvalidOption, match="plan"):
         ga.Plan.from_json(text)
+
+
+def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """The paths to all that lies in a structure."""
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in inside:
+        yield (*path, key)
+        yield from _places(inner, (*path, key))
+
+
+def test_a_damaged_plan_is_refused_or_is_one() -> None:
+    """Whatever lies in the place of whatever: no error but ours, of reading, printing or rewriting by it."""
+    plan = ga.rewrite(nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 2)), "0", freeze="before", dry_run=True)
+    whole = json.loads(plan.to_json())
+    refused = 0
+    for path in list(_places(whole)):
+        for value in (None, -7, 1.5, "zzz", [], {}, True, [1], {"a": 1}):
+            damaged = holder = copy.deepcopy(whole)
+            for key in path[:-1]:
+                holder = holder[key]
+            holder[path[-1]] = value
+            try:
+                str(ga.Plan.from_json(json.dumps(damaged)))
+            except InvalidOption:
+                refused += 1
+    assert refused > 200
 
 
 @pytest.mark.long

@@ -318,6 +318,12 @@ def test_a_parameter_on_both_sides_of_the_cut_cannot_be_frozen(side: str) -> Non
 # --- dry run and plan ---------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("flag", ["yes", 1, None])
+def test_whether_it_is_a_dry_run_is_true_or_false(flag: Any) -> None:
+    with pytest.raises(InvalidOption, match=r"dry_run=.* is neither True nor False"):
+        ga.rewrite(ConvNet(), "layer1", dry_run=flag)
+
+
 def test_a_dry_run_builds_and_changes_nothing() -> None:
     model = ConvNet()
     before = fingerprint(model)

@@ -15,7 +15,7 @@ from torchvision.models.resnet import BasicBlock
 
 import graphaug as ga
 from graphaug import DeepAugment
-from graphaug.errors import CaptureError, NotRewritten, SparseBackwardLost, VerificationError
+from graphaug.errors import CaptureError, InvalidOption, NotRewritten, SparseBackwardLost, VerificationError
 
 pytestmark = pytest.mark.few(2)
 
@@ -502,3 +502,11 @@ def test_a_plan_is_after_verify_as_after_a_step() -> None:
         assert aug.plan.backward == "dense"
         ga.verify(aug, features(8))
         assert not model[0][1].training
+
+
+@pytest.mark.parametrize("tolerance", [float("nan"), float("inf"), -1e-5, True, "a", None])
+def test_a_tolerance_is_a_number(tolerance: Any) -> None:
+    """No gap is larger than NaN: every claim would hold."""
+    aug = ga.rewrite(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), "0", stop_grad=True)
+    with pytest.raises(InvalidOption, match="tolerance="):
+        ga.verify(aug, torch.randn(4, 4), tolerance=tolerance)
