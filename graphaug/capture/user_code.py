@@ -11,6 +11,7 @@ import linecache
 import logging
 import os
 import sys
+import sysconfig
 import types
 from typing import Any
 
@@ -44,10 +45,21 @@ def global_scopes(cls: type) -> list[dict[str, Any]]:
     return list({id(scope): scope for scope in scopes}.values())
 
 
+_STANDARD = sysconfig.get_path("stdlib") + os.sep
+_INSTALLED = os.sep + "site-packages" + os.sep
+
+
 def user_line() -> str:
-    """`` (file.py line 12)`` of the innermost running frame that is neither torch's nor ours."""
-    frame = users_frame()
+    """`` (file.py line 12)`` of the innermost running frame that is neither torch's, ours nor Python's own."""
+    frame = inner = users_frame()
+    while frame is not None and _is_internal_or_standard(frame.f_code.co_filename):
+        frame = frame.f_back
+    frame = frame or inner
     return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})" if frame else ""
+
+
+def _is_internal_or_standard(file: str) -> bool:
+    return is_internal(file) or (file.startswith(_STANDARD) and _INSTALLED not in file)
 
 
 def users_frame() -> types.FrameType | None:

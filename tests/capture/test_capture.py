@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
 import pytest
@@ -506,3 +508,17 @@ def test_pairs_through_many_residual_blocks_are_described_at_once():
         plan = ga.rewrite(Deep(), at="blocks.39", example_inputs=examples, dry_run=True)
         assert len(plan.assumptions) == 40
         assert all(len(text) < 200 for text in plan.assumptions)
+
+
+def test_the_line_that_is_named_is_the_users_and_not_the_standard_librarys() -> None:
+    class Copies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(copy.deepcopy(self.body(x).detach()))
+
+    line = inspect.getsourcelines(Copies.forward)[1] + 1
+    with pytest.raises(CaptureError, match=rf"it copies the data in .* \(test_capture\.py line {line}\)"):
+        ga.rewrite(Copies(), "body", example_inputs=torch.randn(6, 4))
