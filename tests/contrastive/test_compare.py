@@ -215,3 +215,18 @@ def test_what_is_no_finished_run_of_one_kind(graphaug, sweep, tmp_path):
     code, _, err = graphaug("compare", *sweep.values(), text)
     assert code == 2
     assert "on text and on images" in err
+
+
+def test_runs_that_begin_with_the_run_of_their_own_seed_are_one_setting(graphaug, tmp_path):
+    """As those of a sweep do: the way to the weights has the seed in it."""
+    for seed in range(3):
+        write_run(
+            tmp_path / f"01-begun-seed{seed}",
+            {"linear": 0.5 + seed / 100},
+            seed=seed,
+            init=str(tmp_path / f"runs/00-simclr-seed{seed}"),
+        )
+    code, out, _ = graphaug("compare", *sorted(tmp_path.glob("01-*")))
+    assert code == 0
+    assert "51.0" in out
+    assert len([line for line in out.splitlines() if "51.0" in line]) == 1

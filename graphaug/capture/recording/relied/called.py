@@ -130,12 +130,12 @@ class Called:
 
     def held(self, function: types.FunctionType) -> None:
         """Note a function that lies in a list, a dict or an object; what packages keep in such is their own code."""
-        if "site-packages" not in function.__code__.co_filename:
+        if not is_installed(function):
             self._function(function)
 
     def _note_packaged(self, before: set[types.FunctionType]) -> None:
         new = self.functions.keys() - before
-        self.of_objects |= {f for f in new if "site-packages" in f.__code__.co_filename}
+        self.of_objects |= {f for f in new if is_installed(f)}
 
     def _function(self, value: Any, foreign: bool = False) -> None:
         """Note a function, or what a callable object runs; ``foreign``: also one of torch's."""
@@ -160,6 +160,11 @@ class Called:
                 if isinstance(module, types.ModuleType) and not is_foreign(module.__name__):
                     held = (vars(module)[name] for name in names & vars(module).keys())
                     yield from (f for f in held if isinstance(f, types.FunctionType))
+
+
+def is_installed(function: types.FunctionType) -> bool:
+    """Whether a function is of a package that was installed, and not of a file that the user works on."""
+    return "site-packages" in function.__code__.co_filename
 
 
 def global_names(function: types.FunctionType) -> frozenset[str]:

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.called import Called, content, global_names, modules_of
+from graphaug.capture.recording.relied.called import Called, content, global_names, is_installed, modules_of
 from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import asked_globals_in, attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import is_plain
@@ -194,7 +194,7 @@ class _Walk:
 
     def _variables(self, function: types.FunctionType) -> None:
         where, names = function.__name__, names_in(function.__code__)
-        if function not in self.called.of_objects:  # a notebook that reloads a file exchanges it in place
+        if not is_installed(function):  # a notebook that reloads a file exchanges its code in place
             spelled = function.__qualname__.rpartition("<locals>.")[2]
             self.holdings.add(f"the code of {spelled}", "code", function, None, function.__code__, None)
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
