@@ -32,9 +32,8 @@ def first_difference(
     inside = tuple(f"{path}." for path in closed)
     holders = _with_notes(model)
     for number, (a, b) in enumerate(zip(expected, found, strict=True)):
-        parted = ((name, *name.rpartition(".")[::2]) for name in _settled(expected, number))
-        noted = {name for name, holder, key in parted if holder in holders and key.isidentifier()}
-        settled = {name for name in noted if not name.startswith(inside)}
+        plain = {name for name in _settled(expected, number) if not name.startswith(inside)}
+        settled = {name for name in plain if _may_stay_unset(name, a.left[name], holders)}
         difference = _operations(a, b) or _left(a, b, settled) or _values(a, b)
         if difference is not None:
             return difference
@@ -84,11 +83,18 @@ def _left(a: Record, b: Record, settled: set[str]) -> Difference | None:
     return None
 
 
-def _with_notes(model: nn.Module) -> set[str]:
-    """Paths of the modules and of their configurations, which opened code alone may set such notes on.
+def _may_stay_unset(name: str, token: Any, holders: set[str]) -> bool:
+    """Whether what every call sets to the same is a note of a module's, or a table that is made once and kept anywhere.
 
-    What else it reaches, an object, a dict, a class, a global, is shared with closed code and with the user's.
+    What else the forward reaches, an object, a dict, a class, a global, is shared with the user.
     """
+    is_table = isinstance(token, tuple) and token[:1] == ("value",)
+    holder, _, key = name.rpartition(".")
+    return is_table or (holder in holders and key.isidentifier())
+
+
+def _with_notes(model: nn.Module) -> set[str]:
+    """Paths of the modules and of their configurations, on which opened code may leave notes."""
     found = set()
     for path, module in model.named_modules():
         found.add(path)

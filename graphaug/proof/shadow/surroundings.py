@@ -32,7 +32,7 @@ from graphaug.capture.recording.values.inside import (
     isinstance_of,
     slots_of,
 )
-from graphaug.capture.state import python_draws
+from graphaug.capture.state import is_configuration, python_draws
 from graphaug.proof.shadow.readiness import but_collectors
 from graphaug.proof.shadow.records import Token
 from graphaug.proof.shadow.watched import (
@@ -90,6 +90,7 @@ class Surroundings:
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
         self._classes: set[type] = set()
+        self._holders: dict[int, list[Container | Kept]] = {}
         self._written: set[str] = set()
         self._own: dict[str, list[Watched]] = {}
         for path, module in model.named_modules():
@@ -128,9 +129,11 @@ class Surroundings:
                 *self._of_closed,
                 *self._containers,
             ]
-            self._own[path] = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
-        for own in self._own[path]:
-            yield from but_collectors(own.changes())
+            own = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
+            known = set(map(id, own))
+            self._own[path] = [*own, *(w for w in self._reached_from(module) if id(w) not in known)]
+        for watched in self._own[path]:
+            yield from but_collectors(watched.changes())
         if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
             for watched in self._beside:
                 yield from watched.changes()
@@ -159,6 +162,25 @@ class Surroundings:
         yield from itertools.chain(
             [self._bindings], self._contexts, self._generators, self._tensors, self._caches
         )
+
+    def _reached_from(self, module: nn.Module) -> Iterator[Watched]:
+        """What is watched of the objects that a module and those in it hold, by whatever way they were found first."""
+        seen = set[int]()
+        for inner in module.modules():
+            waiting = [(v, 4) for k, v in vars(inner).items() if k not in _REGISTRIES]
+            while waiting:
+                value, depth = waiting.pop()
+                ends = isinstance(value, (*PLAIN, Tensor, type, nn.Module, types.ModuleType))
+                if ends or id(value) in seen or is_configuration(value):
+                    continue
+                seen.add(id(value))
+                yield from self._holders.get(id(value), ())
+                if depth > 1 and not isinstance(value, types.FunctionType):
+                    waiting.extend((v, depth - 1) for _, v in itertools.islice(inside(value), _ENTRIES))
+
+    def _hold(self, value: Any, watched: Container | Kept) -> None:
+        self._containers.append(watched)
+        self._holders.setdefault(id(value), []).append(watched)
 
     # --- what code can reach ------------------------------------------------------------------------
 
@@ -220,7 +242,7 @@ class Surroundings:
         elif "__wrapped__" in (attributes_of(value) or ()):
             self._walk(vars(value)["__wrapped__"], name, depth)
         elif type(value) in _CONTAINERS:
-            self._containers.append(Container(name, value))
+            self._hold(value, Container(name, value))
             for entry in list(value.values() if isinstance(value, dict) else value)[:_ENTRIES]:
                 self._walk(entry, name, depth - 1)
         elif isinstance(value, tuple):
@@ -234,11 +256,14 @@ class Surroundings:
         if (kind := kind_of(value)) is not None:
             # around a call, libraries set context variables that closed code of theirs reads
             context = isinstance_of(value, contextvars.ContextVar)
-            (self._contexts if context else self._containers).append(Kept(name, value, kind))
+            if context:
+                self._contexts.append(Kept(name, value, kind))
+            else:
+                self._hold(value, Kept(name, value, kind))
         if slots_of(value):
-            self._containers.append(Kept(name, value, SLOTS))
+            self._hold(value, Kept(name, value, SLOTS))
         if (attributes := attributes_of(value)) is not None:
-            self._containers.append(Container(name, attributes))
+            self._hold(value, Container(name, attributes))
         for how, entry in itertools.islice(inside(value), _ENTRIES):
             self._walk(entry, f"{name}{how}", depth - 1)
 
