@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from graphaug.arguments import checked_names
-from graphaug.augment.choices import check_tolerance
 from graphaug.augment.deep_augment import DeepAugment
+from graphaug.augment.domain import Domain
 from graphaug.augment.transformed import Transformed
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.signature import map_tensors
@@ -101,7 +101,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     """
     if not isinstance(aug, AugmentedModule):
         raise NotRewritten(f"verify takes what graphaug.rewrite returned, not {an(aug)}.{unwrap_hint(aug)}")
-    tolerance = check_tolerance(tolerance)
+    tolerance = Domain(low=0).check("tolerance", tolerance)
     model = aug._parts.model
     args, kwargs = _as_call(model, x)
 

@@ -34,19 +34,6 @@ def check_probability(name: str, value: object) -> float:
     return float(value)
 
 
-def check_tolerance(value: object) -> float:
-    """Return ``value`` as a float that is not negative.
-
-    Raises:
-        InvalidOption: it is no number, negative, infinite or NaN, which no gap is larger than.
-    """
-    if isinstance(value, bool) or not isinstance(value, Real):
-        raise InvalidOption(f"tolerance={value!r} is no number: give one such as 1e-5{as_number(value)}.")
-    if not 0.0 <= float(value) < float("inf"):
-        raise InvalidOption(f"tolerance={value!r} is not 0 or more, and finite.")
-    return float(value)
-
-
 def check_rate(value: object) -> float:
     """Return the one rate of all sites, as `check_probability`; of several it says where each one's is given."""
     if isinstance(value, (list, tuple)):

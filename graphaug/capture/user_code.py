@@ -46,7 +46,8 @@ def global_scopes(cls: type) -> list[dict[str, Any]]:
 
 
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
-_INSTALLED = os.sep + "site-packages" + os.sep
+INSTALLED = os.sep + "site-packages" + os.sep
+"""What the path of an installed library has in it."""
 
 
 def user_line() -> str:
@@ -59,7 +60,7 @@ def user_line() -> str:
 
 
 def _is_internal_or_standard(file: str) -> bool:
-    return is_internal(file) or (file.startswith(_STANDARD) and _INSTALLED not in file)
+    return is_internal(file) or (file.startswith(_STANDARD) and INSTALLED not in file)
 
 
 def users_frame() -> types.FrameType | None:

@@ -99,6 +99,17 @@ def set_numbers(
         sites[site].set(**several)
 
 
+def at_site(site: Target | str, numbers: Mapping[str, float]) -> dict[str, Mapping[Any, float]]:
+    """Numbers for one of the sites, as `set_numbers` takes them.
+
+    Raises:
+        InvalidOption: no site is spelled so.
+    """
+    if not isinstance(site, (str, Target)):
+        raise InvalidOption(f"set({site!r}, ...): a site is a string or a Target, spelled as in aug.plan.")
+    return {name: {site: value} for name, value in numbers.items()}
+
+
 def _values_by_site(
     sites: Mapping[str, Augmentation], name: str, value: float | Mapping[Any, float]
 ) -> dict[str, float]:

@@ -15,8 +15,7 @@ from graphaug.augment.drawn import Drawn
 from graphaug.augment.site import Augmentation
 from graphaug.capture.regions import sets_grad_mode
 from graphaug.capture.target import Target
-from graphaug.errors import InvalidOption
-from graphaug.surgery.by_site import Augmentations, BySite, given, set_numbers
+from graphaug.surgery.by_site import Augmentations, BySite, at_site, given, set_numbers
 from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
 from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
@@ -182,12 +181,7 @@ class AugmentedModule(fx.GraphModule):
             InvalidOption: the site, or no site, has such a number, or a value is outside its domain.
             SiteNotFound: the model is not augmented there.
         """
-        if not (site is None or isinstance(site, (str, Target))):
-            raise InvalidOption(
-                f"set({site!r}, ...): a site is a string or a Target, spelled as in aug.plan."
-            )
-        chosen = numbers if site is None else {name: {site: value} for name, value in numbers.items()}
-        set_numbers(self._by_site, chosen)
+        set_numbers(self._by_site, numbers if site is None else at_site(site, numbers))
 
     def set_rate(self, rate: float | Mapping[str, float]) -> None:
         """Change the dropout probability of all sites, or of those named; nothing is recompiled.

@@ -10,7 +10,6 @@ import collections
 import contextvars
 import functools
 import itertools
-import random
 import sys
 import threading
 import types
@@ -32,21 +31,19 @@ from graphaug.capture.recording.values.inside import (
     isinstance_of,
     slots_of,
 )
-from graphaug.capture.state import is_configuration, python_draws
+from graphaug.capture.state import python_draws
 from graphaug.proof.shadow.readiness import but_collectors
 from graphaug.proof.shadow.records import Token
+from graphaug.proof.shadow.shared import ENTRIES, REGISTRIES, Shared
+from graphaug.proof.shadow.states import Cache, Modes, TensorFacts, generator_of
 from graphaug.proof.shadow.watched import (
     PLAIN,
     Attributes,
     Bindings,
-    Cache,
     Container,
-    Generator,
     Kept,
-    Modes,
     NewNames,
     Registries,
-    TensorFacts,
     Watched,
     of_globals,
 )
@@ -62,14 +59,11 @@ _CONTAINERS = (
 )
 _MOST = 20_000
 """Objects that are looked at."""
-_ENTRIES = 1000
-"""Entries of one container that are followed."""
 _OF_TORCH = (
     "torch", "numpy", "_pytest", "builtins", "typing", "functools", "graphaug", "collections", "logging", "warnings",
 )  # fmt: skip
 _OF_USERS = (np.ndarray, bytearray, array.array, collections.UserDict, collections.UserList)
 """What is of those packages, and filled by users."""
-_REGISTRIES = frozenset(vars(nn.Module()))
 
 
 class Surroundings:
@@ -90,7 +84,7 @@ class Surroundings:
         self._tensors: list[Watched] = []
         self._seen: set[int] = set()
         self._classes: set[type] = set()
-        self._holders: dict[int, list[Container | Kept]] = {}
+        self._shared = Shared()
         self._written: set[str] = set()
         self._own: dict[str, list[Watched]] = {}
         for path, module in model.named_modules():
@@ -125,13 +119,10 @@ class Surroundings:
         Attributes of opened modules are left out: closed code does not read them.
         """
         if path not in self._own:
-            of_modules: list[Attributes | Container | Kept | NewNames | Registries] = [
-                *self._of_closed,
-                *self._containers,
-            ]
+            of_modules = itertools.chain[Any](self._of_closed, self._containers)
             own = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
             known = set(map(id, own))
-            self._own[path] = [*own, *(w for w in self._reached_from(module) if id(w) not in known)]
+            self._own[path] = [*own, *(w for w in self._shared.reached_from(module) if id(w) not in known)]
         for watched in self._own[path]:
             yield from but_collectors(watched.changes())
         if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
@@ -158,40 +149,19 @@ class Surroundings:
             watched.restore()
 
     def _all(self) -> Iterator[Watched]:
-        yield from itertools.chain(self._attributes, self._containers, [self._modes])
-        yield from itertools.chain(
-            [self._bindings], self._contexts, self._generators, self._tensors, self._caches
-        )
-
-    def _reached_from(self, module: nn.Module) -> Iterator[Watched]:
-        """What is watched of the objects that a module and those in it hold, by whatever way they were found first."""
-        seen = set[int]()
-        for inner in module.modules():
-            waiting = [(v, 4) for k, v in vars(inner).items() if k not in _REGISTRIES]
-            while waiting:
-                value, depth = waiting.pop()
-                ends = isinstance(value, (*PLAIN, Tensor, type, nn.Module, types.ModuleType))
-                if ends or id(value) in seen or is_configuration(value):
-                    continue
-                seen.add(id(value))
-                yield from self._holders.get(id(value), ())
-                if depth > 1 and not isinstance(value, types.FunctionType):
-                    waiting.extend((v, depth - 1) for _, v in itertools.islice(inside(value), _ENTRIES))
-
-    def _hold(self, value: Any, watched: Container | Kept) -> None:
-        self._containers.append(watched)
-        self._holders.setdefault(id(value), []).append(watched)
+        yield from itertools.chain(self._attributes, self._containers, [self._modes, self._bindings])
+        yield from itertools.chain(self._contexts, self._generators, self._tensors, self._caches)
 
     # --- what code can reach ------------------------------------------------------------------------
 
     def _module(self, path: str, module: nn.Module) -> None:
         self._seen.add(id(module))
         self._attributes.append(Attributes(path, module))
-        tables = [v for k, v in vars(module).items() if k in _REGISTRIES and isinstance(v, dict)]
+        tables = [v for k, v in vars(module).items() if k in REGISTRIES and isinstance(v, dict)]
         self._containers.append(Registries(path, tables))
         for name, value in list(vars(module).items()):
             where = f"{path}.{name}".removeprefix(".")
-            if name in _REGISTRIES and isinstance(value, dict):
+            if name in REGISTRIES and isinstance(value, dict):
                 for key, entry in list(value.items()):
                     if isinstance(entry, Tensor):
                         self._tensors.append(Container(where.removesuffix(name) + key, vars(entry)))
@@ -229,7 +199,10 @@ class Surroundings:
         if len(self._seen) > _MOST:
             return
         self._seen.add(id(value))
-        if self._generator(value, name) or isinstance(value, (Tensor, type, nn.Module, threading.Thread)):
+        if (generator := generator_of(value, name)) is not None:
+            self._generators.append(generator)
+            return
+        if isinstance(value, (Tensor, type, nn.Module, threading.Thread)):
             return  # a thread changes its own attributes whenever it likes, as that of tqdm does
         if isinstance(value, types.MethodType):
             self._walk(value.__func__, name, depth)
@@ -243,28 +216,32 @@ class Surroundings:
             self._walk(vars(value)["__wrapped__"], name, depth)
         elif type(value) in _CONTAINERS:
             self._hold(value, Container(name, value))
-            for entry in list(value.values() if isinstance(value, dict) else value)[:_ENTRIES]:
+            for entry in list(value.values() if isinstance(value, dict) else value)[:ENTRIES]:
                 self._walk(entry, name, depth - 1)
         elif isinstance(value, tuple):
-            for entry in value[:_ENTRIES]:
+            for entry in value[:ENTRIES]:
                 self._walk(entry, name, depth - 1)
         elif isinstance(value, _OF_USERS) or type(value).__module__.partition(".")[0] not in _OF_TORCH:
             self._object(value, name, depth)
+
+    def _hold(self, value: Any, watched: Container | Kept) -> None:
+        self._containers.append(watched)
+        self._shared.note(value, watched)
 
     def _object(self, value: Any, name: str, depth: int) -> None:
         """Watch what an object holds, in whatever way its class has."""
         if (kind := kind_of(value)) is not None:
             # around a call, libraries set context variables that closed code of theirs reads
-            context = isinstance_of(value, contextvars.ContextVar)
-            if context:
-                self._contexts.append(Kept(name, value, kind))
+            kept = Kept(name, value, kind)
+            if isinstance_of(value, contextvars.ContextVar):
+                self._contexts.append(kept)
             else:
-                self._hold(value, Kept(name, value, kind))
+                self._hold(value, kept)
         if slots_of(value):
             self._hold(value, Kept(name, value, SLOTS))
         if (attributes := attributes_of(value)) is not None:
             self._hold(value, Container(name, attributes))
-        for how, entry in itertools.islice(inside(value), _ENTRIES):
+        for how, entry in itertools.islice(inside(value), ENTRIES):
             self._walk(entry, f"{name}{how}", depth - 1)
 
     def _function(self, function: types.FunctionType, name: str, depth: int) -> None:
@@ -273,11 +250,8 @@ class Surroundings:
         for variable, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
             if id(cell) not in self._seen and (held := content_of(cell)) is not NOTHING:
                 self._seen.add(id(cell))
-                read, write = (
-                    functools.partial(content_of, cell),
-                    functools.partial(setattr, cell, "cell_contents"),
-                )
-                self._bindings.add(f"{variable} of {name}", read, write)
+                write = functools.partial(setattr, cell, "cell_contents")
+                self._bindings.add(f"{variable} of {name}", functools.partial(content_of, cell), write)
                 self._walk(held, f"{variable} of {name}", depth - 1)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self._walk(default, f"a default of {name}", depth - 1)
@@ -286,27 +260,24 @@ class Surroundings:
 
     def _globals(self, function: types.FunctionType, depth: int) -> None:
         """What a function, or one that is written inside of it, reaches by a global name."""
-        inner = (c for c in function.__code__.co_consts if isinstance(c, types.CodeType))
-        scope, names = (
-            function.__globals__,
-            {n for code in (function.__code__, *inner) for n in code.co_names},
-        )
-        written = written_in(function.__code__)
+        scope, code = function.__globals__, function.__code__
+        inner = (c for c in code.co_consts if isinstance(c, types.CodeType))
+        names = {name for c in (code, *inner) for name in c.co_names}
+        written = written_in(code)
         self._written |= written
-        if absent := written - scope.keys():
-            self._containers.append(NewNames("", scope, scope.__delitem__, absent))
+        self._containers.append(NewNames("", scope, scope.__delitem__, written - scope.keys()))
         for variable in names & scope.keys():
             value = scope[variable]
-            if isinstance(value, types.ModuleType) and (absent := written - vars(value).keys()):
-                delete = functools.partial(delattr, value)
-                self._containers.append(NewNames(variable, vars(value), delete, absent))
-            for attribute in written & vars(value).keys() if isinstance(value, types.ModuleType) else ():
-                self._bound(f"{variable}.{attribute}", vars(value), attribute)
             if not isinstance(value, types.ModuleType):
                 self._binding(variable, scope, variable, depth)
-            elif value.__name__.partition(".")[0] not in {*_OF_TORCH, *sys.stdlib_module_names}:
-                for attribute in names & vars(value).keys():
-                    self._binding(f"{variable}.{attribute}", vars(value), attribute, depth)
+                continue
+            held, delete = vars(value), functools.partial(delattr, value)
+            self._containers.append(NewNames(variable, held, delete, written - held.keys()))
+            for attribute in written & held.keys():
+                self._bound(f"{variable}.{attribute}", held, attribute)
+            if value.__name__.partition(".")[0] not in {*_OF_TORCH, *sys.stdlib_module_names}:
+                for attribute in names & held.keys():
+                    self._binding(f"{variable}.{attribute}", held, attribute, depth)
 
     def _binding(self, name: str, scope: dict[str, Any], variable: str, depth: int) -> None:
         value = scope[variable]
@@ -326,22 +297,3 @@ class Surroundings:
     def _bound(self, name: str, scope: dict[str, Any], variable: str) -> None:
         read = functools.partial(scope.get, variable)
         self._bindings.add(name, read, functools.partial(scope.__setitem__, variable))
-
-    def _generator(self, value: Any, name: str) -> bool:
-        """Watch a generator; False if it is none."""
-        numpy = sys.modules.get("numpy")
-        read: Any
-        write: Any
-        if isinstance(value, random.Random):
-            read, write = value.getstate, value.setstate
-        elif isinstance(value, torch.Generator):
-            read, write = value.get_state, value.set_state
-        elif numpy is not None and isinstance(value, numpy.random.Generator):
-            source = value.bit_generator
-            read, write = (lambda: source.state), functools.partial(setattr, source, "state")
-        elif numpy is not None and isinstance(value, numpy.random.RandomState):
-            read, write = value.get_state, value.set_state
-        else:
-            return False
-        self._generators.append(Generator(name, read, write))
-        return True

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
-from graphaug.capture.recording.kept.layouts import INSTALLED
 from graphaug.capture.recording.relied.code_names import attributes_in, names_in, strings_in
+from graphaug.capture.user_code import INSTALLED
 
 _ASKED: frozenset[str] = frozenset({"training", "requires_grad"})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from typing import Any
@@ -64,10 +63,6 @@ def _is_of_an_optimizer(kind: type) -> bool:
     """Whether a class is one of torch's optimizers and schedulers, whose objects count steps."""
     module = vars(kind).get("__module__")
     return type(module) is str and module.startswith("torch.optim")
-
-
-INSTALLED = os.sep + "site-packages" + os.sep
-"""What the path of an installed library has in it."""
 
 
 def is_foreign(module: Any) -> bool:

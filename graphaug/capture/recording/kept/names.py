@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
-from graphaug.capture.recording.kept.layouts import INSTALLED, is_foreign
+from graphaug.capture.recording.kept.layouts import is_foreign
 from graphaug.capture.recording.values.inside import (
     NOTHING,
     any_inside,
@@ -16,6 +16,7 @@ from graphaug.capture.recording.values.inside import (
     content_of,
     entries_of_class,
 )
+from graphaug.capture.user_code import INSTALLED
 
 
 class Names:

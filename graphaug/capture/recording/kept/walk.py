@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from graphaug.capture.recording.kept.caches import Results
 from graphaug.capture.recording.kept.generators import Moving, iterators_in, moving
 from graphaug.capture.recording.kept.kinds import DICT, SLOTS, SMALL, Record, is_of_a_capture
-from graphaug.capture.recording.kept.layouts import INSTALLED, Layout, is_foreign
+from graphaug.capture.recording.kept.layouts import Layout, is_foreign
 from graphaug.capture.recording.kept.names import Attributes, Cell, Names
 from graphaug.capture.recording.values.inside import (
     ATOMS,
@@ -27,6 +27,7 @@ from graphaug.capture.recording.values.inside import (
     package_of,
     slots_of,
 )
+from graphaug.capture.user_code import INSTALLED
 
 _MOST = 30_000
 """Objects that are looked at: beyond, those are left out that are the farthest from the model."""

@@ -20,6 +20,7 @@ from graphaug.capture.recording.relied.code_names import (
     strings_in,
 )
 from graphaug.capture.recording.relied.reached import GONE
+from graphaug.capture.user_code import INSTALLED
 
 NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
 """Methods of objects that run when these are made, told or gone."""
@@ -164,7 +165,7 @@ class Called:
 
 def is_installed(function: types.FunctionType) -> bool:
     """Whether a function is of a package that was installed, and not of a file that the user works on."""
-    return "site-packages" in function.__code__.co_filename
+    return INSTALLED in function.__code__.co_filename
 
 
 def global_names(function: types.FunctionType) -> frozenset[str]:

@@ -13,13 +13,12 @@ import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from collections.abc import Set as AbstractSet
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.called import NO_READERS
+from graphaug.capture.recording.relied.called import NO_READERS, Called
 from graphaug.capture.recording.relied.classes import can_be_watched, has_no_effect, is_foreign
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
@@ -49,13 +48,9 @@ class Holdings:
     """Notes what code can read through the values that it reaches.
 
     Args:
-        names: the names of attributes that code reads.
-        asked: those of them that it asks for by a string, where they may be missing.
-        pairs: each with the name of what it is read off.
-        method: what to do about a method of an object that code may call.
+        called: the functions that are followed, and the names in their code.
         function: what to do about a function that lies in what it reaches.
         module: what to do about a module, with the name that it is reached by; None to leave modules alone.
-        whole: names of containers that code goes through and does not fill.
 
     Attributes:
         found: all that was noted.
@@ -64,17 +59,13 @@ class Holdings:
 
     def __init__(
         self,
-        names: set[str],
-        asked: set[str],
-        pairs: set[tuple[str, str]],
-        method: Callable[[type, str], None],
+        called: Called,
         function: Callable[[types.FunctionType], None],
         module: Callable[[str, nn.Module], None] | None = None,
-        whole: AbstractSet[str] = frozenset(),
     ) -> None:
-        self.names, self.asked, self.pairs = names, asked, pairs
-        self._method, self._function, self._module = method, function, module
-        self.whole = whole
+        self.names, self.asked, self.pairs = called.names | called.strings, called.strings, called.pairs
+        self._method, self._function, self._module = called.of_object, function, module
+        self.whole = called.whole
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()

@@ -115,15 +115,13 @@ class _Walk:
         self.beside = {id(m): m for m in self._closed.values()}
         entered = {path: m for path, m in self._closed.items() if enters is not None and enters(m)}
         self.called = Called(self._modules, entered)
-        self.holdings = Holdings(set(), set(), set(), self.called.of_object, self._held)
+        self.holdings = Holdings(self.called, self._held)
         while self.called.follow():  # objects have methods, whose code has names, which lead to objects
             called = self.called
             names = called.names | called.strings
             of_module = None if enters is None else self._unregistered
             self._noted: set[int] = set()
-            self.holdings = Holdings(
-                names, called.strings, called.pairs, called.of_object, self._held, of_module, called.whole
-            )
+            self.holdings = Holdings(called, self._held, of_module)
             for path, m in (*self._modules.items(), *self._closed.items()):
                 self._is_opened = path in self._modules
                 of_keys = {"_keys"} if isinstance(m, nn.ParameterDict) else set()
