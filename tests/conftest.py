@@ -66,9 +66,10 @@ def graphaug(capsys, monkeypatch):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def cache_of_the_tests(tmp_path_factory):
-    """Decoded images of the tests' folders stay out of the user's cache; processes that tests start inherit it."""
+def data_of_the_tests(tmp_path_factory):
+    """Neither what the user downloaded is seen nor are the tests' images in the cache, in their processes neither."""
     os.environ["GRAPHAUG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["GRAPHAUG_DATA"] = str(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="session", autouse=True)

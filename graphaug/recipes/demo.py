@@ -20,8 +20,16 @@ HELD_OUT = 0.1
 
 
 def found() -> str | None:
-    """The name of Fashion-MNIST, if it was downloaded before; nothing is downloaded here."""
-    return "fashion-mnist" if (data_root() / "FashionMNIST" / "raw").is_dir() else None
+    """The name of Fashion-MNIST, if the whole of it was downloaded before; nothing is downloaded here."""
+    from torchvision.datasets import FashionMNIST
+
+    try:
+        FashionMNIST(
+            str(data_root())
+        )  # looks for the files of both parts: a download that failed leaves their folder
+    except (OSError, RuntimeError, ValueError):
+        return None
+    return "fashion-mnist"
 
 
 def run_demo_on(

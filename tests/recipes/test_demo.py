@@ -28,10 +28,13 @@ def test_fashion_mnist_is_taken_where_it_lies(graphaug, monkeypatch, tmp_path):
     monkeypatch.setattr("graphaug.vision.demo.run_demo", lambda *_, **__: taken.append("digits") or "here")
     monkeypatch.setenv("GRAPHAUG_DATA", str(tmp_path))
     assert graphaug("demo", "--out", tmp_path / "a")[1].strip() == "here"
-    (tmp_path / "FashionMNIST" / "raw").mkdir(parents=True)
-    assert graphaug("demo", "--out", tmp_path / "b")[1].strip() == "there"
-    assert graphaug("demo", "--data", "digits", "--out", tmp_path / "c")[1].strip() == "here"
-    assert taken == ["digits", "fashion-mnist", "digits"]
+    raw = tmp_path / "FashionMNIST" / "raw"
+    raw.mkdir(parents=True)  # all that a download that failed leaves
+    assert graphaug("demo", "--out", tmp_path / "b")[1].strip() == "here"
+    write_idx(raw)
+    assert graphaug("demo", "--out", tmp_path / "c")[1].strip() == "there"
+    assert graphaug("demo", "--data", "digits", "--out", tmp_path / "d")[1].strip() == "here"
+    assert taken == ["digits", "digits", "fashion-mnist", "digits"]
 
 
 @pytest.mark.parametrize(
