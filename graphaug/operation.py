@@ -152,6 +152,8 @@ def _insert(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     check_in_place(captured, graph, placed.items())
     frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
     eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized, whole=False)
+    if captured.signature is not structure.signature:  # a cache was met in eval mode first
+        return _insert(structure, requests, asked)
 
     def again(other: ModelStructure) -> tuple[Captured, fx.Graph]:
         return place(other, names, training=True, inside=inside, resized=resized, whole=False)[:2]
@@ -204,7 +206,7 @@ def _plan(
         freeze=made.frozen,
         assumptions=tuple(map(str, made.captured.assumptions)),
         notes=(
-            *filter(None, [why, structure.guess_note, samples.note]),
+            *filter(None, [why, *structure.notes, samples.note]),
             *notes_of(structure.model, made.captured, requests, made.placed),
             *shared,
             *doubled,

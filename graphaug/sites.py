@@ -240,7 +240,7 @@ def sites_of(
             )
         )
     nothing = FROM_NO_TENSOR if not found and structure.signature.examples else ""
-    return Sites(structure.name, found, structure.guess_note or nothing)
+    return Sites(structure.name, found, "; ".join(structure.notes) or nothing)
 
 
 def _backward(

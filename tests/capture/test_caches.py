@@ -1,4 +1,4 @@
-"""Decoders that fill a cache unless they are told not to: refused with what to do, and right once that is done."""
+"""Decoders that fill a cache unless they are told not to: captured without where nothing else changes, else refused."""
 
 from __future__ import annotations
 
@@ -6,10 +6,19 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import BartConfig, BartModel, LlamaConfig, LlamaModel, MixtralConfig, MixtralModel
+from transformers import (
+    BartConfig,
+    BartModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaModel,
+    MixtralConfig,
+    MixtralModel,
+)
 
 import graphaug as ga
-from graphaug.errors import CaptureError
+from graphaug.errors import AssumptionViolated, CaptureError
 
 SIZES: dict[str, Any] = {"vocab_size": 40, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
 HEADS: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 2}
@@ -27,26 +36,142 @@ def mixtral() -> Any:
 def bart() -> Any:
     config = BartConfig(
         vocab_size=40, d_model=16, encoder_layers=1, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=20,
+        decoder_attention_heads=2, encoder_ffn_dim=16, decoder_ffn_dim=16, max_position_embeddings=20, dropout=0.0,
     )  # fmt: skip
     return BartModel(config), "decoder.layers.0", ("input_ids", "decoder_input_ids")
 
 
-@pytest.mark.parametrize("make", [llama, mixtral, bart])
-def test_the_refusal_says_how_to_go_on(make: Any) -> None:
+def gpt2() -> Any:
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 2, "resid_pdrop": 0, "embd_pdrop": 0, "attn_pdrop": 0}
+    config = GPT2Config(vocab_size=40, bos_token_id=1, eos_token_id=2, **sizes)
+    return GPT2LMHeadModel(config), "transformer.h.0", ("input_ids",)
+
+
+DECODERS = [llama, mixtral, bart, gpt2]
+
+
+def tokens(names: tuple[str, ...], rows: int = 4, length: int = 7) -> dict[str, torch.Tensor]:
+    return {name: torch.randint(3, 40, (rows, length)) for name in names}
+
+
+@pytest.mark.parametrize("make", DECODERS)
+def test_a_decoder_is_captured_without_its_cache_and_all_else_is_as_before(make: Any) -> None:
     torch.manual_seed(0)
     model, site, names = make()
-    inputs = {name: torch.randint(3, 40, (4, 7)) for name in names}
-    with pytest.raises(CaptureError, match=r"Pass use_cache=False in example_inputs\.$"):
-        ga.rewrite(model, site, allow_bypass=True, example_inputs=inputs)
-    aug = ga.rewrite(
-        model, site, allow_bypass=True, subset=0.0, example_inputs={**inputs, "use_cache": False}
-    )
-    model.eval()  # whose dropout draws nothing
-    aug.eval()
-    with aug.only_the_graph():
-        found = aug(**inputs, use_cache=False).last_hidden_state
-    torch.testing.assert_close(found, model(**inputs, use_cache=False).last_hidden_state, rtol=0, atol=0)
+    aug = ga.rewrite(model, site, allow_bypass=True, subset=0.0, example_inputs=tokens(names))
+    assert any("use_cache=False" in note and "equal in a trial" in note for note in aug.plan.notes)
+    inputs = tokens(names, 3, 9)
+    for training in (True, False):
+        model.train(training)
+        aug.train(training)
+        expected, found = model(**inputs), aug(**inputs)
+        torch.testing.assert_close(found[0], expected[0], rtol=0, atol=0)
+        assert expected.past_key_values is not None
+        # a training step returns no cache; in eval mode the model runs as it is
+        assert (found.past_key_values is None) == training
+        if training:
+            found[0].square().sum().backward()
+            mine = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+            model.zero_grad()
+            expected[0].square().sum().backward()
+            for name, p in model.named_parameters():
+                if p.grad is not None:
+                    torch.testing.assert_close(mine[name], p.grad, rtol=1e-4, atol=1e-6)
+            model.zero_grad()
+
+
+def test_the_augmentation_is_the_hooks_and_a_call_may_leave_the_cache_open() -> None:
+    torch.manual_seed(0)
+    model, site, names = llama()
+    aug = ga.rewrite(model, site, stop_grad=True, example_inputs=tokens(names)).train()
+    inputs = tokens(names)
+    calls = {"left out": {}, "None": {"use_cache": None}, "False": {"use_cache": False}}
+    found = {}
+    for name, given in calls.items():
+        torch.manual_seed(2)
+        found[name] = aug(**inputs, **given)[0]
+    assert torch.equal(found["left out"], found["None"])
+    assert torch.equal(found["left out"], found["False"])
+    assert not torch.equal(found["left out"], model(**inputs)[0])
+    with pytest.raises(AssumptionViolated, match=r"use_cache == False.*leave it out in training mode"):
+        aug(**inputs, use_cache=True)
+    assert ga.verify(aug, inputs)
+    with pytest.raises(AssumptionViolated, match="past_key_values"):
+        aug(**inputs, past_key_values=model(**inputs).past_key_values)
+
+
+def test_the_rewritten_decoder_generates_with_its_cache() -> None:
+    torch.manual_seed(0)
+    model, site, names = gpt2()
+    model.eval()
+    aug = ga.rewrite(model, site, example_inputs=tokens(names)).eval()
+    ids = tokens(names)["input_ids"]
+    options = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(aug.original.generate(ids, **options), model.generate(ids, **options))
+    more, again = (run(ids[:, :1], cache=run(ids).past_key_values) for run in (aug, model))
+    assert torch.equal(more.logits, again.logits)
+
+
+@pytest.mark.parametrize("make", DECODERS)
+def test_none_is_needed_without_examples_either(make: Any) -> None:
+    torch.manual_seed(0)
+    model, site, names = make()
+    aug = ga.rewrite(model, site, allow_bypass=True).train()
+    assert "use_cache=False" in str(aug.plan)
+    mask = {"attention_mask": torch.ones(4, 7, dtype=torch.int64)} if make is bart else {}
+    assert aug(**tokens(names[:1]), **mask).past_key_values is None
+    assert any(site in str(entry) for entry in ga.sites(model))
+
+
+def test_on_the_meta_device_nothing_is_compared_and_that_is_said() -> None:
+    with torch.device("meta"):
+        model, site, names = llama()
+        inputs = {name: t.to("meta") for name, t in tokens(names).items()}
+    aug = ga.rewrite(model, site, example_inputs=inputs)
+    assert "not compared with it: the model is on the meta device" in str(aug.plan)
+
+
+class SharesKeys(torch.nn.Module):
+    """A decoder whose second layer reads the first one's keys off the cache, as layers that share them do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = LlamaConfig(**SIZES, **HEADS)
+        self.embed = torch.nn.Embedding(40, 4)
+        self.layers = torch.nn.ModuleList([CachedLayer(), CachedLayer()])
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool | None = None) -> torch.Tensor:
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        h, cache = self.embed(input_ids), KeyCache() if use_cache else None
+        for layer in self.layers:
+            h = layer(h, cache)
+        return h
+
+
+class KeyCache:
+    def __init__(self) -> None:
+        self.keys: list[torch.Tensor] = []
+
+
+class CachedLayer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.key = torch.nn.Linear(4, 4)
+
+    def forward(self, h: torch.Tensor, cache: KeyCache | None) -> torch.Tensor:
+        key = cache.keys[0] if cache is not None and cache.keys else self.key(h)
+        if cache is not None:
+            cache.keys.append(key)
+        return h + key
+
+
+def test_a_model_that_is_another_without_its_cache_is_refused() -> None:
+    model = SharesKeys()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    for examples in (torch.randint(40, (3, 5)), None):
+        with pytest.raises(CaptureError, match="returns something else without its cache"):
+            ga.rewrite(model, "layers.0", example_inputs=examples)
+    assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
 
 
 class Around(torch.nn.Module):

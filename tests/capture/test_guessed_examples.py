@@ -113,8 +113,7 @@ MODELS: dict[str, Case] = {
                 bos_token_id=0, eos_token_id=0,
             )
         ),
-        "h.0.add_1", "input_ids 3×5, use_cache False",
-        [ids(2, 9) | {"use_cache": False}, ids(7, 3) | {"use_cache": False}],
+        "h.0.add_1", "3×5 ids", [ids(2, 9) | {"use_cache": False}, ids(7, 3) | {"use_cache": False}],
     ),
     "transformers vit": (
         lambda: transformers.ViTModel(transformers.ViTConfig(image_size=16, patch_size=8, **SMALL, **NO_DROPOUT)),

@@ -33,9 +33,6 @@ def declared(model: nn.Module) -> Iterator[Proposed]:
         for source, inputs in _of_transformers(model):
             if set(inputs) <= set(parameters) and set(required) <= set(inputs):
                 yield source, inputs
-                if "use_cache" in parameters:
-                    # a cache that every call fills is nothing that a graph can hold
-                    yield source, {**inputs, "use_cache": False}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

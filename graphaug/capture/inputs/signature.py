@@ -18,8 +18,8 @@ from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
 _EMPTY = inspect.Parameter.empty
 _CONSTANT = (bool, int, float, str, type(None))
-_FILLS_A_CACHE = "use_cache"
-"""Of language models: without it no value is another, and a forward that fills a cache is refused."""
+FILLS_A_CACHE = "use_cache"
+"""Of language models: no graph holds the cache that it asks for, and a training step reads none."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ class Signature:
         guessed: where the examples come from, if they were not given: "pretrained_cfg: 2×3×224×224"; else empty.
         examples: their values; not needed once the capture is done. Those that were not given lie on the meta device.
         doubled: whether they had one row, which was taken twice.
+        cache_note: what the plan says of a cache that the model fills and the graph does not; else empty.
     """
 
     model: str
@@ -60,6 +61,7 @@ class Signature:
     guessed: str = ""
     examples: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     doubled: bool = False
+    cache_note: str = ""
 
     @staticmethod
     def of(model: nn.Module, example_inputs: Any, guessed: str = "") -> Signature:
@@ -88,22 +90,6 @@ class Signature:
         name = type(model).__name__
         return Signature(name, positional, captured, defaults, guessed, examples, doubled)
 
-    def without_caches(self, model: nn.Module) -> str:
-        """What turns off the caches that this model's modules fill, as a sentence after a space; "" if nothing does."""
-        given = [name for name, value in self.examples.items() if "cache" in type(value).__name__.lower()]
-        if given:
-            return f" Leave {given[0]!r} out of example_inputs, and pass use_cache=False."
-        switches = [name for name in self.defaults if name.startswith("use_") and "cache" in name]
-        if switches:
-            return f" Pass {switches[0]}=False in example_inputs."
-        for entry in self.captured:
-            if entry.name.startswith("use_") and "cache" in entry.name:
-                return f" Pass {entry.name}=False in example_inputs." if entry.default is True else ""
-        for path, module in model.named_modules():
-            if getattr(getattr(module, "config", None), _FILLS_A_CACHE, False) is True:
-                return f" Set {'.'.join(filter(None, ('model', path)))}.config.{_FILLS_A_CACHE} = False."
-        return ""
-
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yield (name, default, example value) of every placeholder."""
         for entry in self.captured:
@@ -126,7 +112,7 @@ class Signature:
         Args:
             args: the positional inputs.
             kwargs: the others.
-            to_the_letter: take no constant of a guess (``use_cache=False``) for granted where a call lacks it.
+            to_the_letter: take no constant of a guess, nor ``use_cache=False``, for granted where a call lacks it.
 
         Raises:
             AssumptionViolated: it gives an input that was not captured, lacks one, or gives one of
@@ -144,8 +130,11 @@ class Signature:
         given = {**by_place, **kwargs}
         values: dict[str, Any] = {}
         for entry in self.captured:
-            if entry.name in given:
-                values[entry.name] = self._checked(entry, given.pop(entry.name))
+            value = given.pop(entry.name, _EMPTY)
+            if value is not _EMPTY and not (
+                value is None and entry.name == FILLS_A_CACHE
+            ):  # left to the model
+                values[entry.name] = self._checked(entry, value)
             elif self._lacks(entry, to_the_letter):
                 raise AssumptionViolated(self._lacking(entry))
             else:
@@ -160,13 +149,25 @@ class Signature:
             )
         return values
 
+    def spelled_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+        """A call's keywords, with those that the graph takes for granted where it lacks them: ``use_cache=False``."""
+        given = {**dict(zip(self.positional, args, strict=False)), **kwargs}
+        granted = (
+            e for e in self.captured if e.default is not _EMPTY and not self._lacks(e, to_the_letter=False)
+        )
+        by_place = self.positional[: len(args)]
+        left_out = {
+            e.name: e.default for e in granted if given.get(e.name) is None and e.name not in by_place
+        }
+        return {**kwargs, **left_out}
+
     def _lacks(self, entry: Input, to_the_letter: bool) -> bool:
         """Whether a call without this input is none that the graph holds for."""
         if entry.default is _EMPTY:
             return True
-        if self.guessed:  # what was guessed was to go without it
-            return to_the_letter
-        return entry.name != _FILLS_A_CACHE and not _same(entry.otherwise, entry.default)
+        if _same(entry.otherwise, entry.default):
+            return False
+        return to_the_letter or not (self.guessed or entry.name == FILLS_A_CACHE)
 
     def _lacking(self, entry: Input) -> str:
         how = repr(entry.name) if entry.default is _EMPTY else f"{entry.name}={entry.default!r}"
@@ -188,9 +189,11 @@ class Signature:
 
     def _checked(self, entry: Input, value: Any) -> Any:
         if entry.default is not _EMPTY and not _same(value, entry.default):
+            advice = taken_from(self.guessed) or " Call rewrite again with example_inputs like these."
+            if entry.name == FILLS_A_CACHE:
+                advice = " No graph holds a cache: leave it out in training mode."
             raise AssumptionViolated(
-                f"{self.model} was captured for {entry.name} == {entry.default!r}, but this call has {value!r}."
-                f"{taken_from(self.guessed) or ' Call rewrite again with example_inputs like these.'}"
+                f"{self.model} was captured for {entry.name} == {entry.default!r}, but this call has {value!r}.{advice}"
             )
         if entry.rank is None:
             return value

@@ -37,14 +37,33 @@ def makes_no_difference(
         return False
 
 
-def _done(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
+def run_as_it_is(
+    model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool
+) -> Any:
+    """What a model's own forward returns in one mode, on copies of the inputs; nothing of it moves.
+
+    Args:
+        model: the model.
+        inputs: by name.
+        positional: the names of those that have a place.
+        training: the mode.
+    """
+    with unchanged(model), undrawn(), torch.no_grad():
+        return _run(model, inputs, positional, training)
+
+
+def _run(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
     model.train(training)
     seed(0)
     given = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), dict(inputs))
     before_a_gap = itertools.takewhile(given.__contains__, positional)
     args = [given.pop(name) for name in list(before_a_gap)]
+    return model.forward(*args, **given)
+
+
+def _done(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
     with _Operations() as operations:
-        returned = model.forward(*args, **given)
+        returned = _run(model, inputs, positional, training)
     return operations.found, _layout(returned)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from graphaug.capture.inputs.caches import what_turns_off_caches
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption, Frame
 from graphaug.capture.recording.closures import closes_over_a_capture
@@ -70,7 +71,7 @@ class Walk:
         self.registered = Registered(model)
         self.hooked: dict[str, list[bool]] = {}
         self.held: tuple[Relied, ...] = ()
-        without_caches = functools.partial(signature.without_caches, model)
+        without_caches = functools.partial(what_turns_off_caches, signature, model)
         self.session = Session(type(model).__name__, signature.guessed, without_caches)
         self.recorder = Recorder(model, self.session, count_flops=count_flops)
         self.recorder.leaves.lenient = lenient
