@@ -100,6 +100,18 @@ def test_the_augmentation_is_the_hooks_and_a_call_may_leave_the_cache_open() -> 
         aug(**inputs, past_key_values=model(**inputs).past_key_values)
 
 
+def test_what_acts_in_eval_mode_acts_without_a_cache() -> None:
+    """As dropout does in Monte Carlo estimates: no original could run in its place."""
+    torch.manual_seed(0)
+    model, site, names = llama()
+    aug = ga.rewrite(model, site, subset=1.0, example_inputs=tokens(names)).eval()
+    next(iter(aug.augmentations.values())).train()
+    inputs = tokens(names)
+    found = aug(**inputs)
+    assert found.past_key_values is None
+    assert not torch.equal(found[0], model(**inputs)[0])
+
+
 def test_the_rewritten_decoder_generates_with_its_cache() -> None:
     torch.manual_seed(0)
     model, site, names = gpt2()

@@ -91,7 +91,8 @@ def _graph_forward(aug: Any, args: Any, kwargs: Any) -> Any:
     if isinstance(args, fx.Proxy):  # a second tracing: its inputs are named by their places
         values = parts.signature.take(args, kwargs)
     else:
-        values = parts.signature.bind(args, kwargs, to_the_letter=parts.runs_original and not aug.training)
+        falls_back = parts.runs_original and not aug.training and not _acts(parts)
+        values = parts.signature.bind(args, kwargs, to_the_letter=falls_back)
         for fact in parts.facts.get(aug.training, ()):
             fact.check(parts.model)
         if aug.training and parts.frozen is not None:
