@@ -66,6 +66,9 @@ def paper(
         2, os.cpu_count() or 1
     ),
     partition: Annotated[str | None, typer.Option(help="Of Slurm.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check it, show its runs and its claims, and write nothing.")
+    ] = False,
 ) -> None:
     """Run a FIGURE of the paper, or go on with it: its table, its picture, and a verdict for each claim."""
     from graphaug.recipes.figures import find, listing
@@ -80,6 +83,7 @@ def paper(
         raise ConfigError(f"where to? Name a directory for the runs of {figure} with --out.")
     from graphaug.contrastive.runs.sweep import Executor
     from graphaug.recipes.figures import planned
+    from graphaug.recipes.preview import preview
     from graphaug.recipes.report import FILES, report
 
     sweep = planned(
@@ -96,6 +100,9 @@ def paper(
     )
     where = Executor(executor, workers, partition, folder=out / "slurm")
     sweep.check()
+    if dry_run:
+        print(preview(sweep, width))
+        return
     start = time.monotonic()
     try:
         outcomes = sweep.run(where, lambda line: print(line, file=sys.stderr, flush=True))

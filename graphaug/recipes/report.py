@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
+import platform
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -159,6 +162,8 @@ def as_json(figure: str, plan: Plan, outcomes: Outcomes, verdicts: list[Verdict]
         "measures": dict(plan.measures),
         "baseline": dict(plan.baseline),
         "versions": versions(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "settings": {s.name: s.config.to_dict() for s in plan.settings},
         "runs": [
             {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -94,6 +95,24 @@ def test_finished_runs_are_not_repeated_and_seeds_can_be_added(done, data, tmp_p
         replace(more, seeds=0).check()
 
 
+def test_a_dry_run_shows_runs_and_claims_and_writes_nothing(graphaug, data, tmp_path, monkeypatch):
+    monkeypatch.setitem(SCALES, "tiny", {**SCALES["tiny"], "images": None, "batch_size": 16, "size": 8})
+    monkeypatch.setattr("graphaug.recipes.sweep.Sweep.run", lambda *_: pytest.fail("run"))
+    options = ["--data", data, "--at", "4", "--seeds", "2", "--dry-run"]
+    code, told, err = graphaug("paper", "fig4", "--out", tmp_path / "fig4", *options)
+    assert code == 0, err
+    sweep = planned("fig4", tmp_path / "fig4", data=[data], at=["4"], seeds=2)
+    for setting in sweep.plan.settings:
+        assert re.search(rf"^{re.escape(setting.name)} +0 of 2\b", told, re.MULTILINE), setting.name
+    assert "stop_grad: False → True" in told
+    assert f"{len(sweep.jobs)} of {len(sweep.jobs)} runs to make; nothing was run" in told
+    for claim in sweep.plan.claims:
+        assert claim.text in told
+    assert not (tmp_path / "fig4").exists()
+    code, _, err = graphaug("paper", "fig4", "--out", tmp_path / "fig4", *options, "--images", "9999")
+    assert (code, "ask for 160 or fewer (--images)" in err) == (2, True)
+
+
 @pytest.mark.long
 def test_the_report_has_all_numbers(done, tmp_path):
     _, outcomes, _ = done
@@ -103,6 +122,8 @@ def test_the_report_has_all_numbers(done, tmp_path):
     assert {(r["setting"], r["seed"], r["linear"]) for r in found["runs"]} == {
         (name, seed, o.figures["linear"]) for name, by_seed in outcomes.items() for seed, o in by_seed.items()
     }
+    assert found["machine"].endswith(" cores")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", found["written"])
     assert text.count("CANNOT BE TOLD") == len(plan.claims) == 3  # of one seed nothing can be told
     assert "SimCLR" in text
     assert (tmp_path / "figure.png").stat().st_size > 0

@@ -18,12 +18,13 @@ from graphaug.graphs.config import METHODS, GraphsConfig
 from graphaug.graphs.data.graphs import load
 from graphaug.recipes.choice import Choice
 from graphaug.recipes.claims import Claim, Member
+from graphaug.recipes.methods.images import LATER
 from graphaug.recipes.methods.treatments import all_called, at_sites, behind, two_lines
 from graphaug.recipes.plan import Plan, Setting, Site
 
 INPUT: Site = 0
 NAMES = {"graphcl": "GraphCL", "simgrace": "SimGRACE"}
-SOURCE = "the issue says of later versions that there are substantial gains on graphs; the sentence is ours"
+SOURCE = f"{LATER}: notable gains, in graph learning too; the sentence is ours"
 
 CLASSES: Mapping[str, str] = {"linear": "linear probe"}
 VALUES: Mapping[str, str] = {"r2": "R² of a ridge probe"}

@@ -190,7 +190,7 @@ def transfer(base: PretrainConfig, sites: Sequence[Site], data: Sequence[str]) -
         claims.append(
             Claim(
                 f"{way}: with Deep Augmentation at some site the encoder serves the other data better.",
-                "the issue names the figure's subject, transfer both ways; the sentence is ours",
+                "the figure's subject, transfer both ways; the sentence is ours",
                 "some",
                 tuple(Member(s.name, (plain,)) for s in group[1:]),
             )

@@ -1,8 +1,8 @@
 """Maps of similarity between layers, and whether Deep Augmentation makes layers less alike.
 
 **Method.** Encoders as in figures 3 and 4, by SimCLR and with Deep Augmentation at every site. The blocks and stages of
-each are compared by CKA on training images, by the biased estimator with an RBF kernel of the median bandwidth, which
-the issue calls the authors', and by the unbiased one, with controls (`graphaug.recipes.runs.looks`). The abstract says
+each are compared by CKA on training images, by the biased estimator with an RBF kernel of the median bandwidth, the
+authors' as it is said, and by the unbiased one, with controls (`graphaug.recipes.runs.looks`). The abstract says
 that Deep Augmentation alleviates co-adaptation between layers: the claim is tested on 1 less the mean unbiased CKA of
 different sites. The table has the controls beside it: where *shuffled* differs from 100 %, that is bias.
 """

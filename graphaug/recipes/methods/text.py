@@ -41,7 +41,7 @@ STOPPED = "docs/text.md, which says it of every block of the paper's encoders"
 CROPS = (0.9, 0.5)
 """Shares of a sentence that a pass reads: of SimCSE's Table 1 the one that loses least, and half."""
 
-OURS = "the issue asks for the comparison; the sentence is ours"
+OURS = "a comparison of ours; so is the sentence"
 
 MEASURES = {"sts.average": "STS average", **{f"sts.{task}": task for task in TASKS}}
 

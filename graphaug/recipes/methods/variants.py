@@ -1,6 +1,6 @@
 """What the paper does to Deep Augmentation beside its site: Stop*, freezing, pairs, and how it goes over training.
 
-The numbers of these figures are not written down in this repository; the issue that asks for them names their subjects.
+The numbers of these figures are not written down in this repository; their subjects are.
 
 **Method.** As in figures 3 and 4 (`graphaug.recipes.methods.images`), at every site behind the input.
 
@@ -28,7 +28,7 @@ from graphaug.vision.config import PretrainConfig
 THEN = "SimCLR, then "
 AGAIN = THEN + PLAIN
 LONGER = ", from the start"
-OURS = "the issue names the subject; the sentence is ours"
+OURS = "the figure's subject; the sentence is ours"
 PROBED = 8
 """Times at most that an encoder is probed over training, beside the untrained one."""
 

@@ -156,7 +156,10 @@ def fewer(data: ImageData, count: int | None) -> ImageData:
     if count is None or count == len(data.train):
         return data
     if count > len(data.train):
-        raise DataError(f"{data.name} has {len(data.train)} training images, not {count}.")
+        most = len(data.train)
+        raise DataError(
+            f"{data.name} has {most} training images, not {count}: ask for {most} or fewer (--images)."
+        )
     generator = torch.Generator().manual_seed(SPLIT_SEED)
     place = torch.empty(len(data.train), dtype=torch.float64)
     for label in torch.unique(data.train.labels):
