@@ -152,8 +152,6 @@ def _insert(structure: ModelStructure, requests: Sequence[Request], asked: Asked
     check_in_place(captured, graph, placed.items())
     frozen = None if asked.freeze is None else freeze_pass(graph, list(placed.values()), model, asked.freeze)
     eval_captured, eval_graph = place_eval(structure, names, graph, inside, resized, whole=False)
-    if captured.signature is not structure.signature:  # a cache was met in eval mode first
-        return _insert(structure, requests, asked)
 
     def again(other: ModelStructure) -> tuple[Captured, fx.Graph]:
         return place(other, names, training=True, inside=inside, resized=resized, whole=False)[:2]

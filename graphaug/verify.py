@@ -104,7 +104,7 @@ def verify(aug: nn.Module, x: Any, *, tolerance: float = 1e-5) -> Verification:
     tolerance = Domain(low=0).check("tolerance", tolerance)
     model = aug._parts.model
     args, kwargs = _as_call(model, x)
-    kwargs = aug._parts.signature.spelled_out(args, kwargs)
+    args, kwargs = aug._parts.signature.spelled_out(args, kwargs)
 
     def call(model: nn.Module) -> Any:
         copies = map_tensors(lambda t: t.detach().clone(), (args, kwargs))

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphaug.capture.inputs.caches import without_cache
 from graphaug.capture.inputs.signature import Signature
 from graphaug.capture.names import Assumption
 from graphaug.capture.recording.opened.cached_properties import properties_kept
@@ -72,9 +71,8 @@ def capture(
     """Capture ``model`` in one mode, opening the root and the modules in ``opened``.
 
     A module that is handed a function of the very call, ``self.sublayer(h, lambda h: self.attend(h, mask))``, is opened
-    with them, and so is one that fills an object. Where modules fill a cache that only the model's configuration asks
-    for, the capture is without it, and its signature says ``use_cache=False``. The model is left exactly as it was:
-    flags, buffers, attributes and the random state.
+    with them, and so is one that fills an object. The model is left exactly as it was: flags, buffers, attributes and
+    the random state.
 
     Raises:
         CaptureError: the forward cannot be captured; names the file and line that is in the way.
@@ -106,12 +104,7 @@ def capture(
                 elif left_tensors and not lenient:  # which may lie where they are, if nothing reads them
                     opened, instead, lenient = asked, None, True
                 else:
-                    refused = instead or error
-                    uncached = without_cache(signature, model, refused) if session.met_a_cache else None
-                    if uncached is None:
-                        raise refused from error.__cause__
-                    signature, opened, instead = uncached, asked, None
-                    shared, lenient, left_tensors = True, False, False
+                    raise (instead or error) from error.__cause__
                 continue
         if not walk.shared_for_nothing:
             return captured

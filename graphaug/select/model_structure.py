@@ -72,7 +72,7 @@ class ModelStructure:
         """Where the examples come from, if the user gave none, and the cache that the graph goes without."""
         guessed = self.signature.guessed
         of_guess = f"example_inputs: none given; taken from {guessed}" if guessed else ""
-        return [*filter(None, [of_guess, self.signature.cache_note])]
+        return [*filter(None, [of_guess, self.signature.cache.note])]
 
     def with_examples(self, examples: Mapping[str, Any]) -> ModelStructure:
         """The same model with examples of other sizes, which come from where these do."""
@@ -167,7 +167,7 @@ class ModelStructure:
         key = (frozenset(map(self.canonical, opened)) | {""}, training, marks, open_functions)
         signature = self.signature  # a guess is tried on this very question's simplest form
         if key not in self._captured:
-            captured = capture(
+            self._captured[key] = capture(
                 self.model,
                 key[0],
                 signature,
@@ -176,10 +176,6 @@ class ModelStructure:
                 open_functions=open_functions,
                 count_flops=self.count_flops and training,
             )
-            if captured.signature is not signature:  # it goes without a cache, and so do all from now on
-                self.signature = captured.signature
-                self._captured.clear()
-            self._captured[key] = captured
         return self._captured[key]
 
     def canonical(self, path: str) -> str:

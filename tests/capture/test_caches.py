@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import pytest
@@ -9,9 +10,12 @@ import torch
 from transformers import (
     BartConfig,
     BartModel,
+    BertConfig,
+    BertModel,
     GPT2Config,
     GPT2LMHeadModel,
     LlamaConfig,
+    LlamaForCausalLM,
     LlamaModel,
     MixtralConfig,
     MixtralModel,
@@ -59,7 +63,7 @@ def test_a_decoder_is_captured_without_its_cache_and_all_else_is_as_before(make:
     torch.manual_seed(0)
     model, site, names = make()
     aug = ga.rewrite(model, site, allow_bypass=True, subset=0.0, example_inputs=tokens(names))
-    assert any("use_cache=False" in note and "equal in a trial" in note for note in aug.plan.notes)
+    assert any("use_cache=False" in note and "all else was equal" in note for note in aug.plan.notes)
     inputs = tokens(names, 3, 9)
     for training in (True, False):
         model.train(training)
@@ -138,9 +142,12 @@ def test_none_is_needed_without_examples_either(make: Any) -> None:
 def test_on_the_meta_device_nothing_is_compared_and_that_is_said() -> None:
     with torch.device("meta"):
         model, site, names = llama()
-        inputs = {name: t.to("meta") for name, t in tokens(names).items()}
-    aug = ga.rewrite(model, site, example_inputs=inputs)
-    assert "not compared with it: the model is on the meta device" in str(aug.plan)
+    inputs = {name: t.to("meta") for name, t in tokens(names).items()}
+    with pytest.raises(CaptureError, match=r"Pass use_cache=False in example_inputs\.$"):
+        ga.rewrite(model, site, example_inputs=inputs)
+    for examples in ({**inputs, "use_cache": False}, None):
+        aug = ga.rewrite(model, site, example_inputs=examples)
+        assert "not compared: it is on the meta device" in str(aug.plan)
 
 
 class SharesKeys(torch.nn.Module):
@@ -177,13 +184,107 @@ class CachedLayer(torch.nn.Module):
         return h + key
 
 
-def test_a_model_that_is_another_without_its_cache_is_refused() -> None:
+def test_a_model_that_is_another_without_its_cache_is_refused_or_told_in_every_call() -> None:
     model = SharesKeys()
     before = {name: t.clone() for name, t in model.state_dict().items()}
-    for examples in (torch.randint(40, (3, 5)), None):
-        with pytest.raises(CaptureError, match="returns something else without its cache"):
+    ids = torch.randint(40, (3, 5))
+    for examples in (ids, None):
+        with pytest.raises(CaptureError, match="in every call: without it this model returns something else"):
             ga.rewrite(model, "layers.0", example_inputs=examples)
     assert all(torch.equal(before[name], t) for name, t in model.state_dict().items())
+    aug = ga.rewrite(
+        model, "layers.0", subset=0.0, example_inputs={"input_ids": ids, "use_cache": False}
+    ).train()
+    assert torch.equal(aug(ids, use_cache=False), model(ids, use_cache=False))
+    for left_open in ({}, {"use_cache": None}):
+        with pytest.raises(AssumptionViolated, match="use_cache"):
+            aug(ids, **left_open)
+    assert torch.equal(aug.eval()(ids), model.eval()(ids))
+
+
+class StoresDetached(SharesKeys):
+    """The values are the same with a cache, and the gradients are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList([DetachedLayer(), DetachedLayer()])
+
+    def forward(self, input_ids: torch.Tensor, use_cache: bool | None = None) -> Any:
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        h, cache = self.embed(input_ids), KeyCache() if use_cache else None
+        for layer in self.layers:
+            h = layer(h, cache)
+        return {"hidden": h, **({} if cache is None else {"cache": cache})}
+
+
+class DetachedLayer(CachedLayer):
+    def forward(self, h: torch.Tensor, cache: KeyCache | None) -> torch.Tensor:
+        key = self.key(h)
+        if cache is not None:
+            key = key.detach()
+            cache.keys.append(key)
+        return h + key
+
+
+def test_gradients_are_compared_as_well() -> None:
+    with pytest.raises(CaptureError, match="without it this model returns something else"):
+        ga.rewrite(StoresDetached(), "layers.0", example_inputs=torch.randint(40, (3, 5)))
+
+
+class OwnMeaning(torch.nn.Module):
+    """No decoder of transformers: what its argument means is its own business."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor, use_cache: bool | None = None) -> torch.Tensor:
+        h = self.second(self.first(x))
+        return h if use_cache is None else h * (3 if use_cache else 5)
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_an_argument_of_that_name_is_any_other_elsewhere(given: bool) -> None:
+    model, x = OwnMeaning(), torch.randn(3, 4)
+    aug = ga.rewrite(model, "first", subset=0.0, example_inputs={"x": x, "use_cache": given}).train()
+    torch.testing.assert_close(aug(x, use_cache=given), model(x, use_cache=given))
+    for call in ({}, {"use_cache": None}, {"use_cache": not given}):
+        with pytest.raises(AssumptionViolated, match="use_cache"):
+            aug(x, **call)
+    plain = ga.rewrite(model, "first", subset=0.0, example_inputs=x).train()
+    torch.testing.assert_close(plain(x), model(x))
+
+
+def test_the_head_behind_a_closed_decoder_is_no_bypass() -> None:
+    model = gpt2()[0]
+    aug = ga.rewrite(model, "lm_head", example_inputs=tokens(("input_ids",)))
+    assert "separates the input from the output" in str(aug.plan)
+
+
+@pytest.mark.parametrize("names", [("attention_mask",), ()])
+def test_a_call_by_places_says_nothing_of_the_cache(names: tuple[str, ...]) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**SIZES, **HEADS))
+    site, ids = "model.layers.0", tokens(("input_ids",))["input_ids"]
+    examples = {"input_ids": ids, "use_cache": None, **{name: torch.ones_like(ids) for name in names}}
+    aug = ga.rewrite(model, site, stop_grad=True, example_inputs=examples)
+    order = list(inspect.signature(model.forward).parameters)
+    count = order.index("use_cache") + 1
+    assert ga.verify(aug, tuple(examples.get(name) for name in order[:count]))
+
+
+def test_places_that_move_are_a_difference() -> None:
+    model = gpt2()[0]
+    asked = {"return_dict": False, "output_hidden_states": True}
+    with pytest.raises(CaptureError, match="without it this model returns something else"):
+        ga.rewrite(model, "transformer.h.0", example_inputs={**tokens(("input_ids",)), **asked})
+
+
+def test_an_encoder_that_could_fill_a_cache_and_does_not_is_captured_as_it_is() -> None:
+    model = BertModel(BertConfig(**SIZES, num_attention_heads=2, max_position_embeddings=20)).eval()
+    assert model.config.use_cache
+    aug = ga.rewrite(model, "encoder.layer.0", example_inputs=tokens(("input_ids",)))
+    assert "use_cache" not in str(aug.plan)
 
 
 class Around(torch.nn.Module):

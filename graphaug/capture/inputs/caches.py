@@ -1,96 +1,93 @@
-"""Caches that a forward fills, as decoders of transformers do: what turns them off, and whether all else stays.
+"""The cache that decoders of transformers fill unless they are told not to: whether a training step goes without it.
 
 No graph holds an object that modules fill. Such a cache is for generating: a training step makes it, and nobody reads
-it. So it is left out where it is the configuration alone that asks for one, and where the outputs are the same without.
+it. So where it is the configuration alone that asks for one, a training step is that of ``use_cache=False``, as it is
+where gradients are checkpointed, if all else that the model returns is the same in a trial.
 """
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from graphaug.capture.inputs.signature import FILLS_A_CACHE, Input, Signature
-from graphaug.capture.inputs.spare import run_as_it_is
-from graphaug.errors import CaptureError
+from graphaug.capture.inputs.spare import run_once
+from graphaug.capture.state import unchanged, undrawn
 
+USE_CACHE = "use_cache"
 _GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """The most that two kernels of one attention differ by, of the norm of what they return."""
+_NOTE = "a training step is that of use_cache=False, which returns no cache ({}); eval mode runs the original"
 
 
-def what_turns_off_caches(signature: Signature, model: nn.Module) -> str:
-    """What turns off the caches that a model's modules fill, as a sentence after a space; "" if nothing does."""
-    given = [name for name, value in signature.examples.items() if "cache" in type(value).__name__.lower()]
-    if given:
-        return f" Leave {given[0]!r} out of example_inputs, and pass use_cache=False."
-    switches = [name for name in signature.defaults if name.startswith("use_") and "cache" in name]
-    if switches:
-        return f" Pass {switches[0]}=False in example_inputs."
-    for entry in signature.captured:
-        if entry.name.startswith("use_") and "cache" in entry.name:
-            return f" Pass {entry.name}=False in example_inputs." if entry.default is True else ""
-    for path, module in model.named_modules():
-        if getattr(getattr(module, "config", None), FILLS_A_CACHE, False) is True:
-            return f" Set {'.'.join(filter(None, ('model', path)))}.config.{FILLS_A_CACHE} = False."
-    return ""
+@dataclass(frozen=True)
+class Cache:
+    """What became of a cache that the configuration of a model asks for.
+
+    Attributes:
+        left_out: whether the graph goes without one, and a call that does not say ``use_cache=False`` means that.
+        differs: whether the model was seen to return something else without it.
+        note: what the plan says of it; else empty.
+    """
+
+    left_out: bool = False
+    differs: bool = False
+    note: str = ""
 
 
-def without_cache(signature: Signature, model: nn.Module, refused: CaptureError) -> Signature | None:
-    """The signature with ``use_cache=False``, where the example leaves that to the configuration; else None.
+def cache_of(
+    model: nn.Module, examples: Mapping[str, Any], positional: tuple[str, ...], named: Mapping[str, Any]
+) -> Cache:
+    """Try a model with and without the cache that its configuration asks for; nothing of the model moves.
 
     Args:
-        signature: what a cache was met with.
         model: the model.
-        refused: what was said of the cache.
-
-    Raises:
-        CaptureError: the model returns something else without its cache, or cannot be run to see that.
+        examples: its inputs by name; those of a guess are on the meta device, and get data here.
+        positional: the names of those that have a place.
+        named: all that its forward names, with their defaults.
     """
-    configs = (getattr(module, "config", None) for module in model.modules())
-    configured = any(getattr(config, FILLS_A_CACHE, None) is True for config in configs)
-    if not configured or signature.defaults.get(FILLS_A_CACHE, False) is not None:
-        return None
-    compared = "not compared with it: the model is on the meta device"
-    if not any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        _check_the_same(signature, model, refused)
-        compared = "all else was equal in a trial of the example"
-    note = (
-        f"captured with use_cache=False, as no graph holds a cache: training steps return none ({compared}), and eval "
-        "mode runs the original, cache and all"
-    )
-    entry = Input(FILLS_A_CACHE, FILLS_A_CACHE not in signature.positional, default=False, otherwise=None)
-    return dataclasses.replace(
-        signature,
-        captured=(*signature.captured, entry),
-        defaults={k: v for k, v in signature.defaults.items() if k != FILLS_A_CACHE},
-        examples={**signature.examples, FILLS_A_CACHE: False},
-        cache_note=note,
-    )
-
-
-def _check_the_same(signature: Signature, model: nn.Module, refused: CaptureError) -> None:
-    examples = _real(signature.examples, model)
+    asked = examples.get(USE_CACHE)
+    if named.get(USE_CACHE, False) is not None or asked not in (None, False) or not _is_configured(model):
+        return Cache()
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        return (
+            Cache()
+            if asked is None
+            else Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
+        )
+    examples = _with_data(examples, model)
+    uncached, cached = {**examples, USE_CACHE: False}, {**examples, USE_CACHE: None}
     try:
-        for training in (True, False):
-            cached, plain = (
-                _tensors(run_as_it_is(model, inputs, signature.positional, training))
-                for inputs in (examples, {**examples, FILLS_A_CACHE: False})
+        with unchanged(model), undrawn():
+            returned, whole = (_returned(model, inputs, positional) for inputs in (uncached, cached))
+            same = returned.keys() <= whole.keys() and all(
+                map(_close, returned.values(), _at(returned, whole))
             )
-            if not plain or any(not _close(plain[key], cached.get(key)) for key in plain):
-                raise CaptureError(
-                    f"{refused} It is not taken for granted, as this model returns something else without its cache."
-                )
-    except CaptureError:
-        raise
-    except Exception as error:
-        raise refused from error
+            fills = bool(whole.keys() - returned.keys())
+            if same and (fills or asked is False):
+                gradients = (_gradients(model, inputs, positional, returned) for inputs in (uncached, cached))
+                same = all(map(_close, *gradients))
+    except Exception:  # the examples do not fit, which the capture will say
+        return Cache()
+    if not same or not (fills or asked is False):
+        return Cache(differs=not same)
+    return Cache(True, note=_NOTE.format("in a trial of the example all else was equal") if fills else "")
 
 
-def _real(examples: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The examples with data in the place of those of a guess, which have none."""
+def _is_configured(model: nn.Module) -> bool:
+    """Whether a configuration of transformers', of the model or of one inside of it, asks for a cache."""
+    for config in (getattr(module, "config", None) for module in model.modules()):
+        packages = {cls.__module__.partition(".")[0] for cls in type(config).__mro__}
+        if "transformers" in packages and getattr(config, USE_CACHE, None) is True:
+            return True
+    return False
+
+
+def _with_data(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Inputs with data in the place of those of a guess, which have none."""
     device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     generator = torch.Generator().manual_seed(0)
 
@@ -99,26 +96,53 @@ def _real(examples: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
             return t
         if t.is_floating_point():
             return torch.randn(t.shape, generator=generator).to(device, t.dtype)
-        return torch.randint(2, t.shape, generator=generator).to(
-            device, t.dtype
-        )  # each table has two entries
+        return torch.randint(2, t.shape, generator=generator).to(device, t.dtype)  # any table has two entries
 
-    return dict(torch.utils._pytree.tree_map_only(Tensor, made, dict(examples)))
+    found: dict[str, Any] = torch.utils._pytree.tree_map_only(Tensor, made, dict(inputs))
+    return found
 
 
-def _tensors(returned: Any) -> dict[str, Tensor]:
-    """The tensors of an output by where they lie in it, those of a cache left out."""
+def _returned(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...]) -> dict[str, Any]:
+    """What a training step returns, by where it lies in the output."""
+    with torch.no_grad():
+        return _by_place(run_once(model, inputs, positional, training=True))
+
+
+def _gradients(
+    model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], places: Mapping[str, Any]
+) -> list[Tensor | None]:
+    """The gradients of the parameters, of the square of what a training step returns at some places."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    with torch.enable_grad():
+        found = _by_place(run_once(model, inputs, positional, training=True))
+        tensors = [found[place] for place in places if isinstance(found[place], Tensor)]
+        losses = [t.float().square().sum() for t in tensors if t.requires_grad]
+        if not losses or not trained:
+            return [None] * len(trained)
+        return list(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True))
+
+
+def _by_place(returned: Any) -> dict[str, Any]:
+    """The tensors, numbers and caches of an output by where they lie in it."""
     leaves, _ = torch.utils._pytree.tree_flatten_with_path(
         returned, is_leaf=lambda v: "cache" in type(v).__name__.lower()
     )
-    return {torch.utils._pytree.keystr(path): value for path, value in leaves if isinstance(value, Tensor)}
+    return {torch.utils._pytree.keystr(path): value for path, value in leaves}
 
 
-def _close(plain: Tensor, cached: Tensor | None) -> bool:
-    if cached is None or cached.shape != plain.shape or cached.dtype != plain.dtype:
+def _at(places: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
+    return [found[place] for place in places]
+
+
+def _close(a: Any, b: Any) -> bool:
+    """Whether two values are the same, as far as kernels go."""
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor):
+        return type(a) is type(b) and (a is b or "cache" in type(a).__name__.lower() or bool(a == b))
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    if not plain.is_floating_point():
-        return torch.equal(plain, cached)
-    both = plain.nan_to_num().double(), cached.nan_to_num().double()
-    gap, size = (both[0] - both[1]).norm(), both[1].norm()
-    return bool(gap <= _GAP.get(plain.dtype, 0.0) * size)
+    if not a.is_floating_point():
+        return torch.equal(a, b)
+    if not torch.equal(a.isfinite(), b.isfinite()):
+        return False
+    one, other = (torch.nan_to_num(t.double(), 0.0, 0.0, 0.0) for t in (a, b))
+    return bool((one - other).norm() <= _GAP.get(a.dtype, 0.0) * other.norm())

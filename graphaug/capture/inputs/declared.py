@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.inputs.caches import USE_CACHE
+
 Proposed = tuple[str, dict[str, Any]]
 """Where inputs come from, in words, and the inputs by name of the parameter."""
 
@@ -33,6 +35,9 @@ def declared(model: nn.Module) -> Iterator[Proposed]:
         for source, inputs in _of_transformers(model):
             if set(inputs) <= set(parameters) and set(required) <= set(inputs):
                 yield source, inputs
+                if USE_CACHE in parameters:
+                    # a cache that every call fills is nothing that a graph can hold
+                    yield source, {**inputs, USE_CACHE: False}
 
 
 def empty(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.inputs.caches import USE_CACHE, Cache, cache_of
 from graphaug.capture.inputs.given import given
 from graphaug.capture.inputs.spare import makes_no_difference
 from graphaug.capture.values import taken_from
@@ -18,8 +19,6 @@ from graphaug.errors import AssumptionViolated, CaptureError, an, did_you_mean
 
 _EMPTY = inspect.Parameter.empty
 _CONSTANT = (bool, int, float, str, type(None))
-FILLS_A_CACHE = "use_cache"
-"""Of language models: no graph holds the cache that it asks for, and a training step reads none."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,7 @@ class Signature:
         guessed: where the examples come from, if they were not given: "pretrained_cfg: 2×3×224×224"; else empty.
         examples: their values; not needed once the capture is done. Those that were not given lie on the meta device.
         doubled: whether they had one row, which was taken twice.
-        cache_note: what the plan says of a cache that the model fills and the graph does not; else empty.
+        cache: of a decoder whose configuration asks for one.
     """
 
     model: str
@@ -61,7 +60,7 @@ class Signature:
     guessed: str = ""
     examples: Mapping[str, Any] = field(default_factory=dict, compare=False, repr=False)
     doubled: bool = False
-    cache_note: str = ""
+    cache: Cache = field(default_factory=Cache)
 
     @staticmethod
     def of(model: nn.Module, example_inputs: Any, guessed: str = "") -> Signature:
@@ -77,6 +76,9 @@ class Signature:
         """
         positional, named, examples = given(model, example_inputs, "example_inputs")
         examples, doubled = _two_rows(examples)
+        cache = cache_of(model, examples, positional, named)
+        if cache.left_out:
+            examples = {**examples, USE_CACHE: False}
         order = [p for p in (*positional, *named, *examples) if p in examples]
         otherwise = dict(named)
         for p in examples.keys() - {*positional, *named}:
@@ -88,7 +90,7 @@ class Signature:
         )
         defaults = {p: default for p, default in named.items() if p not in examples}
         name = type(model).__name__
-        return Signature(name, positional, captured, defaults, guessed, examples, doubled)
+        return Signature(name, positional, captured, defaults, guessed, examples, doubled, cache)
 
     def inputs(self, to_fake: Callable[[Any], Any]) -> Iterator[tuple[str, Any, Any]]:
         """Yield (name, default, example value) of every placeholder."""
@@ -112,7 +114,7 @@ class Signature:
         Args:
             args: the positional inputs.
             kwargs: the others.
-            to_the_letter: take no constant of a guess, nor ``use_cache=False``, for granted where a call lacks it.
+            to_the_letter: do not take ``use_cache=False`` for granted where a call lacks it.
 
         Raises:
             AssumptionViolated: it gives an input that was not captured, lacks one, or gives one of
@@ -131,9 +133,7 @@ class Signature:
         values: dict[str, Any] = {}
         for entry in self.captured:
             value = given.pop(entry.name, _EMPTY)
-            if value is not _EMPTY and not (
-                value is None and entry.name == FILLS_A_CACHE
-            ):  # left to the model
+            if value is not _EMPTY and not (value is None and self._is_left_out(entry)):
                 values[entry.name] = self._checked(entry, value)
             elif self._lacks(entry, to_the_letter):
                 raise AssumptionViolated(self._lacking(entry))
@@ -149,17 +149,21 @@ class Signature:
             )
         return values
 
-    def spelled_out(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        """A call's keywords, with those that the graph takes for granted where it lacks them: ``use_cache=False``."""
-        given = {**dict(zip(self.positional, args, strict=False)), **kwargs}
-        granted = (
-            e for e in self.captured if e.default is not _EMPTY and not self._lacks(e, to_the_letter=False)
+    def spelled_out(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A call with the ``use_cache=False`` that it means where it says nothing of it."""
+        if not self.cache.left_out or kwargs.get(USE_CACHE) is not None:
+            return args, dict(kwargs)
+        place = self.positional.index(USE_CACHE) if USE_CACHE in self.positional else len(args)
+        if place >= len(args):
+            return args, {**kwargs, USE_CACHE: False}
+        return (*args[:place], False if args[place] is None else args[place], *args[place + 1 :]), dict(
+            kwargs
         )
-        by_place = self.positional[: len(args)]
-        left_out = {
-            e.name: e.default for e in granted if given.get(e.name) is None and e.name not in by_place
-        }
-        return {**kwargs, **left_out}
+
+    def _is_left_out(self, entry: Input) -> bool:
+        return entry.name == USE_CACHE and self.cache.left_out
 
     def _lacks(self, entry: Input, to_the_letter: bool) -> bool:
         """Whether a call without this input is none that the graph holds for."""
@@ -167,7 +171,7 @@ class Signature:
             return True
         if _same(entry.otherwise, entry.default):
             return False
-        return to_the_letter or not (self.guessed or entry.name == FILLS_A_CACHE)
+        return to_the_letter or not self._is_left_out(entry)
 
     def _lacking(self, entry: Input) -> str:
         how = repr(entry.name) if entry.default is _EMPTY else f"{entry.name}={entry.default!r}"
@@ -190,7 +194,7 @@ class Signature:
     def _checked(self, entry: Input, value: Any) -> Any:
         if entry.default is not _EMPTY and not _same(value, entry.default):
             advice = taken_from(self.guessed) or " Call rewrite again with example_inputs like these."
-            if entry.name == FILLS_A_CACHE:
+            if self._is_left_out(entry):
                 advice = " No graph holds a cache: leave it out in training mode."
             raise AssumptionViolated(
                 f"{self.model} was captured for {entry.name} == {entry.default!r}, but this call has {value!r}.{advice}"

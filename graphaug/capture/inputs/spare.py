@@ -37,10 +37,8 @@ def makes_no_difference(
         return False
 
 
-def run_as_it_is(
-    model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool
-) -> Any:
-    """What a model's own forward returns in one mode, on copies of the inputs; nothing of it moves.
+def run_once(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
+    """What a model's own forward returns in one mode, on copies of the inputs; what moves is left to the caller.
 
     Args:
         model: the model.
@@ -48,11 +46,6 @@ def run_as_it_is(
         positional: the names of those that have a place.
         training: the mode.
     """
-    with unchanged(model), undrawn(), torch.no_grad():
-        return _run(model, inputs, positional, training)
-
-
-def _run(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
     model.train(training)
     seed(0)
     given = torch.utils._pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), dict(inputs))
@@ -63,7 +56,7 @@ def _run(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...
 
 def _done(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], training: bool) -> Any:
     with _Operations() as operations:
-        returned = _run(model, inputs, positional, training)
+        returned = run_once(model, inputs, positional, training)
     return operations.found, _layout(returned)
 
 

@@ -43,7 +43,6 @@ class Session:
         refused: the first refusal, also if opened code caught it.
         guessed: where the examples come from, if the user gave none; else empty.
         without_caches: tells what turns off the caches that the model's modules fill, as advice; empty if nothing does.
-        met_a_cache: whether a refusal was of one of them.
         training: the mode of the model.
         to_open: closed modules that have to be opened before anything can be recorded.
         left_tensors: whether they are to be opened for tensors alone, which none need read.
@@ -52,7 +51,7 @@ class Session:
 
     def __init__(self, model: str, guessed: str, without_caches: Callable[[], str]) -> None:
         self.model, self.guessed, self.without_caches = model, guessed, without_caches
-        self.aside, self.training, self.met_a_cache = False, True, False
+        self.aside, self.training = False, True
         self.frames: list[Frame] = []
         self.refused: CaptureError | None = None
         self.to_open: frozenset[str] = frozenset()
@@ -82,10 +81,8 @@ class Session:
 
     def about_caches(self, *objects: Any) -> str:
         """What turns them off, as advice after a space, if one of these is a cache by its name; else empty."""
-        if not any("cache" in type(held).__name__.lower() for held in objects):
-            return ""
-        self.met_a_cache = True
-        return self.without_caches()
+        named = any("cache" in type(held).__name__.lower() for held in objects)
+        return self.without_caches() if named else ""
 
     def depends(self, node: fx.Node, verb: str) -> CaptureError:
         """The refusal of a step that data decide, and what to do if they are a draw.

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphaug.capture.inputs.caches import what_turns_off_caches
 from graphaug.capture.inputs.signature import Signature
+from graphaug.capture.inputs.uncached import what_turns_off_caches
 from graphaug.capture.names import Assumption, Frame
 from graphaug.capture.recording.closures import closes_over_a_capture
 from graphaug.capture.recording.hooks import (
