@@ -58,6 +58,7 @@ def tokens(names: tuple[str, ...], rows: int = 4, length: int = 7) -> dict[str, 
     return {name: torch.randint(3, 40, (rows, length)) for name in names}
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", DECODERS)
 def test_a_decoder_is_captured_without_its_cache_and_all_else_is_as_before(make: Any) -> None:
     torch.manual_seed(0)
@@ -128,6 +129,7 @@ def test_the_rewritten_decoder_generates_with_its_cache() -> None:
     assert torch.equal(more.logits, again.logits)
 
 
+@pytest.mark.few(2)
 @pytest.mark.parametrize("make", DECODERS)
 def test_none_is_needed_without_examples_either(make: Any) -> None:
     torch.manual_seed(0)
