@@ -191,9 +191,11 @@ def following(aug: AugmentedModule) -> int:
 
 
 def _row_by_row(
-    value: Tensor, kept: Tensor, at: tuple[int, int, int] | None, dims: tuple[int, ...]
-) -> Tensor:
-    """The entries of the kept tokens, picked for each row by itself."""
+    value: Tensor | None, kept: Tensor, at: tuple[int, int, int] | None, dims: tuple[int, ...]
+) -> Tensor | None:
+    """The entries of the kept tokens, picked for each row by itself; None has none to pick."""
+    if value is None:
+        return None
     if at is None:
         value, at = torch.cat([value] * len(kept)), (0, 1, 1)
     dim, outer, _ = at

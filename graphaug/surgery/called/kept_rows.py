@@ -1,4 +1,8 @@
-"""What graphs call where rows are skipped: which are kept, their part of a value, and zeros for the others."""
+"""What graphs call where rows are skipped: which are kept, their part of a value, and zeros for the others.
+
+What is closed may give None in a call where the example had a tensor, as a mask function does where nothing is masked:
+of nothing there is no part, and None stays None.
+"""
 
 from __future__ import annotations
 
@@ -54,12 +58,16 @@ class KeptRows(nn.Module):
         return f"rate={self.rate:g}"
 
 
-def taken(value: Tensor, kept: Tensor, dim: int, outer: int, inner: int, whole: Tensor, at: int) -> Tensor:
+def taken(
+    value: Tensor | None, kept: Tensor, dim: int, outer: int, inner: int, whole: Tensor, at: int
+) -> Tensor | None:
     """The kept rows of a value; dimension ``at`` of an input, ``whole``, counts all of them.
 
     Raises:
         BatchError: the value has not as many slices of each.
     """
+    if value is None:
+        return None
     place = Rows(dim, outer, inner)
     place.check(value.shape, whole.shape[at])
     return place.take(value, kept)
@@ -75,8 +83,8 @@ def counted(value: Any, kinds: Any, kept: Tensor, whole: Tensor, dim: int, slice
 
 
 def put_back(
-    part: Tensor, kept: Tensor, whole: Tensor, at: tuple[int, int, int], to: tuple[int, int, int]
-) -> Tensor:
+    part: Tensor | None, kept: Tensor, whole: Tensor, at: tuple[int, int, int], to: tuple[int, int, int]
+) -> Tensor | None:
     """Zeros of all rows, with the kept ones in their places, times all rows by kept ones.
 
     Args:
@@ -86,6 +94,8 @@ def put_back(
         at: (dim, outer, inner) of the rows in it.
         to: of those in ``part``.
     """
+    if part is None:
+        return None
     dim, outer, inner = to
     Rows(dim, outer, inner).check(part.shape, kept.shape[0])
     rows = whole.shape[at[0]] // (at[1] * at[2])

@@ -9,7 +9,7 @@ import torch
 
 
 def where_counted(kinds: Any, word: str, number: Callable[..., Any], *values: Any) -> Any:
-    """A plain value with other numbers where ``kinds`` say so, and the first value's own elsewhere.
+    """A plain value with other numbers where ``kinds`` say so, and the first value's own elsewhere; None stays None.
 
     Args:
         kinds: what each number is, in the structure of the values.
@@ -17,6 +17,8 @@ def where_counted(kinds: Any, word: str, number: Callable[..., Any], *values: An
         number: makes the new number of the numbers of all values at that place.
         values: of one structure.
     """
+    if values[0] is None:  # of what is closed, in another call than the example
+        return None
     if isinstance(kinds, (tuple, list)):
         whole = values[0]
         entries = zip(kinds, *values, strict=True)

@@ -10,9 +10,9 @@ from graphaug.surgery.called.plain import where_counted
 
 
 def followed(
-    value: Tensor, kept: Tensor | None, at: tuple[int, int, int] | None, dims: tuple[int, ...]
-) -> Tensor:
-    """The entries of a value that belong to the kept tokens.
+    value: Tensor | None, kept: Tensor | None, at: tuple[int, int, int] | None, dims: tuple[int, ...]
+) -> Tensor | None:
+    """The entries of a value that belong to the kept tokens; None stays None, as of a mask where nothing is masked.
 
     Args:
         value: with one entry for each token along every one of ``dims``.
@@ -21,7 +21,7 @@ def followed(
             of size 1, and becomes one for each.
         dims: where the tokens lie, other dimensions than the rows'.
     """
-    if kept is None:
+    if kept is None or value is None:
         return value
     if at is None:
         value, at = value.expand(kept.shape[0], *value.shape[1:]), (0, 1, 1)

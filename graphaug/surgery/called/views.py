@@ -11,8 +11,8 @@ from graphaug.errors import InvalidOption
 from graphaug.surgery.called.plain import where_counted
 
 
-def repeated(value: Tensor, dim: int, outer: int, times: int) -> Tensor:
-    """The samples of a value so many times, the whole batch behind itself: ``[h; …; h]``.
+def repeated(value: Tensor | None, dim: int, outer: int, times: int) -> Tensor | None:
+    """The samples of a value so many times, the whole batch behind itself: ``[h; …; h]``; None stays None.
 
     Args:
         value: with its samples along ``dim``, the batch ``outer`` times behind itself already.
@@ -20,7 +20,7 @@ def repeated(value: Tensor, dim: int, outer: int, times: int) -> Tensor:
         outer: see `Rows`.
         times: how often.
     """
-    return Rows(dim, outer).repeated(value, times)
+    return None if value is None else Rows(dim, outer).repeated(value, times)
 
 
 def multiplied(value: Any, kinds: Any, times: int) -> Any:
