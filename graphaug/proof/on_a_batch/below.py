@@ -11,17 +11,24 @@ from torch import Tensor, nn
 from graphaug.augment.site import Augmentation
 from graphaug.capture.target import Target
 from graphaug.errors import VerificationError
+from graphaug.proof.equivalence import dense
 from graphaug.proof.on_a_batch.hook_oracle import recorder
 from graphaug.proof.on_a_batch.outputs import loss_of
 from graphaug.proof.on_a_batch.training_step import Call, Seed, gradients
+from graphaug.proof.on_a_batch.weights_alone import gradient_graph, noted_alone
 from graphaug.surgery.module import AugmentedModule
+
+Place = tuple[Any, int]
+"""Where a gradient leaves a node of a gradient graph: the node, and of which of its inputs it is."""
 
 
 def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed) -> Iterator[str]:
     """With every row stopped, no parameter that lies only before the cut has a gradient, whatever way it would take.
 
     What lies before the cut is found in the gradient graphs of the run itself: all that uses the parameter there leads
-    to the value at the cut. One that is used elsewhere too, as tied weights are, has a gradient from there.
+    to the value at the cut. One that is used elsewhere too, as tied weights are, has a gradient from there. What is
+    computed of the weights alone, a penalty say, holds nothing of a sample: of the parameters behind it, what must have
+    no gradient is what samples before the cut meet of them.
 
     Raises:
         VerificationError: a parameter has one; names it, and by how much.
@@ -38,22 +45,23 @@ def nothing_below(aug: AugmentedModule, model: nn.Module, call: Call, seed: Seed
         entered: dict[Target, Tensor] = {}
         handle = augmentation.register_forward_pre_hook(recorder(entered, site.request.target))
         try:
-            with acting(augmentation), _every_row(augmentation), aug.dense():
+            with acting(augmentation), _every_row(augmentation), aug.dense(), noted_alone(aug) as alone:
                 seed(2)
                 loss, _ = loss_of(call(aug))
         finally:
             handle.remove()
-        before = _only_before(model, entered.get(site.request.target), loss)
+        uses = _uses_before(model, entered.get(site.request.target), loss, gradient_graph(alone))
+        before = {name: parameter for name, parameter, _ in uses}
         if not before:
             continue
-        after = gradients(loss, list(before.values()))
-        for name, gradient in zip(before, after, strict=True):
-            if gradient is not None and bool(gradient.any()):
+        for name, gradient in _passing(uses, loss):
+            if bool(gradient.any()):
                 raise VerificationError(
                     f"'{site.request.target}': with every row stopped, {name!r} below the cut still has a gradient of "
                     f"up to {float(gradient.abs().max()):.2g}: something passes around the augmentation."
                 )
         none = f"none of {len(before)} parameters below has a gradient of the output"
+        none += " but of what is made of weights alone" if alone else ""
         yield f"'{site.request.target}': with every row stopped, {none}"
 
 
@@ -73,31 +81,53 @@ def _every_row(augmentation: Augmentation) -> Iterator[None]:
         augmentation.set_subset(before)
 
 
-def _only_before(model: nn.Module, value: Tensor | None, loss: Tensor) -> dict[str, Tensor]:
-    """Trainable parameters that the value at a cut is made of, and that a loss does not use but on the way there."""
+Use = tuple[str, Tensor, Place]
+
+
+def _uses_before(model: nn.Module, value: Tensor | None, loss: Tensor, alone: set[Any]) -> list[Use]:
+    """Where samples meet the parameters that a loss uses, beside what it makes of weights alone, before a cut only.
+
+    Args:
+        model: owner of the parameters.
+        value: what enters at the cut.
+        loss: of the run.
+        alone: the nodes of its gradient graph that compute of weights alone.
+
+    Returns:
+        The name of a trainable parameter, itself, and where its gradient would leave what a sample has passed.
+    """
     if value is None or value.grad_fn is None:
-        return {}
-    before = _gradient_graph(value)
-    used = {node: _uses(node) for node in {*before, *_gradient_graph(loss)}}
-    there = {id(p) for node in before for p in used[node]}
-    elsewhere = {id(p) for node in used.keys() - before for p in used[node]}
-    named = model.named_parameters()
-    return {name: p for name, p in named if p.requires_grad and id(p) in there - elsewhere}
+        return []
+    before = gradient_graph([value.grad_fn]) - alone
+    behind = gradient_graph([loss.grad_fn]) - alone - before
+    there, elsewhere = _places(before, alone), _places(behind, set())
+    named = [(n, p) for n, p in model.named_parameters() if p.requires_grad and id(p) not in elsewhere]
+    return [(name, p, place) for name, p in named for place in there.get(id(p), ())]
 
 
-def _gradient_graph(tensor: Tensor) -> set[Any]:
-    """The nodes that a tensor's gradient passes."""
-    found: set[Any] = set()
-    waiting = [tensor.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found:
-            found.add(node)
-            waiting += [following for following, _ in node.next_functions]
-    return found
+def _passing(uses: list[Use], loss: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The gradients of a loss that leave the uses of parameters, by the names of these."""
+    found: dict[Place, Tensor] = {}
+
+    def keep(node: Any, inputs: tuple[Tensor | None, ...]) -> None:
+        found.update({(node, i): dense(g) for i, g in enumerate(inputs) if g is not None})
+
+    handles = [n.register_hook(lambda g, _, n=n: keep(n, g)) for n in {node for _, _, (node, _) in uses}]
+    try:
+        gradients(loss, list({id(p): p for _, p, _ in uses}.values()))
+    finally:
+        for handle in handles:
+            handle.remove()
+    yield from ((name, found[place]) for name, _, place in uses if place in found)
 
 
-def _uses(node: Any) -> list[Tensor]:
-    """The leaves that a node of a gradient graph uses by itself."""
-    following = (found for found, _ in node.next_functions if found is not None)
-    return [leaf.variable for leaf in following if hasattr(leaf, "variable")]
+def _places(nodes: set[Any], alone: set[Any]) -> dict[int, list[Place]]:
+    """By the ids of parameters, where nodes of a gradient graph hand a gradient on to them, or to weights alone."""
+    places: dict[int, list[Place]] = {}
+    for node in nodes:
+        for i, (following, _) in enumerate(node.next_functions):
+            inner = gradient_graph([following]) if following in alone else {following}
+            for leaf in inner:
+                if hasattr(leaf, "variable"):
+                    places.setdefault(id(leaf.variable), []).append((node, i))
+    return places
