@@ -46,6 +46,11 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
         if what.startswith("torch."):  # of how torch is set, and of no input
             advice = " Call it as it was captured, or choose a site outside of the module that asks for this."
+        elif what.startswith("trunc("):
+            advice = (
+                " Of int(…) a graph keeps the number alone: write math.floor(…) in its place, or n // 2 for "
+                f"int(n / 2), which hold for every size.{advice}"
+            )
         found = (
             f"in this call {spelled(what, value)}" if _compares(what, value) else f"this call has {value!r}"
         )

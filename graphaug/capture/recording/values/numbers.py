@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import fx
 
-from graphaug.capture.recording.values.tracked import DATA, Answers, Tracked
+from graphaug.capture.recording.values.tracked import DATA, Answers, Tracked, is_unknown
 from graphaug.capture.user_code import OF_THAT_CALL, in_message
 from graphaug.torch_private import ShapeEnv
 
@@ -64,7 +64,9 @@ class _Number(Tracked):
         return unknown if self._value is DATA else self._value
 
     def __int__(self) -> int:
-        return int(self._asked_or_told(0))
+        if in_message() or is_unknown(self):
+            return int(self._asked_or_told(0))
+        return int(self._whole(math.trunc)._ask())  # Python takes no number of ours for it
 
     def __index__(self) -> int:
         return operator.index(self._asked_or_told(0))
@@ -91,16 +93,24 @@ class _Number(Tracked):
         return OF_THAT_CALL if in_message() == "later" else made(self._asked_or_told())
 
     def __round__(self, digits: int | None = None) -> Any:
+        if digits is None and not in_message():
+            return self._whole(round)
         return round(self._asked_or_told(), *(() if digits is None else (digits,)))
 
-    def __trunc__(self) -> int:
-        return math.trunc(self._ask())  # type: ignore[no-any-return]
+    def __trunc__(self) -> Any:
+        return self._whole(math.trunc)
 
-    def __floor__(self) -> int:
-        return math.floor(self._ask())  # type: ignore[no-any-return]
+    def __floor__(self) -> Any:
+        return self._whole(math.floor)
 
-    def __ceil__(self) -> int:
-        return math.ceil(self._ask())  # type: ignore[no-any-return]
+    def __ceil__(self) -> Any:
+        return self._whole(math.ceil)
+
+    def _whole(self, function: Callable[..., Any]) -> Any:
+        """The whole number that a function makes of it, in the graph."""
+        if is_unknown(self):
+            return function(self._ask())
+        return self if issubclass(type(self), Int) else self._answers.derived(function, (self,))
 
     def __divmod__(self, other: Any) -> Any:
         return self // other, self % other
@@ -154,7 +164,7 @@ for _name in ("neg", "pos", "abs"):
     setattr(_Number, f"__{_name}__", _unary(getattr(operator, _name)))
 
 
-class Int(_Number, torch.SymInt):  # type: ignore[misc, override]
+class Int(_Number, torch.SymInt):  # type: ignore[override]
     """An integer: a size, a rank, a product of sizes."""
 
     def __init__(self, answers: Answers, value: Any, make: Callable[[], fx.Node]) -> None:
