@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.utils import parametrizations, parametrize
 
@@ -22,6 +23,38 @@ X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 PAD = torch.arange(6) >= torch.tensor([6, 3, 2, 5, 6, 1, 4, 3])[:, None]
 FLAGS = {"centred": False}
 CENTRED = GATED = False
+
+
+class Defaults:
+    """Options that a class inherits."""
+
+    centred = False
+
+
+class Settings(Defaults):
+    """Options in a class, in one inside of it, and functions read off it."""
+
+    class Inner:
+        centred = False
+
+    flag = False
+
+    @classmethod
+    def flagged(cls) -> bool:
+        return cls.flag
+
+    @staticmethod
+    def kept(h: Tensor) -> Tensor:
+        return h
+
+
+class Asked:
+    """Is made in the forward."""
+
+    centred = False
+
+    def __call__(self) -> bool:
+        return self.centred
 
 
 def centre(h: Tensor) -> Tensor:
@@ -65,8 +98,10 @@ class Block(nn.Module):
             h = function(h)
         asked = (self.options["centred"], "centred" in self.names, self.pair[0], self.space.centred)
         more = (self.held.centred, self.centred, self.steps[0], CENTRED, FLAGS["centred"])
+        of_classes = (Settings.centred, Settings.Inner.centred, Settings.flagged(), Asked()())
+        h = Settings.kept(functional.gelu(h))
         modes = (not self.dropout.training, not self.linear.weight.requires_grad)
-        return centre(h) if any(asked) or any(more) or any(modes) else h
+        return centre(h) if any((*asked, *more, *of_classes, *modes)) else h
 
 
 def network() -> nn.Sequential:
@@ -90,6 +125,13 @@ CHANGES: dict[str, Callable[[Any, pytest.MonkeyPatch], Any]] = {
     "a global": lambda b, patch: patch.setitem(globals(), "CENTRED", True),
     "a global of a function in a list": lambda b, patch: patch.setitem(globals(), "GATED", True),
     "an item of a global": lambda b, patch: patch.setitem(FLAGS, "centred", True),
+    "an option that a class inherits": lambda b, patch: patch.setattr(Defaults, "centred", True),
+    "an option set on the class that inherits": lambda b, patch: patch.setattr(Settings, "centred", True),
+    "an option of a class in a class": lambda b, patch: patch.setattr(Settings.Inner, "centred", True),
+    "an option that a class method reads": lambda b, patch: patch.setattr(Settings, "flag", True),
+    "a static method": lambda b, patch: patch.setattr(Settings, "kept", staticmethod(centre)),
+    "an option of what is made": lambda b, patch: patch.setattr(Asked, "centred", True),
+    "a function of torch": lambda b, patch: patch.setattr(functional, "gelu", centre),
     "the mode of a child that is asked": lambda b, patch: b.dropout.eval(),
     "what is trained, where that is asked": lambda b, patch: b.linear.requires_grad_(False),
     "a child": lambda b, patch: setattr(b, "dropout", nn.BatchNorm1d(6)),

@@ -8,6 +8,8 @@ from __future__ import annotations
 import builtins
 import functools
 import threading
+import types
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,15 @@ LOCK = threading.RLock()
 """Held through a capture."""
 
 _MISSING = object()
+_BEHIND: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDictionary()
+"""What the replacements stand for."""
+
+
+def behind(value: Any) -> Any:
+    """What a function stands for, which a recording put there; anything else is what it is."""
+    while isinstance(value, types.FunctionType) and value in _BEHIND:
+        value = _BEHIND[value]
+    return value
 
 
 class Patches:
@@ -70,6 +81,7 @@ class Patches:
 
         guard.__wrapped__ = original  # type: ignore[attr-defined]
         guard.__name__ = getattr(original, "__name__", name)
+        _BEHIND[guard] = original
         self._saved.append((owner, name, saved))
         setattr(owner, name, guard)
 
@@ -105,5 +117,6 @@ class Patches:
         def guard(*args: Any, **kwargs: Any) -> Any:
             return replacement(original, *args, **kwargs) if self.here() else original(*args, **kwargs)
 
+        _BEHIND[guard] = original
         self._saved.append((scope, name, saved))
         scope[name] = guard

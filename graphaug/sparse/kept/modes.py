@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import types
 from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from graphaug.capture.recording.relied.classes import is_of_a_package
 from graphaug.capture.recording.relied.code_names import attributes_in, names_in, strings_in
-from graphaug.capture.user_code import INSTALLED
 
 _ASKED: frozenset[str] = frozenset({"training", "requires_grad"})
 
@@ -60,10 +59,5 @@ def asked_by(functions: Iterable[types.FunctionType], kinds: Iterable[type]) -> 
         kinds: the classes of the modules, of whose own methods it is asked elsewhere.
     """
     methods = {id(f) for kind in kinds for cls in kind.__mro__ for f in vars(cls).values()}
-    plain = [f.__code__ for f in functions if id(f) not in methods and not is_of_a_library(f.__module__)]
+    plain = [f.__code__ for f in functions if id(f) not in methods and not is_of_a_package(f.__module__)]
     return _ASKED & frozenset[str]().union(*(names_in(code) | strings_in(code) for code in plain))
-
-
-def is_of_a_library(module: str | None) -> bool:
-    """Whether a Python module lies where packages are installed."""
-    return INSTALLED in (getattr(sys.modules.get(module or ""), "__file__", None) or "")

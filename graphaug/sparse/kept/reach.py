@@ -7,12 +7,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graphaug.capture.recording.relied.classes import is_of_a_package
 from graphaug.capture.recording.relied.reach import found_again, reached_by
 from graphaug.capture.recording.relied.reached import Reached
-from graphaug.sparse.kept.modes import is_of_a_library
 
 Packed = tuple[str, int, tuple[Any, ...] | None]
 """What `Reached.packed` gives."""
+_OF_DICTS = ("item", "function")
 _OF_OBJECTS = ("attribute", "method", "property")
 
 
@@ -47,8 +48,8 @@ class Reach:
 
     def _add(self, thing: Reached) -> None:
         holder, key = thing.holder, thing.key
-        held = holder if thing.kind == "item" else getattr(holder, "__dict__", {})
-        if thing.kind in ("attribute", "item") and type(held) is dict and held.get(key) is thing.expected:
+        held = holder if thing.kind in _OF_DICTS else getattr(holder, "__dict__", {})
+        if thing.kind in ("attribute", *_OF_DICTS) and type(held) is dict and held.get(key) is thing.expected:
             self.quick.append((held.get, key, thing.expected, thing))
         elif thing.kind in _OF_OBJECTS and isinstance(holder, nn.Module) and key not in held:
             self.of_classes.setdefault((type(holder), key), (getattr(type(holder), key, None), thing))
@@ -88,8 +89,8 @@ def _counts(thing: Reached, names: frozenset[str]) -> bool:
     What closed code reads is not seen, and a library's configuration is written to by much that is none of the
     forward, as when a model is saved. Defaults are changed by code alone.
     """
-    of_an_object = thing.kind in _OF_OBJECTS and not isinstance(thing.holder, nn.Module)
-    if of_an_object and (thing.key not in names or is_of_a_library(type(thing.holder).__module__)):
+    of_an_object = thing.kind in _OF_OBJECTS and not isinstance(thing.holder, (nn.Module, type))
+    if of_an_object and (thing.key not in names or is_of_a_package(type(thing.holder).__module__)):
         return False
     return "a default of " not in thing.name and (thing.within is None or _counts(thing.within, names))
 

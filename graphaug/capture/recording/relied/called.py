@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import sys
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -13,13 +12,13 @@ from torch import Tensor, nn
 from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import (
     attributes_in,
+    calls_in,
     globals_in,
     gone_through_in,
-    imports_in,
     names_in,
     strings_in,
 )
-from graphaug.capture.recording.relied.reached import GONE
+from graphaug.capture.recording.relied.modules import content, global_names, modules_of
 from graphaug.capture.user_code import INSTALLED
 
 NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
@@ -38,6 +37,8 @@ class Called:
     Attributes:
         functions: all that were found, in order.
         names, strings, pairs: what their code reads; see `code_names`.
+        owners: of every attribute that it reads, the names of what it is read off.
+        calls: the names of what it calls.
         through, filled: names of containers that their code goes through, and that it fills.
         of_objects: functions that packages reach from plain objects.
         classes, entered: the classes of the modules that are opened, and of those that may be entered.
@@ -49,6 +50,8 @@ class Called:
         self.names: set[str] = {"forward"}
         self.strings: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
+        self.owners: dict[str, set[str]] = {}
+        self.calls: set[str] = set()
         self.through: set[str] = set()
         self.filled: set[str] = set()
         self._seen: set[int] = set()
@@ -86,10 +89,13 @@ class Called:
                 self.names |= names_in(function.__code__)
                 self.strings |= strings_in(function.__code__)
                 self.pairs |= attributes_in(function.__code__)
+                self.calls |= calls_in(function.__code__)
                 through, filled = gone_through_in(function.__code__)
                 self.through |= through
                 self.filled |= filled
             self._find(new)
+        for owner, name in self.pairs if found else ():
+            self.owners.setdefault(name, set()).add(owner)
         return found
 
     @property
@@ -111,8 +117,8 @@ class Called:
             before = set(self.functions)
             for name in sorted(global_names(function) & function.__globals__.keys()):
                 self._function(function.__globals__[name])
-            for module in modules_of(function).values():
-                for name in sorted(names_in(function.__code__) & vars(module).keys()):
+            for _, module, read in modules_of(function):
+                for name in sorted(read & vars(module).keys()):
                     self._function(vars(module)[name])
             for cell in function.__closure__ or ():
                 self._function(content(cell))
@@ -166,31 +172,3 @@ class Called:
 def is_installed(function: types.FunctionType) -> bool:
     """Whether a function is of a package that was installed, and not of a file that the user works on."""
     return INSTALLED in function.__code__.co_filename
-
-
-def global_names(function: types.FunctionType) -> frozenset[str]:
-    """The global variables that a function reads, those of ``globals()["name"]`` among them."""
-    names = globals_in(function.__code__)
-    return names | strings_in(function.__code__) if "globals" in names else names
-
-
-def modules_of(function: types.FunctionType) -> dict[str, types.ModuleType]:
-    """The modules of the user's that a function names, or imports while it runs."""
-    scope = function.__globals__
-    found = {name: scope.get(name) for name in sorted(globals_in(function.__code__))}
-    for name in sorted(imports_in(function.__code__)):
-        inside = f"{scope.get('__package__') or ''}.{name}".strip(".")
-        found[name] = sys.modules.get(name, sys.modules.get(inside))
-    return {
-        name: module
-        for name, module in found.items()
-        if isinstance(module, types.ModuleType) and not is_foreign(module.__name__)
-    }
-
-
-def content(cell: types.CellType) -> Any:
-    """What a variable of a closure holds."""
-    try:
-        return cell.cell_contents
-    except ValueError:
-        return GONE

@@ -7,12 +7,14 @@ import collections
 import configparser
 import enum
 import sys
+import threading
 import types
 from typing import Any
 
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT
+from graphaug.capture.user_code import INSTALLED
 
 _FOREIGN = {
     *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging", "_pytest"),
@@ -27,6 +29,8 @@ _OPTIONS = (
 """Classes of Python's own that hold what users put into them."""
 _LIBRARIES = {"transformers", "timm", "torchvision", "diffusers", "peft", "sentence_transformers"}
 """Packages in which the switches of `WITHOUT_EFFECT` mean what they say, and which load things when they are used."""
+_THREADS = {"threading", "queue", "multiprocessing.sharedctypes", "multiprocessing.managers"}
+"""Modules of Python whose objects tell what another thread or process has done: events, counts, queues, values."""
 _HEAP_TYPE, _IMMUTABLE = 1 << 9, 1 << 8
 """Flags of types: that Python code may have made it, and that nothing may be set on it."""
 _NO_HOLDERS = (type, enum.Enum, nn.Module, Tensor, types.ModuleType, types.FunctionType)
@@ -40,6 +44,16 @@ def is_foreign(module: str | None) -> bool:
 def is_of_a_library(*names: str) -> bool:
     """Whether one of these names is of a package whose tables are filled when they are first used, and stay."""
     return not _LIBRARIES.isdisjoint(name.partition(".")[0] for name in names)
+
+
+def is_of_a_package(module: str | None) -> bool:
+    """Whether a Python module lies where packages are installed."""
+    return INSTALLED in (getattr(sys.modules.get(module or ""), "__file__", None) or "")
+
+
+def is_of_threads(value: Any) -> bool:
+    """Whether an object passes something on between threads, in attributes of its own; threads themselves do not."""
+    return type(value).__module__ in _THREADS and not isinstance(value, (threading.Thread, threading.local))
 
 
 def can_be_watched(value: Any) -> bool:

@@ -5,17 +5,25 @@ from __future__ import annotations
 import dis
 import functools
 import inspect
+import itertools
 import re
+import sys
 import types
 from collections.abc import Iterator, Sequence
 
 _NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
 _GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+_OFF = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
+"""Reads of an attribute; from Python 3.12 on one is of ``super().name``."""
+COUNTS = "+="
+"""Stands for the owner of an attribute that is read to be raised: ``Net.calls += 1``."""
 _NAMED = _GLOBAL | {
-    *("LOAD_ATTR", "LOAD_METHOD"),
+    *("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"),
     *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "IMPORT_FROM"),
 }
 _BINDING = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("ATTR", "GLOBAL", "NAME", "DEREF")}
+_NULL_BEHIND = sys.version_info >= (3, 13)
+"""Whether what is called is loaded in front of the NULL of its call, as from Python 3.13 on, or behind it."""
 _HALVES = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
 """What reads a name that is a string."""
@@ -183,16 +191,58 @@ def imports_in(code: types.CodeType) -> frozenset[str]:
 
 @functools.lru_cache(4096)
 def attributes_in(code: types.CodeType) -> frozenset[tuple[str, str]]:
-    """The attributes that code reads, each with the name of what it is read off: ("config", "dtype")."""
-    found, owner = set(), ""
-    for instruction in dis.get_instructions(code):
-        if instruction.opname in ("LOAD_ATTR", "LOAD_METHOD"):
-            found.add((owner, str(instruction.argval)))
-        owner = str(instruction.argval) if instruction.opname.startswith("LOAD_") else ""
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= attributes_in(constant)
-    return frozenset(found)
+    """The attributes that code reads, each with the name of what it is read off: ("config", "dtype").
+
+    What is read off a variable is read off what the variable was given too: ``from settings import cfg as c``.
+    """
+    steps = [s for s in _single_steps(code) if s.opname != "PUSH_NULL"]
+    known_as, found, owner, module = _known_as(steps), set[tuple[str, str]](), "", ""
+    for i, step in enumerate(steps):
+        name = str(step.argval)
+        if step.opname in _OFF:
+            off = "" if step.opname == "LOAD_SUPER_ATTR" else COUNTS if _is_raised(steps, i) else owner
+            found |= {(off, name), (known_as.get(off, off), name)}
+        elif step.opname == "IMPORT_FROM":
+            found.add((module, name))
+        elif step.opname == "IMPORT_NAME":
+            module = name.rpartition(".")[2]
+        owner = name if step.opname.startswith("LOAD_") else ""
+    return frozenset(found).union(
+        *(attributes_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    )
+
+
+def _known_as(steps: Sequence[dis.Instruction]) -> dict[str, str]:
+    """The local variables that are given something with a name, each with that name."""
+    found: dict[str, str] = {}
+    for step, after in itertools.pairwise(steps):
+        if after.opname in ("STORE_FAST", "STORE_DEREF") and step.opname in {*_NAMED, "IMPORT_NAME"}:
+            name = str(step.argval).rpartition(".")[2]
+            found[str(after.argval)] = found.get(name, name)
+    return found
+
+
+def _is_raised(steps: Sequence[dis.Instruction], i: int) -> bool:
+    """Whether an attribute is read for the value that is set next: its owner is copied for that."""
+    copied = i > 0 and steps[i - 1].opname == "COPY"
+    return copied and any(s.opname == "STORE_ATTR" and s.argval == steps[i].argval for s in steps[i + 1 :])
+
+
+@functools.lru_cache(4096)
+def calls_in(code: types.CodeType) -> frozenset[str]:
+    """The names of what code, and functions that are written inside of it, call: ``f(x)``, ``a.f(x)``."""
+    steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS - {"PUSH_NULL"}]
+    known_as, found = _known_as([s for s in steps if s.opname != "PUSH_NULL"]), set(methods_in(code))
+    for i, step in enumerate(steps):
+        if step.opname != "PUSH_NULL" and not (step.opname == "LOAD_GLOBAL" and "NULL" in step.argrepr):
+            continue
+        near = i if step.opname != "PUSH_NULL" else i - 1 if _NULL_BEHIND else i + 1
+        while not _NULL_BEHIND and steps[near + 1].opname == "LOAD_ATTR":  # a.f(*x)
+            near += 1
+        called = steps[near].argval
+        found.add(str(called[-1] if isinstance(called, tuple) else called))
+    found |= {known_as[name] for name in found & known_as.keys()}
+    return frozenset(found).union(*(calls_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
 
 
 def read_names(cls: type) -> frozenset[str]:

@@ -19,8 +19,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.called import NO_READERS, Called
-from graphaug.capture.recording.relied.classes import can_be_watched, has_no_effect, is_foreign
-from graphaug.capture.recording.relied.facts import is_plain
+from graphaug.capture.recording.relied.classes import (
+    can_be_watched,
+    has_no_effect,
+    is_foreign,
+    is_of_a_package,
+    is_of_threads,
+)
+from graphaug.capture.recording.relied.members import is_value, makes_itself, members_of, methods_of
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
 from graphaug.capture.recording.relied.told import Array
 from graphaug.capture.recording.relied.unseen import may_answer
@@ -39,8 +45,6 @@ _NAMESPACES = (types.SimpleNamespace, threading.local)
 """Objects whose reads nobody sees: what names say of them is all there is."""
 _OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 """Values that C code shares, as of `multiprocessing.RawValue`."""
-_THREADS = {"threading", "queue", "multiprocessing.sharedctypes", "multiprocessing.managers"}
-"""Modules of Python whose objects tell what another thread or process has done: events, counts, queues, values."""
 _ENDS = (type, Tensor, nn.Module, types.FunctionType, types.ModuleType)
 
 
@@ -65,7 +69,7 @@ class Holdings:
     ) -> None:
         self.names, self.asked, self.pairs = called.names | called.strings, called.strings, called.pairs
         self._method, self._function, self._module = called.of_object, function, module
-        self.whole = called.whole
+        self._called, self.whole = called, called.whole
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()
@@ -107,7 +111,7 @@ class Holdings:
             self.inside(name, value.__repr__.__self__, within, depth)
             return
         if isinstance(value, type) and within is not None:
-            self.of_class(value)
+            self.of_class(value, _last_of(name))
         if isinstance(value, nn.Module) and self._module is not None:
             self._module(name, value)
         if isinstance(value, types.FunctionType):
@@ -155,16 +159,22 @@ class Holdings:
             held = vars(value)[attribute]
             self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth - 1)
 
-    def of_class(self, cls: type) -> None:
-        """Attributes of a class that are read off the class itself: ``Net.scale``, ``type(self).scale``."""
-        if is_foreign(cls.__module__) or issubclass(cls, enum.Enum):
+    def of_class(self, cls: type, known_as: str = "") -> None:
+        """What is read off a class itself, and what objects do that code makes of it, by the name it calls it by."""
+        if is_foreign(cls.__module__):
             return
-        for attribute in sorted(self.names & vars(cls).keys()):
-            value = vars(cls)[attribute]
-            # by whatever name: Net.scale, type(self).scale, of a class method klass.scale
-            owners = {owner for owner, asked in self.pairs if asked == attribute}
-            if owners - {"self"} and _is_value(value):
-                self.reach(f"{cls.__name__}.{attribute}", "attribute", cls, attribute, value)
+        called = self._called  # an entry of a table is called by whatever name
+        makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
+        self._members(cls, makes and not is_of_a_package(cls.__module__))
+        if not is_foreign(type(cls).__module__):  # a metaclass, of which the class is an object
+            self._members(type(cls), not is_of_a_package(type(cls).__module__))
+
+    def _members(self, cls: type, makes: bool) -> None:
+        for kind, name, value in members_of(cls, self._called, makes):
+            self.reach(f"{cls.__name__}.{name}", kind, cls, name, value)
+        if makes or (issubclass(cls, enum.Enum) and not is_of_a_package(cls.__module__)):
+            for base, name in methods_of(cls, self._called):
+                self._method(base, name)
 
     # --- kinds of holders -----------------------------------------------------------------------
 
@@ -218,7 +228,7 @@ class Holdings:
 
     def _object(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
         """Of an object whose reads are seen every attribute; of others those that code names."""
-        watched, of_threads = can_be_watched(value), _is_of_threads(value)
+        watched, of_threads = can_be_watched(value), is_of_threads(value)
         if not watched and not of_threads and not isinstance(value, _NAMESPACES):
             if may_answer(_last_of(name), value, self.names, self.pairs):
                 self.unwatched.append((f"{name} (of class {type(value).__name__})", within))
@@ -226,7 +236,10 @@ class Holdings:
         owner, held = name.rpartition(".")[2], _own_attributes(value)
         every = of_threads or (watched and len(self.found) < _MANY)
         for attribute in sorted(map(str, held if every else self.names & held.keys())):
-            of_a_tensor = hasattr(Tensor, attribute) and (owner, attribute) not in self.pairs
+            by_string = owner in self.asked and ("", attribute) in self.pairs  # getattr(o, "cfg").t
+            of_a_tensor = (
+                hasattr(Tensor, attribute) and not by_string and (owner, attribute) not in self.pairs
+            )
             if watched or not of_a_tensor:
                 now = held[attribute]
                 self.reach(f"{name}.{attribute}", "attribute", value, attribute, now, within, depth)
@@ -261,26 +274,13 @@ class Holdings:
             bound = getattr(getattr(value, attribute), "__func__", None)
             if bound is not None:
                 self.reach(name, "method", value, attribute, bound, within, depth)
-        elif _is_value(held):
+        elif is_value(held):
             self.reach(name, "attribute", value, attribute, held, within, depth)
-
-
-_DESCRIPTORS = (property, classmethod, staticmethod, functools.cached_property, types.FunctionType, type)
 
 
 def _last_of(name: str) -> str:
     """The name that code has for what is reached as ``self.a``, ``the global 'a'`` or ``a['b']``."""
     return name.rpartition(".")[2].strip("'").rpartition("'")[2]
-
-
-def _is_of_threads(value: Any) -> bool:
-    """Whether an object passes something on between threads, in attributes of its own; threads themselves do not."""
-    return type(value).__module__ in _THREADS and not isinstance(value, (threading.Thread, threading.local))
-
-
-def _is_value(value: Any) -> bool:
-    """Whether what a class holds is a value, as it is read off the class or its objects."""
-    return is_plain(value) or not (isinstance(value, _DESCRIPTORS) or hasattr(type(value), "__get__"))
 
 
 def _own_attributes(value: Any) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from graphaug.capture.recording.relied.called import content
 from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import (
     attributes_in,
@@ -19,6 +18,7 @@ from graphaug.capture.recording.relied.code_names import (
     strings_in,
 )
 from graphaug.capture.recording.relied.comparisons import comparisons_in
+from graphaug.capture.recording.relied.modules import content
 
 _BY_IDENTITY = {"id", "hash", "set", "dict"}
 _LAYOUT = {"is_contiguous", "stride", "as_strided", "storage_offset"}

@@ -16,11 +16,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.called import Called, content, global_names, is_installed, modules_of
+from graphaug.capture.recording.relied.called import Called, is_installed
 from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import asked_globals_in, attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.holdings import Holdings
+from graphaug.capture.recording.relied.modules import content, global_names, modules_of, of_torch
 from graphaug.capture.recording.relied.reached import CHANGED, GONE, Reached, reader
 
 
@@ -210,18 +211,23 @@ class _Walk:
         if "globals" in names:
             for missing in sorted(asked_globals_in(function.__code__) - scope.keys()):
                 self.holdings.reach(f"the global {missing!r}", "item", scope, missing, GONE)
-        for variable, module in modules_of(function).items():
-            held = vars(module)
-            for name in sorted(names & held.keys()):
-                if function in self.called.of_objects and isinstance(held[name], _CODE):
-                    continue
-                self.holdings.reach(f"{variable}.{name}", "item", held, name, held[name])
+        self._off_modules(function)
         if names & {"environ", "getenv"}:
             for key in sorted(self._keys(function)):
                 now = os.environ.get(key, GONE)
                 self.holdings.reach(f"the environment's {key}", "item", os.environ, key, now)
         for default in (*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()):
             self.holdings.inside(f"a default of {where}", default, None)
+
+    def _off_modules(self, function: types.FunctionType) -> None:
+        of_a_package = function in self.called.of_objects
+        for variable, module, names in modules_of(function):
+            held = vars(module)
+            for name in sorted(names & held.keys()):
+                if not (of_a_package and isinstance(held[name], _CODE)):
+                    self.holdings.reach(f"{variable}.{name}", "item", held, name, held[name])
+        for spelled, held, name, there in of_torch(function) if not of_a_package else ():
+            self.holdings.reach(spelled, "function", held, name, there)
 
     def _keys(self, function: types.FunctionType) -> set[str]:
         """The strings that a function may look up in the environment: its own, and those that it reaches by a name."""

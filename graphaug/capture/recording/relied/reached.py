@@ -6,6 +6,7 @@ A graph holds what these were when it was captured, so that it relies on them.
 from __future__ import annotations
 
 import collections
+import functools
 import operator
 import threading
 import types
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from graphaug.capture.recording.patches import behind
 from graphaug.capture.recording.relied.classes import can_be_watched
 from graphaug.capture.recording.relied.facts import ABSENT, is_plain
 from graphaug.capture.recording.relied.told import How, how_told, is_same, same_as_told
@@ -31,7 +33,7 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-_NOT_COMPILED = ("table", "bytes", "code")
+_NOT_COMPILED = ("table", "bytes", "code", "function")
 """Kinds that torch's compiler cannot look into."""
 
 
@@ -41,7 +43,8 @@ class Reached:
 
     Attributes:
         name: as the code spells it, for messages: "cfg['p']".
-        kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, "variable" of a
+        kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, a "function" that
+            a module of torch has, and that recordings exchange, "variable" of a
             closure, "context" of a context variable, the "code" of a function, which may be exchanged in place; or the
             "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, all of a large
             dict as a "table", the "numbers" or "bytes" of an array as a whole.
@@ -72,7 +75,7 @@ class Reached:
             unseen = not all(map(is_plain, self.expected))
         if self.kind == "context":
             unseen = not (COMPILES_CONTEXT_VARIABLES and is_plain(self.expected))
-        if self.kind == "property":
+        if self.kind == "property" or isinstance(self.expected, property):
             unseen = not COMPILES_PROPERTIES
         how: How = "" if unseen else how_told(self.expected)
         if self.expected is CHANGED or (self.kind == "members" and not unseen):
@@ -143,11 +146,13 @@ class Reached:
         if self.kind == "attribute":
             return getattr(self.holder, self.key, GONE)
         if self.kind == "method":
-            if torch.compiler.is_compiling():
+            if torch.compiler.is_compiling() and not isinstance(self.holder, type):
                 getattr(self.holder, self.key)  # so that one of the object's own makes it compile anew
                 of_class = getattr(type(self.holder), self.key)
                 return getattr(of_class, "__func__", of_class)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
+        if self.kind == "function":
+            return behind(self.holder.get(self.key, GONE))
         if self.kind == "property":
             return getattr(type(self.holder), self.key, GONE)
         if self.kind == "item":
@@ -191,8 +196,12 @@ class Reached:
 
 def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
     """A function that gives what a dict has at a key, where that is all there is to ask; else None."""
-    if kind == "item" and type(holder) is dict:
+    if kind in ("item", "function") and type(holder) is dict:
         return holder.get
+    if isinstance(holder, type):
+        if kind == "method":
+            return lambda name: getattr(getattr(holder, name, GONE), "__func__", GONE)
+        return functools.partial(_get, holder) if kind == "attribute" else None
     held = [getattr(holder, "__dict__", {})]
     if isinstance(holder, nn.Module):
         held += [holder._parameters, holder._buffers, holder._modules]
@@ -203,6 +212,10 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
     there = (d for d in held if type(d) is dict and d.get(key, GONE) is expected)
     found = next(there, None) if of_object and expected is not GONE and expected is not None else None
     return None if found is None else found.get
+
+
+def _get(holder: type, key: str) -> Any:
+    return getattr(holder, key, GONE)
 
 
 def reader(cell: types.CellType) -> types.FunctionType:
