@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import memory, written
+from graphaug.capture.dataflow import carries_gradient, memory, written
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
@@ -80,10 +80,19 @@ def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) ->
         raise SparseBackwardError(f"its rows are not proved independent: {proof.meeting}")
     values = entering(graph, region, known, "enters the branch")
     for value in values:
-        beside = any(user not in region for user in value.node.users)
-        if value.place is not None and beside and value_of(value.node).is_floating_point():
+        if value.place is not None and _passes_beside(value.node, region):
             return Branch(result, frozenset(region), tuple(values), proof.place)
     raise SparseBackwardError("it is no residual branch: nothing that enters it also passes beside it")
+
+
+def _passes_beside(node: fx.Node, region: set[fx.Node]) -> bool:
+    """Whether a value also goes on without the branch: what is made of its size or its dtype, as a mask, is not it."""
+    if not value_of(node).is_floating_point():
+        return False
+    users = [user for user in node.users if user not in region]
+    if carries_gradient(value_of(node)):
+        users = [user for user in users if user.op == "output" or carries_gradient(value_of(user))]
+    return bool(users)
 
 
 def modules_of(branch: Branch, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

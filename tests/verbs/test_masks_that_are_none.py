@@ -13,6 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 import graphaug as ga
+from graphaug.errors import InvalidOption
 
 IDS = torch.randint(3, 40, (5, 8), generator=torch.Generator().manual_seed(0))
 WHOLE, PADDED = torch.ones_like(IDS), (torch.arange(8) < torch.tensor([8, 5, 8, 3, 8])[:, None]).long()
@@ -89,3 +90,9 @@ def test_kept_tokens_of_a_call_without_a_mask_are_a_shorter_call() -> None:
     value = kept[0][0] if isinstance(kept[0], tuple) else kept[0]
     torch.testing.assert_close(found, model.encoder.layer[2](value))
     ga.verify(aug, {"input_ids": IDS, "attention_mask": WHOLE})
+
+
+@pytest.mark.parametrize("site", ["layers.0", "layers.1"])
+def test_a_whole_layer_is_no_branch_though_the_mask_is_made_beside_it(site: str) -> None:
+    with pytest.raises(InvalidOption, match="no residual branch"):
+        ga.skip_rows(llama(), site, example_inputs={"input_ids": IDS})
