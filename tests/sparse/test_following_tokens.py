@@ -57,6 +57,25 @@ def bert_by_hand(model: Any, kept: Callable[[Tensor], Tensor]) -> Tensor:
     return h
 
 
+def llama() -> nn.Module:
+    sizes = {"hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 32}
+    return transformers.LlamaModel(transformers.LlamaConfig(vocab_size=50, num_key_value_heads=2, **sizes))
+
+
+def llama_by_hand(model: Any, kept: Callable[[Tensor], Tensor]) -> Tensor:
+    """The two entries of the rotary positions follow by themselves, and are handed on as one tuple."""
+    h = model.embed_tokens(TOKENS)
+    turned = model.rotary_emb(h, position_ids=torch.arange(TOKENS.shape[1])[None])
+    seen = torch.ones(9, 9).tril().bool() & MASK.bool()[:, None, None, :]
+    h = model.layers[0](h, position_embeddings=turned, attention_mask=seen)
+    index = kept(h)
+    h, seen = pick(h, index, 1), pick(seen, index, 2, 3)
+    for layer in model.layers[1:]:
+        turned_there = tuple(pick(t, index, 1) for t in turned)
+        h = layer(h, position_embeddings=turned_there, attention_mask=seen)
+    return model.norm(h)
+
+
 def additive(mask: Tensor) -> Tensor:
     return (1 - mask.double())[:, None, None, :] * torch.finfo(torch.float64).min
 
@@ -167,6 +186,7 @@ TEXT = {"input_ids": TOKENS, "attention_mask": MASK}
 MODELS: dict[str, tuple[Callable[[], nn.Module], str, Any, Any, list[str]]] = {
     "bert eager": (lambda: bert("eager"), "encoder.layer.0", TEXT, bert_by_hand, ["mask"]),
     "bert sdpa": (lambda: bert("sdpa"), "encoder.layer.0", TEXT, bert_by_hand, ["mask"]),
+    "llama": (llama, "layers.0", TEXT, llama_by_hand, ["mask", "rotary_emb[0]", "rotary_emb[1]"]),
     "vit": (MaskedViT, "blocks.0", {"images": IMAGES}, vit_by_hand, ["shape[1]"]),
     "sequence first": (
         SequenceFirst,
