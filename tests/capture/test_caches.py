@@ -117,6 +117,7 @@ def test_what_acts_in_eval_mode_acts_without_a_cache() -> None:
     assert not torch.equal(found[0], model(**inputs)[0])
 
 
+@pytest.mark.long
 def test_the_rewritten_decoder_generates_with_its_cache() -> None:
     torch.manual_seed(0)
     model, site, names = gpt2()
@@ -129,7 +130,7 @@ def test_the_rewritten_decoder_generates_with_its_cache() -> None:
     assert torch.equal(more.logits, again.logits)
 
 
-@pytest.mark.few(2)
+@pytest.mark.few(1)
 @pytest.mark.parametrize("make", DECODERS)
 def test_none_is_needed_without_examples_either(make: Any) -> None:
     torch.manual_seed(0)
@@ -141,6 +142,7 @@ def test_none_is_needed_without_examples_either(make: Any) -> None:
     assert any(site in str(entry) for entry in ga.sites(model))
 
 
+@pytest.mark.long
 def test_on_the_meta_device_nothing_is_compared_and_that_is_said() -> None:
     with torch.device("meta"):
         model, site, names = llama()
@@ -257,12 +259,14 @@ def test_an_argument_of_that_name_is_any_other_elsewhere(given: bool) -> None:
     torch.testing.assert_close(plain(x), model(x))
 
 
+@pytest.mark.long
 def test_the_head_behind_a_closed_decoder_is_no_bypass() -> None:
     model = gpt2()[0]
     aug = ga.rewrite(model, "lm_head", example_inputs=tokens(("input_ids",)))
     assert "separates the input from the output" in str(aug.plan)
 
 
+@pytest.mark.few(1)
 @pytest.mark.parametrize("names", [("attention_mask",), ()])
 def test_a_call_by_places_says_nothing_of_the_cache(names: tuple[str, ...]) -> None:
     torch.manual_seed(0)
