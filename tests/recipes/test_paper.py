@@ -98,6 +98,7 @@ def test_finished_runs_are_not_repeated_and_seeds_can_be_added(done, data, tmp_p
 def test_a_dry_run_shows_runs_and_claims_and_writes_nothing(graphaug, data, tmp_path, monkeypatch):
     monkeypatch.setitem(SCALES, "tiny", {**SCALES["tiny"], "images": None, "batch_size": 16, "size": 8})
     monkeypatch.setattr("graphaug.recipes.sweep.Sweep.run", lambda *_: pytest.fail("run"))
+    monkeypatch.delenv("COLUMNS", raising=False)  # nothing is cut
     options = ["--data", data, "--at", "4", "--seeds", "2", "--dry-run"]
     code, told, err = graphaug("paper", "fig4", "--out", tmp_path / "fig4", *options)
     assert code == 0, err
