@@ -146,7 +146,9 @@ class Reached:
         if self.kind == "attribute":
             return getattr(self.holder, self.key, GONE)
         if self.kind == "method":
-            if torch.compiler.is_compiling() and not isinstance(self.holder, type):
+            if torch.compiler.is_compiling() and isinstance(self.holder, type):
+                return _class_method(self.holder, self.key)
+            if torch.compiler.is_compiling():
                 getattr(self.holder, self.key)  # so that one of the object's own makes it compile anew
                 of_class = getattr(type(self.holder), self.key)
                 return getattr(of_class, "__func__", of_class)
@@ -216,6 +218,14 @@ def _look_up(kind: str, holder: Any, key: Any, expected: Any) -> Any:
 
 def _get(holder: type, key: str) -> Any:
     return getattr(holder, key, GONE)
+
+
+def _class_method(cls: type, name: str) -> Any:
+    """The function of a class method, as torch's compiler finds it: bound to a class it takes it for another one."""
+    for base in cls.__mro__:
+        if name in base.__dict__:
+            return base.__dict__[name].__func__
+    return GONE
 
 
 def reader(cell: types.CellType) -> types.FunctionType:
