@@ -23,10 +23,8 @@ def found() -> str | None:
     """The name of Fashion-MNIST, if the whole of it was downloaded before; nothing is downloaded here."""
     from torchvision.datasets import FashionMNIST
 
-    try:
-        FashionMNIST(
-            str(data_root())
-        )  # looks for the files of both parts: a download that failed leaves their folder
+    try:  # it looks for the files of both parts: a download that failed leaves their folder
+        FashionMNIST(str(data_root()))
     except (OSError, RuntimeError, ValueError):
         return None
     return "fashion-mnist"

@@ -53,22 +53,20 @@ def cache_of(
     if named.get(USE_CACHE, False) is not None or asked not in (None, False) or not _is_configured(model):
         return Cache()
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
-        return (
-            Cache()
-            if asked is None
-            else Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
-        )
+        if asked is None:
+            return Cache()
+        return Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
     examples = _with_data(examples, model)
     uncached, cached = {**examples, USE_CACHE: False}, {**examples, USE_CACHE: None}
     try:
-        with unchanged(model), undrawn():
-            returned, whole = (_returned(model, inputs, positional) for inputs in (uncached, cached))
-            same = returned.keys() <= whole.keys() and all(
-                map(_close, returned.values(), _at(returned, whole))
+        with unchanged(model), undrawn(), torch.enable_grad():
+            plain, whole = (
+                _by_place(run_once(model, inputs, positional, training=True)) for inputs in (uncached, cached)
             )
-            fills = bool(whole.keys() - returned.keys())
+            same = plain.keys() <= whole.keys() and all(_close(plain[place], whole[place]) for place in plain)
+            fills = bool(whole.keys() - plain.keys())
             if same and (fills or asked is False):
-                gradients = (_gradients(model, inputs, positional, returned) for inputs in (uncached, cached))
+                gradients = (_gradients(model, [found[place] for place in plain]) for found in (plain, whole))
                 same = all(map(_close, *gradients))
     except Exception:  # the examples do not fit, which the capture will say
         return Cache()
@@ -102,28 +100,17 @@ def _with_data(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
     return found
 
 
-def _returned(model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...]) -> dict[str, Any]:
-    """What a training step returns, by where it lies in the output."""
-    with torch.no_grad():
-        return _by_place(run_once(model, inputs, positional, training=True))
-
-
-def _gradients(
-    model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], places: Mapping[str, Any]
-) -> list[Tensor | None]:
-    """Gradients of the square of what a training step returns at some places.
+def _gradients(model: nn.Module, returned: list[Any]) -> list[Tensor | None]:
+    """Gradients of the square of what a training step returns.
 
     Of biases and norms, where there are any: they lie on every way, and cost a fraction of what the matrices do.
     """
     every = [p for p in model.parameters() if p.requires_grad]
     trained = [p for p in every if p.dim() < 2] or every
-    with torch.enable_grad():
-        found = _by_place(run_once(model, inputs, positional, training=True))
-        tensors = [found[place] for place in places if isinstance(found[place], Tensor)]
-        losses = [t.float().square().sum() for t in tensors if t.requires_grad]
-        if not losses or not trained:
-            return [None] * len(trained)
-        return list(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True))
+    losses = [t.float().square().sum() for t in returned if isinstance(t, Tensor) and t.requires_grad]
+    if not losses or not trained:
+        return [None] * len(trained)
+    return list(torch.autograd.grad(torch.stack(losses).sum(), trained, allow_unused=True))
 
 
 def _by_place(returned: Any) -> dict[str, Any]:
@@ -132,10 +119,6 @@ def _by_place(returned: Any) -> dict[str, Any]:
         returned, is_leaf=lambda v: "cache" in type(v).__name__.lower()
     )
     return {torch.utils._pytree.keystr(path): value for path, value in leaves}
-
-
-def _at(places: Mapping[str, Any], found: Mapping[str, Any]) -> list[Any]:
-    return [found[place] for place in places]
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -196,9 +196,7 @@ def _let_follow(graph: fx.Graph, cut: fx.Node, values: list[Follower]) -> None:
     after = behind(cut) - {cut}
     for value in values:
         for user in value.users:  # one for each, as one of them may write into it
-            if (
-                user not in after
-            ):  # it joins the entries of a tuple that was taken apart, each of which follows
+            if user not in after:  # it joins the entries of a tuple, each of which follows by itself
                 kept.append(user)
                 after.add(user)
             with graph.inserting_before(user):
