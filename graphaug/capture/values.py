@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ def value_of(node: fx.Node) -> Any:
     return node.meta.get("value", UNKNOWN)
 
 
-def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
+def assume(value: Any, expected: Any, what: str, guessed: str = "", line: str = "") -> None:
     """Raise ``AssumptionViolated`` unless a call sees the value that the capture relied on.
 
     Args:
@@ -41,6 +42,7 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
         expected: what the example had.
         what: the question, as the plan spells it.
         guessed: where the example comes from, if the user did not give it.
+        line: where the forward asks, as a word in brackets after a space.
     """
     if _differs(value, expected) and not (isinstance(value, str) and UNSEEN in value):
         advice = taken_from(guessed) or " Call rewrite again with example_inputs like these."
@@ -51,12 +53,21 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "") -> None:
                 " Of int(…) a graph keeps the number alone: write math.floor(…) in its place, or n // 2 for "
                 f"int(n / 2), which hold for every size.{advice}"
             )
+        elif _IS_A_SIZE.search(what):
+            advice = (
+                " What is computed of a size holds for every size while Python makes no number of its own of it, as "
+                f"float(…), range(…) and math.sqrt(…) do.{advice}"
+            )
         found = (
             f"in this call {spelled(what, value)}" if _compares(what, value) else f"this call has {value!r}"
         )
         raise AssumptionViolated(
-            f"this model was captured for {spelled(what, expected)}, but {found}.{advice}"
+            f"this model was captured for {spelled(what, expected)}{line}, but {found}.{advice}"
         )
+
+
+_IS_A_SIZE = re.compile(r"\.shape\[-?\d+\]$")
+"""What ends so is a size as it is, and no comparison."""
 
 
 def extended(made: Any, entries: Mapping[str, Any]) -> Any:

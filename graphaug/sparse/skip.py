@@ -15,6 +15,7 @@ from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.prefix import held_by, statistics_modules
+from graphaug.sparse.added import check_added
 from graphaug.sparse.crossing import Entering, Known, entering
 from graphaug.sparse.entries import looked_up, tensors_by_keys
 from graphaug.surgery.called.kept_rows import counted, put_back, taken
@@ -78,6 +79,7 @@ def find_branch(graph: fx.Graph, result: fx.Node, proof: Proof, known: Known) ->
         raise SparseBackwardError(f"'{norm}' couples the rows of the branch by its batch statistics")
     if proof.place is None or proof.verdict not in ("proved", "statistics"):
         raise SparseBackwardError(f"its rows are not proved independent: {proof.meeting}")
+    check_added(result, known.model)
     values = entering(graph, region, known, "enters the branch")
     for value in values:
         if value.place is not None and _passes_beside(value.node, region):

@@ -305,6 +305,50 @@ class Around(torch.nn.Module):
         return out
 
 
+class Passes(torch.nn.Module):
+    """Hands on what it does not name, as wrappers that add adapters do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = llama()[0]
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        return self.inner(input_ids=input_ids, **more)
+
+
+class Decides(Passes):
+    """Returns something else where a cache was made."""
+
+    def forward(self, input_ids: torch.Tensor, **more: Any) -> Any:
+        out = self.inner(input_ids=input_ids, **more)
+        return out.last_hidden_state * (2.0 if out.past_key_values is None else 1.0)
+
+
+def test_a_wrapper_that_hands_its_keywords_on_goes_without_a_cache_as_well() -> None:
+    torch.manual_seed(0)
+    model, inputs = Passes(), tokens(("input_ids",))
+    aug = ga.rewrite(model, "inner.layers.0", stop_grad=True, example_inputs=inputs)
+    assert any("use_cache=False" in note and "all else was equal" in note for note in aug.plan.notes)
+    assert ga.verify(aug, inputs)
+    assert aug.train()(**inputs).past_key_values is None
+    assert aug(**inputs, use_cache=False).past_key_values is None
+    with pytest.raises(AssumptionViolated, match="use_cache == False"):
+        aug(**inputs, use_cache=True)
+    found, expected = aug.eval()(**inputs), model.eval()(**inputs)
+    assert found.past_key_values is not None
+    assert torch.equal(found[0], expected[0])
+
+
+def test_a_wrapper_that_looks_whether_there_is_a_cache_is_not_taken_for_the_same() -> None:
+    inputs = tokens(("input_ids",))
+    with pytest.raises(CaptureError, match="use_cache"):
+        ga.rewrite(Decides(), "inner.layers.0", example_inputs=inputs)
+    aug = ga.rewrite(Decides(), "inner.layers.0", example_inputs={**inputs, "use_cache": False}).train()
+    aug(**inputs, use_cache=False)
+    with pytest.raises(AssumptionViolated, match="use_cache"):
+        aug(**inputs)
+
+
 def test_where_no_argument_turns_it_off_a_setting_does() -> None:
     model, ids = Around(), torch.randint(3, 40, (4, 7))
     with pytest.raises(CaptureError, match=r"Set model\.inner\.config\.use_cache = False\.$"):

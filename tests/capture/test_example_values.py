@@ -41,6 +41,16 @@ class Opened(nn.Module):
         return self.last(self.body(self, self.first(x)))
 
 
+class Flagged(Opened):
+    """With an input that the graph holds for."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda model, h: h.relu())
+
+    def forward(self, x: Tensor, flag: bool = False) -> Any:
+        return super().forward(x) * (2 if flag else 1)
+
+
 def outputs(module: nn.Module, x: Tensor) -> ModelOutput:
     return ModelOutput(value=x, rows=x.shape[0])
 
@@ -252,10 +262,27 @@ def test_an_assumption_is_recorded_shown_and_checked(body: Any, what: str, seen:
         aug.train()(sequence(3, 5))
     message = str(caught.value)
     assert recorded in message
+    assert re.search(r"\(test_example_values\.py line \d+\), but", message)
     assert seen in message.replace("first", "h")
     assert "example_inputs" in message
     other = sequence(3, 5)
     assert torch.equal(aug.eval()(other), model.eval()(other))  # there the model itself runs
+
+
+def test_a_size_that_python_made_a_number_of_is_told_with_its_line_and_how_to_keep_it_a_size() -> None:
+    def averaged(model: Opened, h: torch.Tensor) -> torch.Tensor:
+        return h.sum(0) / float(h.shape[0])
+
+    aug = ga.rewrite(Opened(averaged), "first", example_inputs=sequence()).train()
+    with pytest.raises(AssumptionViolated, match=r"line \d+\), but this call has 2\..*float\(…\), range\(…\)"):
+        aug(sequence(2))
+
+
+def test_an_input_that_is_a_constant_is_told_without_a_line() -> None:
+    """No line of the forward asks for it, and the caller's has nothing to say."""
+    aug = ga.rewrite(Flagged(), "first", example_inputs={"x": sequence(), "flag": True}).train()
+    with pytest.raises(AssumptionViolated, match=r"flag == True, but"):
+        aug(x=sequence(), flag=False)
 
 
 def test_what_only_the_sizes_of_parameters_decide_is_no_assumption() -> None:

@@ -7,6 +7,7 @@ where gradients are checkpointed, if all else that the model returns is the same
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -50,14 +51,15 @@ def cache_of(
         named: all that its forward names, with their defaults.
     """
     asked = examples.get(USE_CACHE)
-    if named.get(USE_CACHE, False) is not None or asked not in (None, False) or not _is_configured(model):
+    if not _may_be_told(model, named) or asked not in (None, False) or not _is_configured(model):
         return Cache()
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         if asked is None:
             return Cache()
         return Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
     examples = _with_data(examples, model)
-    uncached, cached = {**examples, USE_CACHE: False}, {**examples, USE_CACHE: None}
+    cached = {name: value for name, value in examples.items() if name != USE_CACHE}
+    uncached = {**cached, USE_CACHE: False}
     try:
         with unchanged(model), undrawn(), torch.enable_grad():
             plain, whole = (
@@ -73,6 +75,14 @@ def cache_of(
     if not same or not (fills or asked is False):
         return Cache(differs=not same)
     return Cache(True, note=_NOTE.format("in a trial of the example all else was equal") if fills else "")
+
+
+def _may_be_told(model: nn.Module, named: Mapping[str, Any]) -> bool:
+    """Whether a call may say that it wants no cache: by an argument that is left to the configuration, or by ``**``."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    return named.get(USE_CACHE, 0) is None or (
+        USE_CACHE not in named and any(p.kind is p.VAR_KEYWORD for p in parameters)
+    )
 
 
 def _is_configured(model: nn.Module) -> bool:

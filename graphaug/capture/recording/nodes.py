@@ -161,8 +161,8 @@ class Nodes:
 
     def _check(self, node: fx.Node, expected: Any, what: str) -> None:
         self.assumptions[node] = Assumption(what, copy.copy(expected))
-        guess = (self.session.guessed,) if self.session.guessed else ()
-        self.create("call_function", assume, (node, expected, what, *guess), {})
+        told = (what, self.session.guessed, self.session.line())
+        self.create("call_function", assume, (node, expected, *told), {})
 
     def vary(self, node: fx.Node) -> None:
         """Say that a node is no fact of the model: what is asked of it is checked."""

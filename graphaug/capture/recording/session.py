@@ -12,7 +12,7 @@ from torch import fx
 from graphaug.capture.dataflow import upstream
 from graphaug.capture.names import Frame
 from graphaug.capture.user_checks import only_checks
-from graphaug.capture.user_code import user_line
+from graphaug.capture.user_code import user_line, users_frame
 from graphaug.capture.values import describe
 from graphaug.errors import CaptureError
 
@@ -57,6 +57,7 @@ class Session:
         self.to_open: frozenset[str] = frozenset()
         self.unless_opened: CaptureError | None = None
         self.left_tensors = False
+        self._caller = id(users_frame())
 
     @contextlib.contextmanager
     def _with(self, aside: bool) -> Iterator[None]:
@@ -78,6 +79,10 @@ class Session:
         """Call something without recording it."""
         with self.unrecorded():
             return function(*args, **kwargs)
+
+    def line(self) -> str:
+        """`` (file.py line 12)`` of the opened code that runs; empty if none does."""
+        return "" if id(users_frame()) == self._caller else user_line()
 
     def about_caches(self, *objects: Any) -> str:
         """What turns them off, as advice after a space, if one of these is a cache by its name; else empty."""
@@ -106,7 +111,7 @@ class Session:
         advice = (
             reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
         )
-        at = user_line() if line is None else line
+        at = self.line() if line is None else line
         error = CaptureError(f"{self.model}.forward cannot be captured: {why}{at}.{advice}")
         self.refused = self.refused or error
         return error
