@@ -20,10 +20,10 @@ from graphaug.surgery.methods import watched
 from graphaug.surgery.plan import Plan
 from graphaug.surgery.rewritten.aliases import INTERNAL, at_alias, speakable
 from graphaug.surgery.rewritten.blocks import in_blocks
-from graphaug.surgery.rewritten.children import agree, child_of, is_of_the_model
+from graphaug.surgery.rewritten.children import add_child, agree, child_of, is_of_the_model, later
 from graphaug.surgery.rewritten.forward import compiled, forward_of, not_scriptable
-from graphaug.surgery.rewritten.overrides import take_over
-from graphaug.surgery.rewritten.packing import packed, rebuilt, shared
+from graphaug.surgery.rewritten.overrides import apply, take_over
+from graphaug.surgery.rewritten.packing import blank, fill, packed, shared
 from graphaug.surgery.rewritten.parts import Parts
 
 # The registries of the root that the rewritten model and the user's model have in common.
@@ -61,8 +61,7 @@ class AugmentedModule(fx.GraphModule):
         self.__dict__["_modules"].update({**model._modules, **parts.added})
         self.__dict__["_agreed"] = dict(model._modules)
         take_over(type(self), model)
-        self.training = model.training
-        self.__dict__["_own"] = frozenset()
+        self.__dict__.update(training=model.training, _own=frozenset())
         # past nn.Module.__setattr__, which takes it for a child where the model has one called graph
         fx.GraphModule.graph.fset(self, speakable(parts.training_graph, AugmentedModule, self._aliases))  # type: ignore[attr-defined]
         self._set_modes(self.training)
@@ -93,13 +92,13 @@ class AugmentedModule(fx.GraphModule):
     def train(self, mode: bool = True) -> AugmentedModule:
         """Set training mode; frozen modules with batch statistics stay in eval mode."""
         self._parts.model.train(mode)  # the model may override it, as backbones with frozen norms do
-        for module in self._later().values():
+        for module in later(self).values():
             module.train(mode)
         self._set_modes(mode)
         return self
 
     def _set_modes(self, mode: bool) -> None:
-        self.training = mode
+        self.__dict__["training"] = mode  # the model's own train may leave it in another
         for module in self._parts.added.values():
             module.train(mode)
         frozen = self._parts.frozen
@@ -107,11 +106,6 @@ class AugmentedModule(fx.GraphModule):
             frozen.keeps_statistics = self._keeps_statistics
             for norm in frozen.norms(self._parts.model) if self._keeps_statistics else ():
                 norm.eval()
-
-    def _later(self) -> dict[str, nn.Module]:
-        """Children that were added to the rewritten model itself."""
-        known = {*self._parts.model._modules, *self._parts.added}
-        return {name: m for name, m in self._modules.items() if m is not None and name not in known}
 
     @property
     def _keeps_statistics(self) -> bool:
@@ -250,14 +244,19 @@ class AugmentedModule(fx.GraphModule):
             if parts is None or name.startswith("__"):
                 raise
             value = getattr(parts.model, name)
-            if isinstance(value, types.MethodType) and name not in parts.warned:
+            of_model = isinstance(value, types.MethodType) and value.__self__ is parts.model
+            if of_model and name not in parts.warned:
                 return watched(value, parts.model, lambda: self.training, parts.warned)
             return value
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in INTERNAL and not isinstance(value, (nn.Module, Tensor)):
+        of_model = is_of_the_model(self, name, value)
+        internal = name in INTERNAL and (name.startswith("_") or not of_model)
+        if internal and not isinstance(value, (nn.Module, Tensor)):
             object.__setattr__(self, name, value)  # the model may have a child of that name
-        elif is_of_the_model(self, name):
+            if name == "training" and "_parts" in self.__dict__:  # by itself, as trainers put modes back
+                self._parts.model.training = value
+        elif of_model:
             setattr(self._parts.model, name, value)  # a new head is a new head for both
         else:
             super().__setattr__(name, value)
@@ -268,14 +267,6 @@ class AugmentedModule(fx.GraphModule):
             agree(self)
         else:
             super().__delattr__(name)
-
-    def add_module(self, name: str, module: nn.Module | None) -> None:
-        """Add a child, or exchange one; a child of the model is exchanged there as well."""
-        if name in self._modules:  # its name may be one that this class has an attribute of
-            self.__dict__["_modules"][name] = module
-            agree(self)
-        else:
-            super().add_module(name, module)
 
     def get_submodule(self, target: str) -> nn.Module:
         """The module at a path; a child comes before an attribute of this class that has its name."""
@@ -289,10 +280,17 @@ class AugmentedModule(fx.GraphModule):
         return shared(AugmentedModule, self)  # type: ignore[no-any-return]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> AugmentedModule:
-        return rebuilt(AugmentedModule, copy.deepcopy(packed(self), memo))  # type: ignore[no-any-return]
+        twin: AugmentedModule = blank(AugmentedModule)
+        memo[id(self)] = twin  # what it holds may hold it
+        fill(twin, copy.deepcopy(packed(self), memo))
+        return twin
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return rebuilt, (AugmentedModule, packed(self))
+        return blank, (AugmentedModule,), packed(self)
+
+    __setstate__ = fill
+    apply = apply
+    add_module = add_child
 
     def _replicate_for_data_parallel(self) -> fx.GraphModule:
         replica = fx.GraphModule.__copy__(self)  # whose parameters are set apart from the model's

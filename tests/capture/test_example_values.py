@@ -274,7 +274,9 @@ def test_a_size_that_python_made_a_number_of_is_told_with_its_line_and_how_to_ke
         return h.sum(0) / float(h.shape[0])
 
     aug = ga.rewrite(Opened(averaged), "first", example_inputs=sequence()).train()
-    with pytest.raises(AssumptionViolated, match=r"line \d+\), but this call has 2\..*float\(…\), range\(…\)"):
+    with pytest.raises(
+        AssumptionViolated, match=r"line \d+\), but this call has 2\..*float\(…\), range\(…\)"
+    ):
         aug(sequence(2))
 
 

@@ -83,7 +83,11 @@ class Signature:
         otherwise = dict(named)
         for p in examples.keys() - {*positional, *named}:
             told = p == USE_CACHE and cache.left_out
-            if type(examples[p]) in _CONSTANT and not told and makes_no_difference(model, examples, positional, p):
+            if (
+                type(examples[p]) in _CONSTANT
+                and not told
+                and makes_no_difference(model, examples, positional, p)
+            ):
                 otherwise[p] = examples[p]  # a call without it is no other
         captured = tuple(
             _input(p, examples[p], p not in positional, otherwise.get(p, _EMPTY))

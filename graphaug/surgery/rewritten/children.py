@@ -11,6 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphaug.capture.recording.relied.children import CONTAINERS, Children
+from graphaug.capture.recording.relied.facts import Fact
+from graphaug.capture.state import OF_EVERY_MODULE
+
 _GONE: Any = object()
 
 
@@ -51,9 +55,54 @@ def agree(aug: Any) -> dict[str, nn.Module | None]:
     return own
 
 
-def is_of_the_model(aug: Any, name: str) -> bool:
-    """Whether setting an attribute of the rewritten model means the user's model: it is a child or attribute there."""
+def later(aug: Any) -> dict[str, nn.Module]:
+    """Children that were added to the rewritten model itself."""
+    known = {*aug._parts.model._modules, *aug._parts.added}
+    return {name: m for name, m in aug._modules.items() if m is not None and name not in known}
+
+
+def add_child(aug: Any, name: str, module: nn.Module | None) -> None:
+    """Add a child, or exchange one; a child of the model is exchanged there as well."""
+    model = aug._parts.model
+    its_way = type(model).add_module is not nn.Module.add_module
+    if name in aug._modules and not its_way:  # its name may be one that the class has an attribute of
+        aug.__dict__["_modules"][name] = module
+    elif its_way or is_of_the_model(aug, name, module):
+        model.add_module(name, module)
+    else:
+        nn.Module.add_module(aug, name, module)
+    agree(aug)
+
+
+def is_of_the_model(aug: Any, name: str, value: Any = None) -> bool:
+    """Whether setting an attribute of the rewritten model means the user's model, whose forward may ask for it.
+
+    That is all but what every module has, what the rewritten model is made of, and new children: those are added to the
+    rewritten model alone, as a projector is, unless the forward was seen to ask for them.
+    """
     parts = aug.__dict__.get("_parts")
-    if parts is None or name in parts.model._modules:
-        return parts is not None
-    return name not in aug.__dict__ and not hasattr(type(aug), name) and hasattr(parts.model, name)
+    if parts is None or name.startswith("__"):
+        return False
+    if name in parts.model._modules:
+        return True
+    if hasattr(nn.Module, name) or name in OF_EVERY_MODULE or name in aug.__dict__["_registry"]:
+        return False
+    if isinstance(value, nn.Module) or name in aug.__dict__ or hasattr(type(aug), name):
+        return hasattr(parts.model, name) or _is_asked_for(parts, name)
+    return True
+
+
+def _is_asked_for(parts: Any, name: str) -> bool:
+    """Whether the forward asked for what the model lacks, ``hasattr(self, "adapter")``, or went through its children.
+
+    A container goes through them by itself: what is added to the rewritten form of one is no part of its forward.
+    """
+    for fact in (f for facts in parts.facts.values() for f in facts):
+        if isinstance(fact, Fact) and not fact.path and fact.name == name:
+            return True
+        if isinstance(fact, Children) and not fact.path:
+            swept = fact.names is not None and not isinstance(parts.model, CONTAINERS)
+            once_there = (*fact.modules, *dict(fact.same), *dict(fact.alike))
+            if swept or name in (*fact.absent, *fact.empty, *once_there):
+                return True
+    return False

@@ -6,16 +6,20 @@ model is done for its augmentations, and for children that were added to the rew
 
 from __future__ import annotations
 
+import inspect
+import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import nn
 
+from graphaug.surgery.rewritten.children import later
+
 _OF_THE_MODEL = (
     *("get_extra_state", "set_extra_state", "_save_to_state_dict"),
-    *("__len__", "__iter__", "__getitem__", "__setitem__", "__delitem__", "__contains__"),
+    *("register_buffer", "register_parameter"),
 )
-"""What concerns the model alone, and what its containers can do."""
+"""What concerns the model alone."""
 _FOR_ALL = (
     *(
         "_apply",
@@ -34,6 +38,7 @@ _FOR_ALL = (
 )
 _NAMED = ("named_parameters", "named_buffers")
 _UNNAMED = ("parameters", "buffers")
+_CHILDREN = ("children", "named_children")
 
 
 def take_over(cls: Any, model: nn.Module) -> None:
@@ -44,11 +49,18 @@ def take_over(cls: Any, model: nn.Module) -> None:
         lambda self: self._parts.model._is_full_backward_hook,
         lambda self, value: setattr(self._parts.model, "_is_full_backward_hook", value),
     )
+    # what Python looks up on the class: `aug[0]`, `len(aug)`, `with aug:`
+    for name in dir(theirs):
+        operator = inspect.getattr_static(theirs, name)
+        is_special = name.startswith("__") and name.endswith("__") and not hasattr(cls, name)
+        if is_special and isinstance(operator, types.FunctionType):
+            setattr(cls, name, _of_the_model(name))
     makers: dict[str, Callable[[str], Callable[..., Any]]] = {
         **dict.fromkeys(_OF_THE_MODEL, _of_the_model),
         **dict.fromkeys(_FOR_ALL, _for_all),
         **dict.fromkeys(_NAMED, _named),
         **dict.fromkeys(_UNNAMED, _unnamed),
+        **dict.fromkeys(_CHILDREN, _children),
         "eval": lambda _: _eval,
         "_load_from_state_dict": lambda _: _load_from_state_dict,
         "state_dict": lambda _: _state_dict,
@@ -61,12 +73,25 @@ def take_over(cls: Any, model: nn.Module) -> None:
 
 def _rest(aug: Any) -> dict[str, nn.Module]:
     """The children that the user's model does not have."""
-    return {**aug._parts.added, **aug._later()}
+    return {**aug._parts.added, **later(aug)}
+
+
+def apply(aug: Any, fn: Callable[[nn.Module], None]) -> Any:
+    """Apply a function to every module; as the root it gets the user's model, whose class it may ask for."""
+    model = aug._parts.model
+    mode = model.training
+    for module in (model, *_rest(aug).values()):
+        module.apply(fn)
+    if model.training != mode:
+        aug.training = model.training
+    return aug
 
 
 def _of_the_model(name: str) -> Callable[..., Any]:
     def method(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self._parts.model, name)(*args, **kwargs)
+        model = self._parts.model
+        result = getattr(model, name)(*args, **kwargs)
+        return self if result is model else result
 
     return method
 
@@ -107,6 +132,14 @@ def _unnamed(name: str) -> Callable[..., Any]:
     return method
 
 
+def _children(name: str) -> Callable[..., Any]:
+    def method(self: Any) -> Iterator[Any]:
+        yield from getattr(self._parts.model, name)()
+        yield from _rest(self).items() if name == "named_children" else _rest(self).values()
+
+    return method
+
+
 def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -> None:
     unexpected: list[str] = args[3]
     known = tuple(unexpected)
@@ -117,7 +150,7 @@ def _load_from_state_dict(self: Any, state_dict: Any, prefix: str, *args: Any) -
 
 def _eval(self: Any) -> Any:
     self._parts.model.eval()
-    for module in self._later().values():
+    for module in later(self).values():
         module.eval()
     self._set_modes(False)
     return self

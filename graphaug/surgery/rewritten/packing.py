@@ -11,11 +11,12 @@ import types
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from torch import fx
+from torch import fx, nn
 
 from graphaug.capture.recording.relied.facts import Relied
 from graphaug.capture.recording.relied.reach import any_module, found_again
 from graphaug.capture.recording.relied.reached import Reached
+from graphaug.surgery.rewritten.children import later
 from graphaug.surgery.rewritten.parts import Parts
 
 _KEPT_META = ("site", "augmentation", "frozen")
@@ -122,13 +123,19 @@ def _with_graphs(parts: Parts, change: Any) -> Parts:
 
 def packed(aug: Any) -> dict[str, Any]:
     """A rewritten model as what can be copied and pickled."""
-    return {"parts": pack_parts(aug._parts), **_set_later(aug)}
+    return {"parts": pack_parts(aug._parts), "training": aug.training, **_set_later(aug)}
 
 
-def rebuilt(cls: Any, packed: dict[str, Any]) -> Any:
-    """The rewritten model, of class ``cls``, that `packed` packed."""
-    parts = unpack_parts(packed["parts"])
-    return _made(cls, parts, packed, parts.model.training)
+def blank(cls: Any) -> Any:
+    """A rewritten model of class ``cls`` that `fill` has yet to fill: what it holds may refer to it."""
+    aug = cls.__new__(cls)
+    nn.Module.__init__(aug)  # whoever comes by it sees an empty module
+    return aug
+
+
+def fill(aug: Any, packed: dict[str, Any]) -> None:
+    """Make a blank rewritten model the one that `packed` packed."""
+    _make(aug, unpack_parts(packed["parts"]), packed, packed["training"])
 
 
 def shared(cls: Any, aug: Any) -> Any:
@@ -140,22 +147,23 @@ def shared(cls: Any, aug: Any) -> Any:
         own.__dict__.update(kept.__dict__)
         changed: Any = replace(cast(Any, parts.split), kept=own)
         parts.split = changed
-    return _made(cls, parts, _set_later(aug), aug.training)
+    twin = blank(cls)
+    _make(twin, parts, _set_later(aug), aug.training)
+    return twin
 
 
 def _set_later(aug: Any) -> dict[str, Any]:
     left_out = {*aug._own, "_compiled_call_impl"}  # which is compiled anew
     extra = {k: v for k, v in aug.__dict__.items() if k not in left_out}
-    return {"extra": extra, "later": aug._later()}
+    return {"extra": extra, "later": later(aug)}
 
 
-def _made(cls: Any, parts: Parts, later: dict[str, Any], training: bool) -> Any:
+def _make(aug: Any, parts: Parts, later: dict[str, Any], training: bool) -> None:
     """A rewritten model of parts and what was set later; no module's mode is changed by that."""
     modes = {m: m.training for m in [*parts.model.modules(), *parts.added.values()]}
-    aug = cls(parts)
+    aug.__init__(parts)
     aug.__dict__.update(later["extra"])
     aug._modules.update(later["later"])
     for module, mode in modes.items():
         module.training = mode
-    aug.training = training
-    return aug
+    aug.__dict__["training"] = training

@@ -6,15 +6,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import fx
+from torch.utils._pytree import tree_leaves
 
 from graphaug.capture.recording.checks import ASSERTIONS, assert_number
+from graphaug.capture.recording.values.layouts import TELL
 from graphaug.capture.regions import IS_GRAD_ENABLED, SETS_A_MODE
+from graphaug.capture.values import assume
 from graphaug.surgery.rewritten.aliases import speakable
+
+_CHECKS = (assume, *TELL)
+"""What checks that a call is one that the graph holds for; of a proxy it cannot be told."""
 
 
 def loses_nodes(graph: fx.Graph) -> bool:
     """Whether another tracer would lose nodes of a graph: those that set a mode, or assert what no proxy tells."""
-    kept = {*SETS_A_MODE, assert_number}
+    kept = {*SETS_A_MODE, *_CHECKS, assert_number}
     return any(node.target in kept for node in graph.nodes if node.op == "call_function")
 
 
@@ -39,5 +45,7 @@ class _Retraced(fx.Interpreter):
 
     def call_function(self, target: Any, args: Any, kwargs: Any) -> Any:
         if target in SETS_A_MODE or target is IS_GRAD_ENABLED or target in ASSERTIONS:
+            return self.tracer.create_proxy("call_function", target, args, kwargs)
+        if target in _CHECKS and any(isinstance(v, fx.Proxy) for v in tree_leaves((args, kwargs))):
             return self.tracer.create_proxy("call_function", target, args, kwargs)
         return super().call_function(target, args, kwargs)

@@ -19,7 +19,7 @@ from graphaug.capture.recording.relied.code_names import globals_in, names_in
 from graphaug.errors import AssumptionViolated
 
 _GONE = object()
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _ITERATE = {"_modules", "children", "named_children", "modules", "named_modules"}
 _ASK_FOR_CLASS = {"isinstance", "issubclass", "type", "__class__"}
 
@@ -143,7 +143,7 @@ class Registered:
     ) -> Children:
         before, now = self._before[m], _entries(m)
         # parameters() goes through all children as well, and looks at nothing else of them
-        whole = "_modules" in read and (isinstance(m, _CONTAINERS) or bool(asked & _ITERATE))
+        whole = "_modules" in read and (isinstance(m, CONTAINERS) or bool(asked & _ITERATE))
         seen = {*read, *m._modules} if whole else read
         found: dict[str, list[Any]] = {
             k: [] for k in ("same", "alike", "modules", "tensors", "attributes", "empty", "absent")

@@ -171,7 +171,8 @@ def portrait(inputs: Mapping[str, Any], identity: bool, classes: bool, labels: t
         if identity:
             one = [other for other, before in found[:i] if before is tensor]
             told += [f"{name} is {one[0]}"] if one else []
-        if classes and type(tensor).__name__ != "Tensor":
+        # a fake stands for a plain tensor, as in an export
+        if classes and type(tensor).__name__ not in ("Tensor", "FakeTensor"):
             told.append(f"{name} is a {type(tensor).__name__}")
         for label in labels:
             if hasattr(tensor, label):
