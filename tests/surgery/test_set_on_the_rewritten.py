@@ -19,6 +19,8 @@ from graphaug.errors import AssumptionViolated
 class Net(nn.Module):
     """Asks for what it may lack, and for its own mode, and keeps what a loop reads."""
 
+    adapter: nn.Module
+
     def __init__(self) -> None:
         super().__init__()
         self.body, self.head, self.aux = nn.Linear(6, 6), nn.Linear(6, 3), torch.zeros(())

@@ -267,12 +267,30 @@ def test_a_module_that_is_called_for_what_it_keeps_sees_all_rows() -> None:
     assert model.counter.seen == 8
 
 
+class Scaled(nn.Module):
+    """What a branch returns goes on until it is added; no gradient passes beside whole blocks, where frozen."""
+
+    def __init__(self, behind: nn.Module, frozen: bool = False) -> None:
+        super().__init__()
+        self.embed, self.norm, self.mlp = nn.Embedding(20, 8), nn.RMSNorm(8), nn.Linear(8, 8)
+        self.behind, self.gamma, self.head = behind, nn.Parameter(torch.ones(8)), nn.Linear(8, 3)
+        self.inner = nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8))
+        self.embed.requires_grad_(not frozen)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.embed(tokens)
+        x = x + self.behind(self.gamma * self.mlp(self.norm(x)))
+        x = self.inner(x) * x.size(1)
+        out: Tensor = self.head(x.mean(1))
+        return out
+
+
 @pytest.mark.parametrize(
     ("model", "at", "x", "message"),
     [
         (ConvNet(), "layer1.0.conv2", torch.randn(4, 3, 8, 8), "couples the rows"),
         (Mlp(), "last", torch.randn(4, 4), "no residual branch"),
-        (TextNet(), ["blocks.0.mlp", "blocks.0.norm2"], TOKENS, "part in common"),
+        (Scaled(nn.Dropout(0.1)), ["mlp", "behind"], TOKENS, "part in common"),
         (Residual(reads=True), "attn", TOKENS, "name the operation whose result is added"),
     ],
     ids=["BatchNorm", "chain", "twice", "tuple"],
@@ -283,6 +301,42 @@ def test_what_is_no_branch_of_independent_rows_is_refused(
 ) -> None:
     with pytest.raises(InvalidOption, match=message):
         ga.skip_rows(model, at, example_inputs=x)
+
+
+@pytest.mark.parametrize(
+    ("behind", "at", "goes"),
+    [
+        (nn.Dropout(0.1), "mlp", ""),
+        (nn.Linear(8, 8, bias=False), "mlp", ""),
+        (nn.RMSNorm(8), "mlp", ""),
+        (nn.LayerNorm(8), "mlp", "'behind'"),
+        (nn.LayerNorm(8), "behind", ""),
+        (nn.Linear(8, 8), "mlp", "'behind'"),
+        (nn.Dropout(0.1), "inner", "'head'"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, nn.Module) else str(v),
+)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_is_skipped_has_to_be_added_and_zeros_to_stay_zeros(
+    behind: nn.Module, at: str, goes: str, frozen: bool
+) -> None:
+    model = Scaled(behind, frozen)
+    before = [p.clone() for p in model.parameters()]
+    if goes:
+        with pytest.raises(InvalidOption, match=f"no residual branch: what it returns goes to {goes}"):
+            ga.skip_rows(model, at, example_inputs=TOKENS)
+    else:
+        ga.verify(ga.skip_rows(model, at, example_inputs=TOKENS), TOKENS)
+    assert all(map(torch.equal, before, model.parameters()))
+
+
+def test_a_layer_behind_a_frozen_embedding_is_no_branch() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 3, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(vocab_size=40, num_key_value_heads=2, use_cache=False, **sizes)
+    model = transformers.LlamaModel(config)
+    model.embed_tokens.requires_grad_(False)
+    with pytest.raises(InvalidOption, match="no residual branch"):
+        ga.skip_rows(model, "layers.1", example_inputs={"input_ids": TOKENS})
 
 
 @pytest.mark.long
