@@ -468,3 +468,27 @@ def test_a_plan_says_why_the_samples_are_taken_along_another_dimension() -> None
     assert "is taken for the samples" not in str(
         ga.rewrite(plain, "0", example_inputs=torch.randn(6, 5, 8)).plan
     )
+
+
+class TwoInputs(nn.Module):
+    """Ids of two ranks; the rows of the batch meet, so that every dimension of the first input is looked at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.body, self.head = nn.Embedding(9, 6), nn.Linear(6, 6), nn.Linear(6, 2)
+
+    def forward(self, ids: Tensor, codes: Tensor) -> Any:
+        h = self.embed(ids).sum(1) + self.embed(codes).sum((1, 2))
+        return self.head(self.body(h - h.mean(0)))
+
+
+def test_the_first_input_is_that_of_the_forward_whatever_the_order_they_are_given_in() -> None:
+    given = {"ids": torch.randint(9, (4, 5)), "codes": torch.randint(9, (4, 3, 2))}
+    torch.manual_seed(0)
+    model = TwoInputs()
+    plans = [
+        ga.rewrite(model, "body", stop_grad=True, example_inputs={name: given[name] for name in order}).plan
+        for order in (("ids", "codes"), ("codes", "ids"))
+    ]
+    assert str(plans[0]) == str(plans[1])
+    assert plans[0].backward == "dense"

@@ -16,6 +16,7 @@ from graphaug.errors import InvalidOption
 from graphaug.proof.independence.asker import Asker, apart, leading
 from graphaug.proof.independence.listed import check_listed
 from graphaug.proof.independence.places import Meeting, Proof
+from graphaug.proof.part import inputs_of
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ def find_samples(
     Raises:
         InvalidOption: ``rows`` contradicts the proof, or the samples cannot be told at a cut.
     """
+    examples = inputs_of(graph, examples)  # in the forward's order, whatever the user's is
     lead = leading(examples)
     if lead is None:
         assumed = "" if rows in (None, 0) else f"the {rows} of rows= is taken for the dimension at every site"
@@ -168,7 +170,7 @@ def proofs_of(
     dim: int = 0,
 ) -> dict[fx.Node, Proof]:
     """What one trace tells of the rows of many values, samples along ``dim`` of the inputs; nothing if it fails."""
-    if leading(examples) is None:
+    if leading(inputs_of(graph, examples)) is None:
         return {}
     found = Asker(model, graph, examples, constants)(nodes, dim)
     return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
@@ -186,7 +188,7 @@ def sample_dim(
     Raises:
         InvalidOption: there is no such dimension.
     """
-    lead = leading(examples)
+    lead = leading(inputs_of(graph, examples))
     if lead is None:
         return rows or 0
     if rows is not None:
