@@ -6,9 +6,12 @@ import array
 import collections
 import contextlib
 import contextvars
+import ctypes
 import functools
 import importlib
+import io
 import itertools
+import multiprocessing
 import queue
 import random
 import threading
@@ -193,6 +196,17 @@ COUNTS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
     "bound method of a Random": (lambda: random.Random(0).random, lambda c: c()),
     "bound method of NumPy's": (lambda: np.random.default_rng(0).random, lambda c: c()),
     "bits of NumPy's": (lambda: np.random.PCG64(0), lambda c: c.random_raw()),
+    "number of C": (lambda: ctypes.c_int(0), lambda c: setattr(c, "value", c.value + 1)),
+    "numbers of C": (lambda: (ctypes.c_double * 2)(), lambda c: c.__setitem__(1, c[1] + 1)),
+    "number of processes": (
+        lambda: multiprocessing.Value("i", 0),
+        lambda c: setattr(c, "value", c.value + 1),
+    ),
+    "text in memory": (io.StringIO, lambda c: c.write("\r\n")),
+    "bytes in memory": (lambda: io.BytesIO(b"ab"), lambda c: c.read(1)),
+    "event": (threading.Event, lambda c: c.clear() if c.is_set() else c.set()),
+    "semaphore": (lambda: threading.Semaphore(3), lambda c: c.release()),
+    "queue of C": (queue.SimpleQueue, lambda c: (c.put([1]), c.put(2), c.get())),
     "generator of torch": (
         lambda: [torch.Generator()],
         lambda c: c[0].manual_seed(int(c[0].initial_seed()) + 1),
@@ -254,6 +268,12 @@ def picture(value: Any, seen: tuple[int, ...] = ()) -> Any:
         return type(value), [(k, inner(v)) for k, v in dict.items(value)]
     if isinstance(value, (list, tuple, set, collections.deque)):
         return type(value), [inner(v) for v in value]
+    if isinstance(value, ctypes.Array):
+        return list(value)
+    if isinstance(value, queue.SimpleQueue):
+        return value.qsize()
+    if isinstance(value, (io.StringIO, io.BytesIO)):
+        return value.getvalue(), value.tell()
     if isinstance(value, Slots):
         return inner(getattr(value, "entry", "unset"))
     if type(value).__module__ in ("collections", "queue", "types", "torch.nn.modules.batchnorm"):
@@ -294,6 +314,37 @@ def test_what_a_forward_moves_is_put_back(count: str, how: str) -> None:
     assert picture(held[0]) == before
     model(torch.randn(4, 8))
     assert picture(held[0]) != before  # else this shows nothing
+
+
+def test_a_queue_of_c_holds_what_it_held() -> None:
+    kept: Any = queue.SimpleQueue()
+    for entry in ([1], "b", "c"):
+        kept.put(entry)
+    kept.get()
+    model, at = HOW["closed"](lambda h: (kept.put(h), kept.get(), h)[2])
+    assert rewritten(model, at)
+    assert [kept.get_nowait() for _ in range(kept.qsize())] == ["b", "c"]
+
+
+def test_a_future_that_is_given_a_fake_is_refused() -> None:
+    kept: Any = torch.futures.Future()
+    model, at = HOW["closed"](lambda h: (kept.done() or kept.set_result(h), h)[1])
+    with pytest.raises(CaptureError, match=r"a Future, .*keeps what a forward gives it"):
+        ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+
+
+def test_an_event_that_another_thread_may_have_set_is_left_alone() -> None:
+    event, end = threading.Event(), threading.Event()
+    model, at = HOW["closed"](lambda h: (event.set(), h)[1])
+    other = threading.Thread(target=end.wait)
+    other.start()
+    try:
+        with pytest.raises(CaptureError, match="of class Event that it reaches was changed meanwhile"):
+            ga.rewrite(model, at, example_inputs=torch.randn(4, 8))
+        assert event.is_set()
+    finally:
+        end.set()
+        other.join()
 
 
 @pytest.mark.few(1)

@@ -5,7 +5,11 @@ from __future__ import annotations
 import array
 import collections
 import contextvars
+import ctypes
+import io
 import operator
+import queue
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from graphaug.capture.recording.kept import shared
 from graphaug.capture.recording.values.inside import (
     NOTHING,
     any_inside,
@@ -21,6 +26,7 @@ from graphaug.capture.recording.values.inside import (
     content,
     dict_entries,
     slots_of,
+    waiting_in,
 )
 from graphaug.capture.recording.values.tracked import is_tracked
 from graphaug.errors import CaptureError
@@ -248,6 +254,16 @@ _GENERATOR = Kind(
     lambda held, before: torch.equal(torch.Generator.get_state(held), before),
     _set_state,
 )
+_QUEUE = Kind(waiting_in, lambda held, before: _identical(waiting_in(held), before), shared.put_waiting)
+
+
+def _by_value(taken: Callable[[Any], Any], put: Callable[[Any, Any], None]) -> Kind:
+    """A kind of object that holds one value, which compares."""
+    return Kind(taken, lambda held, before: taken(held) == before, put)
+
+
+_OF_C = _by_value(shared.numbers, shared.put_numbers)
+_STREAM = _by_value(shared.stream, shared.put_stream)
 TENSOR = Kind(_contents, _same_contents, _put_contents)
 KINDS: tuple[tuple[type, Kind], ...] = (
     (collections.OrderedDict, Kind(dict_entries, _same_dict, _put_ordered)),
@@ -261,6 +277,11 @@ KINDS: tuple[tuple[type, Kind], ...] = (
     (torch.Generator, _GENERATOR),
     (contextvars.ContextVar, Kind(_value_of, lambda held, b: _value_of(held) is b, _put_variable)),
     (Tensor, TENSOR),
+    *((kind, _OF_C) for kind in (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)),
+    *((kind, _STREAM) for kind in (io.StringIO, io.BytesIO)),
+    (threading.Event, _by_value(threading.Event.is_set, shared.put_event)),
+    (threading.Semaphore, _by_value(shared.free, shared.put_free)),
+    (queue.SimpleQueue, _QUEUE),
 )
 """What holds something, the subclass before its base; an object's ``__dict__`` and its slots come beside it."""
 _HOLDING = (KINDS[0][1], DICT, SLOTS, _LIST, _DEQUE)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import sys
 import threading
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from graphaug.capture.recording.kept.generators import ITERATORS
@@ -31,6 +33,8 @@ _CONTAINERS = frozenset(
     }
 )
 """Packages of the standard library whose objects hold what users put into them."""
+_FUTURES = (torch.futures.Future, concurrent.futures.Future)
+"""What has a result once and for all, which whoever gives it may be about to do in another thread."""
 
 
 class Layout:
@@ -41,14 +45,14 @@ class Layout:
         own: whether their attributes are the user's.
         followed: whether what they hold is looked at.
         may_move: whether they may be generators or counters.
-        is_opaque: whether they may hold something and nothing can be put back, as iterators.
+        is_opaque: whether they may hold something and nothing can be put back, as iterators and futures.
     """
 
     def __init__(self, kind: type) -> None:
         line = bases(kind)
         self.contents = next((how for base, how in KINDS if base in line), None)
         package = package_of(kind)
-        theirs = is_foreign(package) and package not in _CONTAINERS and not _is_of_an_optimizer(kind)
+        theirs = is_foreign(package) and package not in _CONTAINERS and not _holds_the_users(kind)
         self.own = (nn.Module in line or not theirs) and not (
             {Tensor, np.ndarray, threading.Thread} & set(line)  # a thread changes its own whenever it likes
         )
@@ -56,13 +60,13 @@ class Layout:
         # not into those of itertools: what they keep for later is their own
         inner = package in ("builtins", "_contextvars", "_collections")
         self.followed = self.own or inner or self.contents is not None
-        self.is_opaque = self.contents is None and kind in ITERATORS
+        self.is_opaque = self.contents is None and (kind in ITERATORS or bool(set(_FUTURES) & set(line)))
 
 
-def _is_of_an_optimizer(kind: type) -> bool:
-    """Whether a class is one of torch's optimizers and schedulers, whose objects count steps."""
+def _holds_the_users(kind: type) -> bool:
+    """Whether a class is one of torch's optimizers and schedulers, which count steps, or holds a number of C."""
     module = vars(kind).get("__module__")
-    return type(module) is str and module.startswith("torch.optim")
+    return type(module) is str and module.startswith(("torch.optim", "multiprocessing.sharedctypes"))
 
 
 def is_foreign(module: Any) -> bool:

@@ -7,9 +7,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import contextvars
 import functools
 import gc
+import queue
+import sys
 import threading
 import types
 from collections.abc import Callable, Iterator
@@ -125,6 +128,14 @@ def results_of(cache: Any) -> Iterator[Any]:
             yield from (*kept, *(v for v in kept.values() if type(v) is not _LINK))
 
 
+def waiting_in(held: queue.SimpleQueue[Any]) -> list[Any]:
+    """What waits in a queue of C, the first one first; it goes on waiting there."""
+    found = [v for v in gc.get_referents(held) if v is not type(held)]
+    if sys.version_info < (3, 13):  # a list: what was taken out, then what waits
+        found = found[0] if found else []
+    return found[len(found) - queue.SimpleQueue.qsize(held) :]
+
+
 def dict_entries(value: dict[Any, Any]) -> tuple[list[Any], list[Any]]:
     """Keys and values of a dict, in its own order, whatever its class makes of ``keys`` and ``items``."""
     ordered = isinstance_of(value, collections.OrderedDict)
@@ -185,6 +196,11 @@ def _of_another_kind(value: Any, kind: type) -> Iterator[tuple[str, Any]]:
         yield from (("(…)", result) for result in results_of(value))
     elif kind is contextvars.ContextVar:
         yield ".get()", value.get(None)
+    elif queue.SimpleQueue in bases(kind):
+        yield from ((f"[{i}]", v) for i, v in enumerate(waiting_in(value)))
+    elif torch.futures.Future in bases(kind):
+        with contextlib.suppress(Exception):  # what it was given instead of a result
+            yield from [(".value()", value.value())] if value.done() else ()
     elif np.ndarray in bases(kind) and np.ndarray.dtype.__get__(value).hasobject:
         yield from ((f"[{i}]", v) for i, v in enumerate(np.ndarray.ravel(value).tolist()))
     elif package_of(kind) in _STEPPING and gc.is_tracked(value):
