@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 from torch._dynamo import source as _dynamo_source
 from torch._dynamo.source import ConstantSource
@@ -58,6 +58,7 @@ __all__ = [
     "flop_counter_type",
     "function_from_source",
     "function_modes",
+    "graph_without",
     "is_functorch_wrapper",
     "quiet_fakes",
     "scripted_from",
@@ -218,6 +219,13 @@ def function_modes() -> list[Any]:
 def dispatch_modes() -> list[Any]:
     """The modes that see torch's operations here, the innermost last, without those that make tensors fake."""
     return [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _FakeTensorMode)]
+
+
+def graph_without(name: str) -> fx.Graph:
+    """An empty graph in which no node gets a name."""
+    graph = fx.Graph()
+    graph._graph_namespace.create_name(name, None)
+    return graph
 
 
 settable_backends: Any = getattr(torch.backends, "__allow_nonbracketed_mutation")  # no class mangles it

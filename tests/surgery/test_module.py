@@ -109,7 +109,7 @@ def test_a_child_may_have_any_name(name: str, x: Tensor) -> None:
     assert torch.equal(torch.compile(aug.train(), backend="eager", fullgraph=True)(x), model(x))
 
 
-@pytest.mark.parametrize("name", ["class", "plan", "graph"])
+@pytest.mark.parametrize("name", ["class", "plan", "graph", "self", "_wrapped_call"])
 def test_a_child_of_any_name_is_a_site(name: str, x: Tensor) -> None:
     aug = ga.rewrite(Named(name), name, rate=0.5, stop_grad=True)
     ga.verify(aug, x)

@@ -37,7 +37,7 @@ class Nodes:
 
     def __init__(self, session: Session) -> None:
         self.session = session
-        self.graph = fx.Graph()
+        self.graph = torch_private.graph_without("self")  # a parameter of the code that is generated
         self.assumptions: dict[fx.Node, Assumption] = {}
         self._from_input: set[fx.Node] = set()
         self._of_model: set[fx.Node] = set()

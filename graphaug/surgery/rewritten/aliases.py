@@ -13,10 +13,13 @@ from typing import Any
 from torch import fx, nn
 
 ALIAS = "graphaug_alias_"
-INTERNAL = frozenset(vars(fx.GraphModule(nn.Module(), fx.Graph()))) | {
+_EMPTY = fx.GraphModule(nn.Module(), fx.Graph())
+INTERNAL = frozenset(vars(_EMPTY)) | {
     *("_parts", "_aliases", "_own", "_agreed", "_registry", "_frozen_statistics")
 }
 """What lies in the ``__dict__`` of a rewritten model itself."""
+_OF_ITS_CLASS = frozenset(vars(type(_EMPTY)))
+"""What torch puts into the class that it makes for every graph module: ``_wrapped_call``, which calls the forward."""
 _BREAKS_QUOTES = set('"\\\n\r\0')
 
 
@@ -55,5 +58,9 @@ def _is_path(node: fx.Node) -> bool:
 def _is_unspeakable(path: str, owner: type) -> bool:
     """Whether torch's generated code would be no Python, or mean something else; it quotes what is no identifier."""
     first, *rest = path.split(".")
-    taken = hasattr(owner, first) or first in INTERNAL or first.startswith(("_forward_", ALIAS, "__"))
+    taken = (
+        hasattr(owner, first)
+        or first in INTERNAL | _OF_ITS_CLASS
+        or first.startswith(("_forward_", ALIAS, "__"))
+    )
     return taken or any(keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest))
