@@ -6,10 +6,13 @@ Oracle: how the switches are set, as a closed module sees them in the model itse
 from __future__ import annotations
 
 import contextlib
+import os
 import re
+import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import graphaug as ga
+from graphaug.capture.recording.opened.asked_modes import ASKED
 from graphaug.capture.switches import _SWITCHES, switches
 from graphaug.errors import AssumptionViolated, CaptureError
 from graphaug.torch_private import settable_backends
@@ -253,7 +257,46 @@ SETTINGS: dict[str, tuple[Callable[[], Any], Around]] = {
         REGIONS["allow_fp16_reduced"],
     ),
     "torch.backends.cuda.flash_sdp_enabled()": (flash_sdp_enabled, REGIONS["sdpa_kernel"]),
+    "torch.utils.deterministic.fill_uninitialized_memory": (
+        lambda: torch.utils.deterministic.fill_uninitialized_memory,
+        attribute(torch.utils.deterministic, "fill_uninitialized_memory", False),
+    ),
+    "torch.get_default_device()": (
+        lambda: int(torch.get_default_device().type == "meta"),
+        REGIONS["default device"],
+    ),
+    "torch.get_num_threads()": (
+        lambda: int(torch.get_num_threads() == 1),
+        lambda: put(torch.get_num_threads, torch.set_num_threads, 3),
+    ),
+    "torch.is_warn_always_enabled()": (
+        torch.is_warn_always_enabled,
+        lambda: put(torch.is_warn_always_enabled, torch.set_warn_always, True),
+    ),
+    "torch.distributed.is_torchelastic_launched()": (
+        lambda: int(torch.distributed.is_torchelastic_launched()),
+        lambda: mock.patch.dict(os.environ, {"TORCHELASTIC_RUN_ID": "0"}),
+    ),
+    "torch.autograd.is_multithreading_enabled()": (
+        lambda: int(not torch.autograd.is_multithreading_enabled()),
+        lambda: torch.autograd.set_multithreading_enabled(False),
+    ),
 }
+ABOUT_NO_SETTING = {"is_tensor", "is_storage", "get_file_path", "get_rng_state"}
+"""Questions about a value, and what no call changes or what a graph reads anew."""
+
+
+def test_every_question_of_torch_that_no_mode_sees_is_relied_on() -> None:
+    """Over torch's public names: what a function that can be overridden says is in the graph."""
+    overridable = {f for found in torch.overrides.get_overridable_functions().values() for f in found}
+    functions = (types.FunctionType, types.BuiltinFunctionType)
+    questions = {
+        name
+        for name, value in vars(torch).items()
+        if name.startswith(("is_", "are_", "get_")) and isinstance(value, functions)
+        if value not in overridable
+    }
+    assert questions - ABOUT_NO_SETTING <= set(dict(ASKED)[torch])
 
 
 @pytest.mark.few(2)

@@ -26,6 +26,7 @@ from graphaug.capture.recording.checks import (
     as_assertion,
     truth_as_assertion,
 )
+from graphaug.capture.recording.opened.asked_modes import AskedModes
 from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.opened.object_calls import ObjectCalls
@@ -34,28 +35,11 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import is_tracked, is_unknown
-from graphaug.capture.switches import setting
 from graphaug.capture.user_code import global_names, is_internal, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
 _CHECKPOINTING = {"_checkpoint_impl", "_checkpoint_without_reentrant_generator"}
-_MODES = (
-    *("is_grad_enabled", "is_autocast_enabled", "is_inference_mode_enabled", "is_autocast_cpu_enabled"),
-    *("get_autocast_dtype", "get_autocast_cpu_dtype", "get_autocast_gpu_dtype", "is_anomaly_enabled"),
-    *("is_autocast_cache_enabled", "are_deterministic_algorithms_enabled", "get_float32_matmul_precision"),
-    *("get_default_dtype", "get_deterministic_debug_mode", "is_deterministic_algorithms_warn_only_enabled"),
-)
-_KERNELS = ("flash_sdp_enabled", "mem_efficient_sdp_enabled", "math_sdp_enabled", "cudnn_sdp_enabled")
-_OF_PROCESSES = ("is_initialized", "get_rank", "get_world_size", "get_backend")
-_IS_INITIALIZED: Any = getattr(torch.distributed, "is_initialized", None)  # not in every build
-_ASKED = (
-    (torch, _MODES),
-    (torch.backends.mha, ("get_fastpath_enabled",)),
-    (torch.backends.cuda, _KERNELS),
-    (torch.distributed, _OF_PROCESSES),
-)
-"""What says how torch is set: modules, and names of functions in them."""
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType)
 _DEVICE: Any = Tensor.device.__get__
 _SEEDS = ("manual_seed", "seed", "set_rng_state", "fork_rng")
@@ -80,6 +64,7 @@ class UnseenCalls:
         self.recorder, self.patches = recorder, patches
         self.prints: dict[str, None] = {}
         self.of_objects = ObjectCalls(recorder, patches, self._asks)
+        self.asked_modes = AskedModes(recorder, patches, self._asks)
         self._files: set[str] = set()
         self._by_function: dict[Any, Callable[..., Any]] = {}
         self._made_before: set[type] = set()  # the autograd functions that there are before opened code runs
@@ -123,13 +108,7 @@ class UnseenCalls:
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
-        for owner, names in _ASKED:
-            for name in (n for n in names if hasattr(owner, n)):
-                asked = functools.partial(self._asked_mode, f"{owner.__name__}.{name}")
-                self._by_function[getattr(owner, name)] = asked
-                method(owner, name, asked)
-        method(torch.backends.ContextProp, "__get__", self._asked_setting)
-        method(type(torch.backends.cuda.matmul), "__getattr__", self._asked_precision)
+        self.asked_modes.watch(self._by_function)
         without_modes(self.patches, self._asks)
 
     def watch_names(self, m: nn.Module) -> None:
@@ -225,37 +204,6 @@ class UnseenCalls:
         if not has_torch_function((tensor,)):
             return read(tensor)
         return handle_torch_function(_DEVICE, (tensor,), tensor)
-
-    def _asked_mode(self, name: str, original: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """A question about a mode of torch or its processes by opened code itself: the graph holds for the answer."""
-        if not self._asks(sys._getframe(2)):
-            return original(*args, **kwargs)
-        ledger, nodes = self.recorder.ledger, self.recorder.nodes
-        if _IS_INITIALIZED is not None and name.rpartition(".")[2] in _OF_PROCESSES:
-            # without processes the others raise, which may be caught
-            nodes.assume_answer(_IS_INITIALIZED, (), _IS_INITIALIZED(), "torch.distributed.is_initialized()")
-        value = original(*args, **kwargs)
-        given = (*args, *kwargs.values())
-        nodes.assume_answer(original, ledger.lower(given), value, f"{name}({', '.join(map(repr, given))})")
-        return value
-
-    def _asked_setting(self, original: Any, prop: Any, owner: Any, kind: type) -> Any:
-        """A setting that opened code reads, as ``torch.backends.cudnn.enabled``: the graph holds for what it is."""
-        value = original(prop, owner, kind)
-        if self._asks(sys._getframe(2)):
-            name = next(n for cls in kind.__mro__ for n, found in vars(cls).items() if found is prop)
-            self._assume_setting(f"{owner.__name__}.{name}", value)
-        return value
-
-    def _asked_precision(self, original: Any, owner: Any, name: str) -> Any:
-        """The same of what ``torch.backends.cuda.matmul`` says."""
-        value = original(owner, name)
-        if self._asks(sys._getframe(2)):
-            self._assume_setting(f"torch.backends.cuda.matmul.{name}", value)
-        return value
-
-    def _assume_setting(self, name: str, value: Any) -> None:
-        self.recorder.nodes.assume_answer(setting, tuple(name.split(".")[1:]), value, name)
 
     def _is_parameter(self, original: Any, cls: type, value: Any) -> bool:
         """Whether an input is a parameter: it may be one in another call."""
