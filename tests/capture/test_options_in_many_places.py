@@ -6,6 +6,7 @@ import contextvars
 import copy
 import dataclasses
 import functools
+import importlib
 import os
 import pickle
 import sys
@@ -183,6 +184,27 @@ KINDS = {
     "type(self)": (lambda m: type(m).SCALE, None, lambda m, p: p.setattr(Net, "SCALE", 3.0)),
     "a switch of libraries": (lambda m: 3 if m.use_cache else 2, None, own("use_cache", True)),
     "globals()": (lambda m: globals()["NUMBER"], None, lambda m, p: p.setitem(globals(), "NUMBER", 3.0)),
+    "eval": (lambda m: eval("NUMBER * 1.0"), None, lambda m, p: p.setitem(globals(), "NUMBER", 3.0)),
+    "an import by a string": (
+        lambda m: importlib.import_module("settings_of_this_test").scale,
+        None,
+        lambda m, p: p.setattr(settings, "scale", 3.0),
+    ),
+    "__import__": (
+        lambda m: __import__("settings_of_this_test").scale,
+        None,
+        lambda m, p: p.setattr(settings, "scale", 3.0),
+    ),
+    "sys.modules": (
+        lambda m: sys.modules["settings_of_this_test"].scale + sys.modules.get("settings_of_this_test").scale,
+        None,
+        lambda m, p: p.setattr(settings, "scale", 3.0),
+    ),
+    "the state of a partial": (
+        lambda m: m.held(),
+        lambda: functools.partial(lambda scale: scale, scale=2.0),
+        lambda m, p: m.held.__setstate__((m.held.func, (), {"scale": 3.0}, {})),
+    ),
     "an import inside": (imported, None, lambda m, p: p.setattr(settings, "scale", 3.0)),
     "a class of a module": (of_a_module, None, lambda m, p: p.setattr(settings.Options, "scale", 3.0)),
     "a context variable": (lambda m: VARIABLE.get(), None, lambda m, p: VARIABLE.set(3.0)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import inspect
@@ -9,6 +10,7 @@ import itertools
 import re
 import sys
 import types
+import warnings
 from collections.abc import Iterator, Sequence
 
 _NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
@@ -27,6 +29,8 @@ _NULL_BEHIND = sys.version_info >= (3, 13)
 _HALVES = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
 _BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
 """What reads a name that is a string."""
+_IMPORTING = ("import_module", "__import__", "modules")
+"""What is called with the name of a module, or holds it by that."""
 _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
 """Methods that fill a container and return nothing of it."""
 _FILLING_DICTS = _FILLING | {"setdefault", "pop", "popitem"}
@@ -70,10 +74,22 @@ def _read_by(code: types.CodeType, instructions: frozenset[str]) -> frozenset[st
         for i, step in enumerate(steps)
         if step.opname in instructions and not _is_written(steps[i + 1 : i + 6])
     }
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _read_by(constant, instructions)
-    return frozenset(found)
+    return frozenset(found).union(*(_read_by(c, instructions) for c in _codes_in(code)))
+
+
+@functools.lru_cache(4096)
+def _codes_in(code: types.CodeType) -> tuple[types.CodeType, ...]:
+    """The code that is written inside of code: its functions, and what it says in strings where it evaluates some."""
+    found = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    if any(s.opname in _GLOBAL and s.argval in ("eval", "exec") for s in dis.get_instructions(code)):
+        for text in (constant for constant in code.co_consts if isinstance(constant, str)):
+            with (
+                contextlib.suppress(SyntaxError, ValueError),
+                warnings.catch_warnings(),
+            ):  # a text, and no code
+                warnings.simplefilter("ignore")
+                found.append(compile(text.strip(), "<evaluated>", "exec"))
+    return tuple(found)
 
 
 def _is_written(following: Sequence[dis.Instruction]) -> bool:
@@ -124,7 +140,7 @@ def methods_in(code: types.CodeType) -> frozenset[str]:
         for step in dis.get_instructions(code)
         if step.opname == "LOAD_METHOD" or (step.opname == "LOAD_ATTR" and "NULL" in step.argrepr)
     }
-    return frozenset(found).union(*(methods_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+    return frozenset(found).union(*(methods_in(c) for c in _codes_in(code)))
 
 
 @functools.lru_cache(4096)
@@ -162,7 +178,7 @@ def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str
 def written_in(code: types.CodeType) -> frozenset[str]:
     """The names that code, and functions that are written inside of it, bind or fill; its own variables are none."""
     found = {str(i.argval) for i in dis.get_instructions(code) if i.opname in _BINDING}
-    inner = (written_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    inner = (written_in(c) for c in _codes_in(code))
     return frozenset(found | gone_through_in(code)[1]).union(*inner)
 
 
@@ -175,18 +191,21 @@ def asked_globals_in(code: types.CodeType) -> frozenset[str]:
         if step.opname in _GLOBAL and step.argval == "globals":
             near = [steps[i - 1]] if steps[i + 2].opname == "CONTAINS_OP" else steps[i + 3 : i + 4]
             found |= {s.argval for s in near if isinstance(s.argval, str) and s.opname == "LOAD_CONST"}
-    inner = (asked_globals_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
+    inner = (asked_globals_in(c) for c in _codes_in(code))
     return frozenset(found).union(*inner)
 
 
 @functools.lru_cache(4096)
 def imports_in(code: types.CodeType) -> frozenset[str]:
-    """The modules that code imports while it runs."""
-    found = {str(s.argval) for s in dis.get_instructions(code) if s.opname == "IMPORT_NAME"}
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= imports_in(constant)
-    return frozenset(found)
+    """The modules that code imports while it runs, or takes by a string: ``sys.modules["settings"]``."""
+    steps = _single_steps(code)
+    found = {str(s.argval) for s in steps if s.opname == "IMPORT_NAME"}
+    of = ""
+    for step in steps:
+        if step.opname == "LOAD_CONST" and isinstance(step.argval, str) and of in _IMPORTING:
+            found.add(step.argval)
+        of = of if step.argval == "get" else str(step.argval)
+    return frozenset(found).union(*(imports_in(c) for c in _codes_in(code)))
 
 
 @functools.lru_cache(4096)
@@ -207,9 +226,7 @@ def attributes_in(code: types.CodeType) -> frozenset[tuple[str, str]]:
         elif step.opname == "IMPORT_NAME":
             module = name.rpartition(".")[2]
         owner = name if step.opname.startswith("LOAD_") else ""
-    return frozenset(found).union(
-        *(attributes_in(c) for c in code.co_consts if isinstance(c, types.CodeType))
-    )
+    return frozenset(found).union(*(attributes_in(c) for c in _codes_in(code)))
 
 
 def _known_as(steps: Sequence[dis.Instruction]) -> dict[str, str]:
@@ -242,7 +259,7 @@ def calls_in(code: types.CodeType) -> frozenset[str]:
         called = steps[near].argval
         found.add(str(called[-1] if isinstance(called, tuple) else called))
     found |= {known_as[name] for name in found & known_as.keys()}
-    return frozenset(found).union(*(calls_in(c) for c in code.co_consts if isinstance(c, types.CodeType)))
+    return frozenset(found).union(*(calls_in(c) for c in _codes_in(code)))
 
 
 def read_names(cls: type) -> frozenset[str]:

@@ -125,6 +125,8 @@ class Holdings:
             self.inside(name, value.__self__, within, depth)
             return
         if isinstance(value, functools.partial):
+            given = value.func, value.args, value.keywords
+            self.add(f"the state of {name}", "partial", value, None, given, within)
             self.inside(name, value.func, within, depth)
             self._items(name, value.args, within, depth)
             self._entries(f"{name}.keywords", value.keywords, within, depth)

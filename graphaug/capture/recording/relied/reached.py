@@ -33,8 +33,8 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-_NOT_COMPILED = ("table", "bytes", "code", "function")
-"""Kinds that torch's compiler cannot look into."""
+_NOT_COMPILED = ("table", "bytes", "code", "function", "partial")
+"""Kinds that torch's compiler cannot look into, or does by itself."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ class Reached:
             a module of torch has, and that recordings exchange, "variable" of a
             closure, "context" of a context variable, the "code" of a function, which may be exchanged in place; or the
             "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, all of a large
-            dict as a "table", the "numbers" or "bytes" of an array as a whole.
+            dict as a "table", the parts of a "partial" function, the "numbers" or "bytes" of an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -128,6 +128,8 @@ class Reached:
         if self.kind == "members" and torch.compiler.is_compiling():  # which compares no sets
             return len(self.holder) == len(self.expected) and all(m in self.holder for m in self.expected)
         now = self._now()
+        if self.kind == "partial":
+            return all(map(operator.is_, now, self.expected))
         if self.kind in ("entries", "numbers"):
             return len(now) == len(self.expected) and all(map(is_same, now, self.expected))
         if self.kind == "table":
@@ -180,6 +182,8 @@ class Reached:
             return self.holder()
         if self.kind == "code":
             return self.holder.__code__
+        if self.kind == "partial":  # whose __setstate__ exchanges them
+            return self.holder.func, self.holder.args, self.holder.keywords
         if self.kind == "keys":
             return list(self.holder)
         if self.kind == "numbers":
