@@ -56,6 +56,8 @@ class Captured:
     """Names of what it reaches that is not compared in every call, with why."""
     prints: tuple[str, ...] = ()
     """Lines of opened code that print."""
+    opens: tuple[str, ...] = ()
+    """Lines of opened code that open files."""
 
 
 def capture(
@@ -162,6 +164,7 @@ def _captured(
         frozenset(r.name for r in changed),
         tuple(walk.unwatched),
         tuple(walk.unseen_calls.prints),
+        tuple(walk.unseen_calls.opens),
     )
 
 

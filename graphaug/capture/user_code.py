@@ -13,6 +13,7 @@ import os
 import sys
 import sysconfig
 import types
+from collections.abc import Set as AbstractSet
 from typing import Any
 
 import torch
@@ -61,6 +62,17 @@ def user_line() -> str:
 
 def _is_internal_or_standard(file: str) -> bool:
     return is_internal(file) or (file.startswith(_STANDARD) and INSTALLED not in file)
+
+
+def opening_line(frame: types.FrameType | None, files: AbstractSet[str]) -> str | None:
+    """``file.py line 12`` of the code in one of these files that opens a file, by whatever library; else None.
+
+    None too where it is opened for another reason: an import, the text of a source, what we do ourselves.
+    """
+    while frame is not None and (file := frame.f_code.co_filename) not in files:
+        ours = file.startswith((_PACKAGES[1], "<frozen importlib")) or file == linecache.__file__
+        frame = None if ours else frame.f_back
+    return None if frame is None else f"{file.rpartition('/')[2]} line {frame.f_lineno}"
 
 
 def users_frame() -> types.FrameType | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import inspect
+import io
 import logging
 import sys
 import types
@@ -35,7 +36,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import is_tracked, is_unknown
-from graphaug.capture.user_code import global_names, is_internal, user_line
+from graphaug.capture.user_code import global_names, is_internal, opening_line, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -58,11 +59,13 @@ class UnseenCalls:
 
     Attributes:
         prints: where opened code prints or logs, which no node does.
+        opens: where opened code opens files, by libraries too.
     """
 
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
         self.prints: dict[str, None] = {}
+        self.opens: dict[str, None] = {}
         self.of_objects = ObjectCalls(recorder, patches, self._asks)
         self.asked_modes = AskedModes(recorder, patches, self._asks)
         self._files: set[str] = set()
@@ -105,6 +108,8 @@ class UnseenCalls:
         method(FakeTensor, "__bool__", truth_as_assertion)
         self.of_objects.watch()
         self.patches.entry(vars(builtins), "print", self._print)
+        for names in (vars(builtins), vars(io)):
+            self.patches.entry(names, "open", self._open)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
@@ -158,6 +163,12 @@ class UnseenCalls:
             return original(*args, **kwargs)
         self.prints[user_line().strip(" ()")] = None
         return None
+
+    def _open(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        """What opened code reads in a file is not read again; the plan has a note."""
+        if (line := opening_line(sys._getframe(2), self._files)) is not None:
+            self.opens[line] = None
+        return original(*args, **kwargs)
 
     def _log(self, original: Callable[..., Any], logger: logging.Logger, record: logging.LogRecord) -> None:
         """A record of opened code's goes nowhere, like what it prints; those of libraries do, if they are asked for."""
