@@ -59,5 +59,5 @@ def test_what_numpy_makes_of_the_batch_is_relied_on() -> None:
     model = Net(lambda h: h * np.log1p(h.shape[0]))
     aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=X).train()
     assert torch.equal(aug(X), model(X))
-    with pytest.raises(AssumptionViolated, match="4, but this call has 7"):
+    with pytest.raises(AssumptionViolated, match=r"4 .*, but this call has 7"):
         aug(torch.randn(7, 6))

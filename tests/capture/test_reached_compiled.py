@@ -88,6 +88,20 @@ def test_a_change_after_compiling_is_noticed(what):
     check_noticed_when_compiled(aug, torch.randn(3, 4), CHANGES[what])
 
 
+@pytest.mark.few(2)
+@pytest.mark.parametrize("what", ["helper", "act", "shift"])
+def test_a_change_after_compiling_is_noticed_where_the_compiler_may_break_the_graph(what):
+    """It goes on without an error of its own there, and runs what it compiles anew."""
+    torch._dynamo.reset()
+    aug = ga.rewrite(Net(), "first", rate=0.5, example_inputs=torch.randn(4, 4)).train()
+    fast, x = torch.compile(aug, backend="eager"), torch.randn(3, 4)
+    fast(x), fast(x)
+    CHANGES[what](aug.original)
+    with pytest.raises(ga.GraphaugError, match="Call rewrite again"):
+        fast(x)
+    torch._dynamo.reset()
+
+
 # --- what lists, dicts and sets hold ------------------------------------------------------------------------
 
 

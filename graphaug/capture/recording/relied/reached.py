@@ -152,6 +152,8 @@ class Reached:
                 return _class_method(self.holder, self.key)
             if torch.compiler.is_compiling():
                 getattr(self.holder, self.key)  # so that one of the object's own makes it compile anew
+                if self.key in getattr(self.holder, "__dict__", ()):
+                    return GONE
                 of_class = getattr(type(self.holder), self.key)
                 return getattr(of_class, "__func__", of_class)
             return getattr(getattr(self.holder, self.key, GONE), "__func__", GONE)
