@@ -60,6 +60,14 @@ def user_line() -> str:
     return f" ({frame.f_code.co_filename.rpartition('/')[2]} line {frame.f_lineno})" if frame else ""
 
 
+def defined_at(function: Any) -> str:
+    """`` (file.py line 12)`` of where a function of a file of the user's begins; empty of any other."""
+    code = getattr(inspect.unwrap(function), "__code__", None)
+    if code is None or is_internal(code.co_filename):
+        return ""
+    return f" ({code.co_filename.rpartition('/')[2]} line {code.co_firstlineno})"
+
+
 def _is_internal_or_standard(file: str) -> bool:
     return is_internal(file) or (file.startswith(_STANDARD) and INSTALLED not in file)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -295,7 +296,7 @@ def test_given_examples_are_no_guess() -> None:
     assert "example_inputs" not in str(aug.plan)
     with pytest.raises(AssumptionViolated) as caught:
         aug(torch.ones(9, 4))
-    assert "guess" not in str(caught.value)
+    assert "guess" not in str(caught.value).replace(Path(__file__).name, "")
 
 
 @pytest.mark.long

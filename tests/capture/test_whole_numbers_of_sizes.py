@@ -68,7 +68,7 @@ def test_int_holds_for_the_sizes_of_its_number_and_says_what_to_write_instead() 
     aug = ga.rewrite(model, at="inner", rate=0.0, example_inputs=batch(4)).train()
     for rows in (4, 5):
         assert torch.equal(aug(*batch(rows)), model(*batch(rows)))
-    said = r"trunc\(0\.5 \* .*\) == 2, but this call has 3\. Of int\(…\) .* write math\.floor\(…\)"
+    said = r"trunc\(0\.5 \* .*\) == 2 \(.* line \d+\), but this call has 3\. Of int\(…\) .* write math\.floor\(…\)"
     with pytest.raises(AssumptionViolated, match=said):
         aug(*batch(7))
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import fx, nn
 
 from graphaug.capture.dataflow import upstream
 from graphaug.capture.names import Frame
 from graphaug.capture.user_checks import only_checks
-from graphaug.capture.user_code import user_line, users_frame
+from graphaug.capture.user_code import defined_at, user_line, users_frame
 from graphaug.capture.values import describe
 from graphaug.errors import CaptureError
 
@@ -38,6 +38,7 @@ class Session:
 
     Attributes:
         model: the name of the model's class, for errors.
+        defined: where its forward is defined, as `user_line` tells it.
         aside: whether code of ours or closed code runs: nothing is recorded.
         frames: the opened modules whose forwards run, the innermost last.
         refused: the first refusal, also if opened code caught it.
@@ -49,8 +50,9 @@ class Session:
         unless_opened: what is refused if they cannot be recorded either; None to refuse what is in the way there.
     """
 
-    def __init__(self, model: str, guessed: str, without_caches: Callable[[], str]) -> None:
-        self.model, self.guessed, self.without_caches = model, guessed, without_caches
+    def __init__(self, model: nn.Module, guessed: str, without_caches: Callable[[], str]) -> None:
+        self.model, self.defined = type(model).__name__, defined_at(type(model).forward)
+        self.guessed, self.without_caches = guessed, without_caches
         self.aside, self.training = False, True
         self.frames: list[Frame] = []
         self.refused: CaptureError | None = None
@@ -106,12 +108,12 @@ class Session:
         Args:
             why: what the code does, as "it ...".
             reason: what to do about it, after a space; without one, to choose another site.
-            line: the place, of what is refused once the code has run.
+            line: the place, of what is refused once the code has run; else that of the forward itself.
         """
         advice = (
             reason or " A graph cannot hold it; choose a site outside that module, so that it stays closed."
         )
-        at = self.line() if line is None else line
+        at = (self.line() or self.defined) if line is None else line
         error = CaptureError(f"{self.model}.forward cannot be captured: {why}{at}.{advice}")
         self.refused = self.refused or error
         return error

@@ -72,7 +72,7 @@ class Walk:
         self.hooked: dict[str, list[bool]] = {}
         self.held: tuple[Relied, ...] = ()
         without_caches = functools.partial(what_turns_off_caches, signature, model)
-        self.session = Session(type(model).__name__, signature.guessed, without_caches)
+        self.session = Session(model, signature.guessed, without_caches)
         self.recorder = Recorder(model, self.session, count_flops=count_flops)
         self.recorder.leaves.lenient = lenient
         self.ledger = self.recorder.ledger
