@@ -302,9 +302,16 @@ def test_no_table_keeps_a_fake(table: str, how: str) -> None:
     VARIABLE.set(None)
 
 
+@pytest.fixture
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if no other thread were alive; those of a test runner are."""
+    monkeypatch.setattr(threading, "active_count", lambda: 1)
+
+
 @pytest.mark.few(6)
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.usefixtures("alone")
 def test_what_a_forward_moves_is_put_back(count: str, how: str) -> None:
     make, move = COUNTS[count]
     held = [make()]
@@ -316,6 +323,7 @@ def test_what_a_forward_moves_is_put_back(count: str, how: str) -> None:
     assert picture(held[0]) != before  # else this shows nothing
 
 
+@pytest.mark.usefixtures("alone")
 def test_a_queue_of_c_holds_what_it_held() -> None:
     kept: Any = queue.SimpleQueue()
     for entry in ([1], "b", "c"):
