@@ -34,7 +34,7 @@ def check_added(result: fx.Node, model: nn.Module) -> None:
     while todo:
         node = todo.pop()
         for user in node.users:
-            if user in seen or not _takes_the_value(user, node) or _adds(user, node):
+            if user in seen or not takes_the_value(user, node) or _adds(user, node):
                 continue
             if not _keeps_zeros(user, node, model):
                 raise SparseBackwardError(
@@ -45,7 +45,7 @@ def check_added(result: fx.Node, model: nn.Module) -> None:
             todo.append(user)
 
 
-def _takes_the_value(user: fx.Node, node: fx.Node) -> bool:
+def takes_the_value(user: fx.Node, node: fx.Node) -> bool:
     """Whether it is the tensor that a node hands on, and not its size, its dtype, or a mask that is made of them."""
     if user.op == "output":
         return True

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor, fx, nn
 
 from graphaug.augment.rows import Rows
-from graphaug.capture.dataflow import carries_gradient, memory, written
+from graphaug.capture.dataflow import memory, written
 from graphaug.capture.values import assume, describe, value_of
 from graphaug.errors import SparseBackwardError
 from graphaug.proof.independence.places import Proof
 from graphaug.proof.prefix import held_by, statistics_modules
-from graphaug.sparse.added import check_added
+from graphaug.sparse.added import check_added, takes_the_value
 from graphaug.sparse.crossing import Entering, Known, entering
 from graphaug.sparse.entries import looked_up, tensors_by_keys
 from graphaug.surgery.called.kept_rows import counted, put_back, taken
@@ -91,10 +91,7 @@ def _passes_beside(node: fx.Node, region: set[fx.Node]) -> bool:
     """Whether a value also goes on without the branch: what is made of its size or its dtype, as a mask, is not it."""
     if not value_of(node).is_floating_point():
         return False
-    users = [user for user in node.users if user not in region]
-    if carries_gradient(value_of(node)):
-        users = [user for user in users if user.op == "output" or carries_gradient(value_of(user))]
-    return bool(users)
+    return any(takes_the_value(user, node) for user in node.users if user not in region)
 
 
 def modules_of(branch: Branch, model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

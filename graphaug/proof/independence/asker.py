@@ -26,19 +26,23 @@ def apart(proofs: Sequence[Proof]) -> bool:
 
 
 class Asker:
-    """Asks for proofs of a graph's values, samples along one dimension of the inputs or another."""
+    """Asks for proofs of a graph's values, samples along one dimension of the inputs or another.
+
+    Attributes:
+        lead: the input whose dimensions are meant, or None if no input is a tensor.
+    """
 
     def __init__(
         self, model: nn.Module, graph: fx.Graph, examples: Mapping[str, Any], constants: Mapping[str, Any]
     ) -> None:
         self.model, self.graph, self.constants = model, graph, constants
-        self.examples = inputs_of(graph, examples)
+        self.examples = inputs_of(graph, examples)  # in the forward's order, whatever the user's is
+        self.lead = leading(self.examples)
 
     def dims(self, dim: int) -> dict[int, int]:
         """The dimension of samples of every input, if it is the given one in the leading input."""
-        lead = leading(self.examples)
-        assert lead is not None
-        count, found = lead.shape[dim], {}
+        assert self.lead is not None
+        count, found = self.lead.shape[dim], {}
         for t in tensors_in(dict(self.examples)):
             if t.dim() > dim and t.shape[dim] == count:
                 found[id(t)] = dim
@@ -59,9 +63,8 @@ class Asker:
 
     def meets(self, cuts: Sequence[fx.Node], dim: int) -> bool:
         """Whether rows meet along a dimension, at the cuts or behind them, if it grows in every input that has it."""
-        lead = leading(self.examples)
-        assert lead is not None
-        count = lead.shape[dim]
+        assert self.lead is not None
+        count = self.lead.shape[dim]
         dims = {
             id(t): list(t.shape).index(count) for t in tensors_in(dict(self.examples)) if count in t.shape
         }

@@ -13,10 +13,9 @@ from torch.utils._pytree import tree_leaves
 from graphaug.augment.rows import BATCH, Rows, counted
 from graphaug.capture.values import value_of
 from graphaug.errors import InvalidOption
-from graphaug.proof.independence.asker import Asker, apart, leading
+from graphaug.proof.independence.asker import Asker, apart
 from graphaug.proof.independence.listed import check_listed
 from graphaug.proof.independence.places import Meeting, Proof
-from graphaug.proof.part import inputs_of
 
 
 @dataclass(frozen=True)
@@ -67,8 +66,8 @@ def find_samples(
     Raises:
         InvalidOption: ``rows`` contradicts the proof, or the samples cannot be told at a cut.
     """
-    examples = inputs_of(graph, examples)  # in the forward's order, whatever the user's is
-    lead = leading(examples)
+    ask = Asker(model, graph, examples, constants)
+    lead = ask.lead
     if lead is None:
         assumed = "" if rows in (None, 0) else f"the {rows} of rows= is taken for the dimension at every site"
         place = BATCH if rows is None else Rows(rows)
@@ -76,7 +75,6 @@ def find_samples(
         return Samples(0, {}, (place,) * len(cuts), (), note)
     if rows is not None:
         _check_dim(lead, rows)
-    ask = Asker(model, graph, examples, constants)
     chosen, proofs, why = _choose(ask, cuts, lead, rows)
     places: list[Rows] = []
     notes = [
@@ -92,7 +90,7 @@ def find_samples(
         notes.append(note)
         places.append(found)
     if rows is None:
-        check_listed(examples, lead, cuts, places)
+        check_listed(ask.examples, lead, cuts, places)
     count = int(lead.shape[chosen])
     shapes = [getattr(value_of(cut), "shape", None) for cut in cuts]
     tied = tuple(counted(place, shape, count) for place, shape in zip(places, shapes, strict=True))
@@ -170,9 +168,10 @@ def proofs_of(
     dim: int = 0,
 ) -> dict[fx.Node, Proof]:
     """What one trace tells of the rows of many values, samples along ``dim`` of the inputs; nothing if it fails."""
-    if leading(inputs_of(graph, examples)) is None:
+    ask = Asker(model, graph, examples, constants)
+    if ask.lead is None:
         return {}
-    found = Asker(model, graph, examples, constants)(nodes, dim)
+    found = ask(nodes, dim)
     return dict(zip(nodes, found, strict=True)) if len(found) == len(nodes) else {}
 
 
@@ -188,13 +187,13 @@ def sample_dim(
     Raises:
         InvalidOption: there is no such dimension.
     """
-    lead = leading(inputs_of(graph, examples))
+    ask = Asker(model, graph, examples, constants)
+    lead = ask.lead
     if lead is None:
         return rows or 0
     if rows is not None:
         _check_dim(lead, rows)
         return rows
-    ask = Asker(model, graph, examples, constants)
     if apart(ask(None, 0, stop=True)):
         return 0
     others = (dim for dim in range(1, min(lead.dim(), 4)) if lead.shape[dim] > 1)

@@ -18,8 +18,8 @@ INTERNAL = frozenset(vars(_EMPTY)) | {
     *("_parts", "_aliases", "_own", "_agreed", "_registry", "_frozen_statistics")
 }
 """What lies in the ``__dict__`` of a rewritten model itself."""
-_OF_ITS_CLASS = frozenset(vars(type(_EMPTY)))
-"""What torch puts into the class that it makes for every graph module: ``_wrapped_call``, which calls the forward."""
+_TAKEN = INTERNAL | vars(type(_EMPTY)).keys()
+"""Beside that, what torch puts into the class that it makes for every graph module: ``_wrapped_call``."""
 _BREAKS_QUOTES = set('"\\\n\r\0')
 
 
@@ -58,9 +58,5 @@ def _is_path(node: fx.Node) -> bool:
 def _is_unspeakable(path: str, owner: type) -> bool:
     """Whether torch's generated code would be no Python, or mean something else; it quotes what is no identifier."""
     first, *rest = path.split(".")
-    taken = (
-        hasattr(owner, first)
-        or first in INTERNAL | _OF_ITS_CLASS
-        or first.startswith(("_forward_", ALIAS, "__"))
-    )
+    taken = hasattr(owner, first) or first in _TAKEN or first.startswith(("_forward_", ALIAS, "__"))
     return taken or any(keyword.iskeyword(e) or set(e) & _BREAKS_QUOTES for e in (first, *rest))

@@ -83,10 +83,8 @@ def _codes_in(code: types.CodeType) -> tuple[types.CodeType, ...]:
     found = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
     if any(s.opname in _GLOBAL and s.argval in ("eval", "exec") for s in dis.get_instructions(code)):
         for text in (constant for constant in code.co_consts if isinstance(constant, str)):
-            with (
-                contextlib.suppress(SyntaxError, ValueError),
-                warnings.catch_warnings(),
-            ):  # a text, and no code
+            # most strings are a text, and no code
+            with contextlib.suppress(SyntaxError, ValueError), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 found.append(compile(text.strip(), "<evaluated>", "exec"))
     return tuple(found)
