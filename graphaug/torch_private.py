@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -52,6 +53,7 @@ __all__ = [
     "WeakIdKeyDictionary",
     "as_eager",
     "assert_async",
+    "compile_lock",
     "dispatch_modes",
     "enter_autocast",
     "exit_autocast",
@@ -219,6 +221,12 @@ def function_modes() -> list[Any]:
 def dispatch_modes() -> list[Any]:
     """The modes that see torch's operations here, the innermost last, without those that make tensors fake."""
     return [mode for mode in _get_current_dispatch_mode_stack() if not isinstance(mode, _FakeTensorMode)]
+
+
+def compile_lock() -> contextlib.AbstractContextManager[Any]:
+    """What a thread holds while torch's compiler traces its code; nothing if the compiler was never imported."""
+    compiler = sys.modules.get("torch._dynamo.convert_frame")
+    return getattr(compiler, "compile_lock", None) or contextlib.nullcontext()
 
 
 def graph_without(name: str) -> fx.Graph:

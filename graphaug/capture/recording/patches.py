@@ -22,6 +22,11 @@ _BEHIND: weakref.WeakKeyDictionary[Callable[..., Any], Any] = weakref.WeakKeyDic
 """What the replacements stand for."""
 
 
+def stands_for(replacement: Callable[..., Any], original: Callable[..., Any]) -> None:
+    """Note what a function is put in the place of."""
+    _BEHIND[replacement] = original
+
+
 def behind(value: Any) -> Any:
     """What a function stands for, which a recording put there; anything else is what it is."""
     while isinstance(value, types.FunctionType) and value in _BEHIND:

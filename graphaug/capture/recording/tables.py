@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from graphaug.capture.recording.gate import closed_to_other_threads
 from graphaug.capture.recording.kept.caches import Results, cached_functions, filled_since
 from graphaug.capture.recording.kept.generators import Count, PlainIterator
 from graphaug.capture.recording.kept.kinds import is_of_a_capture
@@ -129,14 +130,16 @@ class Tables:
 
 @contextlib.contextmanager
 def undisturbed(model: nn.Module, *others: Any) -> Iterator[None]:
-    """One thread at a time looks into models; what their code keeps outside of them is put back afterwards.
+    """One thread at a time looks into models, and others wait that call this one.
+
+    What its code keeps outside of it is put back afterwards.
 
     Args:
         model: the model.
         others: what else its code gets, such as example inputs.
     """
     global _nested
-    with LOCK:
+    with LOCK, contextlib.nullcontext() if _nested else closed_to_other_threads(model):
         tables = Tables(model, others)
         _nested += 1
         try:

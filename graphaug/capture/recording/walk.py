@@ -26,7 +26,7 @@ from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.functions import PlainFunctions
 from graphaug.capture.recording.opened.inputs import assume_asked, assume_objects, placeholders
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
-from graphaug.capture.recording.patches import Patches
+from graphaug.capture.recording.patches import Patches, behind
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched
@@ -198,7 +198,7 @@ class Walk:
         self.calls[path] += 1
 
         def enter(*args: Any, **kwargs: Any) -> Any:
-            if call is not _MODULE_CALL:
+            if behind(call) is not _MODULE_CALL:
                 self._entering = m
                 return call(m, *args, **kwargs)
             return m.forward(*args, **kwargs)
@@ -273,8 +273,8 @@ class Walk:
         reads = self.attributes.reads | self.attributes.by_dict
         entered = {self.ledger.paths.get(m, "") for m in self.in_reach.beside if is_entered(m, reads)}
         yield from self.registered.facts(self.opened | entered, reads)
-        for path, (before, behind) in self.hooked.items():
-            yield Fact(path, "", (before, behind))
+        for path, hooks in self.hooked.items():
+            yield Fact(path, "", tuple(hooks))
         if self.hooked:
             yield NoGlobalHooks(next(iter(self.hooked)))
 
