@@ -318,3 +318,18 @@ def test_checkpoints_around_opened_code_are_refused(kind: str, reentrant: bool) 
 
     with pytest.raises(CaptureError, match=r"torch.utils.checkpoint .* \(test_bad_examples.py line \d+\)"):
         ga.rewrite(Saving(), "blocks[1]", example_inputs=torch.randn(4, 4))
+
+
+class NamesItsInputSelf(nn.Module):
+    def __init__(this) -> None:  # noqa: N805
+        super().__init__()
+        this.a, this.b = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(this, self: Tensor) -> Tensor:  # noqa: N805
+        return this.b(this.a(self))
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 4), {"self": torch.ones(2, 4)}], ids=["by place", "by name"])
+def test_an_input_with_the_name_of_the_model_is_refused(given: Any) -> None:
+    with pytest.raises(CaptureError, match=r"NamesItsInputSelf\.forward has an input that is called 'self'"):
+        ga.rewrite(NamesItsInputSelf(), at="a", example_inputs=given)

@@ -26,7 +26,7 @@ def given(
         The names of the positional parameters, in order; every named one with its default; and the inputs by name.
 
     Raises:
-        CaptureError: they do not fit the forward.
+        CaptureError: they do not fit the forward, or one is called ``self``.
     """
     name = type(model).__name__
     parameters = inspect.signature(model.forward).parameters
@@ -67,6 +67,11 @@ def given(
                 f"{left_over(values, positional, required, named)}"
             )
         examples = dict(zip(positional, values, strict=False))
+    if "self" in examples:
+        raise CaptureError(
+            f"{name}.forward has an input that is called 'self', as the model is in the code of a graph: give it "
+            "another name."
+        )
     missing = [p for p in required if p not in examples]
     if missing:
         raise CaptureError(f"{called} lacks {', '.join(map(repr, missing))}, which {name}.forward requires.")
