@@ -56,7 +56,7 @@ def assume(value: Any, expected: Any, what: str, guessed: str = "", line: str = 
         elif _IS_A_SIZE.search(what):
             advice = (
                 " What is computed of a size holds for every size while Python makes no number of its own of it, as "
-                f"float(…), range(…) and math.sqrt(…) do.{advice}"
+                f"float(…), range(…), math.sqrt(…) and look-ups in a dict or a cache do.{advice}"
             )
         found = (
             f"in this call {spelled(what, value)}" if _compares(what, value) else f"this call has {value!r}"
