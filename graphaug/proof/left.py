@@ -52,7 +52,8 @@ def _noted(tensor: Tensor) -> Any:
         numbers = torch.view_as_real(numbers.resolve_conj())
     if numbers.numel() <= SMALL:
         return numbers.clone()
-    return torch.stack([numbers.sum(dtype=torch.float64), numbers.abs().sum(dtype=torch.float64)])
+    sizes = torch.linalg.vector_norm(numbers, 1) if numbers.is_floating_point() else numbers.abs().sum()
+    return torch.stack([numbers.sum(dtype=torch.float64), sizes.double()])
 
 
 def _alike(a: Any, b: Any, tolerance: float) -> bool:

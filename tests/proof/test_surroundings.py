@@ -18,6 +18,7 @@ from torch import nn
 
 from graphaug.capture.recording.kept.caches import cached_functions
 from graphaug.proof.shadow.surroundings import Surroundings
+from graphaug.proof.shadow.watched import Bindings, Container, Many, NewNames
 
 
 class Keeps(nn.Module):
@@ -95,3 +96,49 @@ def test_every_cached_function_alive_is_found(changes: list[str]) -> None:
         found = {id(f) for f in cached_functions(but=("torch",))}
         alive = (f for f in gc.get_objects() if type(f) is kind)
         assert found == {id(f) for f in alive if (f.__module__ or "").partition(".")[0] != "torch"}
+
+
+OF_MANY: dict[str, Callable[[list[Any]], Any]] = {
+    "an entry of a dict": lambda held: held[0].update(a=[]),
+    "an entry that is equal": lambda held: held[0].update(a=[1]),
+    "a key more": lambda held: held[0].update(z=1),
+    "a key gone": lambda held: held[0].pop("a"),
+    "another order": lambda held: held[0].update(b=held[0].pop("b")),
+    "an entry of a list": lambda held: held[1].reverse(),
+    "a list that grew": lambda held: held[1].append(None),
+    "a deque": lambda held: held[2].rotate(),
+    "a set": lambda held: held[3].add(7),
+    "a name that may come": lambda held: held[4].update(wanted=1),
+    "a name that comes": lambda held: held[5].update(new=1),
+    "a bound name": lambda held: held[6].update(bound=1),
+}
+
+
+@given(st.lists(st.sampled_from(sorted(OF_MANY)), max_size=4, unique=True), st.booleans())
+@settings(deadline=None)
+def test_many_tell_what_each_tells(changes: list[str], late: bool) -> None:
+    held: list[Any] = [
+        {"a": [1], "b": 2},
+        [object(), object()],
+        collections.deque([1, 2]),
+        set(range(0, 90, 9)),
+        {"there": 1},
+        {"known": 1},
+        {"bound": object()},
+    ]
+    bindings = Bindings()
+    bindings.add("bound", lambda: held[6]["bound"], lambda value: held[6].update(bound=value))
+    each: list[Any] = [Container(f"container {i}", holder) for i, holder in enumerate(held[:4])]
+    each += [
+        NewNames("some", held[4], held[4].pop, {"wanted"}),
+        NewNames("any", held[5], held[5].pop),
+        bindings,
+    ]
+    many = None if late else Many(each)
+    for change in changes:
+        OF_MANY[change](held)
+    many = many or Many(each)
+    assert list(many.changes()) == [found for watched in each for found in watched.changes()]
+    assert bool(list(many.changes())) == bool(set(changes) - {"another order"})
+    many.restore()
+    assert not list(many.changes())

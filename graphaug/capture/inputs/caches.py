@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from graphaug.capture.inputs.spare import run_once
 from graphaug.capture.state import unchanged, undrawn
@@ -21,6 +22,7 @@ from graphaug.capture.state import unchanged, undrawn
 USE_CACHE = "use_cache"
 _GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """The most that two kernels of one attention differ by, of the norm of what they return."""
+_ROWS = 2
 _NOTE = "a training step is that of use_cache=False, which returns no cache ({}); eval mode runs the original"
 
 
@@ -58,23 +60,49 @@ def cache_of(
             return Cache()
         return Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
     examples = _with_data(examples, model)
-    cached = {name: value for name, value in examples.items() if name != USE_CACHE}
-    uncached = {**cached, USE_CACHE: False}
-    try:
-        with unchanged(model), undrawn(), torch.enable_grad():
-            plain, whole = (
-                _by_place(run_once(model, inputs, positional, training=True)) for inputs in (uncached, cached)
-            )
-            same = plain.keys() <= whole.keys() and all(_close(plain[place], whole[place]) for place in plain)
-            fills = bool(whole.keys() - plain.keys())
-            if same and (fills or asked is False):
-                gradients = (_gradients(model, [found[place] for place in plain]) for found in (plain, whole))
-                same = all(map(_close, *gradients))
-    except Exception:  # the examples do not fit, which the capture will say
+    for inputs in (_few_rows(examples), examples):
+        try:
+            with unchanged(model), undrawn(), torch.enable_grad():
+                same, fills = _compared(model, inputs, positional, with_gradients=asked is False)
+            break
+        except Exception:  # so few rows do not fit, or the examples do not, which the capture will say
+            continue
+    else:
         return Cache()
     if not same or not (fills or asked is False):
         return Cache(differs=not same)
     return Cache(True, note=_NOTE.format("in a trial of the example all else was equal") if fills else "")
+
+
+def _compared(
+    model: nn.Module, inputs: Mapping[str, Any], positional: tuple[str, ...], with_gradients: bool
+) -> tuple[bool, bool]:
+    """Whether a model returns the same without a cache, the cache aside, and whether it fills one.
+
+    Gradients are compared where it does, or if they are asked for.
+    """
+    cached = {name: value for name, value in inputs.items() if name != USE_CACHE}
+    plain, whole = (
+        _by_place(run_once(model, given, positional, training=True))
+        for given in ({**cached, USE_CACHE: False}, cached)
+    )
+    same = plain.keys() <= whole.keys() and all(_close(plain[place], whole[place]) for place in plain)
+    fills = bool(whole.keys() - plain.keys())
+    if same and (fills or with_gradients):
+        gradients = (_gradients(model, [found[place] for place in plain]) for found in (plain, whole))
+        same = all(map(_close, *gradients))
+    return same, fills
+
+
+def _few_rows(inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The first two rows of the batch, which tell as much; of what may be one."""
+    lead = next((t for t in tree_leaves(dict(inputs)) if isinstance(t, Tensor) and t.dim()), None)
+    if lead is None or len(lead) <= _ROWS:
+        return dict(inputs)
+    found: dict[str, Any] = tree_map_only(
+        Tensor, lambda t: t[:_ROWS] if t.dim() and len(t) == len(lead) else t, dict(inputs)
+    )
+    return found
 
 
 def _may_be_told(model: nn.Module, named: Mapping[str, Any]) -> bool:

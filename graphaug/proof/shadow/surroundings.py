@@ -42,6 +42,7 @@ from graphaug.proof.shadow.watched import (
     Bindings,
     Container,
     Kept,
+    Many,
     NewNames,
     Registries,
     Watched,
@@ -86,7 +87,7 @@ class Surroundings:
         self._classes: set[type] = set()
         self._shared = Shared()
         self._written: set[str] = set()
-        self._own: dict[str, list[Watched]] = {}
+        self._own: dict[str, Many] = {}
         for path, module in model.named_modules():
             self._module(path, module)
         closed = (not any(m is o for o in opened) for m in model.modules())
@@ -100,7 +101,7 @@ class Surroundings:
         for cls in self._classes:
             for name in self._written & vars(cls).keys():
                 self._class_attribute(f"{cls.__name__}.{name}", cls, name)
-        self._beside: list[Watched] = [*self._containers[of_modules:], self._bindings]
+        self._beside = Many([*self._containers[of_modules:], self._bindings])
         self._caches = list(map(Cache, cached_functions(but=(*_OF_TORCH, "sympy"))))
         self._modes = Modes(model)
 
@@ -122,12 +123,11 @@ class Surroundings:
             of_modules = itertools.chain[Any](self._of_closed, self._containers)
             own = [w for w in of_modules if w.name == path or w.name.startswith(f"{path}.")]
             known = set(map(id, own))
-            self._own[path] = [*own, *(w for w in self._shared.reached_from(module) if id(w) not in known)]
-        for watched in self._own[path]:
-            yield from but_collectors(watched.changes())
+            shared = (w for w in self._shared.reached_from(module) if id(w) not in known)
+            self._own[path] = Many([*own, *shared])
+        yield from but_collectors(self._own[path].changes())
         if any(type(m).__module__.partition(".")[0] != "torch" for m in module.modules()):
-            for watched in self._beside:
-                yield from watched.changes()
+            yield from self._beside.changes()
 
     def left(self, token: Callable[[Any], Token]) -> dict[str, Token]:
         """What is not as it was, by its place, and the states of the generators of random numbers.

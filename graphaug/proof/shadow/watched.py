@@ -6,7 +6,7 @@ import collections
 import copy
 import itertools
 import operator
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from typing import Any, Protocol
 
@@ -169,6 +169,39 @@ class Registries(_Together):
             list(map(len, self._tables)) == self._sizes
             and list(itertools.chain.from_iterable(self._tables)) == self._keys
             and all(map(operator.is_, values, self._values))
+        )
+
+
+class Many(_Together):
+    """Whatever is watched, a thousand of it: what holds what it held is passed over by a look at all identities."""
+
+    def __init__(self, each: Iterable[Watched]) -> None:
+        self._each = list(each)
+        # a copy of a set may iterate in another order
+        ordered: list[Any] = [
+            w for w in self._each if type(w) is Container and not isinstance(w._holder, set)
+        ]
+        names = [w for w in self._each if type(w) is NewNames]
+        open_names = [w for w in names if w._only is None]
+        self._entered = [w._holder for w in ordered]
+        self._dicts = [w._holder for w in ordered if isinstance(w._holder, dict)]
+        self._sized = [*self._entered, *(w._holder for w in open_names)]
+        self._sizes = [len(w._before) for w in (*ordered, *open_names)]
+        self._entries = list(itertools.chain.from_iterable(w._before for w in ordered))
+        before = (w._before.values() for w in ordered if isinstance(w._holder, dict))
+        self._values = list(itertools.chain.from_iterable(before))
+        self._may_come = [(w._holder, key) for w in names for key in w._only or ()]
+        at_once = {id(w) for w in (*ordered, *names)}
+        self._others = [w for w in self._each if id(w) not in at_once]
+
+    def _is_untouched(self) -> bool:
+        values = itertools.chain.from_iterable(map(dict.values, self._dicts))
+        return (
+            list(map(len, self._sized)) == self._sizes
+            and all(map(operator.is_, itertools.chain.from_iterable(self._entered), self._entries))
+            and all(map(operator.is_, values, self._values))
+            and not any(key in holder for holder, key in self._may_come)
+            and not any(True for watched in self._others for _ in watched.changes())
         )
 
 
