@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -73,3 +75,46 @@ def test_every_subset_takes_the_same_two_graphs(moment):
     assert counter.frame_count == made, "another subset compiled something"
     if moment == "after it":
         assert made == 2, "one with gradients, one for the rows that are stopped"
+
+
+FIRST = """
+import torch
+from torch import nn
+import graphaug as ga
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(8, 8)
+    def forward(self, x):
+        return self.body(x).relu()
+
+def asks(x):
+    return x * 2 if torch.is_grad_enabled() and torch.numel(x) > 0 else x
+
+x = torch.randn(4, 8)
+model = nn.Sequential(Block(), Block(), nn.Linear(8, 2))
+compiled = {compiled}
+aug = ga.rewrite(compiled, at={at!r}, stop_grad=True, example_inputs=x)
+torch.testing.assert_close(aug.eval()(x), model.eval()(x))
+print(torch.equal(torch.compile(asks, fullgraph=True, backend="eager")(x), asks(x)))
+"""
+COMPILED = {
+    "in place": ("[block.compile(backend='eager') for block in model[:2]] and model", "1"),
+    "as children": (
+        "nn.Sequential(*(torch.compile(block, backend='eager') for block in model[:2]), model[2])",
+        "1",
+    ),
+    "in a block": ("model[0].body.compile(backend='eager') or model", "0.body"),
+}
+
+
+@pytest.mark.parametrize("how", COMPILED)
+def test_a_rewrite_may_be_the_first_to_call_what_is_compiled(how):
+    """The compiler makes its tables of torch's functions when it first compiles: not while they are replaced."""
+    code, at = COMPILED[how]
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", FIRST.format(compiled=code, at=at)],
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert ended.stdout.strip() == "True", ended.stderr[-2000:]

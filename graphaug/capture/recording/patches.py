@@ -6,6 +6,7 @@ One capture runs at a time. Other threads see the replaced functions too, and fo
 from __future__ import annotations
 
 import builtins
+import contextlib
 import functools
 import threading
 import types
@@ -13,6 +14,8 @@ import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
+
+import torch
 
 LOCK = threading.RLock()
 """Held through a capture."""
@@ -37,7 +40,9 @@ def behind(value: Any) -> Any:
 class Patches:
     """Replaced attributes of classes and modules, put back at the end of the block.
 
-    A replacement acts in the thread that made it, and only while ``active()`` is true.
+    A replacement acts in the thread that made it, and only while ``active()`` is true. Compiled functions run as they
+    are written meanwhile: torch's compiler would trace what is replaced, and takes what it finds in torch when it first
+    compiles for torch's own for good.
     """
 
     def __init__(self, active: Callable[[], bool]) -> None:
@@ -45,11 +50,14 @@ class Patches:
         self._thread = threading.get_ident()
         self._saved: list[tuple[Any, str, Any]] = []
         self._scopes: set[int] = set()
+        self._uncompiled = contextlib.ExitStack()
 
     def __enter__(self) -> Patches:
+        self._uncompiled.enter_context(torch.compiler.set_stance("force_eager"))
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._uncompiled.close()
         for owner, name, value in reversed(self._saved):
             if isinstance(owner, dict) and value is _MISSING:
                 del owner[name]
