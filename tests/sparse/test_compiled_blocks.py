@@ -78,9 +78,11 @@ def test_every_subset_takes_the_same_two_graphs(moment):
 
 
 FIRST = """
+import gc
 import torch
 from torch import nn
 import graphaug as ga
+from graphaug.capture.recording import patches
 
 class Block(nn.Module):
     def __init__(self):
@@ -97,6 +99,8 @@ model = nn.Sequential(Block(), Block(), nn.Linear(8, 2))
 compiled = {compiled}
 aug = ga.rewrite(compiled, at={at!r}, stop_grad=True, example_inputs=x)
 torch.testing.assert_close(aug.eval()(x), model.eval()(x))
+gc.collect()
+assert not [g for g in patches._BEHIND if g.__module__ == patches.__name__], "something keeps a replacement"
 print(torch.equal(torch.compile(asks, fullgraph=True, backend="eager")(x), asks(x)))
 """
 COMPILED = {
