@@ -52,8 +52,10 @@ def _noted(tensor: Tensor) -> Any:
         numbers = torch.view_as_real(numbers.resolve_conj())
     if numbers.numel() <= SMALL:
         return numbers.clone()
-    sizes = torch.linalg.vector_norm(numbers, 1) if numbers.is_floating_point() else numbers.abs().sum()
-    return torch.stack([numbers.sum(dtype=torch.float64), sizes.double()])
+    total = numbers.sum(dtype=torch.float64)
+    if not numbers.is_floating_point():
+        return torch.stack([total, numbers.abs().sum(dtype=torch.float64)])
+    return torch.stack([total, torch.linalg.vector_norm(numbers, 1, dtype=torch.float64)])  # copies nothing
 
 
 def _alike(a: Any, b: Any, tolerance: float) -> bool:

@@ -148,10 +148,8 @@ class Branches(nn.Module):
         found: dict[nn.Module, Tensor] = {}
 
         def run(branch: nn.Module) -> None:
-            with (
-                torch.set_grad_enabled(grad),
-                contextlib.suppress(RuntimeError),
-            ):  # tried with sizes that do not fit
+            # it is tried with sizes that do not fit
+            with torch.set_grad_enabled(grad), contextlib.suppress(RuntimeError):
                 found[branch] = branch(x)
 
         for branch in self.branches:  # one by one: fakes are not made for two threads at once

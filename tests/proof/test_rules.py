@@ -48,7 +48,7 @@ def test_no_rule_contradicts_the_definition_on_a_sample_of_operations() -> None:
     assert len(covered) >= 20
 
 
-@pytest.mark.long  # every operation: minutes
+@pytest.mark.long  # every operation on a dozen of pairs of inputs: minutes
 def test_no_rule_contradicts_the_definition_on_any_operation(capsys: pytest.CaptureFixture[str]) -> None:
     covered, wrong = _wrong(COVERED)
     with capsys.disabled():

@@ -24,7 +24,7 @@ import graphaug as ga
 pytestmark = pytest.mark.thorough
 
 property_test = settings(
-    max_examples=30 if os.environ.get("GRAPHAUG_THOROUGH") else 5,
+    max_examples=60 if os.environ.get("GRAPHAUG_THOROUGH") else 5,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

@@ -8,13 +8,13 @@ where gradients are checkpointed, if all else that the model returns is the same
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_leaves, tree_map_only
 
 from graphaug.capture.inputs.spare import run_once
 from graphaug.capture.state import unchanged, undrawn
@@ -23,6 +23,7 @@ USE_CACHE = "use_cache"
 _GAP = {torch.float64: 1e-6, torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 1e-2}
 """The most that two kernels of one attention differ by, of the norm of what they return."""
 _ROWS = 2
+"""So many rows are tried first."""
 _NOTE = "a training step is that of use_cache=False, which returns no cache ({}); eval mode runs the original"
 
 
@@ -60,7 +61,7 @@ def cache_of(
             return Cache()
         return Cache(True, note=_NOTE.format("not compared: it is on the meta device"))
     examples = _with_data(examples, model)
-    for inputs in (_few_rows(examples), examples):
+    for inputs in _few_rows_then_all(examples):
         try:
             with unchanged(model), undrawn(), torch.enable_grad():
                 same, fills = _compared(model, inputs, positional, with_gradients=asked is False)
@@ -94,15 +95,12 @@ def _compared(
     return same, fills
 
 
-def _few_rows(inputs: Mapping[str, Any]) -> dict[str, Any]:
-    """The first two rows of the batch, which tell as much; of what may be one."""
-    lead = next((t for t in tree_leaves(dict(inputs)) if isinstance(t, Tensor) and t.dim()), None)
-    if lead is None or len(lead) <= _ROWS:
-        return dict(inputs)
-    found: dict[str, Any] = tree_map_only(
-        Tensor, lambda t: t[:_ROWS] if t.dim() and len(t) == len(lead) else t, dict(inputs)
-    )
-    return found
+def _few_rows_then_all(inputs: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The inputs cut to two rows, which tell as much, and then as they are; of no more rows, these alone."""
+    lead = next((t for t in tree_leaves(inputs) if isinstance(t, Tensor) and t.dim()), None)
+    if lead is not None and len(lead) > _ROWS:
+        yield tree_map_only(Tensor, lambda t: t[:_ROWS] if t.dim() and len(t) == len(lead) else t, inputs)
+    yield inputs
 
 
 def _may_be_told(model: nn.Module, named: Mapping[str, Any]) -> bool:
@@ -134,7 +132,7 @@ def _with_data(inputs: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
             return torch.randn(t.shape, generator=generator).to(device, t.dtype)
         return torch.randint(2, t.shape, generator=generator).to(device, t.dtype)  # any table has two entries
 
-    found: dict[str, Any] = torch.utils._pytree.tree_map_only(Tensor, made, dict(inputs))
+    found: dict[str, Any] = tree_map_only(Tensor, made, dict(inputs))
     return found
 
 
@@ -153,10 +151,8 @@ def _gradients(model: nn.Module, returned: list[Any]) -> list[Tensor | None]:
 
 def _by_place(returned: Any) -> dict[str, Any]:
     """The tensors, numbers and caches of an output by where they lie in it."""
-    leaves, _ = torch.utils._pytree.tree_flatten_with_path(
-        returned, is_leaf=lambda v: "cache" in type(v).__name__.lower()
-    )
-    return {torch.utils._pytree.keystr(path): value for path, value in leaves}
+    leaves, _ = tree_flatten_with_path(returned, is_leaf=lambda v: "cache" in type(v).__name__.lower())
+    return {keystr(path): value for path, value in leaves}
 
 
 def _close(a: Any, b: Any) -> bool:

@@ -41,8 +41,6 @@ def _through_the_gate(self: nn.Module, /, *args: Any, **kwargs: Any) -> Any:
 
 
 _CALLS = {f.__code__ for f in (nn.Module.__call__, nn.Module._call_impl, _through_the_gate)}
-
-
 _WAITS = {
     f.__code__
     for f in (
@@ -87,7 +85,7 @@ class _Gate:
         self._name = type(model).__name__
         self._modules = {id(m) for m in model.modules()}
         self._owner = threading.get_ident()
-        self._waiting: set[int | None] = set()
+        self._outside = {self._owner}
         self.open = threading.Event()
 
     def holds_up(self, module: nn.Module, caller: FrameType) -> bool:
@@ -99,7 +97,7 @@ class _Gate:
             or self._is_in_a_call(caller)
         ):
             return False
-        self._waiting.add(this)
+        self._outside.add(this)
         while not self.open.wait(_POLL):
             if self._is_waited_for():
                 return False
@@ -130,8 +128,7 @@ class _Gate:
         """The name of another thread that is in a call of the model's modules."""
         frames = sys._current_frames()
         for thread in threading.enumerate():
-            known = thread.ident == self._owner or thread.ident in self._waiting
-            if not known and self._is_in_a_call(frames.get(thread.ident or 0)):
+            if thread.ident not in self._outside and self._is_in_a_call(frames.get(thread.ident or 0)):
                 return thread.name
         return None
 

@@ -153,25 +153,6 @@ class _Together:
                 watched.restore()
 
 
-class Registries(_Together):
-    """The tables of a module: parameters, buffers, children, hooks. Most are empty; all are looked at at once."""
-
-    def __init__(self, path: str, tables: list[dict[str, Any]]) -> None:
-        self.name, self._tables = path, tables
-        self._each = [Container(path, table) for table in tables]
-        self._sizes = list(map(len, tables))
-        self._keys = list(itertools.chain.from_iterable(tables))
-        self._values = list(itertools.chain.from_iterable(map(dict.values, tables)))
-
-    def _is_untouched(self) -> bool:
-        values = itertools.chain.from_iterable(map(dict.values, self._tables))
-        return (
-            list(map(len, self._tables)) == self._sizes
-            and list(itertools.chain.from_iterable(self._tables)) == self._keys
-            and all(map(operator.is_, values, self._values))
-        )
-
-
 class Many(_Together):
     """Whatever is watched, a thousand of it: what holds what it held is passed over by a look at all identities."""
 
@@ -203,6 +184,14 @@ class Many(_Together):
             and not any(key in holder for holder, key in self._may_come)
             and not any(True for watched in self._others for _ in watched.changes())
         )
+
+
+class Registries(Many):
+    """The tables of a module: parameters, buffers, children, hooks. Most are empty."""
+
+    def __init__(self, path: str, tables: list[dict[str, Any]]) -> None:
+        super().__init__([Container(path, table) for table in tables])
+        self.name = path
 
 
 class Binding:
