@@ -1,14 +1,16 @@
 """Time and memory of one training step: plain, forward hook, dense and sparse Deep Augmentation.
 
     python -m benchmarks.step [--models vit-s bert-base convnext-t resnet18-cifar] [--rounds 7] [--subsets 0.5]
-                              [--depths 3] [--modes eager compiled blocks] [--device cpu|cuda] [--mode reduce-overhead]
+                              [--depths 3] [--modes eager compiled blocks regions] [--device cpu|cuda]
+                              [--mode reduce-overhead]
 
 One process, one batch and one seed for all; the variants take turns, a step each per round, and medians
 with quartiles are reported, relative to the plain (un-augmented) step of the same mode. A step is
 forward, loss and backward; the optimizer, the same for all, is left out. Memory is the activations that
 autograd saves for the backward (on a GPU the allocator's peak). Every compiled variant begins without any
 kernels on the disk, so that none is quick to compile because of another one; in the mode ``blocks`` the repeated blocks
-are compiled alone, for any number of rows, and the rest is eager. Beside every sparse step stands its floor,
+are compiled alone, for any number of rows, and the rest is eager; in the mode ``regions`` the model is compiled whole
+with its repeated blocks marked as regions that are compiled once. Beside every sparse step stands its floor,
 ``1 - (2/3)·s·f``: s the share of stopped rows, f the prefix's share of the forward FLOPs. On a GPU a step's kernels are
 summed too: where they take less than the step, the GPU waits for the host, and a larger batch would not.
 """
@@ -42,7 +44,7 @@ import graphaug
 from benchmarks.coverage import ROOT, write
 
 RATE = 0.5
-MODES = ("eager", "compiled", "blocks")
+MODES = ("eager", "compiled", "blocks", "regions")
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,17 @@ def repeated(model: nn.Module) -> list[nn.Module]:
     return [m for found in lists if len(found) > 1 and len(set(map(type, found))) == 1 for m in found]
 
 
+def mark_regions(model: nn.Module) -> None:
+    """Let the repeated blocks of a model compiled as a whole be compiled once, here and in no other model."""
+    marked: dict[type, type] = {}
+    for block in repeated(model):
+        kind = type(block)
+        if kind not in marked:
+            forward = torch.compiler.nested_compile_region(kind.forward)
+            marked[kind] = type(kind.__name__, (kind,), {"forward": forward})
+        block.__class__ = marked[kind]
+
+
 def of_model(
     model: nn.Module,
     inputs: dict[str, Tensor],
@@ -207,7 +220,11 @@ def variants(
         found += of_model(apart, inputs, ["blocks"], cuts, subsets, whole=True, hook=False)
         for block in repeated(apart):
             block.compile(dynamic=True)
-    if others := [mode for mode in modes if mode != "blocks"]:
+    if "regions" in modes:
+        apart = copy.deepcopy(model)
+        mark_regions(apart)
+        found += of_model(apart, inputs, ["regions"], cuts, subsets, whole=True, hook=False)
+    if others := [mode for mode in modes if mode in ("eager", "compiled")]:
         found += of_model(model, inputs, others, cuts, subsets, whole, hook)
     return model, inputs, found
 
@@ -291,8 +308,8 @@ def measure(subject: Subject, options: argparse.Namespace) -> dict[str, Any]:
         begin = time.perf_counter()
         if variant.mode == "blocks":
             torch._dynamo.reset()  # all share their blocks, and the first would compile them for all
-        if variant.mode in ("compiled", "blocks"):
-            if variant.mode == "compiled":
+        if variant.mode != "eager":
+            if variant.mode != "blocks":
                 variant.module = torch.compile(variant.module, fullgraph=True, mode=options.mode)
             # kernels lie on the disk, and the first step would be quick for whoever comes after one with the same
             with contextlib.nullcontext() if options.cached else torch._inductor.utils.fresh_cache():

@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.backends.debugging import aot_eager
 from torch._dynamo.testing import CompileCounter
 
 import graphaug as ga
@@ -75,6 +76,50 @@ def test_every_subset_takes_the_same_two_graphs(moment):
     assert counter.frame_count == made, "another subset compiled something"
     if moment == "after it":
         assert made == 2, "one with gradients, one for the rows that are stopped"
+
+
+class Region(Block):
+    forward = torch.compiler.nested_compile_region(Block.forward)
+
+
+@pytest.mark.filterwarnings(
+    "ignore:invoke_subgraph traced multiple backward graphs"
+)  # of the loss's gradient
+def test_a_block_that_is_a_region_stands_in_the_graph_once_with_gradients_and_once_without():
+    torch.manual_seed(0)
+    model = nn.Sequential(Stem(), *(Region(7) for _ in range(7)), nn.Linear(7, 3))
+    x = torch.randn(20, 3, 5)
+    options = {"at": "5", "rate": 0.5, "stop_grad": True, "example_inputs": x}
+    aug = ga.rewrite(model, **options)
+    plain = ga.rewrite(copy.deepcopy(model), **options)
+    assert aug.plan.backward == "sparse"
+    calls = []
+
+    def backend(graph, examples):
+        calls.append([
+            str(node.args[1])
+            for node in graph.graph.nodes
+            if node.target is torch.ops.higher_order.invoke_subgraph
+        ])  # fmt: skip
+        return aot_eager(graph, examples)
+
+    torch._dynamo.reset()
+    compiled = torch.compile(aug, fullgraph=True, backend=backend)
+    for tenths in (3, 5, 8):
+        results = []
+        for one, call in ((plain, plain), (aug, compiled)):
+            one.set_subset(tenths / 10)
+            one.zero_grad()
+            torch.manual_seed(tenths)
+            output = call(x)
+            output.square().sum().backward()
+            results.append([output, *(p.grad for p in one.parameters())])
+        torch.testing.assert_close(results[1], results[0])
+    assert len(calls) == 3, "each number of rows once"
+    for names in calls:
+        # five of the prefix, for either part of the rows, and the two behind the site for all of them
+        assert len(names) == 12
+        assert len(set(names)) == 3
 
 
 FIRST = """
