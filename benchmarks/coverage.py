@@ -347,9 +347,6 @@ def run(
     if journal is not None and journal.exists():
         kept = map(json.loads, journal.read_text().splitlines())
         records = {record["name"]: record for record in kept if record["name"] in wanted}
-    # a worker's own call of set_num_threads does not reach all that is run for it: with two workers on two cores, half
-    # of the processor's time went into threads that waited for each other
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
     tasks, results = context.Queue(), context.Queue()
     for case in cases:

@@ -39,6 +39,16 @@ class Stem(nn.Module):
         return torch.tanh(self.linear(x))
 
 
+def step(aug, call, x, tenths):
+    """Output and gradients of one step of ``aug``, called by ``call``, with so many tenths of the rows stopped."""
+    aug.set_subset(tenths / 10)
+    aug.zero_grad()
+    torch.manual_seed(tenths)
+    output = call(x)
+    output.square().sum().backward()
+    return [output, *(p.grad for p in aug.parameters())]
+
+
 @pytest.mark.parametrize("moment", ["before rewriting", "after it"])
 def test_every_subset_takes_the_same_two_graphs(moment):
     torch.manual_seed(0)
@@ -62,15 +72,7 @@ def test_every_subset_takes_the_same_two_graphs(moment):
     assert aug.plan.backward == plain.plan.backward == "sparse"
     made = 0
     for tenths in range(1, 10):
-        results = []
-        for one in (plain, aug):
-            one.set_subset(tenths / 10)
-            one.zero_grad()
-            torch.manual_seed(tenths)
-            output = one(x)
-            output.square().sum().backward()
-            results.append([output, *(p.grad for p in one.parameters())])
-        torch.testing.assert_close(results[1], results[0])
+        torch.testing.assert_close(step(aug, aug, x, tenths), step(plain, plain, x, tenths))
         made = counter.frame_count if tenths == 1 else made
     assert aug.plan.backward == "sparse"
     assert counter.frame_count == made, "another subset compiled something"
@@ -82,9 +84,8 @@ class Region(Block):
     forward = torch.compiler.nested_compile_region(Block.forward)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:invoke_subgraph traced multiple backward graphs"
-)  # of the loss's gradient
+# the block at the cut has a backward of its own
+@pytest.mark.filterwarnings("ignore:invoke_subgraph traced multiple backward graphs")
 def test_a_block_that_is_a_region_stands_in_the_graph_once_with_gradients_and_once_without():
     torch.manual_seed(0)
     model = nn.Sequential(Stem(), *(Region(7) for _ in range(7)), nn.Linear(7, 3))
@@ -106,15 +107,7 @@ def test_a_block_that_is_a_region_stands_in_the_graph_once_with_gradients_and_on
     torch._dynamo.reset()
     compiled = torch.compile(aug, fullgraph=True, backend=backend)
     for tenths in (3, 5, 8):
-        results = []
-        for one, call in ((plain, plain), (aug, compiled)):
-            one.set_subset(tenths / 10)
-            one.zero_grad()
-            torch.manual_seed(tenths)
-            output = call(x)
-            output.square().sum().backward()
-            results.append([output, *(p.grad for p in one.parameters())])
-        torch.testing.assert_close(results[1], results[0])
+        torch.testing.assert_close(step(aug, compiled, x, tenths), step(plain, plain, x, tenths))
     assert len(calls) == 3, "each number of rows once"
     for names in calls:
         # five of the prefix, for either part of the rows, and the two behind the site for all of them
