@@ -56,8 +56,8 @@ class Captured:
     """Names of what it reaches that is not compared in every call, with why."""
     prints: tuple[str, ...] = ()
     """Lines of opened code that print."""
-    opens: tuple[str, ...] = ()
-    """Lines of opened code that open files."""
+    asks: tuple[str, ...] = ()
+    """Lines of opened code that ask the system what nothing compares, or write to files."""
 
 
 def capture(
@@ -159,12 +159,12 @@ def _captured(
         walk.calls,
         walk.marks.edges,
         assigned,
-        (*walk.held, *walk.facts.values()),
+        (*walk.held, *walk.facts.values(), *walk.unseen_calls.system.answers()),
         tuple(reached),
         frozenset(r.name for r in changed),
         tuple(walk.unwatched),
         tuple(walk.unseen_calls.prints),
-        tuple(walk.unseen_calls.opens),
+        tuple(walk.unseen_calls.system.lines),
     )
 
 

@@ -12,7 +12,10 @@ import logging
 import os
 import sys
 import sysconfig
+import tokenize
+import traceback
 import types
+import warnings
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -72,15 +75,20 @@ def _is_internal_or_standard(file: str) -> bool:
     return is_internal(file) or (file.startswith(_STANDARD) and INSTALLED not in file)
 
 
-def opening_line(frame: types.FrameType | None, files: AbstractSet[str]) -> str | None:
-    """``file.py line 12`` of the code in one of these files that opens a file, by whatever library; else None.
+def asking(frame: types.FrameType | None, files: AbstractSet[str]) -> tuple[str, str]:
+    """Who asks the system something, by whatever library, if it is code in one of these files.
 
-    None too where it is opened for another reason: an import, the text of a source, what we do ourselves.
+    Returns:
+        ``file.py line 12`` of that code, empty if it is asked for another reason: an import, the text of a source, what
+        is logged. And the function of Python's own that was called for it; empty if none was.
     """
+    by, in_python = "", True
     while frame is not None and (file := frame.f_code.co_filename) not in files:
-        ours = file.startswith((_PACKAGES[1], "<frozen importlib")) or file == linecache.__file__
-        frame = None if ours else frame.f_back
-    return None if frame is None else f"{file.rpartition('/')[2]} line {frame.f_lineno}"
+        if file.startswith(_ASIDE):
+            return "", ""
+        in_python &= file.startswith((_STANDARD, "<frozen ")) and INSTALLED not in file
+        by, frame = frame.f_code.co_name if in_python else by, frame.f_back
+    return ("", "") if frame is None else (f"{file.rpartition('/')[2]} line {frame.f_lineno}", by)
 
 
 def users_frame() -> types.FrameType | None:
@@ -259,4 +267,10 @@ _HERE = os.path.dirname(os.path.abspath(__file__))
 _PACKAGES = tuple(
     folder + os.sep for folder in (os.path.dirname(str(torch.__file__)), os.path.dirname(_HERE))
 )
+_ASIDE = (
+    "<frozen importlib",
+    *(inspect.__file__, linecache.__file__, logging.__file__, tokenize.__file__),
+    *(traceback.__file__, warnings.__file__),
+)
+"""Files whose code asks the system for reasons of its own: for the text of a source, or the process that logs."""
 _PLUMBING = ("/contextlib.py", "/functools.py", "/inspect.py", logging.__file__)

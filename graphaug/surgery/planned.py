@@ -102,10 +102,10 @@ def _state_notes(captured: Captured) -> list[str]:
         notes.append(
             f"what the forward prints or logs ({lines}) the graph does not, in training mode: call the model itself"
         )
-    if lines := ", ".join(captured.opens):
+    if lines := ", ".join(captured.asks):
         notes.append(
-            f"what the forward reads in files ({lines}) is not read again, in training mode: call rewrite again after "
-            "a change"
+            f"what the forward asks of the system, or writes to files ({lines}), the graph does not, in training mode: "
+            "call rewrite again after a change"
         )
     return notes
 

@@ -3,7 +3,6 @@
 import logging
 import re
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -154,28 +153,3 @@ def test_the_condition_of_an_assertion_is_no_message() -> None:
     aug = ga.rewrite(Tells(asserted), at="first", example_inputs=torch.randn(6, 4))
     with pytest.raises(AssumptionViolated):
         aug(torch.randn(9, 4))
-
-
-def by_open(file):
-    with open(file) as text:
-        return float(text.read())
-
-
-READS = {
-    "open": by_open,
-    "pathlib": lambda file: float(file.read_text()),
-    "a library": lambda file: float(np.load(file.with_suffix(".npy"))),
-}
-
-
-@pytest.mark.parametrize("read", READS)
-def test_a_file_that_opened_code_reads_is_a_note(read, tmp_path):
-    (tmp_path / "scale.txt").write_text("2")
-    np.save(tmp_path / "scale.npy", np.array(2.0))
-    model, x = Tells(lambda m, h: READS[read](tmp_path / "scale.txt")), torch.randn(4, 4)
-    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=x)
-    told = r"reads in files \(test_prints_and_logs\.py line \d+\) is not read again"
-    assert any(re.search(told, note) for note in aug.plan.notes)
-    assert torch.equal(aug(x), model(x))
-    closed = ga.rewrite(nn.Sequential(nn.Linear(4, 4), model), "0", rate=0.0, example_inputs=x)
-    assert not any("files" in note for note in closed.plan.notes)

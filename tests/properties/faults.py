@@ -23,6 +23,7 @@ from graphaug.capture.recording.nodes import Nodes
 from graphaug.capture.recording.opened.attributes import Attributes
 from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.answered import Answered
 from graphaug.capture.recording.relied.facts import Fact
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.walk import Walk
@@ -103,6 +104,10 @@ FAULTS: dict[str, Fault] = {
     "options in a dict are those of the capture": Fault(_unwatched, "entry_of_a_dict_moved"),
     "variables of closures are those of the capture": Fault(_unwatched, "closure_moved"),
     "globals are those of the capture": Fault(_unwatched, "global_moved"),
+    "what lies on torch is that of the capture": Fault(_unwatched, "number_put_on_torch"),
+    "what the system says is that of the capture": Fault(
+        lambda: patch(Answered, "check", lambda self, model: None), "file_put_there"
+    ),
     "class attributes are those of the capture": Fault(_nothing_watched, "class_attribute_shadowed"),
     "numbers of closed modules are those of the capture": Fault(
         lambda: patch(Attributes, "_noted", lambda self, m, name, value: value), "number_of_a_child_moved"

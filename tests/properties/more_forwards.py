@@ -6,9 +6,12 @@ import collections
 import contextlib
 import dataclasses
 import os
+import sys
+import tempfile
 import types
 import warnings
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ENVIRONMENT = "IDIOMS_OF_FORWARDS"
+FILE = Path(tempfile.mkdtemp()) / ENVIRONMENT
 FLAG = {"on": False}
 MOVED = {"number": 2.0}
 TABLE: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
@@ -26,6 +30,9 @@ TABLE: weakref.WeakKeyDictionary[nn.Module, int] = weakref.WeakKeyDictionary()
 def fresh() -> None:
     """What lies beside the modules, as it is at the start."""
     os.environ.pop(ENVIRONMENT, None)
+    sys.modules.pop(ENVIRONMENT, None)
+    vars(torch).pop(ENVIRONMENT, None)
+    FILE.unlink(missing_ok=True)
     FLAG["on"] = False
     MOVED["number"] = 2.0
     TABLE.clear()
@@ -475,6 +482,21 @@ def gradient_of_a_child_off(self, h):
 @idiom(between_steps=lambda self: os.environ.__setitem__(ENVIRONMENT, "1"))
 def environment_changed(self, h):
     return self.inner(h) * (2 if os.environ.get("IDIOMS_OF_FORWARDS") else 3)
+
+
+@idiom(between_steps=lambda self: FILE.write_text("here"))
+def file_put_there(self, h):
+    return self.inner(h) * (2 if FILE.exists() else 3)
+
+
+@idiom(between_steps=lambda self: sys.modules.__setitem__(ENVIRONMENT, types.ModuleType(ENVIRONMENT)))
+def module_asked_for(self, h):
+    return self.inner(h) * (2 if "IDIOMS_OF_FORWARDS" in sys.modules else 3)
+
+
+@idiom(between_steps=lambda self: setattr(torch, ENVIRONMENT, 1.5))
+def number_put_on_torch(self, h):
+    return self.inner(h) * getattr(torch, "IDIOMS_OF_FORWARDS", 1.0)
 
 
 @idiom(between_steps=lambda self: self.scale.__iadd__(0.5), scale=lambda: np.array([1.5]))

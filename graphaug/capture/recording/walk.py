@@ -111,7 +111,8 @@ class Walk:
     def unwatched(self) -> list[str]:
         """What it may have read that is not compared in every call: too large, or of a kind that nothing tells."""
         found = self.in_reach.unwatched
-        return [name for name, within in found if within is None or within.is_read(self._reads)]
+        read = (name for name, within in found if within is None or within.is_read(self._reads))
+        return list(dict.fromkeys(read))
 
     @property
     def _reads(self) -> set[tuple[int, str]]:

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Iterator
 
 from torch import nn
 
+from graphaug.capture.recording.relied.asked_names import strings_in
 from graphaug.capture.recording.relied.classes import is_of_a_package
-from graphaug.capture.recording.relied.code_names import attributes_in, names_in, strings_in
+from graphaug.capture.recording.relied.code_names import attributes_in, names_in
 
 _ASKED: frozenset[str] = frozenset({"training", "requires_grad"})
 

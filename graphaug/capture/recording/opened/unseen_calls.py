@@ -28,6 +28,7 @@ from graphaug.capture.recording.checks import (
     truth_as_assertion,
 )
 from graphaug.capture.recording.opened.asked_modes import AskedModes
+from graphaug.capture.recording.opened.asked_system import AskedSystem
 from graphaug.capture.recording.opened.function_modes import without_modes
 from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.opened.object_calls import ObjectCalls
@@ -36,7 +37,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import is_tracked, is_unknown
-from graphaug.capture.user_code import global_names, is_internal, opening_line, user_line
+from graphaug.capture.user_code import global_names, is_internal, user_line
 from graphaug.torch_private import FakeTensor
 
 # what checkpoint() calls, from version to version, wherever it was imported from
@@ -59,16 +60,16 @@ class UnseenCalls:
 
     Attributes:
         prints: where opened code prints or logs, which no node does.
-        opens: where opened code opens files, by libraries too.
+        system: what opened code asks Python and the system.
     """
 
     def __init__(self, recorder: Recorder, patches: Patches) -> None:
         self.recorder, self.patches = recorder, patches
         self.prints: dict[str, None] = {}
-        self.opens: dict[str, None] = {}
+        self._files: set[str] = set()
         self.of_objects = ObjectCalls(recorder, patches, self._asks)
         self.asked_modes = AskedModes(recorder, patches, self._asks)
-        self._files: set[str] = set()
+        self.system = AskedSystem(recorder.session, patches, self._asks, self._files)
         self._by_function: dict[Any, Callable[..., Any]] = {}
         self._made_before: set[type] = set()  # the autograd functions that there are before opened code runs
 
@@ -109,18 +110,19 @@ class UnseenCalls:
         self.of_objects.watch()
         self.patches.entry(vars(builtins), "print", self._print)
         for names in (vars(builtins), vars(io)):
-            self.patches.entry(names, "open", self._open)
+            self.patches.entry(names, "open", self.system.open)
         method(logging.Logger, "handle", self._log)
         self.patches.getter(FakeTensor, "device", self._device)
         method(type(nn.Parameter), "__instancecheck__", self._is_parameter)
         self.asked_modes.watch(self._by_function)
+        self.system.watch(self._by_function)
         without_modes(self.patches, self._asks)
 
     def watch_names(self, m: nn.Module) -> None:
         """See what the file of an opened module has imported by a name of its own, and what its code asks."""
         for cls in (c for c in type(m).__mro__ if c not in (nn.Module, object)):
             functions = [inspect.unwrap(value) for value in vars(cls).values() if callable(value)]
-            self._files |= {f.__code__.co_filename for f in functions if isinstance(f, types.FunctionType)}
+            self._files.update(f.__code__.co_filename for f in functions if isinstance(f, types.FunctionType))
         for cls in type(m).__mro__:
             scope = global_names(cls)
             if cls.__module__.partition(".")[0] != "torch":
@@ -163,12 +165,6 @@ class UnseenCalls:
             return original(*args, **kwargs)
         self.prints[user_line().strip(" ()")] = None
         return None
-
-    def _open(self, original: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        """What opened code reads in a file is not read again; the plan has a note."""
-        if (line := opening_line(sys._getframe(2), self._files)) is not None:
-            self.opens[line] = None
-        return original(*args, **kwargs)
 
     def _log(self, original: Callable[..., Any], logger: logging.Logger, record: logging.LogRecord) -> None:
         """A record of opened code's goes nowhere, like what it prints; those of libraries do, if they are asked for."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graphaug.capture.recording.relied.asked_names import asked_attributes_in, strings_in
 from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import (
     attributes_in,
@@ -16,9 +17,8 @@ from graphaug.capture.recording.relied.code_names import (
     globals_in,
     gone_through_in,
     names_in,
-    strings_in,
 )
-from graphaug.capture.recording.relied.modules import content, global_names, modules_of
+from graphaug.capture.recording.relied.modules import Named, content, global_names, named_by, of_users
 from graphaug.capture.user_code import INSTALLED
 
 NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
@@ -37,6 +37,7 @@ class Called:
     Attributes:
         functions: all that were found, in order.
         names, strings, pairs: what their code reads; see `code_names`.
+        asked: the attributes that it asks for by strings, each with the name of what it asks.
         owners: of every attribute that it reads, the names of what it is read off.
         calls: the names of what it calls.
         through, filled: names of containers that their code goes through, and that it fills.
@@ -50,11 +51,13 @@ class Called:
         self.names: set[str] = {"forward"}
         self.strings: set[str] = set()
         self.pairs: set[tuple[str, str]] = set()
+        self.asked: set[tuple[str, str]] = set()
         self.owners: dict[str, set[str]] = {}
         self.calls: set[str] = set()
         self.through: set[str] = set()
         self.filled: set[str] = set()
         self._seen: set[int] = set()
+        self._named: dict[types.FunctionType, list[Named]] = {}
         self._modules: dict[int, nn.Module] = {}
         self._closed = list(entered.values())
         self.classes: dict[type, None] = {}
@@ -89,6 +92,7 @@ class Called:
                 self.names |= names_in(function.__code__)
                 self.strings |= strings_in(function.__code__)
                 self.pairs |= attributes_in(function.__code__)
+                self.asked |= asked_attributes_in(function.__code__)
                 self.calls |= calls_in(function.__code__)
                 through, filled = gone_through_in(function.__code__)
                 self.through |= through
@@ -97,6 +101,12 @@ class Called:
         for owner, name in self.pairs if found else ():
             self.owners.setdefault(name, set()).add(owner)
         return found
+
+    def named(self, function: types.FunctionType) -> list[Named]:
+        """The modules of Python that a function names."""
+        if function not in self._named:
+            self._named[function] = named_by(function)
+        return self._named[function]
 
     @property
     def whole(self) -> set[str]:
@@ -109,6 +119,9 @@ class Called:
             for cls in classes:
                 for name in sorted(names & vars(cls).keys()):
                     self._method(cls, name)
+        for cls in (nn.Module, Tensor):  # whose own are foreign, those that users put there are not
+            for name in sorted(self.names & vars(cls).keys()):
+                self._method(cls, name, foreign=False)
         for modules, names in ((self._modules.values(), self.names), (self._closed, by_name)):
             for m in modules:
                 for name in sorted(names & vars(m).keys()):
@@ -117,7 +130,7 @@ class Called:
             before = set(self.functions)
             for name in sorted(global_names(function) & function.__globals__.keys()):
                 self._function(function.__globals__[name])
-            for _, module, read in modules_of(function):
+            for _, module, read in of_users(self.named(function)):
                 for name in sorted(read & vars(module).keys()):
                     self._function(vars(module)[name])
             for cell in function.__closure__ or ():
@@ -125,9 +138,9 @@ class Called:
             if function in self.of_objects:
                 self._note_packaged(before)
 
-    def _method(self, cls: type, name: str) -> None:
+    def _method(self, cls: type, name: str, foreign: bool = True) -> None:
         value = vars(cls).get(name)
-        self._function(getattr(value, "__func__", getattr(value, "fget", value)), foreign=True)
+        self._function(getattr(value, "__func__", getattr(value, "fget", value)), foreign)
 
     def of_object(self, cls: type, name: str) -> None:
         """Note a method of a plain object's class; what packages name in such is their own code, which stays."""

@@ -6,6 +6,8 @@ import argparse
 import collections
 import configparser
 import enum
+import functools
+import io
 import sys
 import threading
 import types
@@ -13,7 +15,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT
+from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
 from graphaug.capture.user_code import INSTALLED
 
 _FOREIGN = {
@@ -27,6 +29,11 @@ _OPTIONS = (
     *(configparser.RawConfigParser, configparser.SectionProxy),
 )
 """Classes of Python's own that hold what users put into them."""
+_HOLDERS = (
+    *(dict, list, set, tuple, bytearray, types.SimpleNamespace),
+    *(collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque, *_OPTIONS),
+)
+"""Classes of Python's whose objects users make."""
 _LIBRARIES = {"transformers", "timm", "torchvision", "diffusers", "peft", "sentence_transformers"}
 """Packages in which the switches of `WITHOUT_EFFECT` mean what they say, and which load things when they are used."""
 _THREADS = {"threading", "queue", "multiprocessing.sharedctypes", "multiprocessing.managers"}
@@ -39,6 +46,23 @@ _NO_HOLDERS = (type, enum.Enum, nn.Module, Tensor, types.ModuleType, types.Funct
 def is_foreign(module: str | None) -> bool:
     """Whether a module's globals, and the objects of its classes, are taken not to change."""
     return (module or "").partition(".")[0] in _FOREIGN
+
+
+def may_be_put_there(name: str, value: Any) -> bool:
+    """Whether a user may have put a value on a module or a class that is none of his: `torch.scale = 2.0`.
+
+    What torch, NumPy and Python put there themselves is code, or of types of their own; their few plain constants are
+    told from a user's by nothing, and stay.
+    """
+    if name.startswith("__") or value is sys.modules or isinstance(value, (types.ModuleType, io.IOBase)):
+        return False
+    if isinstance(value, (property, functools.cached_property, classmethod, staticmethod)):
+        value = (
+            getattr(value, "fget", None) or getattr(value, "func", None) or getattr(value, "__func__", None)
+        )
+    if isinstance(value, (type, types.FunctionType)):
+        return not is_foreign(value.__module__)
+    return is_plain(value) or type(value) in _HOLDERS or not is_foreign(type(value).__module__)
 
 
 def is_of_a_library(*names: str) -> bool:

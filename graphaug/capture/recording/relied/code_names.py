@@ -11,15 +11,15 @@ import re
 import sys
 import types
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 _NO_STEPS = {"EXTENDED_ARG", "CACHE", "NOP", "PUSH_NULL"}
-_GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
+GLOBAL = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"})
 _OFF = ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR")
 """Reads of an attribute; from Python 3.12 on one is of ``super().name``."""
 COUNTS = "+="
 """Stands for the owner of an attribute that is read to be raised: ``Net.calls += 1``."""
-_NAMED = _GLOBAL | {
+_NAMED = GLOBAL | {
     *("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR"),
     *("LOAD_DEREF", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "IMPORT_FROM"),
 }
@@ -27,10 +27,6 @@ _BINDING = {f"{verb}_{what}" for verb in ("STORE", "DELETE") for what in ("ATTR"
 _NULL_BEHIND = sys.version_info >= (3, 13)
 """Whether what is called is loaded in front of the NULL of its call, as from Python 3.13 on, or behind it."""
 _HALVES = re.compile("(?:LOAD|STORE)_FAST(?:_BORROW)?")
-_BY_STRING = {"getattr", "hasattr", "attrgetter", "globals", "vars", "__dict__", "__getattribute__"}
-"""What reads a name that is a string."""
-_IMPORTING = ("import_module", "__import__", "modules")
-"""What is called with the name of a module, or holds it by that."""
 _FILLING = {"__setitem__", "append", "appendleft", "extend", "insert", "add", "update", "clear"}
 """Methods that fill a container and return nothing of it."""
 _FILLING_DICTS = _FILLING | {"setdefault", "pop", "popitem"}
@@ -63,7 +59,7 @@ def names_in(code: types.CodeType) -> frozenset[str]:
 @functools.lru_cache(4096)
 def globals_in(code: types.CodeType) -> frozenset[str]:
     """Those of `names_in` that are looked up among the globals: in ``self.loss``, ``loss`` is none of them."""
-    return _read_by(code, _GLOBAL)
+    return _read_by(code, GLOBAL)
 
 
 def _read_by(code: types.CodeType, instructions: frozenset[str]) -> frozenset[str]:
@@ -74,14 +70,14 @@ def _read_by(code: types.CodeType, instructions: frozenset[str]) -> frozenset[st
         for i, step in enumerate(steps)
         if step.opname in instructions and not _is_written(steps[i + 1 : i + 6])
     }
-    return frozenset(found).union(*(_read_by(c, instructions) for c in _codes_in(code)))
+    return frozenset(found).union(*(_read_by(c, instructions) for c in codes_in(code)))
 
 
 @functools.lru_cache(4096)
-def _codes_in(code: types.CodeType) -> tuple[types.CodeType, ...]:
+def codes_in(code: types.CodeType) -> tuple[types.CodeType, ...]:
     """The code that is written inside of code: its functions, and what it says in strings where it evaluates some."""
     found = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    if any(s.opname in _GLOBAL and s.argval in ("eval", "exec") for s in dis.get_instructions(code)):
+    if any(s.opname in GLOBAL and s.argval in ("eval", "exec") for s in dis.get_instructions(code)):
         for text in (constant for constant in code.co_consts if isinstance(constant, str)):
             # most strings are a text, and no code
             with contextlib.suppress(SyntaxError, ValueError), warnings.catch_warnings():
@@ -102,23 +98,7 @@ def _is_written(following: Sequence[dis.Instruction]) -> bool:
     return False
 
 
-@functools.lru_cache(4096)
-def strings_in(code: types.CodeType) -> frozenset[str]:
-    """The strings in code that asks for names by strings: ``getattr(self, "gain", 1.0)``."""
-    if not names_in(code) & _BY_STRING:
-        return frozenset()
-    return frozenset(text for text in _constants(code) if text.isidentifier() and not text.startswith("__"))
-
-
-def _constants(code: types.CodeType) -> Iterator[str]:
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            yield from _constants(constant)
-        elif isinstance(constant, str):
-            yield constant
-
-
-def _single_steps(code: types.CodeType) -> list[dis.Instruction]:
+def single_steps(code: types.CodeType) -> list[dis.Instruction]:
     """Instructions, of Python 3.13's for two variables each of its halves: STORE_FAST_LOAD_FAST."""
     found = []
     for step in dis.get_instructions(code):
@@ -138,7 +118,7 @@ def methods_in(code: types.CodeType) -> frozenset[str]:
         for step in dis.get_instructions(code)
         if step.opname == "LOAD_METHOD" or (step.opname == "LOAD_ATTR" and "NULL" in step.argrepr)
     }
-    return frozenset(found).union(*(methods_in(c) for c in _codes_in(code)))
+    return frozenset(found).union(*(methods_in(c) for c in codes_in(code)))
 
 
 @functools.lru_cache(4096)
@@ -147,7 +127,7 @@ def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str
 
     A local variable that a container is given to counts for it.
     """
-    steps = _single_steps(code)
+    steps = single_steps(code)
     through, filled, known_as = set(), set(), dict[str, str]()
     for i, step in enumerate(steps[:-1]):
         if not step.opname.startswith("LOAD_") or not isinstance(step.argval, str):
@@ -176,34 +156,8 @@ def gone_through_in(code: types.CodeType) -> tuple[frozenset[str], frozenset[str
 def written_in(code: types.CodeType) -> frozenset[str]:
     """The names that code, and functions that are written inside of it, bind or fill; its own variables are none."""
     found = {str(i.argval) for i in dis.get_instructions(code) if i.opname in _BINDING}
-    inner = (written_in(c) for c in _codes_in(code))
+    inner = (written_in(c) for c in codes_in(code))
     return frozenset(found | gone_through_in(code)[1]).union(*inner)
-
-
-@functools.lru_cache(4096)
-def asked_globals_in(code: types.CodeType) -> frozenset[str]:
-    """Names that code asks for and that may be missing: ``"X" in globals()``, ``globals().get("X")``."""
-    steps = _single_steps(code)
-    found = set()
-    for i, step in enumerate(steps):
-        if step.opname in _GLOBAL and step.argval == "globals":
-            near = [steps[i - 1]] if steps[i + 2].opname == "CONTAINS_OP" else steps[i + 3 : i + 4]
-            found |= {s.argval for s in near if isinstance(s.argval, str) and s.opname == "LOAD_CONST"}
-    inner = (asked_globals_in(c) for c in _codes_in(code))
-    return frozenset(found).union(*inner)
-
-
-@functools.lru_cache(4096)
-def imports_in(code: types.CodeType) -> frozenset[str]:
-    """The modules that code imports while it runs, or takes by a string: ``sys.modules["settings"]``."""
-    steps = _single_steps(code)
-    found = {str(s.argval) for s in steps if s.opname == "IMPORT_NAME"}
-    of = ""
-    for step in steps:
-        if step.opname == "LOAD_CONST" and isinstance(step.argval, str) and of in _IMPORTING:
-            found.add(step.argval)
-        of = of if step.argval == "get" else str(step.argval)
-    return frozenset(found).union(*(imports_in(c) for c in _codes_in(code)))
 
 
 @functools.lru_cache(4096)
@@ -212,8 +166,8 @@ def attributes_in(code: types.CodeType) -> frozenset[tuple[str, str]]:
 
     What is read off a variable is read off what the variable was given too: ``from settings import cfg as c``.
     """
-    steps = [s for s in _single_steps(code) if s.opname != "PUSH_NULL"]
-    known_as, found, owner, module = _known_as(steps), set[tuple[str, str]](), "", ""
+    steps = [s for s in single_steps(code) if s.opname != "PUSH_NULL"]
+    known_as, found, owner, module = known_as_in(steps), set[tuple[str, str]](), "", ""
     for i, step in enumerate(steps):
         name = str(step.argval)
         if step.opname in _OFF:
@@ -224,10 +178,10 @@ def attributes_in(code: types.CodeType) -> frozenset[tuple[str, str]]:
         elif step.opname == "IMPORT_NAME":
             module = name.rpartition(".")[2]
         owner = name if step.opname.startswith("LOAD_") else ""
-    return frozenset(found).union(*(attributes_in(c) for c in _codes_in(code)))
+    return frozenset(found).union(*(attributes_in(c) for c in codes_in(code)))
 
 
-def _known_as(steps: Sequence[dis.Instruction]) -> dict[str, str]:
+def known_as_in(steps: Sequence[dis.Instruction]) -> dict[str, str]:
     """The local variables that are given something with a name, each with that name."""
     found: dict[str, str] = {}
     for step, after in itertools.pairwise(steps):
@@ -247,7 +201,7 @@ def _is_raised(steps: Sequence[dis.Instruction], i: int) -> bool:
 def calls_in(code: types.CodeType) -> frozenset[str]:
     """The names of what code, and functions that are written inside of it, call: ``f(x)``, ``a.f(x)``."""
     steps = [s for s in dis.get_instructions(code) if s.opname not in _NO_STEPS - {"PUSH_NULL"}]
-    known_as, found = _known_as([s for s in steps if s.opname != "PUSH_NULL"]), set(methods_in(code))
+    known_as, found = known_as_in([s for s in steps if s.opname != "PUSH_NULL"]), set(methods_in(code))
     for i, step in enumerate(steps):
         if step.opname != "PUSH_NULL" and not (step.opname == "LOAD_GLOBAL" and "NULL" in step.argrepr):
             continue
@@ -257,7 +211,7 @@ def calls_in(code: types.CodeType) -> frozenset[str]:
         called = steps[near].argval
         found.add(str(called[-1] if isinstance(called, tuple) else called))
     found |= {known_as[name] for name in found & known_as.keys()}
-    return frozenset(found).union(*(calls_in(c) for c in _codes_in(code)))
+    return frozenset(found).union(*(calls_in(c) for c in codes_in(code)))
 
 
 def read_names(cls: type) -> frozenset[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from graphaug.capture.recording.hooks import has_backward_hooks, hooks_of_every_module
@@ -70,7 +71,10 @@ class Fact:
         if not self.holds(module):
             found = getattr(module, self.name, ABSENT)
             gone = found is ABSENT
-            now = repr(found) if is_plain(found) or gone else f"a {type(found).__name__}"
+            told = (
+                is_plain(found) or gone
+            ) and not torch.compiler.is_compiling()  # which cannot tell a number
+            now = repr(found) if told else f"a {type(found).__name__}"
             raise AssumptionViolated(
                 f"this model was captured for {self.path + '.' if self.path else ''}{self.name} == {self.expected!r}, "
                 f"and {'it is gone' if gone else f'now it is {now}'}. Call rewrite again."

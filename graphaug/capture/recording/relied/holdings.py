@@ -25,6 +25,7 @@ from graphaug.capture.recording.relied.classes import (
     is_foreign,
     is_of_a_package,
     is_of_threads,
+    may_be_put_there,
 )
 from graphaug.capture.recording.relied.members import is_value, makes_itself, members_of, methods_of
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
@@ -160,16 +161,28 @@ class Holdings:
         for attribute in sorted(self.names & vars(value).keys()):
             held = vars(value)[attribute]
             self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth - 1)
+        for owner, attribute in sorted(self._called.asked):
+            if owner == _last_of(name) and _lacks(value, attribute):
+                self.reach(f"{name}.{attribute}", "attribute", value, attribute, GONE, within)
 
     def of_class(self, cls: type, known_as: str = "") -> None:
         """What is read off a class itself, and what objects do that code makes of it, by the name it calls it by."""
         if is_foreign(cls.__module__):
+            self._put_on(cls, known_as)
             return
         called = self._called  # an entry of a table is called by whatever name
         makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
         self._members(cls, makes and not is_of_a_package(cls.__module__))
         if not is_foreign(type(cls).__module__):  # a metaclass, of which the class is an object
             self._members(type(cls), not is_of_a_package(type(cls).__module__))
+
+    def _put_on(self, cls: type, known_as: str) -> None:
+        """Note what code reads off a class of torch's or Python's by its name, and what a user may have put there."""
+        for owner, name in sorted(self.pairs | self._called.asked) if known_as else ():
+            value = getattr(cls, name, GONE)
+            missing = value is GONE and (owner, name) in self._called.asked
+            if owner == known_as and (missing or may_be_put_there(name, value)):
+                self.reach(f"{cls.__name__}.{name}", "attribute", cls, name, value)
 
     def _members(self, cls: type, makes: bool) -> None:
         for kind, name, value in members_of(cls, self._called, makes):

@@ -9,14 +9,9 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from graphaug.capture.recording.relied.asked_names import strings_in
 from graphaug.capture.recording.relied.classes import is_foreign
-from graphaug.capture.recording.relied.code_names import (
-    attributes_in,
-    globals_in,
-    methods_in,
-    names_in,
-    strings_in,
-)
+from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, methods_in, names_in
 from graphaug.capture.recording.relied.comparisons import comparisons_in
 from graphaug.capture.recording.relied.modules import content
 

@@ -5,9 +5,11 @@ What counts is what ``forward`` and the functions that it can call name in their
 
 from __future__ import annotations
 
+import builtins
 import functools
 import logging
 import os
+import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from collections.abc import Set as AbstractSet
@@ -16,12 +18,22 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graphaug.capture.recording.relied.asked_names import asked_globals_in
 from graphaug.capture.recording.relied.called import Called, is_installed
-from graphaug.capture.recording.relied.classes import is_foreign
-from graphaug.capture.recording.relied.code_names import asked_globals_in, attributes_in, globals_in, names_in
+from graphaug.capture.recording.relied.classes import is_foreign, may_be_put_there
+from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.holdings import Holdings
-from graphaug.capture.recording.relied.modules import content, global_names, modules_of, of_torch
+from graphaug.capture.recording.relied.modules import (
+    asked_modules,
+    content,
+    functions_of,
+    global_names,
+    missing_on,
+    of_users,
+    put_on,
+)
+from graphaug.capture.recording.relied.moving import moving_in
 from graphaug.capture.recording.relied.reached import CHANGED, GONE, Reached, reader
 
 
@@ -129,10 +141,12 @@ class _Walk:
                 self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
             self._is_opened = True
+            asked = {owner for owner, _ in called.asked}
             for path, m in registered.items():
                 for name, tensor in (*m._parameters.items(), *m._buffers.items()):
-                    if tensor is not None and vars(tensor):
+                    if tensor is not None and (vars(tensor) or name in asked):
                         self.holdings.set_on(f"{path}.{name}".removeprefix("."), tensor)
+            self._of_tensors()
             for function in list(called.functions):
                 if not is_foreign(function.__module__):
                     self._variables(function)
@@ -160,10 +174,13 @@ class _Walk:
 
     def _of_classes(self, path: str, m: nn.Module) -> None:
         """The methods that are called, and class attributes: both may be shadowed by a module's own."""
-        for cls in (c for c in type(m).__mro__ if c in self.called.classes or c in self.called.entered):
+        own = {*self.called.classes, *self.called.entered, nn.Module}
+        for cls in (c for c in type(m).__mro__ if c in own):
             self.holdings.of_class(cls)
             for name in sorted(self.called.names & vars(cls).keys() - vars(m).keys() - {"__dict__"}):
                 value, where = vars(cls)[name], f"{path}.{name}".removeprefix(".")
+                if cls is nn.Module and not may_be_put_there(name, value):
+                    continue
                 if isinstance(value, (types.FunctionType, classmethod)):
                     bound = getattr(getattr(m, name), "__func__", None)
                     if bound is not None and not name.startswith("__"):
@@ -172,6 +189,12 @@ class _Walk:
                     self.holdings.reach(where, "property", m, name, getattr(type(m), name))
                 elif not isinstance(value, types.MemberDescriptorType):
                     self.holdings.reach(where, "attribute", m, name, getattr(m, name))
+
+    def _of_tensors(self) -> None:
+        """What a user has put on the class of tensors, and code reads off one."""
+        for name in sorted(self.called.names & vars(Tensor).keys()):
+            if may_be_put_there(name, vars(Tensor)[name]):
+                self.holdings.reach(f"Tensor.{name}", "attribute", Tensor, name, vars(Tensor)[name])
 
     def _unregistered(self, name: str, module: nn.Module) -> None:
         """A module that no other has registered, in a list or a global: a graph holds it as it is, tensors and all."""
@@ -211,8 +234,12 @@ class _Walk:
         if "globals" in names:
             for missing in sorted(asked_globals_in(function.__code__) - scope.keys()):
                 self.holdings.reach(f"the global {missing!r}", "item", scope, missing, GONE)
+        for variable in sorted(global_names(function) & vars(builtins).keys() - scope.keys()):
+            value = vars(builtins)[variable]
+            if may_be_put_there(variable, value):
+                self.holdings.reach(f"the builtin {variable!r}", "item", vars(builtins), variable, value)
         self._off_modules(function)
-        if names & {"environ", "getenv"}:
+        if self._enters is None and names & {"environ", "getenv"}:  # what opened code asks there is seen
             for key in sorted(self._keys(function)):
                 now = os.environ.get(key, GONE)
                 self.holdings.reach(f"the environment's {key}", "item", os.environ, key, now)
@@ -221,13 +248,31 @@ class _Walk:
 
     def _off_modules(self, function: types.FunctionType) -> None:
         of_a_package = function in self.called.of_objects
-        for variable, module, names in modules_of(function):
+        named, reach = self.called.named(function), self.holdings.reach
+        for variable, module, names in of_users(named):
             held = vars(module)
             for name in sorted(names & held.keys()):
                 if not (of_a_package and isinstance(held[name], _CODE)):
-                    self.holdings.reach(f"{variable}.{name}", "item", held, name, held[name])
-        for spelled, held, name, there in of_torch(function) if not of_a_package else ():
-            self.holdings.reach(spelled, "function", held, name, there)
+                    reach(f"{variable}.{name}", "item", held, name, held[name])
+        for spelled, held, name in missing_on(function, named):
+            reach(spelled, "item", held, name, GONE)
+        if of_a_package:
+            return
+        for spelled, held, name, there in functions_of(function, named):
+            reach(spelled, "function", held, name, there)
+        for spelled, held, name, there in put_on(function, named):
+            if may_be_put_there(name, there):
+                reach(spelled, "item", held, name, there)
+            else:
+                self.holdings.of_class(there, name)
+        for module_name in asked_modules(function):
+            if module_name is None:
+                self.holdings.unwatched.append(("sys.modules", None))
+            else:
+                there, said = sys.modules.get(module_name, GONE), f"sys.modules[{module_name!r}]"
+                self.holdings.add(said, "item", sys.modules, module_name, there, None)
+        if not is_installed(function):
+            self.holdings.unwatched += [(f"what {spelled} says", None) for spelled in moving_in(function)]
 
     def _keys(self, function: types.FunctionType) -> set[str]:
         """The strings that a function may look up in the environment: its own, and those that it reaches by a name."""

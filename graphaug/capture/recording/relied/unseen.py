@@ -30,7 +30,7 @@ from graphaug.capture.recording.relied.facts import PLAIN
 _FIXED: tuple[Any, ...] = (
     *(*PLAIN, float, complex, bytes, type(...), range, slice, types.CodeType),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format, torch.Size, torch.finfo, torch.iinfo),
-    *(enum.Enum, numbers.Number, decimal.Decimal, fractions.Fraction, np.generic, np.dtype),
+    *(enum.Enum, numbers.Number, decimal.Decimal, fractions.Fraction, np.generic, np.dtype, np.ufunc),
     *(datetime.date, datetime.time, datetime.timedelta, datetime.tzinfo, uuid.UUID, pathlib.PurePath),
     *(re.Pattern, re.Match, inspect.Signature, inspect.Parameter),
     *(types.GenericAlias, types.UnionType, typing.TypeVar),
