@@ -1,24 +1,19 @@
-"""What opened code asks Python and the system, and reads off what is torch's or Python's: noticed when it changes."""
+"""What opened code asks Python and the system: asked again in every call, or a note in the plan."""
 
-import builtins
-import copy
 import datetime
 import decimal
 import gc
 import glob
 import importlib.util
 import io
-import math
 import multiprocessing
 import os
 import pathlib
-import pickle
+import re
 import shutil
-import string
 import sys
 import threading
 import time
-import types
 from collections.abc import Callable
 from os import getcwd, getenv
 from typing import Any
@@ -26,188 +21,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from compiling import check_noticed_when_compiled
-from torch import Tensor, nn
-from torch.nn import functional as F
+from asking import NAME, Asks, TwoInputs, check_noticed, rewritten
+from torch import get_default_dtype, nn
 
 import graphaug as ga
 from graphaug.errors import AssumptionViolated
 
-NAME = "GRAPHAUG_TESTS_ASK"
-settings = types.ModuleType("settings")
-modules = sys.modules
 
-
-def imported() -> float:
-    from torch import put_there
-
-    return put_there
-
-
-class Options:
-    """A class whose attribute methods read."""
-
-    scale = 1.0
-
-
-class Asks(nn.Module):
-    """A forward that scales by what it asks for."""
-
-    def __init__(self, asks: Callable[[Any], float]) -> None:
-        super().__init__()
-        self.first, self.last, self.asks = nn.Linear(4, 4), nn.Linear(4, 4), asks
-        self.name = NAME
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        return self.last(h * self.asks(self))
-
-
-class OfTensors(nn.Module):
-    """A forward that reads what a user has put on the class of tensors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        h = self.first(x)
-        return self.last(h * h.put_there)  # type: ignore[attr-defined]
-
-
-# --- what lies on things of torch, NumPy and Python ---------------------------------------------------------
-
-PUT: dict[str, tuple[Callable[[Any], float], Callable[[Any], Any]]] = {
-    "torch": (lambda m: torch.put_there, lambda v: setattr(torch, "put_there", v)),
-    "a module of torch": (lambda m: F.put_there, lambda v: setattr(F, "put_there", v)),
-    "a module in a module": (lambda m: torch.nn.put_there, lambda v: setattr(torch.nn, "put_there", v)),
-    "numpy": (lambda m: np.put_there, lambda v: setattr(np, "put_there", v)),
-    "Python": (lambda m: string.put_there, lambda v: setattr(string, "put_there", v)),
-    "an import": (lambda m: imported(), lambda v: setattr(torch, "put_there", v)),
-    "builtins": (lambda m: put_there, lambda v: setattr(builtins, "put_there", v)),  # noqa: F821
-    "an object": (
-        lambda m: torch.put_there.scale,
-        lambda v: setattr(torch, "put_there", types.SimpleNamespace(scale=v)),
-    ),
-    "a dict": (lambda m: torch.put_there["p"], lambda v: setattr(torch, "put_there", {"p": v})),
-    "a function": (lambda m: F.put_there(2.0), lambda v: setattr(F, "put_there", lambda x: x * v)),
-    "nn.Module": (lambda m: m.put_there, lambda v: setattr(nn.Module, "put_there", v)),
-    "nn.Module by its name": (lambda m: nn.Module.put_there, lambda v: setattr(nn.Module, "put_there", v)),
-    "a method of nn.Module": (
-        lambda m: m.put_there(),
-        lambda v: (setattr(nn.Module, "put_there", lambda self: Options.scale), setattr(Options, "scale", v)),
-    ),
-    "a property of nn.Module": (
-        lambda m: m.put_there,
-        lambda v: (
-            setattr(nn.Module, "put_there", property(lambda self: Options.scale)),
-            setattr(Options, "scale", v),
-        ),
-    ),
-    "a layer's class": (lambda m: nn.Linear.put_there, lambda v: setattr(nn.Linear, "put_there", v)),
-    "a closed layer's class": (lambda m: m.first.put_there, lambda v: setattr(nn.Linear, "put_there", v)),
-    "the class of tensors": (lambda m: Tensor.put_there, lambda v: setattr(Tensor, "put_there", v)),
-    "a module asked for": (
-        lambda m: 1.0 if "GRAPHAUG_TESTS_ASK" in sys.modules else 2.0,
-        lambda v: sys.modules.update({NAME: types.ModuleType(NAME)} if v > 1 else {}),
-    ),
-    "a module got": (
-        lambda m: 1.0 if modules.get("GRAPHAUG_TESTS_ASK") else 2.0,
-        lambda v: sys.modules.update({NAME: types.ModuleType(NAME)} if v > 1 else {}),
-    ),
-}
-MISSING: dict[str, tuple[Callable[[Any], float], Any]] = {
-    "torch": (lambda m: getattr(torch, "put_there", 1.0), torch),
-    "settings": (lambda m: getattr(settings, "put_there", 1.0), settings),
-    "whether settings have it": (lambda m: 3.0 if hasattr(settings, "put_there") else 1.0, settings),
-    "a function": (lambda m: getattr(F.softmax, "put_there", 1.0), F.softmax),
-    "a function of the user's": (lambda m: getattr(imported, "put_there", 1.0), imported),
-    "nn.Module": (lambda m: getattr(nn.Module, "put_there", 1.0), nn.Module),
-    "the class of tensors": (lambda m: getattr(Tensor, "put_there", 1.0), Tensor),
-    "Python": (lambda m: 3.0 if hasattr(sys, "put_there") else 1.0, sys),
-}
-REPLACED: dict[str, tuple[Callable[[Any], float], Any, str]] = {
-    "math": (lambda m: float(math.floor(1.5)), math, "floor"),
-    "numpy": (lambda m: float(np.floor(1.5)), np, "floor"),
-    "builtins": (lambda m: float(round(1.4)), builtins, "round"),
-    "a question": (lambda m: 1.0 + os.path.exists("/"), os.path, "exists"),
-}
-
-
-@pytest.fixture(autouse=True)
-def as_before(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """What the tests put somewhere is taken away again."""
-    yield
-    for owner in (torch, F, torch.nn, np, string, sys, builtins, settings, nn.Module, nn.Linear, Tensor):
-        if "put_there" in vars(owner):
-            delattr(owner, "put_there")
-    for function in (F.softmax, imported):
-        vars(function).pop("put_there", None)
-    sys.modules.pop(NAME, None)
-
-
-def rewritten(model: nn.Module) -> tuple[Any, Tensor]:
-    x = torch.randn(4, 4)
-    aug = ga.rewrite(model, "first", rate=0.0, example_inputs=x)
-    assert torch.equal(aug(x), model(x))
-    return aug, x
-
-
-def check_noticed(aug: Any, x: Tensor, change: Callable[[], Any]) -> None:
-    """After a change that the model follows a call raises, in a copy as well."""
-    before, copied, loaded = aug.original(x), copy.deepcopy(aug), pickle.loads(pickle.dumps(aug.plan))
-    assert loaded == aug.plan
-    change()
-    assert not torch.equal(aug.original(x), before)
-    for one in (aug, copied):
-        with pytest.raises(AssumptionViolated, match="Call rewrite again"):
-            one(x)
-
-
-@pytest.mark.parametrize("where", PUT)
-def test_what_a_user_has_put_there(where: str) -> None:
-    asks, put = PUT[where]
-    put(1.0)
-    aug, x = rewritten(Asks(asks))
-    check_noticed(aug, x, lambda: put(2.0))
-
-
-def test_what_a_user_has_put_on_tensors() -> None:
-    Tensor.put_there = 1.0  # type: ignore[attr-defined]
-    aug, x = rewritten(OfTensors())
-    check_noticed(aug, x, lambda: setattr(Tensor, "put_there", 2.0))
-
-
-@pytest.mark.parametrize("where", MISSING)
-def test_what_is_not_there(where: str) -> None:
-    asks, owner = MISSING[where]
-    aug, x = rewritten(Asks(asks))
-    check_noticed(aug, x, lambda: setattr(owner, "put_there", 2.0))
-
-
-@pytest.mark.parametrize("where", REPLACED)
-def test_a_function_that_is_replaced(where: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asks, owner, name = REPLACED[where]
-    aug, x = rewritten(Asks(asks))
-    check_noticed(aug, x, lambda: monkeypatch.setattr(owner, name, lambda _: 9.0))
-
-
-@pytest.mark.parametrize(
-    "where", ["torch", "builtins", "nn.Module", "a closed layer's class", "a module asked for"]
-)
-def test_compiled_code_notices_what_was_put_there(where: str) -> None:
-    asks, put = PUT[where]
-    put(1.0)
-    aug, x = rewritten(Asks(asks))
-    check_noticed_when_compiled(aug, x, lambda _: put(2.0))
-
-
-def test_constants_of_torch_and_python_are_no_hindrance() -> None:
-    aug, x = rewritten(Asks(lambda m: torch.pi * math.pi * float(np.pi) * sys.maxsize**0 * 1.0))
-    assert torch.equal(torch.compile(aug, fullgraph=True, backend="eager")(x), aug(x))
-
-
-# --- what the system says ------------------------------------------------------------------------------------
+def told_apart(a: torch.Tensor, b: torch.Tensor) -> float:
+    return 1.0 if id(a) == id(b) else 2.0
 
 
 def lines(folder: pathlib.Path) -> float:
@@ -351,6 +173,25 @@ def test_what_the_process_says(question: str, monkeypatch: pytest.MonkeyPatch) -
     check_noticed(aug, x, lambda: change(monkeypatch))
 
 
+def test_what_torch_says_to_a_function_of_another_file() -> None:
+    aug, x = rewritten(Asks(lambda m: 1.0 + (get_default_dtype() == torch.float64)))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with pytest.raises(AssumptionViolated, match=r"torch\.get_default_dtype\(\) == torch\.float32"):
+            aug(x)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_whether_a_function_of_another_file_tells_inputs_apart() -> None:
+    two = TwoInputs(told_apart)
+    x, y = torch.randn(4, 4), torch.randn(4, 4)
+    aug = ga.rewrite(two, "first", rate=0.0, example_inputs=(x, y))
+    assert torch.equal(aug(x, y), two(x, y))
+    with pytest.raises(AssumptionViolated):
+        aug(x, x)
+
+
 @pytest.mark.parametrize("question", MOMENT)
 def test_what_is_said_of_the_moment_is_a_note(question: str) -> None:
     aug, _ = rewritten(Asks(MOMENT[question]))
@@ -382,7 +223,7 @@ def test_what_is_written_or_made_up_when_it_is_read_is_a_note(asks: Any, tmp_pat
     if asks is of_the_kernel and not os.path.exists("/proc/self/statm"):
         pytest.skip("there is no such file here")
     aug, x = rewritten(Asks(lambda m: asks(tmp_path)))
-    told = [note for note in aug.plan.notes if "test_asked_of_the_system.py line" in note]
+    told = [note for note in aug.plan.notes if re.search(r"asking\.py line \d+", note)]
     assert len(told) == 1
     assert "asks of the system" in told[0]
     for _ in range(3):

@@ -43,13 +43,14 @@ class Recorder(TorchFunctionMode):
     Attributes:
         session, nodes, ledger, answers, leaves, modes: the parts that share the work; each says what it does.
         compared: whether opened code asked which of its inputs are one tensor.
+        tied: whether it asked the same of tensors of the model.
         shared: whether inputs that are one tensor in the example are one in the graph, for code that may ask.
     """
 
     def __init__(self, root: nn.Module, session: Session, *, count_flops: bool) -> None:
         super().__init__()
         self.session = session
-        self.compared = self.shared = False
+        self.compared = self.shared = self.tied = False
         self.nodes = Nodes(self.session)
         self.answers = RecordedAnswers(self.session, self.nodes, lambda value: self.ledger.lower(value))
         self.ledger = Ledger(root, self.session, self.nodes, self.answers)
@@ -180,6 +181,7 @@ class Recorder(TorchFunctionMode):
             of_call = [(t, self.ledger.node_of(t)) for t in tensors if id(t) not in self.ledger.owned]
             one = len(tensors) > 1 and all(t is tensors[0] for t in tensors)  # by the code, in every call
             of_inputs = self.shared and of_call and is_given(of_call[0][1])
+            self.tied |= len(of_call) < len(tensors)
             if not of_call or (one and not of_inputs):
                 return
             given = sum(is_given(node) for _, node in of_call)

@@ -29,13 +29,15 @@ from graphaug.capture.recording.opened.unseen_calls import UnseenCalls
 from graphaug.capture.recording.patches import Patches, behind
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
-from graphaug.capture.recording.relied.classes import can_be_watched
+from graphaug.capture.recording.relied.classes import can_be_watched, is_foreign
 from graphaug.capture.recording.relied.comparisons import Comparisons
 from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
 from graphaug.capture.recording.relied.objects import asked_by
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
+from graphaug.capture.recording.relied.tensors import Marks as NoMarks
+from graphaug.capture.recording.relied.tensors import Tied
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holders_in
 from graphaug.capture.state import ModelState
@@ -184,6 +186,8 @@ class Walk:
         held = [r.holder for r in things if can_be_watched(r.holder)]
         self.attributes.watch(self.patches, [*held, *self.in_reach.beside, *objects])
         self.unseen_calls.watch()
+        own = (f for f in self.in_reach.functions if not is_foreign(f.__module__))
+        self.unseen_calls.watch_functions(own)
 
     # --- calls of modules -----------------------------------------------------------------------
 
@@ -273,7 +277,11 @@ class Walk:
     def _held(self) -> Iterator[Relied]:
         reads = self.attributes.reads | self.attributes.by_dict
         entered = {self.ledger.paths.get(m, "") for m in self.in_reach.beside if is_entered(m, reads)}
-        yield from self.registered.facts(self.opened | entered, reads)
+        yield from self.registered.facts(self.opened | entered, reads, self.in_reach.names)
+        if self.recorder.tied:
+            yield Tied.of(self.model)
+        if self.in_reach.of_locals:
+            yield NoMarks.missing(self.model, self.in_reach.of_locals)
         for path, hooks in self.hooked.items():
             yield Fact(path, "", tuple(hooks))
         if self.hooked:

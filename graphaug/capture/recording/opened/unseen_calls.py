@@ -9,7 +9,7 @@ import io
 import logging
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from graphaug.capture.recording.opened.functions import AutogradCall
 from graphaug.capture.recording.opened.object_calls import ObjectCalls
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
+from graphaug.capture.recording.relied.code_names import globals_in
 from graphaug.capture.recording.values.handles import Handle
 from graphaug.capture.recording.values.structures import plain
 from graphaug.capture.recording.values.tracked import is_tracked, is_unknown
@@ -129,10 +130,19 @@ class UnseenCalls:
                 for name in [n for n, value in scope.items() if value is _TO_DLPACK]:
                     self.patches.entry(scope, name, self._dlpack)
                 self.of_objects.watch_names(scope)
-                named = {n: v for n, v in scope.items() if isinstance(v, _FUNCTIONS)}
-                for name, value in named.items():
-                    if value in self._by_function:
-                        self.patches.entry(scope, name, self._by_function[value])
+                self._watch_scope(scope, list(scope))
+
+    def watch_functions(self, functions: Iterable[types.FunctionType]) -> None:
+        """The same of the files of functions that opened code calls."""
+        for function in functions:
+            self.of_objects.watch_names(function.__globals__)
+            self._watch_scope(function.__globals__, globals_in(function.__code__))
+
+    def _watch_scope(self, scope: dict[str, Any], names: Iterable[str]) -> None:
+        for name in names:
+            value = scope.get(name)
+            if isinstance(value, _FUNCTIONS) and value in self._by_function:
+                self.patches.entry(scope, name, self._by_function[value])
 
     def seen(self, value: Any) -> Any:
         """In the place of a function of torch that an attribute holds, and that would be called unseen, one of ours."""

@@ -17,6 +17,7 @@ from graphaug.capture.recording.relied.code_names import (
     globals_in,
     gone_through_in,
     names_in,
+    variables_in,
 )
 from graphaug.capture.recording.relied.modules import Named, content, global_names, named_by, of_users
 from graphaug.capture.user_code import INSTALLED
@@ -107,6 +108,13 @@ class Called:
         if function not in self._named:
             self._named[function] = named_by(function)
         return self._named[function]
+
+    @property
+    def asked_of_locals(self) -> Iterator[tuple[str, str]]:
+        """Those of ``asked`` that are asked of a variable of a function."""
+        for function in self.functions:
+            asked, own = asked_attributes_in(function.__code__), variables_in(function.__code__)
+            yield from ((owner, name) for owner, name in asked if owner in own)
 
     @property
     def whole(self) -> set[str]:

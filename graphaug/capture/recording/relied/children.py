@@ -6,16 +6,14 @@ for, one of two names of the same module, nor any where the code asks for classe
 
 from __future__ import annotations
 
-import types
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from graphaug.capture.recording.relied.code_names import globals_in, names_in
 from graphaug.errors import AssumptionViolated
 
 _GONE = object()
@@ -32,10 +30,10 @@ class Children:
         path: of the module.
         names: those of all its children, in their order, where the code went through them.
         same: children that have to be the very modules.
-        alike: children that may be exchanged for others of their class.
+        alike: children that may be exchanged for others of their class, with that.
         modules: names of children that may be exchanged for any module.
         tensors: names of parameters and buffers.
-        parameters: names of all its parameters, where the code went through them.
+        parameters, buffers: names of all its parameters and buffers, where the code went through them.
         attributes: names of tensors that are neither.
         empty: names that were registered with None.
         absent: names that were asked for and not registered.
@@ -44,10 +42,11 @@ class Children:
     path: str
     names: tuple[str, ...] | None
     same: tuple[tuple[str, nn.Module], ...] = ()
-    alike: tuple[tuple[str, nn.Module], ...] = ()
+    alike: tuple[tuple[str, type], ...] = ()
     modules: tuple[str, ...] = ()
     tensors: tuple[str, ...] = ()
     parameters: tuple[str, ...] | None = None
+    buffers: tuple[str, ...] | None = None
     attributes: tuple[str, ...] = ()
     empty: tuple[str, ...] = ()
     absent: tuple[str, ...] = ()
@@ -72,9 +71,9 @@ class Children:
         for name, before in self.same:
             if module._modules.get(name) is not before:
                 raise _violated(self._of(name), "was exchanged")
-        for name, before in self.alike:
+        for name, kind in self.alike:
             now = module._modules.get(name)
-            if now is not before and type(now) is not type(before):
+            if type(now) is not kind:
                 raise _violated(self._of(name), f"was exchanged for {type(now).__name__}")
         for name in self.modules:
             if module._modules.get(name) is None:
@@ -82,8 +81,10 @@ class Children:
         for name in self.tensors:
             if module._parameters.get(name) is None and module._buffers.get(name) is None:
                 raise _violated(self._of(name), "was removed")
-        if self.parameters is not None and tuple(module._parameters) != self.parameters:
-            raise _violated(self.path, f"has the parameters {', '.join(module._parameters) or 'none'} now")
+        for what in ("parameters", "buffers"):
+            names, held = getattr(self, what), getattr(module, f"_{what}")
+            if names is not None and tuple(held) != names:
+                raise _violated(self.path, f"has the {what} {', '.join(held) or 'none'} now")
         for name in self.attributes:
             if getattr(module, name, None) is None:
                 raise _violated(self._of(name), "was removed")
@@ -110,21 +111,25 @@ class Registered:
         self._before = {m: _entries(m) for m in self.paths}
         self._known_as = Counter(m for _, m in model.named_modules(remove_duplicate=False))
 
-    def facts(self, opened: AbstractSet[str], reads: AbstractSet[tuple[int, str]]) -> Iterator[Children]:
+    def facts(
+        self, opened: AbstractSet[str], reads: AbstractSet[tuple[int, str]], asked: AbstractSet[str]
+    ) -> Iterator[Children]:
         """What opened code relies on of them.
 
         Args:
             opened: paths of the modules whose code ran.
             reads: the attributes that it read, with the ids of their modules.
+            asked: the names in its code.
         """
-        asked = _names_read({type(m) for m, path in self.paths.items() if path in opened})
         by_module: dict[int, set[str]] = {}
         for owner, name in reads:
             by_module.setdefault(owner, set()).add(name)
         for m, path in self.paths.items():
             read = by_module.get(id(m), set())
             found = self._of_module(m, path, read, opened, asked)
-            if _is_swept(m, by_module):  # parameters() went through all of it
+            if _is_swept(m, by_module, "_buffers"):
+                found = replace(found, names=tuple(m._modules), buffers=tuple(m._buffers))
+            if _is_swept(m, by_module, "_parameters"):  # parameters() went through all of it
                 kept = dict.fromkeys((*found.tensors, *m._parameters))
                 own = tuple(m._parameters)
                 found = replace(found, names=tuple(m._modules), tensors=tuple(kept), parameters=own)
@@ -155,7 +160,7 @@ class Registered:
             if isinstance(value, nn.Module):
                 kept = f"{path}.{name}".removeprefix(".") in opened or self._known_as[value] > 1
                 if kept or asked & _ASK_FOR_CLASS:
-                    found["same" if kept else "alike"].append((name, value))
+                    found["same" if kept else "alike"].append((name, value if kept else type(value)))
                 else:
                     found["modules"].append(name)
             elif isinstance(value, Tensor):
@@ -167,41 +172,12 @@ class Registered:
         return Children(path, tuple(m._modules) if whole else None, **{k: tuple(v) for k, v in found.items()})
 
 
-def _is_swept(m: nn.Module, reads: Mapping[int, AbstractSet[str]]) -> bool:
+def _is_swept(m: nn.Module, reads: Mapping[int, AbstractSet[str]], registry: str) -> bool:
     """Whether code went through all parameters of a module, as a regulariser does, and not to the first alone."""
     read = reads.get(id(m), set())
-    return {"_parameters", "_modules"} <= read and all(_is_swept(child, reads) for child in m.children())
+    return {registry, "_modules"} <= read and all(_is_swept(child, reads, registry) for child in m.children())
 
 
 def _entries(m: nn.Module) -> Mapping[str, Any]:
     tensors = {name: value for name, value in vars(m).items() if isinstance(value, Tensor)}
     return {**tensors, **m._buffers, **m._parameters, **m._modules}
-
-
-def _names_read(classes: Iterable[type]) -> set[str]:
-    """The names in the forwards of classes, in their methods that these name, and in functions of their modules."""
-    bases = {base for cls in classes for base in cls.__mro__} - {nn.Module, object}
-    names, seen, new = {"forward"}, set[types.FunctionType](), True
-    while new:
-        functions = {
-            function
-            for base in bases
-            for name in names & vars(base).keys()
-            if isinstance(function := _function(vars(base)[name]), types.FunctionType)
-        }
-        for function in tuple(functions | seen):
-            named = map(function.__globals__.get, globals_in(function.__code__))
-            functions |= {
-                f
-                for f in named
-                if isinstance(f, types.FunctionType) and f.__module__.partition(".")[0] != "torch"
-            }
-        new = bool(functions - seen)
-        seen |= functions
-        for function in seen:
-            names |= names_in(function.__code__)
-    return names
-
-
-def _function(value: Any) -> Any:
-    return getattr(value, "__func__", getattr(value, "fget", value))

@@ -86,6 +86,12 @@ def codes_in(code: types.CodeType) -> tuple[types.CodeType, ...]:
     return tuple(found)
 
 
+@functools.lru_cache(4096)
+def variables_in(code: types.CodeType) -> frozenset[str]:
+    """The names of the variables of code itself, and of functions that are written inside of it."""
+    return frozenset((*code.co_varnames, *code.co_cellvars)).union(*map(variables_in, codes_in(code)))
+
+
 def _is_written(following: Sequence[dis.Instruction]) -> bool:
     """Whether what was loaded is filled: by a method, or at a key that is loaded next."""
     if following and following[0].opname in ("LOAD_ATTR", "LOAD_METHOD"):

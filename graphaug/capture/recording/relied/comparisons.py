@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,8 @@ class Comparison:
     """One ``a is b``.
 
     Attributes:
-        sides: the variables among what is compared, ``x`` or ``d["x"]``: names, with the keys of entries.
+        sides: the variables among what is compared, ``x``, ``d["x"]`` or ``self.a.weight``: names, with the keys of
+            entries and the names of attributes.
         made: whether a call makes some of it, as in ``x.contiguous() is x``.
     """
 
@@ -61,14 +62,24 @@ def _operands(code: types.CodeType, step: dis.Instruction) -> Comparison | None:
     sides = tuple(side for side in map(_variable, operands) if side is not None)
     made = any(isinstance(inner, ast.Call) for o in operands for inner in ast.walk(o))
     constant = any(isinstance(o, ast.Constant) for o in operands)
-    # two variables, or one and what a call makes: an attribute is the model's own
+    # two variables, or one and what a call makes
     return None if constant or len(sides) + made < 2 or not sides else Comparison(sides, made)
+
+
+@dataclass(frozen=True)
+class _Attribute:
+    """Stands among keys for the name of an attribute."""
+
+    name: str
 
 
 def _variable(operand: ast.expr) -> tuple[str, tuple[Any, ...]] | None:
     """The name of a variable and the keys of an entry of it; None of anything else."""
     if isinstance(operand, ast.Name):
         return operand.id, ()
+    if isinstance(operand, ast.Attribute):
+        held = _variable(operand.value)
+        return held and (held[0], (*held[1], _Attribute(operand.attr)))
     if isinstance(operand, ast.Subscript) and isinstance(operand.slice, ast.Constant):
         held = _variable(operand.value)
         return held and (held[0], (*held[1], operand.slice.value))
@@ -76,15 +87,26 @@ def _variable(operand: ast.expr) -> tuple[str, tuple[Any, ...]] | None:
 
 
 def _held(frame: types.FrameType, name: str, keys: tuple[Any, ...]) -> Any:
-    """What a variable, or an entry of it, holds: of tuples, lists and dicts, without any code of the user's."""
+    """What a variable, or an entry of it, holds, without any code of the user's.
+
+    Of tuples, lists and dicts, and of modules their children and tensors.
+    """
     found = frame.f_locals.get(name, frame.f_globals.get(name))
     for key in keys:
+        if isinstance(key, _Attribute):
+            found = _of_module(found, key.name) if isinstance(found, nn.Module) else None
+            continue
         kind: Any = next((k for k in (tuple, list, dict) if isinstance(found, k)), None)
         try:
             found = None if kind is None else kind.__getitem__(found, key)
         except (LookupError, TypeError):
             return None
     return found
+
+
+def _of_module(m: nn.Module, name: str) -> Any:
+    held = (m._parameters, m._buffers, m._modules, vars(m))
+    return next((registry[name] for registry in held if name in registry), None)
 
 
 class Comparisons:

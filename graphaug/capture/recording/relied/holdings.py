@@ -117,6 +117,8 @@ class Holdings:
             self._module(name, value)
         if isinstance(value, types.FunctionType):
             self._function(value)
+            if isinstance(registry := vars(value).get("registry"), types.MappingProxyType):  # singledispatch
+                self._entries(f"{name}.registry", registry, within, depth)
         if isinstance(value, (types.FunctionType, Tensor)):
             self.set_on(name, value, within, depth)
         if depth == 0 or isinstance(value, _ENDS) or id(value) in self._seen:
@@ -170,6 +172,9 @@ class Holdings:
         if is_foreign(cls.__module__):
             self._put_on(cls, known_as)
             return
+        if "__subclasses__" in self.names:
+            said = f"the subclasses of {cls.__name__}"
+            self.add(said, "subclasses", cls, None, cls.__subclasses__(), None)
         called = self._called  # an entry of a table is called by whatever name
         makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
         self._members(cls, makes and not is_of_a_package(cls.__module__))
@@ -291,6 +296,8 @@ class Holdings:
                 self.reach(name, "method", value, attribute, bound, within, depth)
         elif is_value(held):
             self.reach(name, "attribute", value, attribute, held, within, depth)
+        elif can_be_watched(held):  # a descriptor, which may read what it holds
+            self.inside(name, held, within, depth)
 
 
 def _last_of(name: str) -> str:

@@ -45,6 +45,7 @@ _MOVING: dict[Any, str] = {
 }
 _OF_DATES = {"now", "utcnow", "today"}
 _OF_STREAMS = {"isatty", "encoding", "closed"}
+_OF_LOGGERS = {"isEnabledFor", "getEffectiveLevel"}
 
 
 def moving_in(function: types.FunctionType) -> Iterator[str]:
@@ -61,6 +62,8 @@ def moving_in(function: types.FunctionType) -> Iterator[str]:
     for owner, name in sorted(pairs):
         if owner in ("stdin", "stdout", "stderr") and name in _OF_STREAMS:
             yield f"sys.{owner}.{name}"
+        if name in _OF_LOGGERS:
+            yield f"{name} of a logger"
         for cls in (scope.get(owner), vars(datetime).get(owner)) if name in _OF_DATES else ():
             if isinstance(cls, type) and issubclass(cls, datetime.date):
                 yield f"datetime.{cls.__name__}.{name}"

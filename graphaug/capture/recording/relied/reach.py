@@ -50,6 +50,7 @@ class InReach:
         functions: their functions and methods, and what these call.
         beside: modules that were asked about in ``enters``.
         goes_through_attributes: whether their code may read all that ``vars(self)`` holds.
+        of_locals: attributes that their code asks variables of its own for, which may hold parameters.
     """
 
     things: list[Reached]
@@ -60,6 +61,7 @@ class InReach:
     functions: tuple[types.FunctionType, ...] = ()
     beside: tuple[nn.Module, ...] = ()
     goes_through_attributes: bool = False
+    of_locals: frozenset[str] = frozenset()
 
 
 def reached_by(
@@ -79,7 +81,9 @@ def reached_by(
     found, unwatched = walk.holdings.found, walk.holdings.unwatched
     whole = "vars" in names or "__dict__" in walk.called.through
     functions, beside = tuple(walk.called.functions), tuple(walk.beside.values())
-    return InReach(found, by_type, unwatched, names, strings, functions, beside, whole)
+    held = {name for m in model.modules() for name in vars(m)} | {"self"}
+    of_locals = frozenset(name for owner, name in walk.called.asked_of_locals if owner not in held)
+    return InReach(found, by_type, unwatched, names, strings, functions, beside, whole, of_locals)
 
 
 def found_again(
@@ -254,6 +258,8 @@ class _Walk:
             for name in sorted(names & held.keys()):
                 if not (of_a_package and isinstance(held[name], _CODE)):
                     reach(f"{variable}.{name}", "item", held, name, held[name])
+            if "__getattr__" in held and not of_a_package:
+                reach(f"{variable}.__getattr__", "item", held, "__getattr__", held["__getattr__"])
         for spelled, held, name in missing_on(function, named):
             reach(spelled, "item", held, name, GONE)
         if of_a_package:

@@ -33,7 +33,7 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-_NOT_COMPILED = ("table", "bytes", "code", "function", "partial")
+_NOT_COMPILED = ("table", "bytes", "code", "function", "partial", "subclasses")
 """Kinds that torch's compiler cannot look into, or does by itself."""
 
 
@@ -46,8 +46,9 @@ class Reached:
         kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, a "function" that
             a module of torch has, and that recordings exchange, "variable" of a
             closure, "context" of a context variable, the "code" of a function, which may be exchanged in place; or the
-            "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, all of a large
-            dict as a "table", the parts of a "partial" function, the "numbers" or "bytes" of an array as a whole.
+            "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, the "subclasses"
+            of a class, all of a large dict as a "table", the parts of a "partial" function, the "numbers" or "bytes" of
+            an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -140,7 +141,7 @@ class Reached:
             )
         return (
             now == self.expected
-            if self.kind in ("keys", "members", "bytes", "hooks", "code")
+            if self.kind in ("keys", "members", "bytes", "hooks", "code", "subclasses")
             else is_same(now, self.expected)
         )
 
@@ -174,6 +175,8 @@ class Reached:
             return [*m._forward_hooks, *m._forward_pre_hooks, *m._backward_hooks]
         if self.kind == "context":
             return self.holder.get() if torch.compiler.is_compiling() else self.holder.get(GONE)
+        if self.kind == "subclasses":
+            return self.holder.__subclasses__()
         if self.kind == "members":
             return set(self.holder)
         if self.kind == "table":

@@ -49,6 +49,8 @@ _EFFECTS = frozenset(
     {"acquire", "release", "set", "clear", "put", "write", "flush", "close", "append", "reset"}
 )
 """Methods that are called for what they do."""
+_BY_OPERATORS = ("__len__", "__getitem__", "__contains__", "__bool__")
+"""Methods that answer where no code names them."""
 _OF_LOGGERS = frozenset({"level", "disabled", "handlers", "isEnabledFor", "getEffectiveLevel", "hasHandlers"})
 """What code can ask a logger; everything else of it only writes."""
 
@@ -70,4 +72,6 @@ def may_answer(name: str, value: Any, names: AbstractSet[str], pairs: AbstractSe
             value.name
         )  # which ask what to print
         return not theirs and any((name, asked) in pairs for asked in _OF_LOGGERS)
+    if any(hasattr(type(value), operator) for operator in _BY_OPERATORS):
+        return True
     return any(asked in names and not asked.startswith("__") for asked in set(dir(value)) - _EFFECTS)
