@@ -23,23 +23,21 @@ from graphaug.capture.recording.relied.answered import Answered, answer, is_comp
 from graphaug.capture.recording.session import Session
 from graphaug.capture.user_code import asking
 
-ASKED = (
-    (
-        os,
-        (
-            "access",
-            "cpu_count",
-            "getcwd",
-            "getcwdb",
-            "getegid",
-            "geteuid",
-            "getgid",
-            "getlogin",
-            "getpid",
-            "getppid",
-        ),
+_OF_OS = (
+    *(
+        "access",
+        "cpu_count",
+        "process_cpu_count",
+        "sched_getaffinity",
+        "readlink",
+        "urandom",
+        "getcwd",
+        "getcwdb",
     ),
-    (os, ("getuid", "process_cpu_count", "readlink", "sched_getaffinity", "urandom")),
+    *("getpid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getlogin"),
+)
+ASKED = (
+    (os, _OF_OS),
     (sys, ("getrecursionlimit", "getswitchinterval")),
     (gc, ("isenabled", "get_threshold", "get_debug")),
     (np, ("geterr", "get_printoptions", "getbufsize")),

@@ -119,9 +119,7 @@ class Attributes:
         """The path of a module of which a name is relied on; None if it is none of this model's, or torch's own."""
         path = self.recorder.ledger.paths.get(m)
         by_mode = name == "training" and not path  # each mode has its graph
-        of_class = name in vars(nn.Module) and not is_plain(
-            vars(nn.Module)[name]
-        )  # plain ones users put there
+        of_class = not is_plain(vars(nn.Module).get(name))  # what is plain there, users have put there
         of_torch = name != "training" and (name in OF_EVERY_MODULE or of_class)
         return None if by_mode or of_torch or has_no_effect(m, name) else path
 

@@ -71,6 +71,7 @@ class Holdings:
         self.names, self.asked, self.pairs = called.names | called.strings, called.strings, called.pairs
         self._method, self._function, self._module = called.of_object, function, module
         self._called, self.whole = called, called.whole
+        self._read_off, self._asked_of = _by_owner(called.pairs), _by_owner(called.asked)
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()
@@ -163,8 +164,8 @@ class Holdings:
         for attribute in sorted(self.names & vars(value).keys()):
             held = vars(value)[attribute]
             self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth - 1)
-        for owner, attribute in sorted(self._called.asked):
-            if owner == _last_of(name) and _lacks(value, attribute):
+        for attribute in sorted(self._asked_of.get(_last_of(name), ())):
+            if _lacks(value, attribute):
                 self.reach(f"{name}.{attribute}", "attribute", value, attribute, GONE, within)
 
     def of_class(self, cls: type, known_as: str = "") -> None:
@@ -172,9 +173,9 @@ class Holdings:
         if is_foreign(cls.__module__):
             self._put_on(cls, known_as)
             return
-        if "__subclasses__" in self.names:
-            said = f"the subclasses of {cls.__name__}"
-            self.add(said, "subclasses", cls, None, cls.__subclasses__(), None)
+        if "__subclasses__" in self.names and ("subclasses", id(cls), None) not in self._known:
+            self._known.add(("subclasses", id(cls), None))
+            self.add(f"the subclasses of {cls.__name__}", "subclasses", cls, None, cls.__subclasses__(), None)
         called = self._called  # an entry of a table is called by whatever name
         makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
         self._members(cls, makes and not is_of_a_package(cls.__module__))
@@ -183,10 +184,10 @@ class Holdings:
 
     def _put_on(self, cls: type, known_as: str) -> None:
         """Note what code reads off a class of torch's or Python's by its name, and what a user may have put there."""
-        for owner, name in sorted(self.pairs | self._called.asked) if known_as else ():
+        asked = self._asked_of.get(known_as, set())
+        for name in sorted(asked | self._read_off.get(known_as, set())) if known_as else ():
             value = getattr(cls, name, GONE)
-            missing = value is GONE and (owner, name) in self._called.asked
-            if owner == known_as and (missing or may_be_put_there(name, value)):
+            if (value is GONE and name in asked) or (value is not GONE and may_be_put_there(name, value)):
                 self.reach(f"{cls.__name__}.{name}", "attribute", cls, name, value)
 
     def _members(self, cls: type, makes: bool) -> None:
@@ -303,6 +304,14 @@ class Holdings:
 def _last_of(name: str) -> str:
     """The name that code has for what is reached as ``self.a``, ``the global 'a'`` or ``a['b']``."""
     return name.rpartition(".")[2].strip("'").rpartition("'")[2]
+
+
+def _by_owner(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Of pairs of an owner and an attribute, all attributes of each owner."""
+    found: dict[str, set[str]] = {}
+    for owner, name in pairs:
+        found.setdefault(owner, set()).add(name)
+    return found
 
 
 def _own_attributes(value: Any) -> dict[str, Any]:
