@@ -34,6 +34,8 @@ _HOLDERS = (
     *(collections.OrderedDict, collections.defaultdict, collections.Counter, collections.deque, *_OPTIONS),
 )
 """Classes of Python's whose objects users make."""
+NAMESPACES = (types.SimpleNamespace, threading.local)
+"""Objects whose reads nobody sees: what names say of them is all there is."""
 _LIBRARIES = {"transformers", "timm", "torchvision", "diffusers", "peft", "sentence_transformers"}
 """Packages in which the switches of `WITHOUT_EFFECT` mean what they say, and which load things when they are used."""
 _THREADS = {"threading", "queue", "multiprocessing.sharedctypes", "multiprocessing.managers"}
@@ -106,3 +108,12 @@ def has_no_effect(owner: Any, name: Any) -> bool:
     packages = [c.__module__.partition(".")[0] for c in type(owner).__mro__ if not is_foreign(c.__module__)]
     # a module of the user's own class may do anything with it; a configuration of one does nothing
     return bool(_LIBRARIES.intersection(packages[:1] if isinstance(owner, nn.Module) else packages))
+
+
+def with_code(modules: dict[str, nn.Module], opened: set[str]) -> dict[str, nn.Module]:
+    """Closed modules of which opened code may read what is not torch's: those of other people's classes."""
+    return {
+        path: m
+        for path, m in modules.items()
+        if path not in opened and (not is_foreign(type(m).__module__) or isinstance(m, nn.ParameterDict))
+    }

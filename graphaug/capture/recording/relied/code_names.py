@@ -243,3 +243,8 @@ def stored_names(cls: type) -> frozenset[str]:
 @functools.lru_cache(4096)
 def _stored_in(code: types.CodeType) -> frozenset[str]:
     return frozenset(i.argval for i in dis.get_instructions(code) if i.opname == "STORE_ATTR")
+
+
+def asks_for_type(code: types.CodeType) -> bool:
+    """Whether code says ``type(x)``, or calls a method of ``dict`` past the object's own."""
+    return "type" in globals_in(code) or any(owner == "dict" for owner, _ in attributes_in(code))

@@ -9,7 +9,6 @@ import ctypes
 import enum
 import functools
 import inspect
-import threading
 import types
 import weakref
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.called import NO_READERS, Called
 from graphaug.capture.recording.relied.classes import (
+    NAMESPACES,
     can_be_watched,
     has_no_effect,
     is_foreign,
@@ -27,6 +27,7 @@ from graphaug.capture.recording.relied.classes import (
     is_of_threads,
     may_be_put_there,
 )
+from graphaug.capture.recording.relied.lookups import by_owner, lacks, last_of, own_attributes
 from graphaug.capture.recording.relied.members import is_value, makes_itself, members_of, methods_of
 from graphaug.capture.recording.relied.reached import DICTS, GONE, Reached
 from graphaug.capture.recording.relied.told import Array
@@ -42,8 +43,6 @@ _MANY = 5_000
 """With so many things found, only attributes that code names are followed: a trainer holds all of a run."""
 _SEQUENCES = (list, collections.deque, *map(type, ({}.keys(), {}.values(), {}.items())))
 _WEAK_DICTS = (weakref.WeakValueDictionary, weakref.WeakKeyDictionary)
-_NAMESPACES = (types.SimpleNamespace, threading.local)
-"""Objects whose reads nobody sees: what names say of them is all there is."""
 _OF_C = (ctypes._SimpleCData, ctypes.Array, ctypes.Structure, ctypes.Union)
 """Values that C code shares, as of `multiprocessing.RawValue`."""
 _ENDS = (type, Tensor, nn.Module, types.FunctionType, types.ModuleType)
@@ -71,7 +70,7 @@ class Holdings:
         self.names, self.asked, self.pairs = called.names | called.strings, called.strings, called.pairs
         self._method, self._function, self._module = called.of_object, function, module
         self._called, self.whole = called, called.whole
-        self._read_off, self._asked_of = _by_owner(called.pairs), _by_owner(called.asked)
+        self._read_off, self._asked_of = by_owner(called.pairs), by_owner(called.asked)
         self.found: list[Reached] = []
         self.unwatched: list[tuple[str, Reached | None]] = []
         self._known: set[tuple[str, int, Any]] = set()
@@ -113,7 +112,7 @@ class Holdings:
             self.inside(name, value.__repr__.__self__, within, depth)
             return
         if isinstance(value, type) and within is not None:
-            self.of_class(value, _last_of(name))
+            self.of_class(value, last_of(name))
         if isinstance(value, nn.Module) and self._module is not None:
             self._module(name, value)
         if isinstance(value, types.FunctionType):
@@ -164,8 +163,8 @@ class Holdings:
         for attribute in sorted(self.names & vars(value).keys()):
             held = vars(value)[attribute]
             self.reach(f"{name}.{attribute}", "attribute", value, attribute, held, within, depth - 1)
-        for attribute in sorted(self._asked_of.get(_last_of(name), ())):
-            if _lacks(value, attribute):
+        for attribute in sorted(self._asked_of.get(last_of(name), ())):
+            if lacks(value, attribute):
                 self.reach(f"{name}.{attribute}", "attribute", value, attribute, GONE, within)
 
     def of_class(self, cls: type, known_as: str = "") -> None:
@@ -240,7 +239,7 @@ class Holdings:
             self.add(f"the table {name}", "table", value, None, dict(value), within)
             return
         entries = list(dict.items(value) if isinstance(value, dict) else value.items())
-        if _last_of(name) in self.whole or not any(
+        if last_of(name) in self.whole or not any(
             isinstance(v, Tensor) for _, v in entries
         ):  # else a cache, which grows
             self.add(f"the keys of {name}", "keys", value, None, [k for k, _ in entries], within)
@@ -250,11 +249,11 @@ class Holdings:
     def _object(self, name: str, value: Any, within: Reached | None, depth: int) -> None:
         """Of an object whose reads are seen every attribute; of others those that code names."""
         watched, of_threads = can_be_watched(value), is_of_threads(value)
-        if not watched and not of_threads and not isinstance(value, _NAMESPACES):
-            if may_answer(_last_of(name), value, self.names, self.pairs):
+        if not watched and not of_threads and not isinstance(value, NAMESPACES):
+            if may_answer(last_of(name), value, self.names, self.pairs):
                 self.unwatched.append((f"{name} (of class {type(value).__name__})", within))
             return
-        owner, held = name.rpartition(".")[2], _own_attributes(value)
+        owner, held = name.rpartition(".")[2], own_attributes(value)
         every = of_threads or (watched and len(self.found) < _MANY)
         for attribute in sorted(map(str, held if every else self.names & held.keys())):
             by_string = owner in self.asked and ("", attribute) in self.pairs  # getattr(o, "cfg").t
@@ -267,7 +266,7 @@ class Holdings:
         if watched:
             self._class_of(name, value, held.keys(), within, depth)
         for attribute in sorted(self.asked - held.keys()):
-            if inspect.getattr_static(value, attribute, GONE) is GONE and _lacks(value, attribute):
+            if inspect.getattr_static(value, attribute, GONE) is GONE and lacks(value, attribute):
                 self.reach(f"{name}.{attribute}", "attribute", value, attribute, GONE, within, depth)
 
     def _class_of(
@@ -299,30 +298,3 @@ class Holdings:
             self.reach(name, "attribute", value, attribute, held, within, depth)
         elif can_be_watched(held):  # a descriptor, which may read what it holds
             self.inside(name, held, within, depth)
-
-
-def _last_of(name: str) -> str:
-    """The name that code has for what is reached as ``self.a``, ``the global 'a'`` or ``a['b']``."""
-    return name.rpartition(".")[2].strip("'").rpartition("'")[2]
-
-
-def _by_owner(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
-    """Of pairs of an owner and an attribute, all attributes of each owner."""
-    found: dict[str, set[str]] = {}
-    for owner, name in pairs:
-        found.setdefault(owner, set()).add(name)
-    return found
-
-
-def _own_attributes(value: Any) -> dict[str, Any]:
-    try:
-        return dict(vars(value))
-    except TypeError:  # slots alone
-        return {}
-
-
-def _lacks(value: Any, attribute: str) -> bool:
-    try:
-        return not hasattr(value, attribute)
-    except Exception:
-        return False

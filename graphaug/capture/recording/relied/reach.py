@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.asked_names import asked_globals_in
 from graphaug.capture.recording.relied.called import Called, is_installed
-from graphaug.capture.recording.relied.classes import is_foreign, may_be_put_there
-from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
+from graphaug.capture.recording.relied.classes import is_foreign, may_be_put_there, with_code
+from graphaug.capture.recording.relied.code_names import asks_for_type, names_in
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.holdings import Holdings
 from graphaug.capture.recording.relied.modules import (
@@ -76,7 +76,7 @@ def reached_by(
             ``forward``, or of one that no module has registered. Without it nothing beside the opened ones counts.
     """
     walk = _Walk(model, {"", *opened}, enters)
-    by_type = any(_asks_for_type(f.__code__) for f in walk.called.with_helpers())
+    by_type = any(asks_for_type(f.__code__) for f in walk.called.with_helpers())
     names, strings = frozenset(walk.called.names | walk.called.strings), frozenset(walk.called.strings)
     found, unwatched = walk.holdings.found, walk.holdings.unwatched
     whole = "vars" in names or "__dict__" in walk.called.through
@@ -127,7 +127,7 @@ class _Walk:
         self._is_opened = True
         self._readers: dict[int, types.FunctionType] = {}
         self._modules = {path: m for path, m in registered.items() if path in opened}
-        self._closed = {} if enters is None else _with_code(registered, opened)
+        self._closed = {} if enters is None else with_code(registered, opened)
         self._registered = {id(m) for m in registered.values()}
         self.beside = {id(m): m for m in self._closed.values()}
         entered = {path: m for path, m in self._closed.items() if enters is not None and enters(m)}
@@ -291,17 +291,3 @@ class _Walk:
 
     def _reader(self, cell: types.CellType) -> types.FunctionType:
         return self._readers.setdefault(id(cell), reader(cell))
-
-
-def _with_code(modules: dict[str, nn.Module], opened: set[str]) -> dict[str, nn.Module]:
-    """Closed modules of which opened code may read what is not torch's: those of other people's classes."""
-    return {
-        path: m
-        for path, m in modules.items()
-        if path not in opened and (not is_foreign(type(m).__module__) or isinstance(m, nn.ParameterDict))
-    }
-
-
-def _asks_for_type(code: types.CodeType) -> bool:
-    """Whether code says ``type(x)``, or calls a method of ``dict`` past the object's own."""
-    return "type" in globals_in(code) or any(owner == "dict" for owner, _ in attributes_in(code))

@@ -1,0 +1,35 @@
+"""How what code reaches is looked up: by the name that it has for it, and by what it asks of that."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+
+def last_of(name: str) -> str:
+    """The name that code has for what is reached as ``self.a``, ``the global 'a'`` or ``a['b']``."""
+    return name.rpartition(".")[2].strip("'").rpartition("'")[2]
+
+
+def by_owner(pairs: Iterable[tuple[str, str]]) -> dict[str, set[str]]:
+    """Of pairs of an owner and an attribute, all attributes of each owner."""
+    found: dict[str, set[str]] = {}
+    for owner, name in pairs:
+        found.setdefault(owner, set()).add(name)
+    return found
+
+
+def own_attributes(value: Any) -> dict[str, Any]:
+    """What an object has in its ``__dict__``; nothing of one that has slots alone."""
+    try:
+        return dict(vars(value))
+    except TypeError:
+        return {}
+
+
+def lacks(value: Any, attribute: str) -> bool:
+    """Whether an object has no attribute of a name; False where asking for it fails."""
+    try:
+        return not hasattr(value, attribute)
+    except Exception:
+        return False
