@@ -161,6 +161,17 @@ def test_compiled_code_notices_what_was_put_there(where: str) -> None:
     check_noticed_when_compiled(aug, x, lambda _: put(2.0))
 
 
+def told(model: Any) -> float:
+    print("told")
+    return 2.0
+
+
+def test_print_may_be_silenced(monkeypatch: pytest.MonkeyPatch) -> None:
+    aug, x = rewritten(Asks(told))
+    monkeypatch.setattr(builtins, "print", lambda *_, **__: None)
+    assert torch.equal(aug(x), aug.original(x))
+
+
 def test_constants_of_torch_and_python_are_no_hindrance() -> None:
     aug, x = rewritten(Asks(lambda m: torch.pi * math.pi * float(np.pi) * sys.maxsize**0 * 1.0))
     assert torch.equal(torch.compile(aug, fullgraph=True, backend="eager")(x), aug(x))

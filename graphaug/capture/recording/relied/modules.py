@@ -22,6 +22,8 @@ from graphaug.capture.recording.relied.code_names import attributes_in, globals_
 from graphaug.capture.recording.relied.reached import GONE
 
 _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.concatenate))
+_TELLS = {"print"}
+"""Builtin functions that compute nothing, and that loops of several processes exchange for silent ones."""
 Named = tuple[str, types.ModuleType, frozenset[str]]
 """How code spells a module, the module, and what it may read off it."""
 
@@ -73,7 +75,7 @@ def functions_of(
             if isinstance(there := behind(held[name]), _FUNCTIONS):
                 yield f"{spelled}.{name}", held, name, there
     held = vars(builtins)
-    for name in sorted(global_names(function) & held.keys() - function.__globals__.keys()):
+    for name in sorted(global_names(function) & held.keys() - function.__globals__.keys() - _TELLS):
         if isinstance(there := behind(held[name]), _FUNCTIONS):
             yield f"the builtin {name!r}", held, name, there
 
