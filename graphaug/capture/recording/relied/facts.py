@@ -70,7 +70,7 @@ class Fact:
             return
         if not self.holds(module):
             found = getattr(module, self.name, ABSENT)
-            gone = found is ABSENT
+            gone = not hasattr(module, self.name)
             told = (
                 is_plain(found) or gone
             ) and not torch.compiler.is_compiling()  # which cannot tell a number
