@@ -36,8 +36,7 @@ from graphaug.capture.recording.relied.objects import asked_by
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
 from graphaug.capture.recording.relied.reads import is_entered, read_of
-from graphaug.capture.recording.relied.tensors import Marks as NoMarks
-from graphaug.capture.recording.relied.tensors import Tied
+from graphaug.capture.recording.relied.tensors import Tied, Unmarked
 from graphaug.capture.recording.session import Session
 from graphaug.capture.recording.values.structures import holders_in
 from graphaug.capture.state import ModelState
@@ -281,7 +280,7 @@ class Walk:
         if self.recorder.tied:
             yield Tied.of(self.model)
         if self.in_reach.of_locals:
-            yield NoMarks.missing(self.model, self.in_reach.of_locals)
+            yield Unmarked.of(self.model, self.in_reach.of_locals)
         for path, hooks in self.hooked.items():
             yield Fact(path, "", tuple(hooks))
         if self.hooked:

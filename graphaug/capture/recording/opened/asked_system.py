@@ -24,17 +24,8 @@ from graphaug.capture.recording.session import Session
 from graphaug.capture.user_code import asking
 
 _OF_OS = (
-    *(
-        "access",
-        "cpu_count",
-        "process_cpu_count",
-        "sched_getaffinity",
-        "readlink",
-        "urandom",
-        "getcwd",
-        "getcwdb",
-    ),
-    *("getpid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getlogin"),
+    *("access", "cpu_count", "process_cpu_count", "sched_getaffinity", "readlink", "urandom"),
+    *("getcwd", "getcwdb", "getpid", "getppid", "getuid", "geteuid", "getgid", "getegid", "getlogin"),
 )
 ASKED = (
     (os, _OF_OS),

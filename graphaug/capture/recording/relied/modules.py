@@ -10,18 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from graphaug.capture.recording.patches import behind
 from graphaug.capture.recording.relied.asked_names import (
     asked_attributes_in,
     asked_modules_in,
     imports_in,
     strings_in,
 )
-from graphaug.capture.recording.relied.classes import is_foreign, may_be_put_there
+from graphaug.capture.recording.relied.classes import is_foreign
 from graphaug.capture.recording.relied.code_names import attributes_in, globals_in, names_in
 from graphaug.capture.recording.relied.reached import GONE
 
-_FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.concatenate))
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, np.ufunc, type(np.concatenate))
 _TELLS = {"print"}
 """Builtin functions that compute nothing, and that loops of several processes exchange for silent ones."""
 Named = tuple[str, types.ModuleType, frozenset[str]]
@@ -62,38 +61,20 @@ def of_users(named: Iterable[Named]) -> Iterator[Named]:
     return (one for one in named if not is_foreign(one[1].__name__))
 
 
-def functions_of(
+def read_off_others(
     function: types.FunctionType, named: Iterable[Named]
-) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
-    """The functions of torch, NumPy and Python that a function names by a module, ``F.gelu``, or that are built in.
+) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """What a function reads off modules of torch, NumPy and Python, ``F.gelu``, and of what is built in.
 
     Each with how it is spelled, the dict of its module, and its name there.
     """
     for spelled, module, _ in named:
         held = vars(module)
         for name in sorted(_read_off(function, spelled) & held.keys()) if is_foreign(module.__name__) else ():
-            if isinstance(there := behind(held[name]), _FUNCTIONS):
-                yield f"{spelled}.{name}", held, name, there
+            yield f"{spelled}.{name}", held, name
     held = vars(builtins)
     for name in sorted(global_names(function) & held.keys() - function.__globals__.keys() - _TELLS):
-        if isinstance(there := behind(held[name]), _FUNCTIONS):
-            yield f"the builtin {name!r}", held, name, there
-
-
-def put_on(
-    function: types.FunctionType, named: Iterable[Named]
-) -> Iterator[tuple[str, dict[str, Any], str, Any]]:
-    """What a function reads off modules of torch, NumPy and Python that a user may have put there: ``torch.scale``.
-
-    Their classes too, on which he may have. Told like `functions_of`.
-    """
-    for spelled, module, _ in named:
-        if not is_foreign(module.__name__):
-            continue
-        held = vars(module)
-        for name in sorted(_read_off(function, spelled) & held.keys()):
-            if isinstance(held[name], type) or may_be_put_there(name, held[name]):
-                yield f"{spelled}.{name}", held, name, held[name]
+        yield f"the builtin {name!r}", held, name
 
 
 def missing_on(

@@ -25,7 +25,7 @@ from graphaug.capture.recording.relied.code_names import attributes_in, globals_
 _NO_QUESTIONS = {"sleep", "strftime", "strptime", "mktime", "asctime", "tzset", "get_clock_info"}
 _NAMES: dict[types.ModuleType, tuple[str, ...]] = {
     time: tuple(n for n, f in vars(time).items() if callable(f) and not isinstance(f, type)),
-    os: ("times", "getloadavg", "urandom"),
+    os: ("times", "getloadavg"),
     sys: ("_getframe", "_current_frames", "exc_info", "getrefcount", "gettrace", "getprofile"),
     inspect: ("currentframe", "stack", "trace"),
     traceback: ("extract_stack", "format_stack", "walk_stack"),

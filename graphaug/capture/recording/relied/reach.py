@@ -5,7 +5,6 @@ What counts is what ``forward`` and the functions that it can call name in their
 
 from __future__ import annotations
 
-import builtins
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graphaug.capture.recording.patches import behind
 from graphaug.capture.recording.relied.asked_names import asked_globals_in
 from graphaug.capture.recording.relied.called import Called, is_installed
 from graphaug.capture.recording.relied.classes import is_foreign, may_be_put_there, with_code
@@ -25,13 +25,13 @@ from graphaug.capture.recording.relied.code_names import asks_for_type, names_in
 from graphaug.capture.recording.relied.facts import is_plain
 from graphaug.capture.recording.relied.holdings import Holdings
 from graphaug.capture.recording.relied.modules import (
+    FUNCTIONS,
     asked_modules,
     content,
-    functions_of,
     global_names,
     missing_on,
     of_users,
-    put_on,
+    read_off_others,
 )
 from graphaug.capture.recording.relied.moving import moving_in
 from graphaug.capture.recording.relied.reached import CHANGED, GONE, Reached, reader
@@ -238,10 +238,6 @@ class _Walk:
         if "globals" in names:
             for missing in sorted(asked_globals_in(function.__code__) - scope.keys()):
                 self.holdings.reach(f"the global {missing!r}", "item", scope, missing, GONE)
-        for variable in sorted(global_names(function) & vars(builtins).keys() - scope.keys()):
-            value = vars(builtins)[variable]
-            if may_be_put_there(variable, value):
-                self.holdings.reach(f"the builtin {variable!r}", "item", vars(builtins), variable, value)
         self._off_modules(function)
         if self._enters is None and names & {"environ", "getenv"}:  # what opened code asks there is seen
             for key in sorted(self._keys(function)):
@@ -264,12 +260,13 @@ class _Walk:
             reach(spelled, "item", held, name, GONE)
         if of_a_package:
             return
-        for spelled, held, name, there in functions_of(function, named):
-            reach(spelled, "function", held, name, there)
-        for spelled, held, name, there in put_on(function, named):
+        for spelled, held, name in read_off_others(function, named):
+            there = behind(held[name])
             if may_be_put_there(name, there):
                 reach(spelled, "item", held, name, there)
-            else:
+            elif isinstance(there, FUNCTIONS):
+                reach(spelled, "function", held, name, there)
+            elif isinstance(there, type):
                 self.holdings.of_class(there, name)
         for module_name in asked_modules(function):
             if module_name is None:

@@ -44,7 +44,7 @@ class Tied:
 
 
 @dataclass(frozen=True, eq=False)
-class Marks:
+class Unmarked:
     """That a model's tensors have no attributes that code asks each of them for: ``getattr(p, "frozen", False)``.
 
     Attributes:
@@ -56,7 +56,7 @@ class Marks:
     tensors: tuple[Tensor, ...]
 
     @classmethod
-    def missing(cls, model: nn.Module, names: frozenset[str]) -> Marks:
+    def of(cls, model: nn.Module, names: frozenset[str]) -> Unmarked:
         """The tensors of a model that have none of these attributes, as it is now."""
         found = {id(t): t for _, t in _tensors(model) if names.isdisjoint(vars(t))}
         return cls(names, tuple(found.values()))
