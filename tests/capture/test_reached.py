@@ -262,6 +262,7 @@ class Membership(nn.Module):
 
 @pytest.fixture
 def put_back():
+    LEVEL.set(1)  # a compiler does not notice the first setting
     yield
     NAMES.discard("b")
     LEVEL.set(1)
