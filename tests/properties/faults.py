@@ -105,6 +105,9 @@ FAULTS: dict[str, Fault] = {
     "variables of closures are those of the capture": Fault(_unwatched, "closure_moved"),
     "globals are those of the capture": Fault(_unwatched, "global_moved"),
     "what lies on torch is that of the capture": Fault(_unwatched, "number_put_on_torch"),
+    "which attributes there are is that of the capture": Fault(
+        lambda: patch(Fact, "check", lambda self, model: None), "number_put_on_the_block"
+    ),
     "what the system says is that of the capture": Fault(
         lambda: patch(Answered, "check", lambda self, model: None), "file_put_there"
     ),

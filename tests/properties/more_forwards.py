@@ -499,6 +499,11 @@ def number_put_on_torch(self, h):
     return self.inner(h) * getattr(torch, "IDIOMS_OF_FORWARDS", 1.0)
 
 
+@idiom(between_steps=lambda self: setattr(self, "scale_of_the_loop", 1.5), width=lambda: 2)
+def number_put_on_the_block(self, h):
+    return self.inner(h) * sum(v for k, v in vars(self).items() if k in ("scale_of_the_loop", "width"))
+
+
 @idiom(between_steps=lambda self: self.scale.__iadd__(0.5), scale=lambda: np.array([1.5]))
 def array_moved(self, h):
     return self.inner(h) * float(self.scale[0])

@@ -121,7 +121,7 @@ class Walk:
         names, by_dict = self.in_reach.names, self.attributes.by_dict
         whole = self.in_reach.goes_through_attributes
         reads = self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
-        if "deepcopy" in names:  # which reads what nothing sees
+        if self.in_reach.copies:  # which reads what nothing sees
             reads |= {(id(thing.holder), "__dict__") for thing in self.in_reach.things}
         return reads
 

@@ -10,17 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphaug.capture.recording.opened.held_modules import held_elsewhere, read_by
+from graphaug.capture.recording.opened.held_modules import held_elsewhere, is_left, read_by
 from graphaug.capture.recording.patches import Patches
 from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.classes import has_no_effect, is_foreign
 from graphaug.capture.recording.relied.code_names import read_names, stored_names
-from graphaug.capture.recording.relied.facts import ABSENT, Fact, is_plain, same
+from graphaug.capture.recording.relied.facts import ABSENT, ALL, Fact, attributes_of, is_plain, same
+from graphaug.capture.recording.relied.lookups import asks_for_all
 from graphaug.capture.recording.session import RETURN_IT
 from graphaug.capture.recording.values.numbers import Float
 from graphaug.capture.recording.values.structures import tensors_in
 from graphaug.capture.state import FILLED, OF_EVERY_MODULE, ModelState
-from graphaug.capture.user_code import is_internal, user_line
+from graphaug.capture.user_code import user_line
 from graphaug.errors import CaptureError
 
 
@@ -95,7 +96,7 @@ class Attributes:
                 f"it reads self.{name}, a generator, which goes on with what is taken",
                 reason=" Count in a number (self.step = self.step + 1), or hand in what it gives as an input.",
             )
-        if name == "__dict__" and not is_internal(sys._getframe(2).f_code.co_filename):
+        if name == ALL and asks_for_all(sys._getframe(2)):
             with self.recorder.session.unrecorded():
                 self._note_all(m, value)
         return self._seen(value)
@@ -137,6 +138,8 @@ class Attributes:
 
     def _note_all(self, m: nn.Module, held: dict[str, Any]) -> None:
         """``vars(self)``: what is read there is not seen."""
+        if (path := self.recorder.ledger.paths.get(m)) is not None:
+            self.facts.setdefault((path, ALL), Fact(path, ALL, attributes_of(m)))
         for name, value in held.items():
             self.by_dict.add((id(m), name))
             self._reads_before.add((id(m), name))
@@ -192,7 +195,7 @@ class Attributes:
             if name in OF_EVERY_MODULE or name in module._modules:
                 continue
             once = type(vars(module).get(name)) is bool and is_foreign(type(module).__module__)
-            if not once and _is_left(module, path, name, changed, rebound):
+            if not once and is_left(module, path, name, changed, rebound):
                 raise self._left_by_closed(module, path, name)
 
     def _left_by_closed(self, module: nn.Module, path: str, name: str) -> CaptureError:
@@ -288,13 +291,3 @@ class Attributes:
     def _carries_data(self, value: Any) -> bool:
         data = self.recorder.nodes.of_data()
         return any(self.recorder.ledger.node_of(t) in data for t in tensors_in(value))
-
-
-def _is_left(
-    module: nn.Module, path: str, name: str, changed: Collection[str], rebound: Collection[tuple[int, str]]
-) -> bool:
-    """Whether an attribute, what it holds, or where it is of its class, that of the class, is something else now."""
-    if name not in vars(module) and any((id(cls), name) in rebound for cls in type(module).__mro__):
-        return True
-    place = f"{path}.{name}"
-    return any(c == place or (c.startswith(place) and c[len(place)] in ".[") for c in changed)

@@ -1,9 +1,10 @@
-"""What closed modules may read of others: the modules that they hold on to, and the names in their code."""
+"""What closed modules may read of others, and leave: the modules that they hold on to, the names in their code."""
 
 from __future__ import annotations
 
 import types
 import weakref
+from collections.abc import Collection
 from typing import Any
 
 from torch import nn
@@ -36,3 +37,13 @@ def held_elsewhere(m: nn.Module) -> dict[int, nn.Module]:
         held = vars(waiting.pop())
         any_inside([value for name, value in held.items() if name not in OF_EVERY_MODULE], note)
     return found
+
+
+def is_left(
+    module: nn.Module, path: str, name: str, changed: Collection[str], rebound: Collection[tuple[int, str]]
+) -> bool:
+    """Whether an attribute, what it holds, or where it is of its class, that of the class, is something else now."""
+    if name not in vars(module) and any((id(cls), name) in rebound for cls in type(module).__mro__):
+        return True
+    place = f"{path}.{name}"
+    return any(c == place or (c.startswith(place) and c[len(place)] in ".[") for c in changed)

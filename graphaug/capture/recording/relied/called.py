@@ -24,6 +24,8 @@ from graphaug.capture.user_code import INSTALLED
 
 NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
 """Methods of objects that run when these are made, told or gone."""
+_OF_OBJECTS = {"vars", "dir", "__dict__", "getmembers", "getmembers_static"}
+"""What says which attributes an object has."""
 BY_OPERATORS = {"__getitem__", "__iter__", "__len__", "__contains__"}
 """Methods that no code names."""
 
@@ -120,6 +122,11 @@ class Called:
     def whole(self) -> set[str]:
         """Names of containers that their code goes through and does not fill."""
         return self.through - self.filled
+
+    @property
+    def goes_through_objects(self) -> bool:
+        """Whether their code may ask for all attributes of an object."""
+        return not self.names.isdisjoint(_OF_OBJECTS)
 
     def _find(self, new: list[types.FunctionType]) -> None:
         by_name = {name for _, name in self.pairs} | BY_OPERATORS  # "forward" is not, unless code says it

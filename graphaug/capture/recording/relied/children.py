@@ -129,13 +129,15 @@ class Registered:
             found = self._of_module(m, path, read, opened, asked)
             if _is_swept(m, by_module, "_buffers"):
                 found = replace(found, names=tuple(m._modules), buffers=tuple(m._buffers))
+            if "_buffers" in read & asked:  # it says so itself
+                found = replace(found, buffers=tuple(m._buffers))
+            if "_parameters" in read & asked:
+                found = replace(found, parameters=tuple(m._parameters))
             if _is_swept(m, by_module, "_parameters"):  # parameters() went through all of it
                 kept = dict.fromkeys((*found.tensors, *m._parameters))
                 own = tuple(m._parameters)
                 found = replace(found, names=tuple(m._modules), tensors=tuple(kept), parameters=own)
-            if found.names is not None or any(
-                vars(found)[k] for k in vars(found) if k not in ("path", "names")
-            ):
+            if found != Children(path, None):
                 yield found
 
     def _of_module(

@@ -12,6 +12,10 @@ from graphaug.capture.recording.hooks import has_backward_hooks, hooks_of_every_
 from graphaug.errors import AssumptionViolated
 
 PLAIN = (bool, int, str, type(None))
+ALL = "__dict__"
+"""The name of what a module or an object has for attributes, as a whole."""
+_OF_TORCH_COMPILE = ("_is_torch_compile", "_compiled_call_impl")
+"""Attributes that torch.compile sets on the modules which it compiles."""
 WITHOUT_EFFECT = ("gradient_checkpointing", "grad_checkpointing", "use_cache")
 """Switches of libraries that change no value and no gradient; a forward that fills a cache is refused."""
 
@@ -42,7 +46,7 @@ class Fact:
     """What an attribute of an opened module was when its forward read it.
 
     Without a name it tells of hooks: ``expected`` says whether the graph calls the forward pre-hooks and the forward
-    hooks; there may be none of another kind.
+    hooks; there may be none of another kind. With the name `ALL` it tells which attributes there were.
     """
 
     path: str
@@ -68,6 +72,13 @@ class Fact:
                     "Register it first, and call rewrite again."
                 )
             return
+        if self.name == ALL and not self.holds(module):
+            changed = set(attributes_of(module)).symmetric_difference(self.expected)
+            what = ", ".join(sorted(changed)) or "their order"
+            raise AssumptionViolated(
+                f"this model was captured before the attributes of {self.path or 'the model'} changed ({what}), which "
+                "its code goes through. Call rewrite again."
+            )
         if not self.holds(module):
             found = getattr(module, self.name, ABSENT)
             gone = not hasattr(module, self.name)
@@ -84,10 +95,17 @@ class Fact:
         """Whether the attribute of its module is what it was."""
         if self.expected is ABSENT:
             return not hasattr(module, self.name)
+        if self.name == ALL:
+            return torch.compiler.is_compiling() or attributes_of(module) == self.expected
         found = getattr(module, self.name, ABSENT)
         if self.expected is None:
             return found is None
         return same(found, self.expected)
+
+
+def attributes_of(module: nn.Module) -> tuple[str, ...]:
+    """The names of a module's own attributes, in their order."""
+    return tuple(name for name in vars(module) if name not in _OF_TORCH_COMPILE)
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import array
 import collections
 import contextvars
@@ -88,12 +89,9 @@ class Holdings:
         depth: int = DEPTH,
     ) -> None:
         """Note one thing, and what lies inside of it."""
-        known = (kind, id(holder), key) in self._known
-        if (
-            known
-            or (kind == "attribute" and has_no_effect(holder, key))
-            or isinstance(value, types.ModuleType)
-        ):
+        if (kind, id(holder), key) in self._known or isinstance(value, types.ModuleType):
+            return
+        if kind == "attribute" and has_no_effect(holder, key):
             return
         self._known.add((kind, id(holder), key))
         self.inside(name, value, self.add(name, kind, holder, key, value, within), depth - 1)
@@ -254,6 +252,8 @@ class Holdings:
                 self.unwatched.append((f"{name} (of class {type(value).__name__})", within))
             return
         owner, held = name.rpartition(".")[2], own_attributes(value)
+        if held and (self._called.goes_through_objects or isinstance(value, argparse.Namespace)):
+            self.add(f"the attributes of {name}", "attributes", value, None, list(held), within)
         every = of_threads or (watched and len(self.found) < _MANY)
         for attribute in sorted(map(str, held if every else self.names & held.keys())):
             by_string = owner in self.asked and ("", attribute) in self.pairs  # getattr(o, "cfg").t

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterable
 from typing import Any
+
+from torch import nn
+
+from graphaug.capture.user_code import is_internal
 
 
 def last_of(name: str) -> str:
@@ -33,3 +38,10 @@ def lacks(value: Any, attribute: str) -> bool:
         return not hasattr(value, attribute)
     except Exception:
         return False
+
+
+def asks_for_all(frame: types.FrameType | None) -> bool:
+    """Whether a frame that reads a module's ``__dict__`` is not of torch's own code; ``dir(m)`` reads it there."""
+    if frame is not None and frame.f_code is nn.Module.__dir__.__code__:
+        frame = frame.f_back
+    return frame is not None and not is_internal(frame.f_code.co_filename)

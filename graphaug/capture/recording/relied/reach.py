@@ -5,6 +5,7 @@ What counts is what ``forward`` and the functions that it can call name in their
 
 from __future__ import annotations
 
+import copy
 import functools
 import logging
 import os
@@ -49,6 +50,7 @@ class InReach:
         strings: those that it asks for by a string, `getattr(self, "gain", 1.0)`.
         functions: their functions and methods, and what these call.
         beside: modules that were asked about in ``enters``.
+        copies: whether their code may copy objects, of which it reads all.
         goes_through_attributes: whether their code may read all that ``vars(self)`` holds.
         of_locals: attributes that their code asks variables of its own for, which may hold parameters.
     """
@@ -60,6 +62,7 @@ class InReach:
     strings: frozenset[str] = frozenset()
     functions: tuple[types.FunctionType, ...] = ()
     beside: tuple[nn.Module, ...] = ()
+    copies: bool = False
     goes_through_attributes: bool = False
     of_locals: frozenset[str] = frozenset()
 
@@ -81,9 +84,10 @@ def reached_by(
     found, unwatched = walk.holdings.found, walk.holdings.unwatched
     whole = "vars" in names or "__dict__" in walk.called.through
     functions, beside = tuple(walk.called.functions), tuple(walk.beside.values())
+    copies = "deepcopy" in names or walk.copies
     held = {name for m in model.modules() for name in vars(m)} | {"self"}
     of_locals = frozenset(name for owner, name in walk.called.asked_of_locals if owner not in held)
-    return InReach(found, by_type, unwatched, names, strings, functions, beside, whole, of_locals)
+    return InReach(found, by_type, unwatched, names, strings, functions, beside, copies, whole, of_locals)
 
 
 def found_again(
@@ -114,6 +118,7 @@ def any_module(_: nn.Module) -> bool:
 _CODE = (type, types.FunctionType, types.BuiltinFunctionType, logging.Logger)
 _BY_COMPUTED_NAMES = {"getattr", "vars", "__dict__", "__getattribute__", "attrgetter"}
 _OF_EVERY_MODULE = vars(nn.Module()).keys()
+_HOOKS = frozenset(name for name in _OF_EVERY_MODULE if name.endswith("_hooks"))
 
 
 class _Walk:
@@ -124,7 +129,7 @@ class _Walk:
     ) -> None:
         registered = dict(model.named_modules())
         self._enters = enters
-        self._is_opened = True
+        self._is_opened, self.copies = True, False
         self._readers: dict[int, types.FunctionType] = {}
         self._modules = {path: m for path, m in registered.items() if path in opened}
         self._closed = {} if enters is None else with_code(registered, opened)
@@ -145,6 +150,8 @@ class _Walk:
                 self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
             self._is_opened = True
+            for path, m in registered.items():
+                self._attributes(path, m, names & _HOOKS)
             asked = {owner for owner, _ in called.asked}
             for path, m in registered.items():
                 for name, tensor in (*m._parameters.items(), *m._buffers.items()):
@@ -232,6 +239,7 @@ class _Walk:
         scope = function.__globals__
         for variable in sorted(global_names(function) & scope.keys()):
             value = scope[variable]
+            self.copies |= value is copy.copy
             of_a_library = function in self.called.of_objects and isinstance(value, _CODE)
             if not of_a_library and not isinstance(value, types.ModuleType):
                 self.holdings.reach(f"the global {variable!r}", "item", scope, variable, value)
@@ -262,6 +270,7 @@ class _Walk:
             return
         for spelled, held, name in read_off_others(function, named):
             there = behind(held[name])
+            self.copies |= there is copy.copy
             if may_be_put_there(name, there):
                 reach(spelled, "item", held, name, there)
             elif isinstance(there, FUNCTIONS):

@@ -20,7 +20,7 @@ from torch import nn
 
 from graphaug.capture.recording.patches import behind
 from graphaug.capture.recording.relied.classes import can_be_watched
-from graphaug.capture.recording.relied.facts import ABSENT, is_plain
+from graphaug.capture.recording.relied.facts import ABSENT, ALL, is_plain
 from graphaug.capture.recording.relied.told import How, how_told, is_same, same_as_told
 from graphaug.errors import AssumptionViolated
 from graphaug.torch_private import COMPILES_CONTEXT_VARIABLES, COMPILES_PROPERTIES
@@ -33,7 +33,7 @@ DICTS = (dict, collections.OrderedDict, collections.defaultdict, collections.Cou
 """Classes whose entries are read as a dict's."""
 
 
-_NOT_COMPILED = ("table", "bytes", "code", "function", "partial", "subclasses")
+_NOT_COMPILED = ("table", "bytes", "code", "function", "partial", "subclasses", "attributes")
 """Kinds that torch's compiler cannot look into, or does by itself."""
 
 
@@ -46,9 +46,9 @@ class Reached:
         kind: how it is reached: "attribute", "method" or "property" of an object, "item" of a dict, a "function" that
             a module of torch has, and that recordings exchange, "variable" of a
             closure, "context" of a context variable, the "code" of a function, which may be exchanged in place; or the
-            "entries" of a list, the "members" of a set, the "keys" of a dict, the "hooks" of a module, the "subclasses"
-            of a class, all of a large dict as a "table", the parts of a "partial" function, the "numbers" or "bytes" of
-            an array as a whole.
+            "entries" of a list, the "members" of a set, the "keys" of a dict, the names of all "attributes" of an
+            object, the "hooks" of a module, the "subclasses" of a class, all of a large dict as a "table", the parts
+            of a "partial" function, the "numbers" or "bytes" of an array as a whole.
         holder: the object, dict, list or array; of a closure's variable a function that reads it.
         key: the attribute's name, or the dict's key.
         expected: what was there.
@@ -99,7 +99,9 @@ class Reached:
             if isinstance(self.holder, nn.Module):
                 return (id(self.holder), self.key) in reads
             if can_be_watched(self.holder):
-                return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), "__dict__")})
+                return not reads.isdisjoint({(id(self.holder), self.key), (id(self.holder), ALL)})
+        if self.kind == "attributes" and can_be_watched(self.holder):
+            return (id(self.holder), ALL) in reads
         return self.within is None or self.within.is_read(reads)
 
     def check(self, model: nn.Module) -> None:
@@ -141,7 +143,7 @@ class Reached:
             )
         return (
             now == self.expected
-            if self.kind in ("keys", "members", "bytes", "hooks", "code", "subclasses")
+            if self.kind in ("keys", "members", "bytes", "hooks", "code", "subclasses", "attributes")
             else is_same(now, self.expected)
         )
 
@@ -189,8 +191,8 @@ class Reached:
             return self.holder.__code__
         if self.kind == "partial":  # whose __setstate__ exchanges them
             return self.holder.func, self.holder.args, self.holder.keywords
-        if self.kind == "keys":
-            return list(self.holder)
+        if self.kind in ("keys", "attributes"):
+            return list(self.holder if self.kind == "keys" else vars(self.holder))
         if self.kind == "numbers":
             return self.holder.ravel().tolist()
         return list(self.holder)
