@@ -52,6 +52,7 @@ NEW: dict[str, tuple[Callable[[Any], float], str]] = {
     "len": (lambda m: len(vars(m)), "scale_too"),
     "dir(self)": (lambda m: sum(name.startswith("scale") for name in dir(m)), "scale_too"),
     "in vars(self)": (lambda m: 2 if "scale_too" in vars(m) else 1, "scale_too"),
+    "a private one": (lambda m: 2 if "_scale_too" in vars(m) else 1, "_scale_too"),
     "in __dict__": (lambda m: 2 if "scale_too" in m.__dict__ else 1, "scale_too"),
     "__dict__.get": (lambda m: m.__dict__.get("scale_too", 1.0), "scale_too"),
     "by a helper": (numbers_of, "scale_too"),
@@ -145,12 +146,13 @@ def test_what_the_forward_itself_sets_is_no_change() -> None:
 
 
 def test_compiling_a_model_does_not_change_what_it_has() -> None:
-    """torch.compile notes on a module that it is compiled."""
+    """torch.compile, and who replaces it, note on a module that it is compiled."""
     asks, _ = NEW["a comprehension over __dict__"]
     model = Holds(asks)
     aug, x = rewritten(model)
     compiled = torch.compile(aug, fullgraph=True, backend="eager")
     assert torch.equal(compiled(x), model(x))
+    model._noted_by_others = True
     assert torch.equal(aug(x), model(x))
 
 

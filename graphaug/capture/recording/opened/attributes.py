@@ -96,9 +96,9 @@ class Attributes:
                 f"it reads self.{name}, a generator, which goes on with what is taken",
                 reason=" Count in a number (self.step = self.step + 1), or hand in what it gives as an input.",
             )
-        if name == ALL and asks_for_all(sys._getframe(2)):
+        if name == ALL and (code := asks_for_all(sys._getframe(2))) is not None:
             with self.recorder.session.unrecorded():
-                self._note_all(m, value)
+                self._note_all(m, value, code)
         return self._seen(value)
 
     def _noted(self, m: nn.Module, name: str, value: Any) -> Any:
@@ -136,10 +136,13 @@ class Attributes:
         elif not hasattr(m, name):
             self.facts.setdefault((path, name), Fact(path, name, ABSENT))
 
-    def _note_all(self, m: nn.Module, held: dict[str, Any]) -> None:
+    def _note_all(self, m: nn.Module, held: dict[str, Any], code: types.CodeType) -> None:
         """``vars(self)``: what is read there is not seen."""
         if (path := self.recorder.ledger.paths.get(m)) is not None:
             self.facts.setdefault((path, ALL), Fact(path, ALL, attributes_of(m)))
+        for name in code.co_consts:
+            if type(name) is str and name.startswith("_") and name not in held:
+                self._note_missing(m, name)
         for name, value in held.items():
             self.by_dict.add((id(m), name))
             self._reads_before.add((id(m), name))

@@ -14,8 +14,6 @@ from graphaug.errors import AssumptionViolated
 PLAIN = (bool, int, str, type(None))
 ALL = "__dict__"
 """The name of what a module or an object has for attributes, as a whole."""
-_OF_TORCH_COMPILE = ("_is_torch_compile", "_compiled_call_impl")
-"""Attributes that torch.compile sets on the modules which it compiles."""
 WITHOUT_EFFECT = ("gradient_checkpointing", "grad_checkpointing", "use_cache")
 """Switches of libraries that change no value and no gradient; a forward that fills a cache is refused."""
 
@@ -104,8 +102,8 @@ class Fact:
 
 
 def attributes_of(module: nn.Module) -> tuple[str, ...]:
-    """The names of a module's own attributes, in their order."""
-    return tuple(name for name in vars(module) if name not in _OF_TORCH_COMPILE)
+    """The names of a module's own attributes, in their order; without private ones, as torch and others set some."""
+    return tuple(name for name in vars(module) if not name.startswith("_"))
 
 
 @dataclass(frozen=True)

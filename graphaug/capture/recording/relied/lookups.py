@@ -40,8 +40,8 @@ def lacks(value: Any, attribute: str) -> bool:
         return False
 
 
-def asks_for_all(frame: types.FrameType | None) -> bool:
-    """Whether a frame that reads a module's ``__dict__`` is not of torch's own code; ``dir(m)`` reads it there."""
+def asks_for_all(frame: types.FrameType | None) -> types.CodeType | None:
+    """The code that reads a module's ``__dict__`` in a frame, for `dir` one further out; None if it is torch's own."""
     if frame is not None and frame.f_code is nn.Module.__dir__.__code__:
         frame = frame.f_back
-    return frame is not None and not is_internal(frame.f_code.co_filename)
+    return None if frame is None or is_internal(frame.f_code.co_filename) else frame.f_code
