@@ -31,7 +31,7 @@ from graphaug.capture.recording.recorder import Recorder
 from graphaug.capture.recording.relied.children import Registered
 from graphaug.capture.recording.relied.classes import can_be_watched, is_foreign
 from graphaug.capture.recording.relied.comparisons import Comparisons
-from graphaug.capture.recording.relied.facts import Fact, NoGlobalHooks, Relied
+from graphaug.capture.recording.relied.facts import ALL, Fact, NoGlobalHooks, Relied
 from graphaug.capture.recording.relied.objects import asked_by
 from graphaug.capture.recording.relied.reach import any_module, reached_by
 from graphaug.capture.recording.relied.reached import Reached
@@ -122,7 +122,7 @@ class Walk:
         whole = self.in_reach.goes_through_attributes
         reads = self.attributes.reads | {(owner, n) for owner, n in by_dict if whole or n in names}
         if self.in_reach.copies:  # which reads what nothing sees
-            reads |= {(id(thing.holder), "__dict__") for thing in self.in_reach.things}
+            reads |= {(id(thing.holder), ALL) for thing in self.in_reach.things}
         return reads
 
     @property

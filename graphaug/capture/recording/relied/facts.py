@@ -70,24 +70,23 @@ class Fact:
                     "Register it first, and call rewrite again."
                 )
             return
-        if self.name == ALL and not self.holds(module):
+        if self.holds(module):
+            return
+        if self.name == ALL:
             changed = set(attributes_of(module)).symmetric_difference(self.expected)
             what = ", ".join(sorted(changed)) or "their order"
             raise AssumptionViolated(
                 f"this model was captured before the attributes of {self.path or 'the model'} changed ({what}), which "
                 "its code goes through. Call rewrite again."
             )
-        if not self.holds(module):
-            found = getattr(module, self.name, ABSENT)
-            gone = not hasattr(module, self.name)
-            told = (
-                is_plain(found) or gone
-            ) and not torch.compiler.is_compiling()  # which cannot tell a number
-            now = repr(found) if told else f"a {type(found).__name__}"
-            raise AssumptionViolated(
-                f"this model was captured for {self.path + '.' if self.path else ''}{self.name} == {self.expected!r}, "
-                f"and {'it is gone' if gone else f'now it is {now}'}. Call rewrite again."
-            )
+        found = getattr(module, self.name, ABSENT)
+        gone = not hasattr(module, self.name)
+        told = (is_plain(found) or gone) and not torch.compiler.is_compiling()  # which cannot tell a number
+        now = repr(found) if told else f"a {type(found).__name__}"
+        raise AssumptionViolated(
+            f"this model was captured for {self.path + '.' if self.path else ''}{self.name} == {self.expected!r}, "
+            f"and {'it is gone' if gone else f'now it is {now}'}. Call rewrite again."
+        )
 
     def holds(self, module: nn.Module) -> bool:
         """Whether the attribute of its module is what it was."""

@@ -150,10 +150,9 @@ class _Walk:
                 self._attributes(path, m, names | of_keys)
                 self._of_classes(path, m)
             self._is_opened = True
-            for path, m in registered.items():
-                self._attributes(path, m, names & _HOOKS)
             asked = {owner for owner, _ in called.asked}
             for path, m in registered.items():
+                self._attributes(path, m, names & _HOOKS)
                 for name, tensor in (*m._parameters.items(), *m._buffers.items()):
                     if tensor is not None and (vars(tensor) or name in asked):
                         self.holdings.set_on(f"{path}.{name}".removeprefix("."), tensor)
