@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -39,7 +40,8 @@ class Origins:
         self._memory: dict[int, Token] = {}  # address -> what owns it
         self._fresh: set[int] = set()  # memory made in the forward
         self._plain: set[int] = set()  # of which all went in as plain numbers
-        self._within: set[int] = set()  # objects whose token is being made
+        self._within: set[int] = set()  # values whose token is being made
+        self._told: dict[int, int] = {}  # objects of that token, in the order in which they were met
         self._graph_ids, self._nodes = graph_ids, dict[int, int]()
         for name, tensor in named.items():
             self._name(tensor, ("named", name))
@@ -131,6 +133,8 @@ class Origins:
             return self._of_value(value)
         finally:
             self._within.discard(id(value))
+            if not self._within:
+                self._told.clear()
 
     def _of_value(self, value: Any) -> Token:
         if isinstance(value, Mapping):
@@ -151,12 +155,14 @@ class Origins:
         if isinstance(value, torch.Generator):
             number = self._graph_ids.setdefault(("generator", id(value)), len(self._graph_ids))
             return f"generator {number}"  # one that a forward makes anew is another in each call
-        if (
-            attributes_of(value) is not None
-            and not callable(value)
-            and not isinstance(value, (type, nn.Module))
-        ):
-            return type(value).__qualname__, tuple((k, self.token(v)) for k, v in vars(value).items())
+        if isinstance(value, types.ModuleType):
+            return "module", value.__name__
+        held = None if callable(value) or isinstance(value, (type, nn.Module)) else attributes_of(value)
+        if held is not None:
+            if id(value) in self._told:
+                return "again", self._told[id(value)]  # to one object more ways may lead than can be gone
+            self._told[id(value)] = len(self._told)
+            return type(value).__qualname__, tuple((k, self.token(v)) for k, v in held.items())
         return "object", type(value).__qualname__, id(value) if isinstance(value, nn.Module) else 0
 
     def of_tensor(self, tensor: Tensor) -> Token:

@@ -259,4 +259,4 @@ class UnseenCalls:
 
 def _subclasses(cls: type) -> set[type]:
     """All classes below a class that are still alive."""
-    return {cls}.union(*map(_subclasses, cls.__subclasses__()))
+    return {cls}.union(*map(_subclasses, type.__subclasses__(cls)))

@@ -105,8 +105,7 @@ class Holdings:
 
     def inside(self, name: str, value: Any, within: Reached | None, depth: int = DEPTH) -> None:
         """Note what code can read through a value."""
-        if type(value) in weakref.ProxyTypes:
-            # which answers for what it stands for wherever it is asked, also as to its class
+        if type(value) in weakref.ProxyTypes:  # which answers for what it stands for, also as to its class
             self.inside(name, value.__repr__.__self__, within, depth)
             return
         if isinstance(value, type) and within is not None:
@@ -172,7 +171,8 @@ class Holdings:
             return
         if "__subclasses__" in self.names and ("subclasses", id(cls), None) not in self._known:
             self._known.add(("subclasses", id(cls), None))
-            self.add(f"the subclasses of {cls.__name__}", "subclasses", cls, None, cls.__subclasses__(), None)
+            name, below = f"the subclasses of {cls.__name__}", type.__subclasses__
+            self.add(name, "subclasses", cls, None, below(cls), None)
         called = self._called  # an entry of a table is called by whatever name
         makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
         self._members(cls, makes and not is_of_a_package(cls.__module__))

@@ -178,7 +178,7 @@ class Reached:
         if self.kind == "context":
             return self.holder.get() if torch.compiler.is_compiling() else self.holder.get(GONE)
         if self.kind == "subclasses":
-            return self.holder.__subclasses__()
+            return type.__subclasses__(self.holder)
         if self.kind == "members":
             return set(self.holder)
         if self.kind == "table":
