@@ -105,7 +105,7 @@ KINDS: dict[str, Any] = {"Meta": Meta, "Base": Base, "type": type}
 class Counts(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last, self.meta, self.any = nn.Linear(4, 4), nn.Linear(4, 4), Meta, type
+        self.first, self.last, self.meta = nn.Linear(4, 4), nn.Linear(4, 4), Meta
 
     def forward(self, x: Tensor) -> Tensor:
         known = len(Base.__subclasses__()) + len(KINDS)

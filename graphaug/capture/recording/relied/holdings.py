@@ -171,8 +171,8 @@ class Holdings:
             return
         if "__subclasses__" in self.names and ("subclasses", id(cls), None) not in self._known:
             self._known.add(("subclasses", id(cls), None))
-            name, below = f"the subclasses of {cls.__name__}", type.__subclasses__
-            self.add(name, "subclasses", cls, None, below(cls), None)
+            below: list[type] = type.__subclasses__(cls)  # cls may be a class of classes
+            self.add(f"the subclasses of {cls.__name__}", "subclasses", cls, None, below, None)
         called = self._called  # an entry of a table is called by whatever name
         makes = known_as in called.calls or known_as.endswith("]") or makes_itself(cls, called)
         self._members(cls, makes and not is_of_a_package(cls.__module__))
