@@ -50,8 +50,13 @@ def global_scopes(cls: type) -> list[dict[str, Any]]:
 
 
 _STANDARD = sysconfig.get_path("stdlib") + os.sep
-INSTALLED = os.sep + "site-packages" + os.sep
-"""What the path of an installed library has in it."""
+_FOLDERS = tuple(os.sep + folder + os.sep for folder in ("site-packages", "dist-packages"))
+"""Folders of packages: the second is that of Debian's and Ubuntu's own Python, which notebooks in the cloud use."""
+
+
+def is_installed_file(file: str) -> bool:
+    """Whether a file lies where packages are installed, and is not one that the user works on."""
+    return any(folder in file for folder in _FOLDERS)
 
 
 def user_line() -> str:
@@ -72,7 +77,7 @@ def defined_at(function: Any) -> str:
 
 
 def _is_internal_or_standard(file: str) -> bool:
-    return is_internal(file) or (file.startswith(_STANDARD) and INSTALLED not in file)
+    return is_internal(file) or (file.startswith(_STANDARD) and not is_installed_file(file))
 
 
 def asking(frame: types.FrameType | None, files: AbstractSet[str]) -> tuple[str, str]:
@@ -86,7 +91,7 @@ def asking(frame: types.FrameType | None, files: AbstractSet[str]) -> tuple[str,
     while frame is not None and (file := frame.f_code.co_filename) not in files:
         if file.startswith(_ASIDE):
             return "", ""
-        in_python &= file.startswith((_STANDARD, "<frozen ")) and INSTALLED not in file
+        in_python &= file.startswith((_STANDARD, "<frozen ")) and not is_installed_file(file)
         by, frame = frame.f_code.co_name if in_python else by, frame.f_back
     return ("", "") if frame is None else (f"{file.rpartition('/')[2]} line {frame.f_lineno}", by)
 

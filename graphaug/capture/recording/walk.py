@@ -185,8 +185,9 @@ class Walk:
         held = [r.holder for r in things if can_be_watched(r.holder)]
         self.attributes.watch(self.patches, [*held, *self.in_reach.beside, *objects])
         self.unseen_calls.watch()
-        own = (f for f in self.in_reach.functions if not is_foreign(f.__module__))
+        own = [f for f in self.in_reach.functions if not is_foreign(f.__module__)]
         self.unseen_calls.watch_functions(own)
+        self.functions.watch_functions(own)
 
     # --- calls of modules -----------------------------------------------------------------------
 

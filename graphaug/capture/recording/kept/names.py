@@ -16,7 +16,7 @@ from graphaug.capture.recording.values.inside import (
     content_of,
     entries_of_class,
 )
-from graphaug.capture.user_code import INSTALLED
+from graphaug.capture.user_code import is_installed_file
 
 
 class Names:
@@ -81,7 +81,7 @@ class Imports:
             module = sys.modules[name]
             held = attributes_of(module) or {}
             path = held.get("__file__")
-            if is_foreign(name) or type(path) is not str or INSTALLED in path:
+            if is_foreign(name) or type(path) is not str or is_installed_file(path):
                 continue
             if any(any_inside(value, is_of_a_capture) for value in list(held.values())):
                 del sys.modules[name]

@@ -27,7 +27,7 @@ from graphaug.capture.recording.values.inside import (
     package_of,
     slots_of,
 )
-from graphaug.capture.user_code import INSTALLED
+from graphaug.capture.user_code import is_installed_file
 
 _MOST = 30_000
 """Objects that are looked at: beyond, those are left out that are the farthest from the model."""
@@ -122,7 +122,7 @@ class Found:
         if kind in ATOMS or id(value) in self._seen:
             return
         if kind is types.FunctionType:
-            if INSTALLED in value.__code__.co_filename:
+            if is_installed_file(value.__code__.co_filename):
                 self._of_libraries.append((name, value))
             else:
                 self._function(name, value)

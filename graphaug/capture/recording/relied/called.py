@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import types
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from graphaug.capture.recording.relied.code_names import (
     variables_in,
 )
 from graphaug.capture.recording.relied.modules import Named, content, global_names, named_by, of_users
-from graphaug.capture.user_code import INSTALLED
+from graphaug.capture.user_code import is_installed_file
 
 NO_READERS = {"__init__", "__new__", "__repr__", "__str__", "__reduce__", "__del__", "__init_subclass__"}
 """Methods of objects that run when these are made, told or gone."""
@@ -142,7 +143,7 @@ class Called:
                 for name in sorted(names & vars(m).keys()):
                     self._function(vars(m)[name])
         for function in (f for f in new if not is_foreign(f.__module__)):
-            before = set(self.functions)
+            before = len(self.functions)
             for name in sorted(global_names(function) & function.__globals__.keys()):
                 self._function(function.__globals__[name])
             for _, module, read in of_users(self.named(function)):
@@ -159,7 +160,7 @@ class Called:
 
     def of_object(self, cls: type, name: str) -> None:
         """Note a method of a plain object's class; what packages name in such is their own code, which stays."""
-        before = set(self.functions)
+        before = len(self.functions)
         self._method(cls, name)
         self._note_packaged(before)
 
@@ -168,8 +169,8 @@ class Called:
         if not is_installed(function):
             self._function(function)
 
-    def _note_packaged(self, before: set[types.FunctionType]) -> None:
-        new = self.functions.keys() - before
+    def _note_packaged(self, before: int) -> None:
+        new = itertools.islice(reversed(self.functions), len(self.functions) - before)
         self.of_objects |= {f for f in new if is_installed(f)}
 
     def _function(self, value: Any, foreign: bool = False) -> None:
@@ -199,4 +200,4 @@ class Called:
 
 def is_installed(function: types.FunctionType) -> bool:
     """Whether a function is of a package that was installed, and not of a file that the user works on."""
-    return INSTALLED in function.__code__.co_filename
+    return is_installed_file(function.__code__.co_filename)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphaug.capture.recording.relied.facts import WITHOUT_EFFECT, is_plain
-from graphaug.capture.user_code import INSTALLED
+from graphaug.capture.user_code import is_installed_file
 
 _FOREIGN = {
     *("torch", "numpy", "builtins", "typing", "collections", "functools", "graphaug", "logging", "_pytest"),
@@ -74,7 +74,7 @@ def is_of_a_library(*names: str) -> bool:
 
 def is_of_a_package(module: str | None) -> bool:
     """Whether a Python module lies where packages are installed."""
-    return INSTALLED in (getattr(sys.modules.get(module or ""), "__file__", None) or "")
+    return is_installed_file(getattr(sys.modules.get(module or ""), "__file__", None) or "")
 
 
 def is_of_threads(value: Any) -> bool:
