@@ -138,11 +138,9 @@ class PlainFunctions:
 
 def _is_plain_function(value: Any) -> bool:
     """Whether a value is a function of Python, also one that keeps its results, and none of torch's."""
-    module = getattr(value, "__module__", None) or "torch"
-    return isinstance(value, (types.FunctionType, _KEEPING)) and module.partition(".")[0] not in (
-        "torch",
-        "builtins",
-    )
+    if not isinstance(value, (types.FunctionType, _KEEPING)):
+        return False
+    return (value.__module__ or "torch").partition(".")[0] not in ("torch", "builtins")
 
 
 def _is_traced(value: Any) -> bool:
